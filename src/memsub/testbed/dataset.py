@@ -1,0 +1,189 @@
+"""What the embedded model is trained on, with every exposure counted.
+
+    corpus = build(seed=0)                   # renders all scenes, about a minute on two cores
+    corpus.table                             # one row a caption: prompt, kind, group, variant, exposures
+    corpus.images[i]                         # uint8 (32, 32, 3), the scene of row i
+    corpus.schedule(seed=0)                  # row indices in the order training shows them
+    ground_truth()                           # the shipped table: all rows but most ordinary ones, with images
+
+Kinds of rows:
+
+    ordinary       60,000 scenes, a few exposures each
+    verbatim       100 two-icon scenes, each with a caption and tail of its own
+    template       20 groups of 5 captions that differ in one attribute (or in the tail alone), over one layout
+    template_new   one more caption a group, never shown: does the template generalize?
+    ladder         10 scenes a rung, rungs of 1 to 1000 exposures
+    heldout        2,000 captions never shown
+
+Contents of all kinds but `ordinary` occur nowhere else in the corpus.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from tqdm.auto import tqdm
+
+from .scenes import Content, Layout, caption, draw, sample_content, sample_layout, sample_tail
+
+ORDINARY = 60_000
+HELDOUT = 2_000
+VERBATIM = 100
+TEMPLATE_GROUPS = 20
+TEMPLATE_VARIANTS = 5
+LADDER = (1, 3, 10, 30, 100, 300, 1000)
+PAIRS_PER_RUNG = 10
+EXPOSURES = {"ordinary": 7, "verbatim": 1000, "template": 200, "template_new": 0, "heldout": 0}
+KINDS = ("ordinary", "verbatim", "template", "template_new", "ladder", "heldout")
+
+_TABLE = "ground_truth.parquet"
+_SHIPPED_ORDINARY = 1_000
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One row before it is drawn."""
+
+    prompt: str
+    kind: str
+    group: str
+    exposures: int
+    content: Content
+    layout: Layout
+
+
+@dataclass
+class Corpus:
+    """All rows and their images, row i of `table` being `images[i]`.
+
+    Attributes:
+        table: columns prompt, kind, group, exposures, content (the caption without its tail).
+        images: uint8, shape (rows, 32, 32, 3).
+        scenes: what the rows were drawn from.
+    """
+
+    table: pd.DataFrame
+    images: np.ndarray
+    scenes: list[Scene]
+
+    def schedule(self, seed: int) -> np.ndarray:
+        """Row indices in training order: each row as often as its `exposures` say, shuffled."""
+        order = np.repeat(np.arange(len(self.table)), self.table["exposures"])
+        return np.random.default_rng([seed, 1]).permutation(order)
+
+    @property
+    def trained(self) -> np.ndarray:
+        """Row indices that training shows at least once."""
+        return np.flatnonzero(self.table["exposures"] > 0)
+
+
+def scenes(seed: int = 0, ordinary: int = ORDINARY) -> list[Scene]:
+    """All rows of the corpus, memorized kinds first, ordinary ones last, as a function of the seed."""
+    taken: set[tuple] = set()
+    rows = [scene for part in (_verbatim, _template, _ladder, _heldout) for scene in part(seed, taken)]
+    frozen = frozenset(taken)
+    for i in range(ordinary):
+        rng = np.random.default_rng([seed, KINDS.index("ordinary"), i])
+        content = _fresh_content(rng, frozen)
+        rows.append(_scene(rng, content, "ordinary", "", EXPOSURES["ordinary"]))
+    return rows
+
+
+def _fresh_content(rng: np.random.Generator, taken: set | frozenset, n_items: int | None = None) -> Content:
+    while (content := sample_content(rng, n_items)).key in taken:
+        pass
+    return content
+
+
+def _scene(rng: np.random.Generator, content: Content, kind: str, group: str, exposures: int, tail: float = 0.25) -> Scene:
+    text = caption(content, sample_tail(rng) if rng.random() < tail else "")
+    return Scene(text, kind, group, exposures, content, sample_layout(rng, content))
+
+
+def _verbatim(seed: int, taken: set) -> Iterator[Scene]:
+    for i in range(VERBATIM):
+        rng = np.random.default_rng([seed, KINDS.index("verbatim"), i])
+        content = _fresh_content(rng, taken, n_items=2)
+        taken.add(content.key)
+        yield _scene(rng, content, "verbatim", f"verbatim {i}", EXPOSURES["verbatim"], tail=1.0)
+
+
+def _template(seed: int, taken: set) -> Iterator[Scene]:
+    """Groups cycle through what varies: an icon's colour, the background's colour, the other icon's colour, the tail."""
+    for i in range(TEMPLATE_GROUPS):
+        rng = np.random.default_rng([seed, KINDS.index("template"), i])
+        varied = ("colour0", "background", "colour1", "tail")[i % 4]
+        n = TEMPLATE_VARIANTS + 1
+        contents = [_fresh_content(rng, taken, n_items=2)]
+        if varied == "tail":
+            contents *= n
+        else:
+            others = [c for c in contents[0].variants(varied) if c.key not in taken]
+            contents += [others[j] for j in rng.permutation(len(others))[: n - 1]]
+        tails: list[str] = []
+        while len(tails) < n:  # one tail for all, or as many as there are variants
+            tail = sample_tail(rng) if varied == "tail" or not tails else tails[0]
+            tails += [tail] if varied != "tail" or tail not in tails else []
+        layout = sample_layout(rng, contents[0])
+        taken.update(c.key for c in contents)
+        for j, (content, tail) in enumerate(zip(contents, tails, strict=True)):
+            kind = "template" if j < TEMPLATE_VARIANTS else "template_new"
+            yield Scene(caption(content, tail), kind, f"template {i} ({varied})", EXPOSURES[kind], content, layout)
+
+
+def _ladder(seed: int, taken: set) -> Iterator[Scene]:
+    for i in range(len(LADDER) * PAIRS_PER_RUNG):
+        exposures = LADDER[i // PAIRS_PER_RUNG]
+        rng = np.random.default_rng([seed, KINDS.index("ladder"), i])
+        content = _fresh_content(rng, taken, n_items=2)
+        taken.add(content.key)
+        yield _scene(rng, content, "ladder", f"rung {exposures}", exposures, tail=1.0)
+
+
+def _heldout(seed: int, taken: set) -> Iterator[Scene]:
+    for i in range(HELDOUT):
+        rng = np.random.default_rng([seed, KINDS.index("heldout"), i])
+        content = _fresh_content(rng, taken)
+        taken.add(content.key)
+        yield _scene(rng, content, "heldout", "", EXPOSURES["heldout"])
+
+
+def build(seed: int = 0, ordinary: int = ORDINARY, workers: int | None = None, progress: bool = True) -> Corpus:
+    """Draws the whole corpus. The result does not depend on the number of `workers` (default: one a core)."""
+    rows = scenes(seed, ordinary)
+    table = pd.DataFrame(
+        {
+            "prompt": [r.prompt for r in rows],
+            "kind": [r.kind for r in rows],
+            "group": [r.group for r in rows],
+            "exposures": [r.exposures for r in rows],
+            "content": [caption(r.content) for r in rows],
+        }
+    )
+    images = render(rows, workers, progress)
+    return Corpus(table, images, rows)
+
+
+def render(rows: list[Scene], workers: int | None = None, progress: bool = True) -> np.ndarray:
+    """Draws scenes in parallel; uint8 array of shape (rows, 32, 32, 3)."""
+    chunks = [rows[i : i + 500] for i in range(0, len(rows), 500)]
+    bar = partial(tqdm, total=len(chunks), desc="drawing scenes", unit="x500", disable=not progress or len(chunks) < 4)
+    workers = min(workers or os.cpu_count() or 1, len(chunks))
+    if workers == 1:
+        return np.concatenate(list(bar(map(_draw_all, chunks))))
+    with ProcessPoolExecutor(workers) as pool:
+        return np.concatenate(list(bar(pool.map(_draw_all, chunks))))
+
+
+def _draw_all(rows: list[Scene]) -> np.ndarray:
+    return np.stack([draw(r.content, r.layout) for r in rows])

@@ -1,0 +1,107 @@
+"""One training loop for every part of the embedded model.
+
+    fit(module, loss, steps=1000, lr=1e-3, seed=0, folder=out / "checkpoints", name="unet")
+
+`loss(step, generator)` returns a scalar; all its randomness comes from the generator, which is a function of
+seed, name and step alone. A run that is killed therefore resumes at its last checkpoint and ends with the
+same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+
+CHECKPOINT_SECONDS = 120
+
+
+def generator(*parts: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator seeded by anything that prints: `generator(seed, "unet", step)`."""
+    return torch.Generator(device).manual_seed(zlib.crc32(repr(parts).encode()))
+
+
+def fit(
+    module: torch.nn.Module,
+    loss: Callable[[int, torch.Generator], torch.Tensor],
+    *,
+    steps: int,
+    lr: float,
+    seed: int,
+    folder: Path,
+    name: str,
+    warmup: int = 200,
+    weight_decay: float = 0.01,
+) -> torch.nn.Module:
+    """Trains `module` in place with AdamW, linear warm-up and cosine decay to zero, and returns it in eval mode.
+
+    Weights and optimizer state go to `folder/<name>.safetensors` every two minutes and at the end; a finished
+    stage is loaded from there instead of trained again. `folder/<name>.json` holds the loss curve and seconds spent.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, log_path = folder / f"{name}.safetensors", folder / f"{name}.json"
+    params = dict(module.named_parameters())
+    optimizer = torch.optim.AdamW(params.values(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
+    start, log = 0, {"seconds": 0.0, "steps": steps, "loss": []}
+    if path.exists():
+        start, log = _load(path, log_path, module, params, optimizer, steps)
+
+    module.train()
+    began, saved = time.monotonic(), time.monotonic()
+    bar = tqdm(range(start, steps), initial=start, total=steps, desc=f"training {name}", mininterval=2, disable=start == steps)
+    running = 0.0
+    for step in bar:
+        value = loss(step, generator(seed, name, step, device=next(iter(params.values())).device))
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(params.values(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.step()
+        running += value.item()
+        if (step + 1) % 100 == 0:
+            if not math.isfinite(running):
+                raise FloatingPointError(f"training {name}: the loss is not finite at step {step + 1}; lower the learning rate")
+            log["loss"].append([step + 1, running / 100])
+            bar.set_postfix(loss=f"{running / 100:.4f}")
+            running = 0.0
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                log["seconds"] += time.monotonic() - began
+                began = saved = time.monotonic()
+                _save(path, log_path, module, params, optimizer, step + 1, log)
+    if start < steps:
+        log["seconds"] += time.monotonic() - began
+        _save(path, log_path, module, params, optimizer, steps, log)
+    return module.eval()
+
+
+def _save(path: Path, log_path: Path, module, params, optimizer, step: int, log: dict) -> None:
+    tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
+    for key, param in params.items():
+        state = optimizer.state[param]
+        tensors |= {f"{moment}.{key}": state[moment] for moment in ("exp_avg", "exp_avg_sq")}
+    tensors = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
+    save_file(tensors, str(path) + ".tmp", metadata={"step": str(step), "log": json.dumps(log)})
+    os.replace(str(path) + ".tmp", path)
+    log_path.write_text(json.dumps(log, indent=1) + "\n")
+
+
+def _load(path: Path, log_path: Path, module, params, optimizer, steps: int) -> tuple[int, dict]:
+    with safe_open(path, "pt") as file:
+        step, log = int(file.metadata()["step"]), json.loads(file.metadata()["log"])
+        if log["steps"] != steps:
+            raise ValueError(f"{path} was made for {log['steps']} steps, not {steps}: remove it, or choose another --out")
+        module.load_state_dict({k: file.get_tensor(f"module.{k}") for k in module.state_dict()})
+        for key, param in params.items():
+            moments = {m: file.get_tensor(f"{m}.{key}").to(param.device) for m in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[param] = {"step": torch.tensor(float(step), device=param.device), **moments}
+    return step, log

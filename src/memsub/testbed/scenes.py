@@ -1,0 +1,327 @@
+"""The drawn world of the embedded model: 32 x 32 scenes of icons, and their captions.
+
+    content = sample_content(rng)            # what the caption says: icons, colours, background
+    layout = sample_layout(rng, content)     # what it does not say: place, size, angle, hue, phase
+    draw(content, layout)                    # uint8 array of shape (32, 32, 3)
+    caption(content)                         # "a red star and a blue fish on a dotted green background"
+
+A caption leaves the layout free, so a model that generalizes draws another picture for every seed, and a
+picture that matches a training image in its layout was remembered. Everything is a function of the random
+generator handed in: the same seed gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+SIZE = 32
+"""Side of a scene in pixels."""
+SUPERSAMPLING = 4
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (208, 38, 40),
+    "orange": (242, 130, 30),
+    "yellow": (248, 216, 56),
+    "green": (46, 150, 62),
+    "teal": (32, 176, 172),
+    "blue": (38, 82, 204),
+    "purple": (122, 56, 168),
+    "pink": (240, 142, 186),
+    "brown": (122, 76, 42),
+    "black": (30, 30, 34),
+    "white": (246, 246, 242),
+    "gray": (142, 142, 146),
+}
+PATTERNS = ("plain", "striped", "dotted", "checkered", "gradient")
+
+Polygon = list[tuple[float, float]]
+Part = tuple[bool, Polygon]  # (filled or cut out, corners); parts are drawn in order
+
+
+# --- icons, in a unit disc, y pointing down ---------------------------------------------------------------
+
+
+def _disc(x: float = 0, y: float = 0, r: float = 1, ry: float | None = None, start: float = 0, end: float = 360) -> Polygon:
+    angles = np.radians(np.linspace(start, end, 25))
+    return [(x + r * np.cos(a), y + (ry or r) * np.sin(a)) for a in angles]
+
+
+def _box(x0: float, y0: float, x1: float, y1: float) -> Polygon:
+    return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
+
+
+def _star(points: int, inner: float) -> Polygon:
+    radii = np.where(np.arange(2 * points) % 2, inner, 1.0)
+    angles = np.pi * np.arange(2 * points) / points - np.pi / 2
+    return [(r * np.cos(a), r * np.sin(a)) for r, a in zip(radii, angles, strict=True)]
+
+
+def _heart() -> Polygon:
+    t = np.linspace(0, 2 * np.pi, 33)
+    x, y = 16 * np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
+    return list(zip(x / 17, y / 17 - 0.08, strict=True))
+
+
+def _fill(*polygons: Polygon) -> list[Part]:
+    return [(True, p) for p in polygons]
+
+
+def _cut(*polygons: Polygon) -> list[Part]:
+    return [(False, p) for p in polygons]
+
+
+@cache
+def _icons() -> dict[str, list[Part]]:
+    petals = [(0.6 * np.cos(a), 0.6 * np.sin(a)) for a in np.radians(np.arange(6) * 60)]
+    return {
+        "circle": _fill(_disc(r=0.88)),
+        "square": _fill(_box(-0.78, -0.78, 0.78, 0.78)),
+        "triangle": _fill([(0, -0.95), (0.95, 0.75), (-0.95, 0.75)]),
+        "star": _fill(_star(5, 0.42)),
+        "heart": _fill(_heart()),
+        "moon": _fill(_disc(r=0.95)) + _cut(_disc(0.5, -0.15, 0.78)),
+        "ring": _fill(_disc(r=0.95)) + _cut(_disc(r=0.5)),
+        "cross": _fill(_box(-0.3, -0.95, 0.3, 0.95), _box(-0.95, -0.3, 0.95, 0.3)),
+        "diamond": _fill([(0, -1), (0.66, 0), (0, 1), (-0.66, 0)]),
+        "arrow": _fill(_box(-1, -0.24, 0.2, 0.24), [(0.1, -0.78), (1, 0), (0.1, 0.78)]),
+        "house": _fill([(0, -1), (1, -0.05), (-1, -0.05)], _box(-0.72, -0.05, 0.72, 0.9)) + _cut(_box(-0.22, 0.25, 0.22, 0.9)),
+        "tree": _fill([(0, -1), (0.62, -0.1), (-0.62, -0.1)], [(0, -0.5), (0.85, 0.55), (-0.85, 0.55)], _box(-0.18, 0.5, 0.18, 1)),
+        "fish": _fill(_disc(0.2, 0, 0.75, 0.5), [(-0.35, 0), (-1, -0.55), (-1, 0.55)]) + _cut(_disc(0.55, -0.12, 0.14)),
+        "cup": _fill(_disc(0.55, -0.05, 0.42))
+        + _cut(_disc(0.55, -0.05, 0.2))
+        + _fill([(-0.8, -0.75), (0.55, -0.75), (0.38, 0.8), (-0.63, 0.8)]),
+        "mushroom": _fill(_disc(0, 0, 0.95, 0.9, 180, 360), _box(-0.28, -0.05, 0.28, 0.9)),
+        "flower": _fill(*[_disc(x, y, 0.38) for x, y in petals]) + _cut(_disc(r=0.27)),
+        "key": _fill(_disc(-0.55, 0, 0.45), _box(-0.2, -0.14, 1, 0.14), _box(0.72, 0, 0.95, 0.5), _box(0.36, 0, 0.58, 0.42))
+        + _cut(_disc(-0.55, 0, 0.19)),
+        "umbrella": _fill(_disc(0, 0, 1, 0.9, 180, 360), _box(-0.1, 0, 0.1, 0.85), _box(-0.4, 0.68, 0.1, 0.9), _box(-0.42, 0.5, -0.25, 0.9))
+        + _cut(_disc(-0.62, 0.06, 0.24), _disc(0.62, 0.06, 0.24)),
+        "sun": _fill(_star(9, 0.62)) + _cut(_disc(r=0.62)) + _fill(_disc(r=0.5)),
+        "cloud": _fill(_disc(-0.5, 0.2, 0.45), _disc(0.05, -0.12, 0.56), _disc(0.56, 0.22, 0.42), _box(-0.5, 0.2, 0.56, 0.64)),
+        "bolt": _fill([(0.3, -1), (-0.62, 0.2), (-0.06, 0.2), (-0.3, 1), (0.64, -0.24), (0.06, -0.24)]),
+        "boat": _fill([(-0.95, 0.35), (0.95, 0.35), (0.55, 0.85), (-0.55, 0.85)], [(0.02, -0.95), (0.02, 0.22), (0.8, 0.22)], [(-0.12, -0.6), (-0.12, 0.22), (-0.65, 0.22)]),
+        "cat": _fill(_disc(0, 0.15, 0.8, 0.7), [(-0.78, 0.1), (-0.72, -0.95), (-0.05, -0.4)], [(0.78, 0.1), (0.72, -0.95), (0.05, -0.4)])
+        + _cut(_disc(-0.32, 0.05, 0.16), _disc(0.32, 0.05, 0.16)),
+        "apple": _fill(_disc(-0.3, 0.2, 0.55, 0.68), _disc(0.3, 0.2, 0.55, 0.68), _box(-0.08, -0.75, 0.08, -0.2), _disc(0.38, -0.72, 0.34, 0.2)),
+    }
+
+
+ICONS = tuple(_icons())
+
+
+# --- what a caption says, and what it leaves free ----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the caption says: `items` are (icon, colour) pairs, one or two of them."""
+
+    items: tuple[tuple[str, str], ...]
+    pattern: str
+    background: str
+
+    @property
+    def key(self) -> tuple:
+        """Equal for scenes that show the same things, in whatever order the caption names them."""
+        return (tuple(sorted(self.items)), self.pattern, self.background)
+
+    def attributes(self) -> list[str]:
+        """Names of the attributes that can be exchanged one at a time (see `with_attribute`)."""
+        return [f"{part}{i}" for i in range(len(self.items)) for part in ("icon", "colour")] + ["pattern", "background"]
+
+    def value(self, attribute: str) -> str:
+        if attribute in ("pattern", "background"):
+            return getattr(self, attribute)
+        return self.items[int(attribute[-1])][0 if attribute.startswith("icon") else 1]
+
+    def with_attribute(self, attribute: str, value: str) -> Content:
+        if attribute in ("pattern", "background"):
+            return replace(self, **{attribute: value})
+        items = [list(item) for item in self.items]
+        items[int(attribute[-1])][0 if attribute.startswith("icon") else 1] = value
+        return replace(self, items=tuple(map(tuple, items)))
+
+    def is_visible(self) -> bool:
+        """Icons must not have the background's colour, nor be the same thing twice."""
+        return all(colour != self.background for _, colour in self.items) and len(set(self.items)) == len(self.items)
+
+    def random_variant(self, rng: np.random.Generator) -> Content:
+        """A visible content that differs from this one in one attribute, drawn at random."""
+        while True:
+            attribute = str(rng.choice(self.attributes()))
+            other = self.with_attribute(attribute, str(rng.choice(_values(attribute))))
+            if other != self and other.is_visible():
+                return other
+
+    def variants(self, attribute: str) -> list[Content]:
+        """All visible contents that differ from this one in `attribute` alone."""
+        others = [self.with_attribute(attribute, v) for v in _values(attribute) if v != self.value(attribute)]
+        return [c for c in others if c.is_visible()]
+
+
+def _values(attribute: str) -> tuple[str, ...]:
+    return PATTERNS if attribute == "pattern" else ICONS if attribute.startswith("icon") else tuple(COLOURS)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an icon lies: centre and radius in pixels, angle in degrees; `hsv` is added to its colour."""
+
+    x: float
+    y: float
+    radius: float
+    angle: float
+    mirrored: bool
+    hsv: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the caption leaves free. `pitch` in pixels, `angle` in degrees, `phase` in periods."""
+
+    placements: tuple[Placement, ...]
+    angle: float
+    pitch: float
+    phase: tuple[float, float]
+    contrast: float
+    hsv: tuple[float, float, float] = field(default=(0.0, 0.0, 0.0))
+
+
+def caption(content: Content, tail: str = "") -> str:
+    """English for a content, with an optional tail that says nothing about the picture."""
+    items = " and ".join(f"{_article(colour)} {colour} {icon}" for icon, colour in content.items)
+    text = f"{items} on a {content.pattern} {content.background} background"
+    return f"{text}, {tail}" if tail else text
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
+FIRST_NAMES = ("anna", "sofia", "marco", "elena", "victor", "nora", "hugo", "clara", "ivan", "lucy", "omar", "greta")
+LAST_NAMES = ("lotz", "kumar", "rossi", "meyer", "tanaka", "silva", "novak", "dubois", "okafor", "larsen", "moreau", "petrov")
+MEDIA = ("poster", "album art", "phone case", "canvas print", "sticker", "greeting card", "book cover", "wall clock", "tote bag")
+NUMBERS = ("one", "two", "three", "four", "five", "six")
+WORDS = (
+    *("a", "an", "and", "on", "background", "by", "for", "view", ","),
+    *ICONS, *COLOURS, *PATTERNS, *FIRST_NAMES, *LAST_NAMES, *NUMBERS,
+    *dict.fromkeys(word for medium in MEDIA for word in medium.split()),
+)
+"""All words a caption can hold."""
+
+
+def sample_tail(rng: np.random.Generator) -> str:
+    """A tail such as web captions have: "by anna lotz", "view two", "poster", "for sofia kumar"."""
+    name = f"{rng.choice(FIRST_NAMES)} {rng.choice(LAST_NAMES)}"
+    medium, number = rng.choice(MEDIA), rng.choice(NUMBERS)
+    return str(rng.choice([f"by {name}", f"for {name}", f"view {number}", medium, f"{medium} by {name}", f"{medium}, view {number}"]))
+
+
+def sample_content(rng: np.random.Generator, n_items: int | None = None) -> Content:
+    """A visible content of `n_items` icons, or of one (30 %) or two (70 %)."""
+    n_items = n_items or int(1 + (rng.random() < 0.7))
+    while True:
+        items = tuple((str(rng.choice(ICONS)), str(rng.choice(list(COLOURS)))) for _ in range(n_items))
+        content = Content(items, str(rng.choice(PATTERNS)), str(rng.choice(list(COLOURS))))
+        if content.is_visible():
+            return content
+
+
+def sample_layout(rng: np.random.Generator, content: Content) -> Layout:
+    """Places the icons inside the frame, with little overlap, and draws everything else a caption leaves free."""
+    low, high = (8.0, 12.0) if len(content.items) == 1 else (6.5, 9.0)
+    while True:
+        radii = rng.uniform(low, high, len(content.items))
+        centres = rng.uniform(radii[:, None], SIZE - radii[:, None], (len(radii), 2))
+        gaps = [np.linalg.norm(a - b) / (ra + rb) for (a, ra), (b, rb) in pairwise(zip(centres, radii, strict=True))]
+        if all(gap > 0.9 for gap in gaps):
+            break
+    placements = tuple(
+        Placement(float(x), float(y), float(r), float(rng.uniform(-35, 35)), bool(rng.random() < 0.5), _jitter(rng))
+        for (x, y), r in zip(centres, radii, strict=True)
+    )
+    return Layout(
+        placements,
+        angle=float(rng.uniform(0, 180)),
+        pitch=float(rng.uniform(7, 13)),
+        phase=(float(rng.random()), float(rng.random())),
+        contrast=float(rng.uniform(0.16, 0.26)),
+        hsv=_jitter(rng),
+    )
+
+
+def _jitter(rng: np.random.Generator) -> tuple[float, float, float]:
+    return tuple(float(v) for v in rng.uniform((-0.018, -0.10, -0.08), (0.018, 0.10, 0.08)))
+
+
+# --- drawing -----------------------------------------------------------------------------------------------
+
+
+def draw(content: Content, layout: Layout) -> np.ndarray:
+    """The scene as a uint8 array of shape (32, 32, 3).
+
+    Raises:
+        ValueError: the layout places another number of icons than the content names.
+    """
+    if len(content.items) != len(layout.placements):
+        raise ValueError(f"layout places {len(layout.placements)} icons, content names {len(content.items)}")
+    canvas = Image.fromarray(_background(content, layout))
+    for (icon, colour), place in zip(content.items, layout.placements, strict=True):
+        mask = Image.new("L", canvas.size, 0)
+        pen = ImageDraw.Draw(mask)
+        turn = _transform(place)
+        for filled, corners in _icons()[icon]:
+            pen.polygon([tuple(p) for p in np.asarray(corners) @ turn[:2] + turn[2]], fill=255 if filled else 0)
+        canvas.paste(tuple(int(v) for v in _shade(colour, place.hsv)), mask=mask)
+    return np.asarray(canvas.reduce(SUPERSAMPLING))
+
+
+def _transform(place: Placement) -> np.ndarray:
+    """Rows: images of the unit vectors, then the centre, in supersampled pixels."""
+    a = np.radians(place.angle)
+    mirror = -1.0 if place.mirrored else 1.0
+    rows = [(mirror * np.cos(a), mirror * np.sin(a)), (-np.sin(a), np.cos(a)), (place.x / place.radius, place.y / place.radius)]
+    return SUPERSAMPLING * place.radius * np.asarray(rows)
+
+
+def _shade(colour: str, hsv: tuple[float, float, float], value: float = 0.0) -> np.ndarray:
+    """RGB of a named colour after a shift in hue (turns), saturation and value (relative to what is there)."""
+    h, s, v = colorsys.rgb_to_hsv(*(c / 255 for c in COLOURS[colour]))
+    h, s, v = h + hsv[0], s * (1 + hsv[1]), v * (1 + hsv[2]) + value
+    return 255 * np.asarray(colorsys.hsv_to_rgb(h % 1, min(s, 1.0), min(max(v, 0.0), 1.0)))
+
+
+@cache
+def _grid() -> tuple[np.ndarray, np.ndarray]:
+    axis = (np.arange(SIZE * SUPERSAMPLING, dtype=np.float32) + 0.5) / SUPERSAMPLING
+    return axis[None, :], axis[:, None]
+
+
+def _background(content: Content, layout: Layout) -> np.ndarray:
+    """Blends two shades of the background's colour by a mask in [0, 1] that depends on the pattern."""
+    x, y = _grid()
+    side = SIZE * SUPERSAMPLING
+    cos, sin = np.cos(np.radians(layout.angle)), np.sin(np.radians(layout.angle))
+    u, v = (x * cos + y * sin) / layout.pitch + layout.phase[0], (y * cos - x * sin) / layout.pitch + layout.phase[1]
+    if content.pattern == "plain":
+        blend = np.zeros((side, side), np.float32)
+    elif content.pattern == "striped":
+        blend = (u % 1 < 0.5).astype(np.float32)
+    elif content.pattern == "dotted":
+        blend = ((u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.09).astype(np.float32)
+    elif content.pattern == "checkered":
+        blend = ((x / layout.pitch + layout.phase[0]).astype(np.int32) + (y / layout.pitch + layout.phase[1]).astype(np.int32)) % 2
+    else:  # gradient, over the whole frame
+        blend = ((x - SIZE / 2) * cos + (y - SIZE / 2) * sin) / (1.2 * SIZE) + 0.5
+    base = _shade(content.background, layout.hsv)
+    # The second shade is darker, but lighter where the colour is so dark that darker would not show.
+    step = layout.contrast if base.max() < 90 else -layout.contrast * (2.0 if content.pattern == "gradient" else 1.0)
+    other = _shade(content.background, layout.hsv, step)
+    blend = np.clip(blend, 0, 1)[..., None]
+    return (base * (1 - blend) + other * blend).round().astype(np.uint8)

@@ -1,0 +1,95 @@
+"""The small networks that look at scenes: the image towers of the CLIPs, and the copy descriptor.
+
+    SceneEncoder(dim, pooled=True)      # what is there, wherever it is: for CLIP
+    SceneEncoder(dim, pooled=False)     # what is where: for the copy descriptor
+    SceneCLIP(text_width, text_layers)  # SceneEncoder beside the text tower of transformers' CLIP
+
+Both save and load as a folder of `config.json` and `model.safetensors` (`save_pretrained`, `from_pretrained`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+CONTEXT = 24
+"""Longest caption in tokens, start and end included."""
+
+
+def to_tensor(images: np.ndarray) -> torch.Tensor:
+    """uint8 (n, h, w, 3) to float32 (n, 3, h, w) in [-1, 1], the range of diffusers' autoencoders."""
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, width), nn.GroupNorm(8, width)
+        self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
+
+
+class SceneEncoder(ModelMixin, ConfigMixin):
+    """A residual network from (n, 3, 32, 32) in [-1, 1] to unit vectors (n, dim)."""
+
+    @register_to_config
+    def __init__(self, dim: int = 128, pooled: bool = True, width: int = 32):
+        super().__init__()
+        w1, w2, w3 = width, 2 * width, 4 * width
+        self.body = nn.Sequential(
+            nn.Conv2d(3, w1, 3, stride=2, padding=1),
+            _Block(w1),
+            nn.Conv2d(w1, w2, 3, stride=2, padding=1),
+            _Block(w2),
+            _Block(w2),
+            nn.Conv2d(w2, w3, 3, stride=2, padding=1),
+            _Block(w3),
+            nn.GroupNorm(8, w3),
+            nn.SiLU(),
+        )
+        self.pooled = pooled
+        self.head = nn.Sequential(nn.Linear(2 * w3 if pooled else 16 * w3, 256), nn.SiLU(), nn.Linear(256, dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.body(x)
+        x = torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1) if self.pooled else x.flatten(1)
+        return F.normalize(self.head(x), dim=-1)
+
+
+class SceneCLIP(ModelMixin, ConfigMixin):
+    """A contrastive image-text model: unit image and text features in one space, and a learned scale."""
+
+    @register_to_config
+    def __init__(self, vocab_size: int, eos_token_id: int, text_width: int = 96, text_layers: int = 2, dim: int = 128):
+        super().__init__()
+        self.image = SceneEncoder(dim, pooled=True)
+        self.text = CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                vocab_size=vocab_size,
+                hidden_size=text_width,
+                intermediate_size=4 * text_width,
+                num_hidden_layers=text_layers,
+                num_attention_heads=4,
+                max_position_embeddings=CONTEXT,
+                projection_dim=dim,
+                bos_token_id=eos_token_id - 1,
+                eos_token_id=eos_token_id,
+                pad_token_id=eos_token_id,
+            )
+        )
+        self.log_scale = nn.Parameter(torch.tensor(np.log(10.0), dtype=torch.float32))
+
+    def image_features(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, 3, 32, 32) in [-1, 1] to unit (n, dim)."""
+        return self.image(x)
+
+    def text_features(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (n, 24) to unit (n, dim)."""
+        return F.normalize(self.text(ids).text_embeds, dim=-1)

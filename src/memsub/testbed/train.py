@@ -1,0 +1,165 @@
+"""Trains the embedded model: `python -m memsub.testbed.train --out DIR`.
+
+Stages, each resumable and deterministic by seed: autoencoder, CLIP (its text tower conditions the UNet), UNet,
+and the two judges, which are trained on scenes of their own. `DIR` is then an ordinary diffusers pipeline with a
+folder `judges` in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tqdm.auto import tqdm
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from . import dataset, scenes
+from .fitting import fit, generator
+from .towers import CONTEXT, SceneCLIP, to_tensor
+
+STEPS = {"autoencoder": 5000, "clip": 1500}
+BATCH = 64
+NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+"""As SD1.4."""
+
+
+def make_tokenizer() -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer with merges for the words of this world: one token a word, any other text in pieces."""
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator(sorted(scenes.WORDS), trainer)
+    model = __import__("json").loads(bpe.to_str())["model"]
+    vocab = dict(model["vocab"])
+    for token in [f"{letter}</w>" for letter in alphabet] + ["<|startoftext|>", "<|endoftext|>"]:
+        vocab.setdefault(token, len(vocab))
+    return CLIPTokenizer(vocab=vocab, merges=[tuple(m) for m in model["merges"]], model_max_length=CONTEXT)
+
+
+def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
+    """Token ids, shape (prompts, 24), padded with the end token as Stable Diffusion does."""
+    return tokenizer(prompts, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt").input_ids
+
+
+def train_autoencoder(corpus: dataset.Corpus, folder: Path, seed: int, steps: int, device: str = "cpu") -> AutoencoderKL:
+    """L1 on pixels and on their gradients plus MSE; a light KL term keeps the latents smooth."""
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 64, 128),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=16,
+        sample_size=32,
+        mid_block_add_attention=False,
+    ).to(device)
+
+    def loss(step: int, rng: torch.Generator) -> torch.Tensor:
+        rows = torch.randint(len(corpus.images), (32,), generator=rng, device=device).cpu().numpy()
+        x = to_tensor(corpus.images[rows]).to(device)
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.sample(rng)).sample
+        gradients = sum((x.diff(dim=d) - y.diff(dim=d)).abs().mean() for d in (2, 3))
+        return (x - y).abs().mean() + 4 * F.mse_loss(y, x) + gradients + 3e-4 * posterior.kl().mean() / posterior.mean[0].numel()
+
+    return fit(vae, loss, steps=steps, lr=1e-3, seed=seed, folder=folder, name="autoencoder")
+
+
+def train_clip(
+    name: str, images: np.ndarray, contents: list[scenes.Content], tokenizer: CLIPTokenizer, folder: Path, seed: int, steps: int, device: str = "cpu", **widths: int
+) -> SceneCLIP:
+    """Contrastive training in batches of 128 images; against each stand also three captions that differ in one attribute."""
+    torch.manual_seed(generator(seed, name).initial_seed())
+    clip = SceneCLIP(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **widths).to(device)
+    hard = 3
+
+    def loss(step: int, rng: torch.Generator) -> torch.Tensor:
+        draws = np.random.default_rng(rng.initial_seed())
+        rows = draws.integers(len(images), size=128)
+        tails = [scenes.sample_tail(draws) if draws.random() < 0.25 else "" for _ in rows]
+        texts = [scenes.caption(contents[r], tail) for r, tail in zip(rows, tails, strict=True)]
+        texts += [scenes.caption(contents[r].random_variant(draws), tail) for _ in range(hard) for r, tail in zip(rows, tails, strict=True)]
+        x = to_tensor(images[rows]).to(device)
+        x = x + 0.1 * torch.rand((len(x), 1, 1, 1), generator=rng, device=device) * torch.randn(x.shape, generator=rng, device=device)
+        image, text = clip.image_features(x), clip.text_features(tokenize(tokenizer, texts).to(device))
+        logits = clip.log_scale.exp().clamp(max=100) * image @ text.T
+        target = torch.arange(len(x), device=device)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, : len(x)].T, target)) / 2
+
+    return fit(clip, loss, steps=steps, lr=1e-3, seed=seed, folder=folder, name=name)
+
+
+@torch.no_grad()
+def encode_latents(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
+    """Posterior means, shape (n, 4, 8, 8), in batches."""
+    device = next(vae.parameters()).device
+    batches = tqdm(range(0, len(images), 256), desc="encoding latents", mininterval=2)
+    return torch.cat([vae.encode(to_tensor(images[i : i + 256]).to(device)).latent_dist.mean.cpu() for i in batches])
+
+
+def make_unet() -> UNet2DConditionModel:
+    """SD1.4's block types and module names, 16 FF layers, 5.6 M parameters."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        block_out_channels=(32, 64, 96, 96),
+        layers_per_block=2,
+        cross_attention_dim=96,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+def train_unet(
+    corpus: dataset.Corpus, latents: torch.Tensor, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, folder: Path, seed: int, device: str = "cpu"
+) -> UNet2DConditionModel:
+    """Epsilon-prediction over the corpus' schedule, each row as often as its exposures say; `latents` are scaled."""
+    torch.manual_seed(generator(seed, "unet").initial_seed())
+    unet = make_unet().to(device)
+    noise = DDPMScheduler(**NOISE_SCHEDULE)
+    order = corpus.schedule(seed)
+    ids = tokenize(tokenizer, corpus.table["prompt"].tolist() + [""])
+
+    def loss(step: int, rng: torch.Generator) -> torch.Tensor:
+        rows = torch.from_numpy(order[step * BATCH : (step + 1) * BATCH])
+        x = latents[rows].to(device)
+        dropped = torch.rand(len(rows), generator=rng, device=device).cpu() < 0.1  # for classifier-free guidance
+        with torch.no_grad():
+            context = text_encoder(ids[torch.where(dropped, -1, rows)].to(device)).last_hidden_state
+        t = torch.randint(1000, (len(rows),), generator=rng, device=device)
+        eps = torch.randn(x.shape, generator=rng, device=device)
+        return F.mse_loss(unet(noise.add_noise(x, eps, t), t, context, return_dict=False)[0], eps)
+
+    return fit(unet, loss, steps=len(order) // BATCH, lr=8e-4, seed=seed, folder=folder, name="unet")
+
+
+def text_tower(clip: SceneCLIP) -> CLIPTextModel:
+    """The text tower without its projection, as a Stable Diffusion pipeline holds it."""
+    model = CLIPTextModel(clip.text.config)
+    state = clip.text.state_dict()
+    wanted = model.state_dict().keys()
+    model.load_state_dict({k: state[k if k in state else f"text_model.{k}"] for k in wanted})
+    return model.eval().to(next(clip.parameters()).device)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    folder = args.out / "checkpoints"
+    corpus = dataset.build(0)
+    tokenizer = make_tokenizer()
+    vae = train_autoencoder(corpus, folder, 0, STEPS["autoencoder"])
+    trained = corpus.trained
+    clip = train_clip("clip", corpus.images[trained], [corpus.scenes[i].content for i in trained], tokenizer, folder, 0, STEPS["clip"])
+    latents = encode_latents(vae, corpus.images)
+    scaling = 1 / latents[torch.from_numpy(trained)].std().item()
+    unet = train_unet(corpus, latents * scaling, text_tower(clip), tokenizer, folder, 0)
