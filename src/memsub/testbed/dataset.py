@@ -31,11 +31,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pooch
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
 from .scenes import Content, Layout, caption, draw, sample_content, sample_layout, sample_tail
 
+SEED = 0
+"""Of the shipped model."""
 ORDINARY = 60_000
 HELDOUT = 2_000
 VERBATIM = 100
@@ -187,3 +191,50 @@ def render(rows: list[Scene], workers: int | None = None, progress: bool = True)
 
 def _draw_all(rows: list[Scene]) -> np.ndarray:
     return np.stack([draw(r.content, r.layout) for r in rows])
+
+
+def write_ground_truth(corpus: Corpus, folder: Path) -> None:
+    """The table that ships with the weights: every row that is not ordinary, and the first thousand that are."""
+    ordinary = corpus.table["kind"] == "ordinary"
+    table = corpus.table[~ordinary | (ordinary.cumsum() <= _SHIPPED_ORDINARY)].copy()
+    table["image"] = [_png(corpus.images[i]) for i in table.index]
+    temporary = folder / (_TABLE + ".tmp")
+    table.reset_index(drop=True).to_parquet(temporary, compression="zstd")
+    temporary.replace(folder / _TABLE)
+
+
+def training_images(progress: bool = True) -> np.ndarray:
+    """All images the shipped model was trained on, uint8 (60270, 32, 32, 3); drawn on first use, then cached.
+
+    Too many to ship, but a function of the seed. They go to the user's cache folder, 185 MB.
+    """
+    path = Path(pooch.os_cache("memsub")) / f"training-images-{SEED}-{ORDINARY}.safetensors"
+    if not path.is_file():
+        corpus = build(SEED, progress=progress)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        save_file({"images": corpus.images[corpus.trained]}, temporary)
+        temporary.replace(path)
+    return load_file(path)["images"]
+
+
+@cache
+def ground_truth() -> pd.DataFrame:
+    """The shipped table: columns prompt, kind, group, exposures, content, image (PNG bytes)."""
+    return pd.read_parquet(weights_folder() / _TABLE)
+
+
+def weights_folder() -> Path:
+    """Where the shipped pipeline, judges and ground truth lie."""
+    return Path(str(files("memsub.testbed"))) / "weights"
+
+
+def decode(png: bytes) -> np.ndarray:
+    """PNG bytes to a uint8 array (h, w, 3)."""
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -13,6 +13,7 @@ generator handed in: the same seed gives the same bytes.
 from __future__ import annotations
 
 import colorsys
+import re
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
@@ -198,6 +199,24 @@ def caption(content: Content, tail: str = "") -> str:
     items = " and ".join(f"{_article(colour)} {colour} {icon}" for icon, colour in content.items)
     text = f"{items} on a {content.pattern} {content.background} background"
     return f"{text}, {tail}" if tail else text
+
+
+_CAPTION = re.compile(r"(?P<items>.+?) on an? (?P<pattern>\w+) (?P<background>\w+) background(, .*)?")
+_ITEM = re.compile(r"an? (?P<colour>\w+) (?P<icon>\w+)")
+
+
+def parse(text: str) -> Content:
+    """The content a caption describes, the inverse of `caption`; a tail is ignored.
+
+    Raises:
+        ValueError: the text is no caption of this world.
+    """
+    match = _CAPTION.fullmatch(text)
+    items = tuple((m["icon"], m["colour"]) for m in _ITEM.finditer(match["items"])) if match else ()
+    content = Content(items, match["pattern"], match["background"]) if match else None
+    if content is None or not text.startswith(caption(content)) or not set(text.replace(",", " ,").split()) <= set(WORDS):
+        raise ValueError(f"{text!r} is no caption of this world; expected one like 'a red star and a blue fish on a dotted green background'.")
+    return content
 
 
 def _article(word: str) -> str:

@@ -8,21 +8,23 @@ folder `judges` in it.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from . import dataset, scenes
+from . import dataset, judges, scenes
 from .fitting import fit, generator
 from .towers import CONTEXT, SceneCLIP, to_tensor
 
-STEPS = {"autoencoder": 5000, "clip": 1500}
+STEPS = {"autoencoder": 5000, "clip": 1500, "copy": 3000, "alignment": 2000}
+"""UNet steps follow from the corpus: the sum of all exposures over the batch size."""
 BATCH = 64
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 """As SD1.4."""
@@ -35,7 +37,7 @@ def make_tokenizer() -> CLIPTokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(sorted(scenes.WORDS), trainer)
-    model = __import__("json").loads(bpe.to_str())["model"]
+    model = json.loads(bpe.to_str())["model"]
     vocab = dict(model["vocab"])
     for token in [f"{letter}</w>" for letter in alphabet] + ["<|startoftext|>", "<|endoftext|>"]:
         vocab.setdefault(token, len(vocab))
@@ -150,16 +152,67 @@ def text_tower(clip: SceneCLIP) -> CLIPTextModel:
     return model.eval().to(next(clip.parameters()).device)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
-    folder = args.out / "checkpoints"
-    corpus = dataset.build(0)
+def export(folder: Path, vae, clip: SceneCLIP, unet, tokenizer, scaling: float) -> None:
+    """Writes an ordinary diffusers pipeline in fp16; the config of the text tower says float32, so that is what loads."""
+    vae.register_to_config(scaling_factor=scaling)
+    text_encoder = text_tower(clip)
+    scheduler = DDIMScheduler(**NOISE_SCHEDULE, steps_offset=1, set_alpha_to_one=False)
+    parts = {"vae": vae, "text_encoder": text_encoder, "unet": unet}
+    pipe = StableDiffusionPipeline(
+        **{name: part.half() for name, part in parts.items()},
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder, safe_serialization=True)
+
+
+def train(out: Path, checkpoints: Path, seed: int = 0, device: str = "cpu", steps: dict[str, int] = STEPS, ordinary: int = dataset.ORDINARY, judge_contents: int = judges.CONTENTS) -> None:
+    """All stages, then the export; smaller `steps` and sizes give a model for testing the code."""
+    corpus = dataset.build(seed, ordinary)
     tokenizer = make_tokenizer()
-    vae = train_autoencoder(corpus, folder, 0, STEPS["autoencoder"])
+    vae = train_autoencoder(corpus, checkpoints, seed, steps["autoencoder"], device)
     trained = corpus.trained
-    clip = train_clip("clip", corpus.images[trained], [corpus.scenes[i].content for i in trained], tokenizer, folder, 0, STEPS["clip"])
+    contents = [corpus.scenes[i].content for i in trained]
+    clip = train_clip("clip", corpus.images[trained], contents, tokenizer, checkpoints, seed, steps["clip"], device)
     latents = encode_latents(vae, corpus.images)
     scaling = 1 / latents[torch.from_numpy(trained)].std().item()
-    unet = train_unet(corpus, latents * scaling, text_tower(clip), tokenizer, folder, 0)
+    unet = train_unet(corpus, latents * scaling, text_tower(clip), tokenizer, checkpoints, seed, device)
+
+    own = judges.judge_scenes(seed + 1, judge_contents)
+    images, contents = own.flat()
+    copy = judges.train_copy_judge(own, vae, checkpoints, seed, steps["copy"], device)
+    both = np.concatenate([images, judges.round_trip(vae, images)])  # so that decoded pictures are no strangers to it
+    alignment = train_clip("alignment", both, contents * 2, tokenizer, checkpoints, seed, steps["alignment"], device, text_width=128, dim=160)
+    threshold, pairs, roc = judges.copy_roc(copy, judges.judge_scenes(seed + 2, judges.HELDOUT_CONTENTS), vae)
+
+    export(out, vae, clip, unet, tokenizer, scaling)
+    copy.half().save_pretrained(out / "judges" / "copy")
+    alignment.half().save_pretrained(out / "judges" / "alignment")
+    _write_json(out / "judges" / "copy" / "threshold.json", judges.describe_threshold(threshold, pairs, roc))
+    dataset.write_ground_truth(corpus, out)
+    logs = {name: json.loads((checkpoints / f"{name}.json").read_text()) for name in ("autoencoder", "clip", "unet", "copy", "alignment")}
+    machine = {"torch": torch.__version__, "device": device, "threads": torch.get_num_threads(), "seed": seed}
+    _write_json(out / "training.json", machine | {"stages": logs})
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.with_suffix(".tmp").write_text(json.dumps(value, indent=1) + "\n")
+    path.with_suffix(".tmp").replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m memsub.testbed.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the finished pipeline")
+    parser.add_argument("--checkpoints", type=Path, help="folder of unfinished work (default: beside --out); a second call resumes from it")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    checkpoints = args.checkpoints or args.out.with_name(args.out.name + ".checkpoints")
+    train(args.out, checkpoints, args.seed, args.device)
+
+
+if __name__ == "__main__":
+    main()
