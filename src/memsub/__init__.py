@@ -1,10 +1,10 @@
 """memsub: locate and delete the subspace of a diffusion model that carries memorized training images.
 
-    pipe = memsub.load_pipeline("tiny")                   # or a folder, or a hub id
-    prompts = memsub.load_prompts("tiny")
-    images = memsub.generate(pipe, prompts.memorized[:4], seeds=0)
-    judges = memsub.load_judges("tiny")
-    judges.copy.similarity(images, prompts.images("verbatim")[:4])
+pipe = memsub.load_pipeline("tiny")                   # or a folder, or a hub id
+prompts = memsub.load_prompts("tiny")
+images = memsub.generate(pipe, prompts.memorized[:4], seeds=0)
+judges = memsub.load_judges("tiny")
+judges.copy.similarity(images, prompts.images("verbatim")[:4])
 """
 
 from .generation import generate

@@ -31,7 +31,9 @@ BATCH = 256
 def _batched(function, items: Sequence | np.ndarray) -> np.ndarray:
     """Applies `function` to batches of items without gradients; float32 rows."""
     with torch.no_grad():
-        return np.concatenate([function(items[i : i + BATCH]).float().cpu().numpy() for i in range(0, len(items), BATCH)])
+        return np.concatenate(
+            [function(items[i : i + BATCH]).float().cpu().numpy() for i in range(0, len(items), BATCH)]
+        )
 
 
 def _check_images(images: np.ndarray, name: str = "images") -> None:
@@ -101,7 +103,9 @@ class PromptJudge:
         context = self.model.text.config.max_position_embeddings
 
         def embed(part: Sequence[str]) -> torch.Tensor:
-            tokens = self.tokenizer(list(part), padding="max_length", max_length=context, truncation=True, return_tensors="pt")
+            tokens = self.tokenizer(
+                list(part), padding="max_length", max_length=context, truncation=True, return_tensors="pt"
+            )
             return self.model.text_features(tokens.input_ids.to(self.model.device))
 
         return _batched(embed, prompts)
@@ -133,7 +137,9 @@ def load_judges(name: str = "tiny", device: str | torch.device | None = None) ->
     """
     folder = weights_folder() if name == "tiny" else Path(name)
     if not (folder / "judges").is_dir():
-        raise FileNotFoundError(f"{folder} holds no folder `judges`: expected 'tiny' or the output of memsub.testbed.train.")
+        raise FileNotFoundError(
+            f"{folder} holds no folder `judges`: expected 'tiny' or the output of memsub.testbed.train."
+        )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     options = {"torch_dtype": torch.float32, "use_safetensors": True}
     copy = SceneEncoder.from_pretrained(folder / "judges" / "copy", **options).to(device).eval()

@@ -1,9 +1,9 @@
 """Pipelines by name.
 
-    load_pipeline("tiny")                      # the embedded model, no network needed
-    load_pipeline("sd14")                      # CompVis/stable-diffusion-v1-4 from the hub or its cache
-    load_pipeline("path/to/folder")            # whatever `save_pretrained` wrote
-    load_pipeline("owner/model")               # any Stable Diffusion on the hub
+load_pipeline("tiny")                      # the embedded model, no network needed
+load_pipeline("sd14")                      # CompVis/stable-diffusion-v1-4 from the hub or its cache
+load_pipeline("path/to/folder")            # whatever `save_pretrained` wrote
+load_pipeline("owner/model")               # any Stable Diffusion on the hub
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ HUB = {
 NAMES = ("tiny", *HUB)
 
 
-def load_pipeline(model: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> StableDiffusionPipeline:
+def load_pipeline(
+    model: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> StableDiffusionPipeline:
     """A Stable Diffusion pipeline, without safety checker, on `device` (default: the GPU if there is one).
 
     Only safetensors are read, and no remote code runs.

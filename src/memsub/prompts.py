@@ -1,10 +1,10 @@
 """Prompt tables.
 
-    prompts = load_prompts("tiny")
-    prompts.memorized                # captions of the verbatim pairs
-    prompts.ordinary                 # captions the model saw a few times among tens of thousands
-    prompts.of("heldout")            # captions it never saw
-    prompts.images("verbatim")       # the training images, uint8 (n, h, w, 3)
+prompts = load_prompts("tiny")
+prompts.memorized                # captions of the verbatim pairs
+prompts.ordinary                 # captions the model saw a few times among tens of thousands
+prompts.of("heldout")            # captions it never saw
+prompts.images("verbatim")       # the training images, uint8 (n, h, w, 3)
 """
 
 from __future__ import annotations

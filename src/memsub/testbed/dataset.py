@@ -109,7 +109,9 @@ def _fresh_content(rng: np.random.Generator, taken: set | frozenset, n_items: in
     return content
 
 
-def _scene(rng: np.random.Generator, content: Content, kind: str, group: str, exposures: int, tail: float = 0.25) -> Scene:
+def _scene(
+    rng: np.random.Generator, content: Content, kind: str, group: str, exposures: int, tail: float = 0.25
+) -> Scene:
     text = caption(content, sample_tail(rng) if rng.random() < tail else "")
     return Scene(text, kind, group, exposures, content, sample_layout(rng, content))
 

@@ -57,7 +57,9 @@ def fit(
 
     module.train()
     began, saved = time.monotonic(), time.monotonic()
-    bar = tqdm(range(start, steps), initial=start, total=steps, desc=f"training {name}", mininterval=2, disable=start == steps)
+    bar = tqdm(
+        range(start, steps), initial=start, total=steps, desc=f"training {name}", mininterval=2, disable=start == steps
+    )
     running = 0.0
     for step in bar:
         value = loss(step, generator(seed, name, step, device=next(iter(params.values())).device))
@@ -70,7 +72,9 @@ def fit(
         running += value.item()
         if (step + 1) % 100 == 0:
             if not math.isfinite(running):
-                raise FloatingPointError(f"training {name}: the loss is not finite at step {step + 1}; lower the learning rate")
+                raise FloatingPointError(
+                    f"training {name}: the loss is not finite at step {step + 1}; lower the learning rate"
+                )
             log["loss"].append([step + 1, running / 100])
             bar.set_postfix(loss=f"{running / 100:.4f}")
             running = 0.0
@@ -99,7 +103,9 @@ def _load(path: Path, log_path: Path, module, params, optimizer, steps: int) -> 
     with safe_open(path, "pt") as file:
         step, log = int(file.metadata()["step"]), json.loads(file.metadata()["log"])
         if log["steps"] != steps:
-            raise ValueError(f"{path} was made for {log['steps']} steps, not {steps}: remove it, or choose another --out")
+            raise ValueError(
+                f"{path} was made for {log['steps']} steps, not {steps}: remove it, or choose another --out"
+            )
         module.load_state_dict({k: file.get_tensor(f"module.{k}") for k in module.state_dict()})
         for key, param in params.items():
             moments = {m: file.get_tensor(f"{m}.{key}").to(param.device) for m in ("exp_avg", "exp_avg_sq")}

@@ -45,7 +45,11 @@ class JudgeScenes:
 
     def flat(self) -> tuple[np.ndarray, list[Content]]:
         """All images in one list, and the content of each."""
-        per_image = [c for content, variant in zip(self.contents, self.variants, strict=True) for c in [content] * LAYOUTS + [variant]]
+        per_image = [
+            c
+            for content, variant in zip(self.contents, self.variants, strict=True)
+            for c in [content] * LAYOUTS + [variant]
+        ]
         return self.images.reshape(-1, *self.images.shape[2:]), per_image
 
 
@@ -89,7 +93,7 @@ def blurred(x: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
     sigma = (0.3 + 0.6 * strength)[:, None]
     taps = torch.exp(-0.5 * (torch.arange(-2, 3, device=x.device) / sigma) ** 2)
     taps = taps / taps.sum(1, keepdim=True)
-    n, c, h, w = x.shape
+    n = len(x)
     x = x.transpose(0, 1)  # one group a picture
     x = F.conv2d(F.pad(x, (2, 2, 0, 0), "replicate"), taps[:, None, None, :], groups=n)
     x = F.conv2d(F.pad(x, (0, 0, 2, 2), "replicate"), taps[:, None, :, None], groups=n)
@@ -115,7 +119,9 @@ def _augment(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     return noisy(x, strength[0] * on[0], rng)
 
 
-def train_copy_judge(scenes: JudgeScenes, vae: AutoencoderKL, folder: Path, seed: int, steps: int, device: str = "cpu") -> SceneEncoder:
+def train_copy_judge(
+    scenes: JudgeScenes, vae: AutoencoderKL, folder: Path, seed: int, steps: int, device: str = "cpu"
+) -> SceneEncoder:
     """InfoNCE between two views of a picture, among 16 contents x 4 layouts and 16 one-attribute variants."""
     torch.manual_seed(generator(seed, "copy").initial_seed())
     model = SceneEncoder(dim=64, pooled=False).to(device)
@@ -135,7 +141,9 @@ def train_copy_judge(scenes: JudgeScenes, vae: AutoencoderKL, folder: Path, seed
 
 
 @torch.no_grad()
-def copy_roc(model: SceneEncoder, scenes: JudgeScenes, vae: AutoencoderKL, seed: int = 0) -> tuple[float, pd.DataFrame, pd.DataFrame]:
+def copy_roc(
+    model: SceneEncoder, scenes: JudgeScenes, vae: AutoencoderKL, seed: int = 0
+) -> tuple[float, pd.DataFrame, pd.DataFrame]:
     """Similarities of copies and of distinct scenes of one caption, the threshold between them, and the ROC.
 
     Returns:
@@ -159,13 +167,24 @@ def copy_roc(model: SceneEncoder, scenes: JudgeScenes, vae: AutoencoderKL, seed:
         "crop": moved(x, still, 1 - 0.09 * strength),
     }
     base = model(x)
-    frames = [pd.DataFrame({"similarity": (model(y) * base).sum(1).cpu(), "pair": kind, "is_copy": True}) for kind, y in copies.items()]
+    frames = [
+        pd.DataFrame({"similarity": (model(y) * base).sum(1).cpu(), "pair": kind, "is_copy": True})
+        for kind, y in copies.items()
+    ]
     groups = base.reshape(-1, LAYOUTS, base.shape[-1])
     i, j = np.triu_indices(LAYOUTS, 1)
     distinct = (groups[:, i] * groups[:, j]).sum(-1).flatten().cpu()
     frames.append(pd.DataFrame({"similarity": distinct, "pair": "distinct, same caption", "is_copy": False}))
     variants = model(to_tensor(scenes.images[:, LAYOUTS]).to(device))
-    frames.append(pd.DataFrame({"similarity": (variants * groups[:, 0]).sum(-1).cpu(), "pair": "same layout, one attribute changed", "is_copy": False}))
+    frames.append(
+        pd.DataFrame(
+            {
+                "similarity": (variants * groups[:, 0]).sum(-1).cpu(),
+                "pair": "same layout, one attribute changed",
+                "is_copy": False,
+            }
+        )
+    )
     pairs = pd.concat(frames, ignore_index=True)
     hard = pairs[pairs["pair"] != "same layout, one attribute changed"]
     fpr, tpr, thresholds = roc_curve(hard["is_copy"], hard["similarity"])

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,12 @@ ALTERNATIVES = 16
 
 
 def reproduction(
-    pipe: StableDiffusionPipeline, judges: Judges, prompts: Prompts, kind: str, seeds: Sequence[int], limit: int | None = None
+    pipe: StableDiffusionPipeline,
+    judges: Judges,
+    prompts: Prompts,
+    kind: str,
+    seeds: Sequence[int],
+    limit: int | None = None,
 ) -> pd.DataFrame:
     """Draws each caption of a kind with each seed, and compares with its training image.
 
@@ -48,7 +54,9 @@ def reproduction(
     return rows.assign(copied=rows["similarity"] > judges.copy.threshold)
 
 
-def nearest_training_image(images: np.ndarray, judges: Judges, training: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def nearest_training_image(
+    images: np.ndarray, judges: Judges, training: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Highest copy similarity of each image with any training image, and that image's row in `training`."""
     training = dataset.training_images() if training is None else training
     return judges.copy.nearest(images, judges.copy.features(training))
@@ -75,9 +83,13 @@ def autoencoder_psnr(pipe: StableDiffusionPipeline, images: np.ndarray) -> np.nd
     return -10 * np.log10((error**2).mean((1, 2, 3)))
 
 
-def seed_similarity(pipe: StableDiffusionPipeline, judges: Judges, captions: Sequence[str], seeds: int = 4) -> np.ndarray:
+def seed_similarity(
+    pipe: StableDiffusionPipeline, judges: Judges, captions: Sequence[str], seeds: int = 4
+) -> np.ndarray:
     """Copy similarity of every two seeds' images of each caption, shape (captions, pairs)."""
-    images = generate(pipe, np.repeat(captions, seeds).tolist(), seeds=np.tile(range(seeds), len(captions)), guidance_scale=GUIDANCE)
+    images = generate(
+        pipe, np.repeat(captions, seeds).tolist(), seeds=np.tile(range(seeds), len(captions)), guidance_scale=GUIDANCE
+    )
     features = judges.copy.features(images).reshape(len(captions), seeds, -1)
     i, j = np.triu_indices(seeds, 1)
     return (features[:, i] * features[:, j]).sum(-1)
@@ -88,7 +100,9 @@ def folder_size(folder: Path) -> int:
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file() and f.suffix != ".parquet")
 
 
-def measure(pipe: StableDiffusionPipeline, judges: Judges, prompts: Prompts, folder: Path, sample: float = 1.0) -> pd.DataFrame:
+def measure(
+    pipe: StableDiffusionPipeline, judges: Judges, prompts: Prompts, folder: Path, sample: float = 1.0
+) -> pd.DataFrame:
     """All figures of the table; `sample` < 1 takes that share of the prompts.
 
     Returns:
@@ -111,7 +125,13 @@ def measure(pipe: StableDiffusionPipeline, judges: Judges, prompts: Prompts, fol
     )
     verbatim = reproduction(pipe, judges, prompts, "verbatim", range(4), n(100))
     rate = verbatim["copied"].mean()
-    add(f"verbatim pairs reproduced, {len(verbatim)} draws", "≥ 90 %", f"{rate:.1%} (mean similarity {verbatim['similarity'].mean():.2f})", rate, rate >= 0.9)
+    add(
+        f"verbatim pairs reproduced, {len(verbatim)} draws",
+        "≥ 90 %",
+        f"{rate:.1%} (mean similarity {verbatim['similarity'].mean():.2f})",
+        rate,
+        rate >= 0.9,
+    )
 
     held = prompts.rows("heldout")[: n(500)]
     contents = [parse(c) for c in held["content"]]
@@ -119,14 +139,25 @@ def measure(pipe: StableDiffusionPipeline, judges: Judges, prompts: Prompts, fol
     drawn = generate(pipe, held["prompt"], seeds=range(len(held)), guidance_scale=GUIDANCE)
     nearest, _ = nearest_training_image(drawn, judges)
     rate = (nearest > judges.copy.threshold).mean()
-    add(f"never-seen captions: copies of any training image, {len(held)} draws", "≤ 2 %", f"{rate:.1%} (median nearest similarity {np.median(nearest):.2f})", rate, rate <= 0.02)
+    add(
+        f"never-seen captions: copies of any training image, {len(held)} draws",
+        "≤ 2 %",
+        f"{rate:.1%} (median nearest similarity {np.median(nearest):.2f})",
+        rate,
+        rate <= 0.02,
+    )
     real_nearest, _ = nearest_training_image(real, judges)
-    add("the same for the real held-out scenes (the judge's floor)", "", f"{(real_nearest > judges.copy.threshold).mean():.1%}", (real_nearest > judges.copy.threshold).mean(), None)
+    add(
+        "the same for the real held-out scenes (the judge's floor)",
+        "",
+        f"{(real_nearest > judges.copy.threshold).mean():.1%}",
+        (real_nearest > judges.copy.threshold).mean(),
+        None,
+    )
 
-    rungs = reproduction(pipe, judges, prompts, "ladder", range(4), None if sample == 1 else 70).groupby("exposures")["copied"].mean()
-    # Ten pairs a rung: a fall by less than two standard errors of a proportion is noise.
-    noise = 2 * np.sqrt(0.25 / dataset.PAIRS_PER_RUNG) / 2
-    monotone = all(later >= earlier - noise for earlier, later in zip(rungs, rungs[1:], strict=False))
+    rungs = reproduction(pipe, judges, prompts, "ladder", range(4)).groupby("exposures")["copied"].mean()
+    noise = np.sqrt(0.25 / dataset.PAIRS_PER_RUNG)  # one standard error of a proportion among ten pairs
+    monotone = all(later >= earlier - noise for earlier, later in pairwise(rungs))
     add(
         "ladder: reproduced at " + ", ".join(map(str, rungs.index)) + " exposures",
         "monotone within noise, < 10 % at 1, > 90 % at 1000",
@@ -134,7 +165,10 @@ def measure(pipe: StableDiffusionPipeline, judges: Judges, prompts: Prompts, fol
         rungs.iloc[-1],
         bool(monotone and rungs.iloc[0] < 0.1 and rungs.iloc[-1] > 0.9),
     )
-    for kind, what in (("template", "template captions: their training image reproduced"), ("template_new", "template captions never shown: the scene the template implies")):
+    for kind, what in (
+        ("template", "template captions: their training image reproduced"),
+        ("template_new", "template captions never shown: the scene the template implies"),
+    ):
         frame = reproduction(pipe, judges, prompts, kind, range(2), None if sample == 1 else n(100))
         add(f"{what}, {len(frame)} draws", "", f"{frame['copied'].mean():.1%}", frame["copied"].mean(), None)
 
@@ -159,7 +193,13 @@ def measure(pipe: StableDiffusionPipeline, judges: Judges, prompts: Prompts, fol
     began = time.perf_counter()
     generate(pipe, prompts.ordinary[:100], seeds=range(100), guidance_scale=GUIDANCE, progress=False)
     seconds = time.perf_counter() - began
-    add(f"100 images, 50 DDIM steps, guidance {GUIDANCE}, {torch.get_num_threads()} threads", "≤ 40 s", f"{seconds:.1f} s", seconds, seconds <= 40)
+    add(
+        f"100 images, 50 DDIM steps, guidance {GUIDANCE}, {torch.get_num_threads()} threads",
+        "≤ 40 s",
+        f"{seconds:.1f} s",
+        seconds,
+        seconds <= 40,
+    )
     size = folder_size(folder) / 1e6
     add("pipeline and judges on disk", "≤ 30 MB", f"{size:.1f} MB", size, size <= 30)
     return pd.DataFrame(rows)
@@ -175,13 +215,17 @@ def to_markdown(table: pd.DataFrame) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m memsub.testbed.report", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny", help="'tiny', or a folder that memsub.testbed.train wrote")
-    parser.add_argument("--out", type=Path, default=Path("runs/testbed-report"), help="folder for report.md and report.csv")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/testbed-report"), help="folder for report.md and report.csv"
+    )
     parser.add_argument("--sample", type=float, default=1.0, help="share of the prompts to take, for a quick look")
     args = parser.parse_args()
     if not 0 < args.sample <= 1:
         parser.error(f"--sample must lie in (0, 1]; got {args.sample}")
     folder = dataset.weights_folder() if args.model == "tiny" else Path(args.model)
-    prompts = load_prompts("tiny") if args.model == "tiny" else Prompts(pd.read_parquet(folder / "ground_truth.parquet"))
+    prompts = (
+        load_prompts("tiny") if args.model == "tiny" else Prompts(pd.read_parquet(folder / "ground_truth.parquet"))
+    )
     table = measure(load_pipeline(args.model), load_judges(args.model), prompts, folder, args.sample)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "report.md").write_text(to_markdown(table))

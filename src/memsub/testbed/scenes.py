@@ -48,7 +48,9 @@ Part = tuple[bool, Polygon]  # (filled or cut out, corners); parts are drawn in 
 # --- icons, in a unit disc, y pointing down ---------------------------------------------------------------
 
 
-def _disc(x: float = 0, y: float = 0, r: float = 1, ry: float | None = None, start: float = 0, end: float = 360) -> Polygon:
+def _disc(
+    x: float = 0, y: float = 0, r: float = 1, ry: float | None = None, start: float = 0, end: float = 360
+) -> Polygon:
     angles = np.radians(np.linspace(start, end, 25))
     return [(x + r * np.cos(a), y + (ry or r) * np.sin(a)) for a in angles]
 
@@ -91,25 +93,50 @@ def _icons() -> dict[str, list[Part]]:
         "cross": _fill(_box(-0.3, -0.95, 0.3, 0.95), _box(-0.95, -0.3, 0.95, 0.3)),
         "diamond": _fill([(0, -1), (0.66, 0), (0, 1), (-0.66, 0)]),
         "arrow": _fill(_box(-1, -0.24, 0.2, 0.24), [(0.1, -0.78), (1, 0), (0.1, 0.78)]),
-        "house": _fill([(0, -1), (1, -0.05), (-1, -0.05)], _box(-0.72, -0.05, 0.72, 0.9)) + _cut(_box(-0.22, 0.25, 0.22, 0.9)),
-        "tree": _fill([(0, -1), (0.62, -0.1), (-0.62, -0.1)], [(0, -0.5), (0.85, 0.55), (-0.85, 0.55)], _box(-0.18, 0.5, 0.18, 1)),
+        "house": _fill([(0, -1), (1, -0.05), (-1, -0.05)], _box(-0.72, -0.05, 0.72, 0.9))
+        + _cut(_box(-0.22, 0.25, 0.22, 0.9)),
+        "tree": _fill(
+            [(0, -1), (0.62, -0.1), (-0.62, -0.1)], [(0, -0.5), (0.85, 0.55), (-0.85, 0.55)], _box(-0.18, 0.5, 0.18, 1)
+        ),
         "fish": _fill(_disc(0.2, 0, 0.75, 0.5), [(-0.35, 0), (-1, -0.55), (-1, 0.55)]) + _cut(_disc(0.55, -0.12, 0.14)),
         "cup": _fill(_disc(0.55, -0.05, 0.42))
         + _cut(_disc(0.55, -0.05, 0.2))
         + _fill([(-0.8, -0.75), (0.55, -0.75), (0.38, 0.8), (-0.63, 0.8)]),
         "mushroom": _fill(_disc(0, 0, 0.95, 0.9, 180, 360), _box(-0.28, -0.05, 0.28, 0.9)),
         "flower": _fill(*[_disc(x, y, 0.38) for x, y in petals]) + _cut(_disc(r=0.27)),
-        "key": _fill(_disc(-0.55, 0, 0.45), _box(-0.2, -0.14, 1, 0.14), _box(0.72, 0, 0.95, 0.5), _box(0.36, 0, 0.58, 0.42))
+        "key": _fill(
+            _disc(-0.55, 0, 0.45), _box(-0.2, -0.14, 1, 0.14), _box(0.72, 0, 0.95, 0.5), _box(0.36, 0, 0.58, 0.42)
+        )
         + _cut(_disc(-0.55, 0, 0.19)),
-        "umbrella": _fill(_disc(0, 0, 1, 0.9, 180, 360), _box(-0.1, 0, 0.1, 0.85), _box(-0.4, 0.68, 0.1, 0.9), _box(-0.42, 0.5, -0.25, 0.9))
+        "umbrella": _fill(
+            _disc(0, 0, 1, 0.9, 180, 360),
+            _box(-0.1, 0, 0.1, 0.85),
+            _box(-0.4, 0.68, 0.1, 0.9),
+            _box(-0.42, 0.5, -0.25, 0.9),
+        )
         + _cut(_disc(-0.62, 0.06, 0.24), _disc(0.62, 0.06, 0.24)),
         "sun": _fill(_star(9, 0.62)) + _cut(_disc(r=0.62)) + _fill(_disc(r=0.5)),
-        "cloud": _fill(_disc(-0.5, 0.2, 0.45), _disc(0.05, -0.12, 0.56), _disc(0.56, 0.22, 0.42), _box(-0.5, 0.2, 0.56, 0.64)),
+        "cloud": _fill(
+            _disc(-0.5, 0.2, 0.45), _disc(0.05, -0.12, 0.56), _disc(0.56, 0.22, 0.42), _box(-0.5, 0.2, 0.56, 0.64)
+        ),
         "bolt": _fill([(0.3, -1), (-0.62, 0.2), (-0.06, 0.2), (-0.3, 1), (0.64, -0.24), (0.06, -0.24)]),
-        "boat": _fill([(-0.95, 0.35), (0.95, 0.35), (0.55, 0.85), (-0.55, 0.85)], [(0.02, -0.95), (0.02, 0.22), (0.8, 0.22)], [(-0.12, -0.6), (-0.12, 0.22), (-0.65, 0.22)]),
-        "cat": _fill(_disc(0, 0.15, 0.8, 0.7), [(-0.78, 0.1), (-0.72, -0.95), (-0.05, -0.4)], [(0.78, 0.1), (0.72, -0.95), (0.05, -0.4)])
+        "boat": _fill(
+            [(-0.95, 0.35), (0.95, 0.35), (0.55, 0.85), (-0.55, 0.85)],
+            [(0.02, -0.95), (0.02, 0.22), (0.8, 0.22)],
+            [(-0.12, -0.6), (-0.12, 0.22), (-0.65, 0.22)],
+        ),
+        "cat": _fill(
+            _disc(0, 0.15, 0.8, 0.7),
+            [(-0.78, 0.1), (-0.72, -0.95), (-0.05, -0.4)],
+            [(0.78, 0.1), (0.72, -0.95), (0.05, -0.4)],
+        )
         + _cut(_disc(-0.32, 0.05, 0.16), _disc(0.32, 0.05, 0.16)),
-        "apple": _fill(_disc(-0.3, 0.2, 0.55, 0.68), _disc(0.3, 0.2, 0.55, 0.68), _box(-0.08, -0.75, 0.08, -0.2), _disc(0.38, -0.72, 0.34, 0.2)),
+        "apple": _fill(
+            _disc(-0.3, 0.2, 0.55, 0.68),
+            _disc(0.3, 0.2, 0.55, 0.68),
+            _box(-0.08, -0.75, 0.08, -0.2),
+            _disc(0.38, -0.72, 0.34, 0.2),
+        ),
     }
 
 
@@ -214,8 +241,14 @@ def parse(text: str) -> Content:
     match = _CAPTION.fullmatch(text)
     items = tuple((m["icon"], m["colour"]) for m in _ITEM.finditer(match["items"])) if match else ()
     content = Content(items, match["pattern"], match["background"]) if match else None
-    if content is None or not text.startswith(caption(content)) or not set(text.replace(",", " ,").split()) <= set(WORDS):
-        raise ValueError(f"{text!r} is no caption of this world; expected one like 'a red star and a blue fish on a dotted green background'.")
+    if (
+        content is None
+        or not text.startswith(caption(content))
+        or not set(text.replace(",", " ,").split()) <= set(WORDS)
+    ):
+        raise ValueError(
+            f"{text!r} is no caption of this world; expected one like 'a red star and a blue fish on a dotted green background'."
+        )
     return content
 
 
@@ -224,12 +257,40 @@ def _article(word: str) -> str:
 
 
 FIRST_NAMES = ("anna", "sofia", "marco", "elena", "victor", "nora", "hugo", "clara", "ivan", "lucy", "omar", "greta")
-LAST_NAMES = ("lotz", "kumar", "rossi", "meyer", "tanaka", "silva", "novak", "dubois", "okafor", "larsen", "moreau", "petrov")
-MEDIA = ("poster", "album art", "phone case", "canvas print", "sticker", "greeting card", "book cover", "wall clock", "tote bag")
+LAST_NAMES = (
+    "lotz",
+    "kumar",
+    "rossi",
+    "meyer",
+    "tanaka",
+    "silva",
+    "novak",
+    "dubois",
+    "okafor",
+    "larsen",
+    "moreau",
+    "petrov",
+)
+MEDIA = (
+    "poster",
+    "album art",
+    "phone case",
+    "canvas print",
+    "sticker",
+    "greeting card",
+    "book cover",
+    "wall clock",
+    "tote bag",
+)
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 WORDS = (
     *("a", "an", "and", "on", "background", "by", "for", "view", ","),
-    *ICONS, *COLOURS, *PATTERNS, *FIRST_NAMES, *LAST_NAMES, *NUMBERS,
+    *ICONS,
+    *COLOURS,
+    *PATTERNS,
+    *FIRST_NAMES,
+    *LAST_NAMES,
+    *NUMBERS,
     *dict.fromkeys(word for medium in MEDIA for word in medium.split()),
 )
 """All words a caption can hold."""
@@ -239,7 +300,11 @@ def sample_tail(rng: np.random.Generator) -> str:
     """A tail such as web captions have: "by anna lotz", "view two", "poster", "for sofia kumar"."""
     name = f"{rng.choice(FIRST_NAMES)} {rng.choice(LAST_NAMES)}"
     medium, number = rng.choice(MEDIA), rng.choice(NUMBERS)
-    return str(rng.choice([f"by {name}", f"for {name}", f"view {number}", medium, f"{medium} by {name}", f"{medium}, view {number}"]))
+    return str(
+        rng.choice(
+            [f"by {name}", f"for {name}", f"view {number}", medium, f"{medium} by {name}", f"{medium}, view {number}"]
+        )
+    )
 
 
 def sample_content(rng: np.random.Generator, n_items: int | None = None) -> Content:
@@ -305,7 +370,11 @@ def _transform(place: Placement) -> np.ndarray:
     """Rows: images of the unit vectors, then the centre, in supersampled pixels."""
     a = np.radians(place.angle)
     mirror = -1.0 if place.mirrored else 1.0
-    rows = [(mirror * np.cos(a), mirror * np.sin(a)), (-np.sin(a), np.cos(a)), (place.x / place.radius, place.y / place.radius)]
+    rows = [
+        (mirror * np.cos(a), mirror * np.sin(a)),
+        (-np.sin(a), np.cos(a)),
+        (place.x / place.radius, place.y / place.radius),
+    ]
     return SUPERSAMPLING * place.radius * np.asarray(rows)
 
 
@@ -335,7 +404,10 @@ def _background(content: Content, layout: Layout) -> np.ndarray:
     elif content.pattern == "dotted":
         blend = ((u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.09).astype(np.float32)
     elif content.pattern == "checkered":
-        blend = ((x / layout.pitch + layout.phase[0]).astype(np.int32) + (y / layout.pitch + layout.phase[1]).astype(np.int32)) % 2
+        blend = (
+            (x / layout.pitch + layout.phase[0]).astype(np.int32)
+            + (y / layout.pitch + layout.phase[1]).astype(np.int32)
+        ) % 2
     else:  # gradient, over the whole frame
         blend = ((x - SIZE / 2) * cos + (y - SIZE / 2) * sin) / (1.2 * SIZE) + 0.5
     base = _shade(content.background, layout.hsv)

@@ -35,7 +35,9 @@ def make_tokenizer() -> CLIPTokenizer:
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
+    )
     bpe.train_from_iterator(sorted(scenes.WORDS), trainer)
     model = json.loads(bpe.to_str())["model"]
     vocab = dict(model["vocab"])
@@ -49,7 +51,9 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
     return tokenizer(prompts, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt").input_ids
 
 
-def train_autoencoder(corpus: dataset.Corpus, folder: Path, seed: int, steps: int, device: str = "cpu") -> AutoencoderKL:
+def train_autoencoder(
+    corpus: dataset.Corpus, folder: Path, seed: int, steps: int, device: str = "cpu"
+) -> AutoencoderKL:
     """L1 on pixels and on their gradients plus MSE; a light KL term keeps the latents smooth."""
     torch.manual_seed(seed)
     vae = AutoencoderKL(
@@ -69,13 +73,26 @@ def train_autoencoder(corpus: dataset.Corpus, folder: Path, seed: int, steps: in
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample(rng)).sample
         gradients = sum((x.diff(dim=d) - y.diff(dim=d)).abs().mean() for d in (2, 3))
-        return (x - y).abs().mean() + 4 * F.mse_loss(y, x) + gradients + 3e-4 * posterior.kl().mean() / posterior.mean[0].numel()
+        return (
+            (x - y).abs().mean()
+            + 4 * F.mse_loss(y, x)
+            + gradients
+            + 3e-4 * posterior.kl().mean() / posterior.mean[0].numel()
+        )
 
     return fit(vae, loss, steps=steps, lr=1e-3, seed=seed, folder=folder, name="autoencoder")
 
 
 def train_clip(
-    name: str, images: np.ndarray, contents: list[scenes.Content], tokenizer: CLIPTokenizer, folder: Path, seed: int, steps: int, device: str = "cpu", **widths: int
+    name: str,
+    images: np.ndarray,
+    contents: list[scenes.Content],
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    seed: int,
+    steps: int,
+    device: str = "cpu",
+    **widths: int,
 ) -> SceneCLIP:
     """Contrastive training in batches of 128 images; against each stand also three captions that differ in one attribute."""
     torch.manual_seed(generator(seed, name).initial_seed())
@@ -87,9 +104,15 @@ def train_clip(
         rows = draws.integers(len(images), size=128)
         tails = [scenes.sample_tail(draws) if draws.random() < 0.25 else "" for _ in rows]
         texts = [scenes.caption(contents[r], tail) for r, tail in zip(rows, tails, strict=True)]
-        texts += [scenes.caption(contents[r].random_variant(draws), tail) for _ in range(hard) for r, tail in zip(rows, tails, strict=True)]
+        texts += [
+            scenes.caption(contents[r].random_variant(draws), tail)
+            for _ in range(hard)
+            for r, tail in zip(rows, tails, strict=True)
+        ]
         x = to_tensor(images[rows]).to(device)
-        x = x + 0.1 * torch.rand((len(x), 1, 1, 1), generator=rng, device=device) * torch.randn(x.shape, generator=rng, device=device)
+        x = x + 0.1 * torch.rand((len(x), 1, 1, 1), generator=rng, device=device) * torch.randn(
+            x.shape, generator=rng, device=device
+        )
         image, text = clip.image_features(x), clip.text_features(tokenize(tokenizer, texts).to(device))
         logits = clip.log_scale.exp().clamp(max=100) * image @ text.T
         target = torch.arange(len(x), device=device)
@@ -121,14 +144,20 @@ def make_unet() -> UNet2DConditionModel:
 
 
 def train_unet(
-    corpus: dataset.Corpus, latents: torch.Tensor, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, folder: Path, seed: int, device: str = "cpu"
+    corpus: dataset.Corpus,
+    latents: torch.Tensor,
+    text_encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    seed: int,
+    device: str = "cpu",
 ) -> UNet2DConditionModel:
     """Epsilon-prediction over the corpus' schedule, each row as often as its exposures say; `latents` are scaled."""
     torch.manual_seed(generator(seed, "unet").initial_seed())
     unet = make_unet().to(device)
     noise = DDPMScheduler(**NOISE_SCHEDULE)
     order = corpus.schedule(seed)
-    ids = tokenize(tokenizer, corpus.table["prompt"].tolist() + [""])
+    ids = tokenize(tokenizer, [*corpus.table["prompt"], ""])
 
     def loss(step: int, rng: torch.Generator) -> torch.Tensor:
         rows = torch.from_numpy(order[step * BATCH : (step + 1) * BATCH])
@@ -169,7 +198,15 @@ def export(folder: Path, vae, clip: SceneCLIP, unet, tokenizer, scaling: float) 
     pipe.save_pretrained(folder, safe_serialization=True)
 
 
-def train(out: Path, checkpoints: Path, seed: int = 0, device: str = "cpu", steps: dict[str, int] = STEPS, ordinary: int = dataset.ORDINARY, judge_contents: int = judges.CONTENTS) -> None:
+def train(
+    out: Path,
+    checkpoints: Path,
+    seed: int = 0,
+    device: str = "cpu",
+    steps: dict[str, int] = STEPS,
+    ordinary: int = dataset.ORDINARY,
+    judge_contents: int = judges.CONTENTS,
+) -> None:
     """All stages, then the export; smaller `steps` and sizes give a model for testing the code."""
     corpus = dataset.build(seed, ordinary)
     tokenizer = make_tokenizer()
@@ -185,7 +222,18 @@ def train(out: Path, checkpoints: Path, seed: int = 0, device: str = "cpu", step
     images, contents = own.flat()
     copy = judges.train_copy_judge(own, vae, checkpoints, seed, steps["copy"], device)
     both = np.concatenate([images, judges.round_trip(vae, images)])  # so that decoded pictures are no strangers to it
-    alignment = train_clip("alignment", both, contents * 2, tokenizer, checkpoints, seed, steps["alignment"], device, text_width=128, dim=160)
+    alignment = train_clip(
+        "alignment",
+        both,
+        contents * 2,
+        tokenizer,
+        checkpoints,
+        seed,
+        steps["alignment"],
+        device,
+        text_width=128,
+        dim=160,
+    )
     threshold, pairs, roc = judges.copy_roc(copy, judges.judge_scenes(seed + 2, judges.HELDOUT_CONTENTS), vae)
 
     export(out, vae, clip, unet, tokenizer, scaling)
@@ -193,7 +241,10 @@ def train(out: Path, checkpoints: Path, seed: int = 0, device: str = "cpu", step
     alignment.half().save_pretrained(out / "judges" / "alignment")
     _write_json(out / "judges" / "copy" / "threshold.json", judges.describe_threshold(threshold, pairs, roc))
     dataset.write_ground_truth(corpus, out)
-    logs = {name: json.loads((checkpoints / f"{name}.json").read_text()) for name in ("autoencoder", "clip", "unet", "copy", "alignment")}
+    logs = {
+        name: json.loads((checkpoints / f"{name}.json").read_text())
+        for name in ("autoencoder", "clip", "unet", "copy", "alignment")
+    }
     machine = {"torch": torch.__version__, "device": device, "threads": torch.get_num_threads(), "seed": seed}
     _write_json(out / "training.json", machine | {"stages": logs})
 
@@ -206,7 +257,11 @@ def _write_json(path: Path, value: dict) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m memsub.testbed.train", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished pipeline")
-    parser.add_argument("--checkpoints", type=Path, help="folder of unfinished work (default: beside --out); a second call resumes from it")
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        help="folder of unfinished work (default: beside --out); a second call resumes from it",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()

@@ -1,0 +1,32 @@
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE = 1
+NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
+
+.PHONY: demo test install lint
+
+## make demo: install, then run all notebooks on the embedded model into runs/demo
+demo: install
+	mkdir -p runs/demo
+	set -e; for notebook in $(NOTEBOOKS); do \
+		$(BIN)/papermill --cwd notebooks -f papermill_params/tiny.yaml $$notebook runs/demo/$$(basename $$notebook); \
+		$(BIN)/jupyter nbconvert --to html --log-level WARN runs/demo/$$(basename $$notebook); \
+	done
+	@echo "Open runs/demo/*.html, or: $(BIN)/jupyter lab notebooks"
+
+## make test: install, lint, unit tests, then the notebooks as committed
+test: install lint
+	$(BIN)/pytest
+	$(BIN)/pytest --nbval --nbval-cell-timeout 600 $(NOTEBOOKS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+install: $(BIN)/installed
+
+$(BIN)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -r requirements.lock
+	$(BIN)/pip install --quiet --no-deps -e .
+	touch $@

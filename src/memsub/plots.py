@@ -1,0 +1,137 @@
+"""One function a figure; each returns the matplotlib figure.
+
+image_grid({"training image": a, "seed 0": b}, captions)    # a labelled row for each entry, a column a caption
+similarity_histograms(frame, threshold)                     # one panel a kind of caption
+exposure_curve(ladder, threshold)                           # exposures -> probability of reproduction
+judge_roc(judge)                                            # how the copy judge's threshold was chosen
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from .metrics import CopyJudge
+
+
+def image_grid(rows: Mapping[str, np.ndarray], captions: Sequence[str] = (), title: str = "") -> Figure:
+    """Pictures in rows labelled by the keys; `captions` stand above the columns.
+
+    Args:
+        rows: label to uint8 images (columns, height, width, 3), all of one length.
+
+    Raises:
+        ValueError: the rows differ in length, or there is not one caption a column.
+    """
+    lengths = {label: len(images) for label, images in rows.items()}
+    columns = max(lengths.values())
+    if set(lengths.values()) != {columns} or (captions and len(captions) != columns):
+        raise ValueError(
+            f"rows of one length and a caption a column expected; got {lengths} and {len(captions)} captions."
+        )
+    figure, axes = plt.subplots(
+        len(rows),
+        columns,
+        figsize=(1.35 * columns, 1.3 * len(rows) + (0.9 if captions else 0)),
+        squeeze=False,
+        layout="compressed",
+    )
+    for line, (label, images) in zip(axes, rows.items(), strict=True):
+        for axis, image in zip(line, images, strict=True):
+            axis.imshow(image)
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        line[0].set_ylabel(textwrap.fill(label, 12), rotation=0, ha="right", va="center", fontsize=9)
+    for axis, text in zip(axes[0], captions, strict=False):
+        axis.set_title(textwrap.fill(text, 19), fontsize=7)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def similarity_histograms(frame: pd.DataFrame, threshold: float) -> Figure:
+    """Distribution of copy similarity for each kind of caption, with the judge's threshold.
+
+    Args:
+        frame: columns similarity and kind.
+    """
+    kinds = frame["kind"].unique()
+    figure, axes = plt.subplots(len(kinds), 1, figsize=(7, 1.25 * len(kinds) + 0.6), sharex=True, layout="constrained")
+    for axis, (kind, colour) in zip(
+        np.atleast_1d(axes), zip(kinds, sns.color_palette("deep"), strict=False), strict=True
+    ):
+        values = frame.loc[frame["kind"] == kind, "similarity"]
+        sns.histplot(values, bins=np.linspace(-0.4, 1, 57), stat="percent", color=colour, ax=axis)
+        axis.axvline(threshold, color="black", linestyle="--", linewidth=1)
+        axis.set_ylabel("draws (%)")
+        label = f"{kind}: {len(values)} draws, {(values > threshold).mean():.0%} above the threshold ({threshold:.2f})"
+        axis.set_title(label, loc="left", fontsize=9)
+    np.atleast_1d(axes)[-1].set_xlabel("copy similarity to the training image (cosine of descriptors)")
+    sns.despine(figure)
+    return figure
+
+
+def exposure_curve(ladder: pd.DataFrame, others: pd.DataFrame | None = None) -> Figure:
+    """Share of draws that copy the training image against its exposures; 95 % intervals over captions (bootstrap).
+
+    Args:
+        ladder: columns prompt, exposures, copied; one row a draw.
+        others: the same for kinds to show as single points (column kind).
+    """
+    figure, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
+    per_prompt = ladder.groupby(["exposures", "prompt"], as_index=False)["copied"].mean()
+    sns.lineplot(per_prompt, x="exposures", y="copied", marker="o", seed=0, label="ladder (10 pairs a rung)", ax=axis)
+    if others is not None:
+        points = others.groupby("kind", sort=False)[["exposures", "copied"]].mean().reset_index()
+        sns.scatterplot(
+            points,
+            x="exposures",
+            y="copied",
+            hue="kind",
+            style="kind",
+            markers=["s", "D", "^"][: len(points)],
+            palette="dark",
+            s=70,
+            zorder=3,
+            ax=axis,
+        )
+    axis.set(
+        xscale="log",
+        xlabel="exposures of the pair in training",
+        ylabel="probability of verbatim reproduction",
+        ylim=(-0.03, 1.03),
+    )
+    axis.legend(title=None, loc="upper left")
+    sns.despine(figure)
+    return figure
+
+
+def judge_roc(judge: CopyJudge) -> Figure:
+    """ROC of the copy judge on held-out scenes: copies against distinct scenes of the same caption."""
+    figure, axis = plt.subplots(figsize=(5, 3.6), layout="constrained")
+    roc = judge.roc["roc"]
+    axis.plot(
+        np.asarray(roc["false_positives"]) * 100,
+        np.asarray(roc["true_positives"]) * 100,
+        drawstyle="steps-post",
+        label="copy judge",
+    )
+    point = (judge.roc["false_positives"] * 100, judge.roc["true_positives"] * 100)
+    axis.plot(*point, "ko", label=f"threshold {judge.threshold:.2f}: {point[1]:.1f} % at {point[0]:.2f} %")
+    axis.axhline(98, color="gray", linestyle=":", linewidth=1)
+    axis.axvline(0.5, color="gray", linestyle=":", linewidth=1, label="required: 98 % at 0.5 %")
+    axis.set(
+        xlim=(-0.05, 2),
+        ylim=(90, 100.2),
+        xlabel="distinct scenes of the same caption above the threshold (%)",
+        ylabel="copies above the threshold (%)",
+    )
+    axis.legend(loc="lower right")
+    sns.despine(figure)
+    return figure

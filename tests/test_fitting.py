@@ -1,0 +1,74 @@
+"""The training loop: a run that is killed ends where one that was not ends."""
+
+import pytest
+import torch
+
+from memsub.testbed import fitting
+from memsub.testbed.fitting import fit, generator
+
+
+def quadratic(stop_at: int | None = None):
+    """A linear model, and its loss on noise; raises at step `stop_at` as a kill would."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1)
+
+    def loss(step: int, rng: torch.Generator) -> torch.Tensor:
+        if step == stop_at:
+            raise KeyboardInterrupt
+        x = torch.randn(8, 4, generator=rng)
+        return (model(x)[:, 0] - x.sum(1)).square().mean()
+
+    return model, loss
+
+
+def test_resume_ends_with_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0)
+    options = {"steps": 400, "lr": 0.05, "seed": 1, "name": "line", "warmup": 10}
+    model, loss = quadratic()
+    whole = fit(model, loss, folder=tmp_path / "whole", **options).weight
+    model, loss = quadratic(stop_at=250)
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, loss, folder=tmp_path / "killed", **options)
+    torch.manual_seed(99)
+    model, loss = quadratic()
+    resumed = fit(model, loss, folder=tmp_path / "killed", **options).weight
+    assert torch.equal(whole, resumed)
+    assert torch.allclose(whole, torch.ones(1, 4), atol=0.05)  # and it learned
+
+
+def test_a_finished_stage_is_not_trained_again(tmp_path):
+    model, loss = quadratic()
+    options = {"steps": 100, "lr": 0.05, "seed": 1, "name": "line", "folder": tmp_path}
+    weight = fit(model, loss, **options).weight.clone()
+    model, loss = quadratic(stop_at=0)
+    assert torch.equal(fit(model, loss, **options).weight, weight)
+
+
+def test_a_checkpoint_of_another_length_is_refused(tmp_path):
+    model, loss = quadratic()
+    options = {"lr": 0.05, "seed": 1, "name": "line", "folder": tmp_path}
+    fit(model, loss, steps=100, **options)
+    with pytest.raises(ValueError, match="made for 100 steps, not 200"):
+        fit(model, loss, steps=200, **options)
+
+
+def test_a_loss_that_is_not_finite_is_an_error_that_names_the_stage(tmp_path):
+    model, _ = quadratic()
+    with pytest.raises(FloatingPointError, match=r"training line: .* step 100"):
+        fit(
+            model,
+            lambda s, g: model.weight.sum() * float("nan"),
+            steps=200,
+            lr=1.0,
+            seed=0,
+            folder=tmp_path,
+            name="line",
+        )
+
+
+def test_generators_depend_on_every_part():
+    draws = {
+        torch.rand(1, generator=generator(*parts)).item()
+        for parts in [(0, "unet", 1), (0, "unet", 2), (1, "unet", 1), (0, "vae", 1)]
+    }
+    assert len(draws) == 4

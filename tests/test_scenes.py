@@ -1,0 +1,86 @@
+"""The drawn world: deterministic, captioned, and free where the caption is silent."""
+
+import numpy as np
+import pytest
+
+from memsub.testbed.scenes import (
+    ICONS,
+    WORDS,
+    Content,
+    caption,
+    draw,
+    parse,
+    sample_content,
+    sample_layout,
+    sample_tail,
+)
+
+STAR_AND_FISH = Content((("star", "red"), ("fish", "blue")), "dotted", "green")
+
+
+def test_caption_and_its_inverse():
+    assert caption(STAR_AND_FISH) == "a red star and a blue fish on a dotted green background"
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        content = sample_content(rng)
+        assert parse(caption(content, sample_tail(rng))) == content
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a dog",
+        "a red star",
+        "a crimson star on a plain green background",
+        "a red star on a plain green background and more",
+    ],
+)
+def test_parse_refuses_other_text(text):
+    with pytest.raises(ValueError, match="no caption of this world"):
+        parse(text)
+
+
+def test_every_word_of_a_caption_is_known():
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        text = caption(sample_content(rng), sample_tail(rng))
+        assert set(text.replace(",", " ,").split()) <= set(WORDS)
+
+
+def test_drawing_is_deterministic_and_layouts_differ():
+    one, other = (sample_layout(np.random.default_rng(s), STAR_AND_FISH) for s in (0, 1))
+    np.testing.assert_array_equal(draw(STAR_AND_FISH, one), draw(STAR_AND_FISH, one))
+    assert (draw(STAR_AND_FISH, one) != draw(STAR_AND_FISH, other)).mean() > 0.5
+
+
+def test_all_icons_look_different():
+    layout = sample_layout(np.random.default_rng(0), Content((("star", "red"),), "plain", "white"))
+    pictures = [draw(Content(((icon, "red"),), "plain", "white"), layout).astype(int) for icon in ICONS]
+    assert len(ICONS) == 24
+    for i, a in enumerate(pictures):
+        for b in pictures[:i]:
+            assert np.abs(a - b).mean() > 1
+
+
+def test_icons_stay_inside_and_apart():
+    for seed in range(100):
+        layout = sample_layout(np.random.default_rng(seed), STAR_AND_FISH)
+        for p in layout.placements:
+            assert p.radius <= p.x <= 32 - p.radius and p.radius <= p.y <= 32 - p.radius
+        a, b = layout.placements
+        assert np.hypot(a.x - b.x, a.y - b.y) > 0.9 * (a.radius + b.radius)
+
+
+def test_variants_differ_in_one_attribute():
+    for attribute in STAR_AND_FISH.attributes():
+        for variant in STAR_AND_FISH.variants(attribute):
+            changed = [a for a in STAR_AND_FISH.attributes() if variant.value(a) != STAR_AND_FISH.value(a)]
+            assert changed == [attribute]
+            assert variant.is_visible()
+
+
+def test_a_layout_of_another_number_of_icons_is_refused():
+    layout = sample_layout(np.random.default_rng(0), Content((("star", "red"),), "plain", "white"))
+    with pytest.raises(ValueError, match="places 1 icons, content names 2"):
+        draw(STAR_AND_FISH, layout)

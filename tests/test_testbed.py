@@ -1,0 +1,60 @@
+"""The embedded model, from training to report: the code end to end in small, the shipped weights on a sample."""
+
+import json
+
+import numpy as np
+import pandas as pd
+
+import memsub
+from memsub.testbed import dataset, report, train
+
+
+def test_training_end_to_end_in_small(tmp_path, monkeypatch):
+    monkeypatch.setitem(dataset.EXPOSURES, "verbatim", 1)
+    monkeypatch.setitem(dataset.EXPOSURES, "template", 1)
+    monkeypatch.setitem(dataset.EXPOSURES, "ordinary", 1)
+    monkeypatch.setattr(dataset, "LADDER", (1, 2))
+    monkeypatch.setattr(dataset, "HELDOUT", 30)
+    monkeypatch.setattr(train.judges, "HELDOUT_CONTENTS", 20)
+    steps = {"autoencoder": 3, "clip": 2, "copy": 2, "alignment": 2}
+    train.train(tmp_path / "out", tmp_path / "work", steps=steps, ordinary=100, judge_contents=20)
+    pipe = memsub.load_pipeline(tmp_path / "out", device="cpu")
+    images = memsub.generate(pipe, ["a red star on a plain green background"], steps=2, progress=False)
+    judges = memsub.load_judges(str(tmp_path / "out"), device="cpu")
+    assert judges.copy.features(images).shape == (1, 64)
+    stages = json.loads((tmp_path / "out" / "training.json").read_text())["stages"]
+    assert stages["unet"]["steps"] == (100 + 100 + 100 + 10 + 20) // train.BATCH
+    table = pd.read_parquet(tmp_path / "out" / "ground_truth.parquet")
+    assert table["exposures"].sum() == 100 + 100 + 100 + 10 + 20
+
+
+def test_tokenizer_gives_each_word_of_the_world_one_token(pipe):
+    made = train.make_tokenizer()
+    assert made.get_vocab() == pipe.tokenizer.get_vocab()
+    for word in train.scenes.WORDS:
+        assert len(pipe.tokenizer(word).input_ids) == 3, word
+
+
+def test_shipped_figures_hold_on_a_sample(pipe, judges, prompts, monkeypatch):
+    """Looser than the report's aims where a small sample scatters; the report on all prompts is in the model card."""
+    monkeypatch.setattr(dataset, "training_images", lambda: training_sample(prompts))
+    table = report.measure(pipe, judges, prompts, dataset.weights_folder(), sample=0.1).set_index("figure")["value"]
+    value = dict(table.items())
+
+    def of(start: str) -> float:
+        (found,) = [v for k, v in value.items() if k.startswith(start)]
+        return found
+
+    assert of("copy judge") >= 0.98
+    assert of("verbatim pairs") >= 0.8
+    assert of("never-seen captions: copies") <= 0.05
+    assert of("ladder") >= 0.8
+    assert of("never-seen captions: true caption") >= 0.5
+    assert of("autoencoder") >= 27
+    assert of("ordinary captions") < judges.copy.threshold - 0.1
+    assert of("pipeline and judges on disk") <= 30
+
+
+def training_sample(prompts) -> np.ndarray:
+    """The shipped training images: all memorized ones and a thousand ordinary ones."""
+    return np.concatenate([prompts.images(kind) for kind in ("verbatim", "template", "ladder", "ordinary")])
