@@ -9,10 +9,12 @@ load_pipeline("owner/model")               # any Stable Diffusion on the hub
 from __future__ import annotations
 
 import difflib
+import hashlib
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.models.attention import FeedForward
 
 from .testbed.dataset import weights_folder
 
@@ -74,3 +76,37 @@ def resolve(model: str | Path) -> str:
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"{folder} is not a diffusers pipeline: it holds no model_index.json.")
     return str(folder)
+
+
+def ff_layers(unet: torch.nn.Module) -> dict[str, torch.nn.Linear]:
+    """The second linear maps of the UNet's feed-forward blocks by module name, in execution order.
+
+    Raises:
+        ValueError: the UNet holds no `FeedForward` block.
+    """
+    names = {module: name for name, module in unet.named_modules()}
+    # The order of registration is down, up, mid; that of execution is down, mid, up.
+    blocks = [*unet.down_blocks, *([unet.mid_block] if unet.mid_block is not None else []), *unet.up_blocks]
+    found = [m for block in blocks for m in block.modules() if isinstance(m, FeedForward)]
+    if not found:
+        raise ValueError(
+            f"this {type(unet).__name__} holds no FeedForward blocks: there is nothing to capture or prune."
+        )
+    return {f"{names[m]}.net.2": m.net[2] for m in found}
+
+
+def fingerprint(unet: torch.nn.Module) -> str:
+    """sha256 over the UNet's parameters, names and dtypes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(unet.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_model(pipe: StableDiffusionPipeline, expected: str, told: str) -> None:
+    """Raises ValueError naming both models if the pipeline's UNet is not the one with the `expected` fingerprint."""
+    if (found := fingerprint(pipe.unet)) != expected:
+        raise ValueError(
+            f"{told} another model: the fingerprint of its UNet is {expected[:12]}, that of this pipeline's is {found[:12]}."
+        )

@@ -1,0 +1,250 @@
+"""Column norms of the inputs of a UNet's second feed-forward maps (METHOD, steps 1 and 2).
+
+    stats = capture(pipe, prompts)                                      # one group, "all"
+    stats = capture(pipe, prompts, groups={"A": [0, 1], "B": [1, 2]})   # one pass, any number of groups
+    stats.norms("A")["down_blocks.0.attentions.0..."]                   # a_j: (steps, neurons)
+    (stats + more).save("stats.safetensors")
+
+Let H be the input of `ff.net.2`, one row a token. Rows are scaled to unit length, and a_j is the norm of column j over all
+tokens of all prompts: a_j = sqrt(sum_p sum_n h_nj^2). Only the sums of squares are kept: they add up over prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import diffusers
+import torch
+from diffusers import StableDiffusionPipeline
+from tqdm.auto import tqdm
+
+from .files import load_tensors, save_tensors
+from .generation import initial_noise
+from .models import ff_layers, fingerprint
+
+CfgHalf = Literal["both", "cond"]
+
+
+@dataclass
+class ActivationStats:
+    """Sums of squares of unit-row activations for groups of prompts.
+
+    Attributes:
+        sums: layer name to float32 (groups, steps, neurons), layers in execution order.
+        counts: group name to its number of prompts; the order is that of the first axis of `sums`.
+        made: what made it: model fingerprint, steps, guidance scale, seed, sampler, cfg_half. Equal in stats that add.
+        prompts: sha256 of the prompts of each part that was added up.
+    """
+
+    sums: dict[str, torch.Tensor]
+    counts: dict[str, int]
+    made: dict[str, str | int | float]
+    prompts: list[str]
+
+    def norms(self, group: str | None = None) -> dict[str, torch.Tensor]:
+        """Root mean square over the group's prompts, layer to (steps, neurons): a_j / sqrt(m).
+
+        The division makes sets of any size comparable, and one empty prompt stand for m of them.
+
+        Raises:
+            KeyError: no such group, or several and none named.
+        """
+        if group is None and len(self.counts) == 1:
+            (group,) = self.counts
+        if group not in self.counts:
+            raise KeyError(f"no group {group!r} in these statistics; they hold: {', '.join(self.counts)}.")
+        row = list(self.counts).index(group)
+        return {layer: (s[row] / self.counts[group]).sqrt() for layer, s in self.sums.items()}
+
+    def __add__(self, other: ActivationStats) -> ActivationStats:
+        """Statistics of both: groups of one name add up, others stand side by side.
+
+        Raises:
+            ValueError: the two were not made the same way.
+        """
+        if differing := {k for k in self.made | other.made if self.made.get(k) != other.made.get(k)}:
+            told = "; ".join(f"{k}: {self.made.get(k)!r} and {other.made.get(k)!r}" for k in sorted(differing))
+            raise ValueError(f"these statistics do not add, they were made differently: {told}.")
+        names = list(dict.fromkeys([*self.counts, *other.counts]))
+        sums = {}
+        for layer, mine in self.sums.items():
+            sums[layer] = mine.new_zeros(len(names), *mine.shape[1:])
+            for part in (self, other):
+                sums[layer][[names.index(n) for n in part.counts]] += part.sums[layer]
+        counts = {n: self.counts.get(n, 0) + other.counts.get(n, 0) for n in names}
+        return ActivationStats(sums, counts, self.made, self.prompts + other.prompts)
+
+    def check(self) -> None:
+        """Raises FloatingPointError naming layer and step if a sum is NaN or infinite."""
+        for layer, s in self.sums.items():
+            if not torch.isfinite(s).all():
+                step = int((~torch.isfinite(s)).any(2).any(0).nonzero()[0])
+                raise FloatingPointError(
+                    f"activations of layer {layer} are not finite at step {step}; try another dtype, such as bfloat16 or float32."
+                )
+
+    def save(self, path: str | Path) -> None:
+        """Writes a safetensors file with everything in it, atomically."""
+        about = {"counts": self.counts, "made": self.made, "prompts": self.prompts}
+        save_tensors(self.sums, path, {"kind": "ActivationStats", "about": json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> ActivationStats:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: the file is truncated or something else.
+        """
+        tensors, about = load_tensors(path, "ActivationStats")
+        layers = sorted(tensors, key=about["made"]["layers"].index)
+        return cls({name: tensors[name] for name in layers}, about["counts"], about["made"], about["prompts"])
+
+
+@contextmanager
+def _hooked(
+    unet: torch.nn.Module, membership: torch.Tensor, sums: dict[str, torch.Tensor], calls: int
+) -> Iterator[dict]:
+    """While open, every UNet call adds its activations to `sums`; yields the state whose `weights` the caller sets a batch.
+
+    `state["weights"]` has shape (groups, rows of the UNet's batch): how often each row counts for each group.
+    """
+    state: dict = {"step": -1, "weights": membership}
+
+    def next_step(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        state["step"] += 1
+
+    def add(layer: str, hidden: torch.Tensor) -> None:
+        if state["step"] >= calls:
+            raise RuntimeError(f"the sampler made more than the {calls} UNet calls that were expected.")
+        squares = hidden.detach().flatten(1, -2).float().square()  # (rows, tokens, neurons)
+        lengths = squares.sum(-1)
+        inverse = torch.where(lengths > 0, 1 / lengths, 0)  # a zero row stays zero
+        per_row = torch.bmm(inverse[:, None], squares)[:, 0]
+        sums[layer][:, state["step"]] += state["weights"] @ per_row
+
+    handles = [unet.register_forward_pre_hook(next_step, with_kwargs=True)]
+    for name, linear in ff_layers(unet).items():
+        handles.append(linear.register_forward_pre_hook(lambda _, args, name=name: add(name, args[0])))
+    try:
+        yield state
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def capture(
+    pipe: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    *,
+    groups: Mapping[str, Sequence[int]] | None = None,
+    steps: int = 50,
+    guidance_scale: float = 7.5,
+    seed: int = 0,
+    cfg_half: CfgHalf = "both",
+    batch_size: int = 16,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> ActivationStats:
+    """Runs the sampler on each prompt once and sums its activations into every group that holds it.
+
+    All prompts share the initial noise of `seed`.
+
+    Args:
+        groups: name to indices of prompts; default one group "all". A prompt may be in any number of groups.
+        cfg_half: sum both halves of a guided UNet call (as the paper's code does), or the conditional one alone.
+        checkpoint: a file that is written after every batch, and from which a killed capture goes on.
+
+    Raises:
+        ValueError: no prompts, an empty group, an index beyond the prompts, an unknown `cfg_half`, a checkpoint of another capture.
+        FloatingPointError: activations that are not finite; names layer and step.
+    """
+    prompts = list(prompts)
+    groups = {"all": range(len(prompts))} if groups is None else groups
+    _check(prompts, groups, cfg_half)
+    device, layers = pipe.device, ff_layers(pipe.unet)
+    pipe.scheduler.set_timesteps(steps)
+    calls = len(pipe.scheduler.timesteps)  # PNDM makes one more than `steps`
+    membership = torch.zeros(len(groups), len(prompts), device=device)
+    for row, members in enumerate(groups.values()):
+        for p in members:
+            membership[row, p] += 1
+
+    made = {
+        "model": fingerprint(pipe.unet),
+        "layers": list(layers),
+        "steps": steps,
+        "guidance_scale": float(guidance_scale),
+        "seed": seed,
+        "sampler": type(pipe.scheduler).__name__,
+        "cfg_half": cfg_half,
+        "dtype": str(pipe.unet.dtype),
+        "diffusers": diffusers.__version__,
+    }
+    asked = hashlib.sha256(json.dumps([prompts, {k: list(v) for k, v in groups.items()}]).encode()).hexdigest()
+    sums = {name: torch.zeros(len(groups), calls, linear.in_features, device=device) for name, linear in layers.items()}
+    stats = ActivationStats(sums, {name: len(members) for name, members in groups.items()}, made, [asked])
+    done = _resume(stats, checkpoint)
+
+    guided = guidance_scale > 1
+    with (
+        _hooked(pipe.unet, membership, sums, calls) as state,
+        tqdm(
+            total=len(prompts), initial=done, desc="capturing activations", unit="prompt", disable=not progress
+        ) as bar,
+    ):
+        for start in range(done, len(prompts), batch_size):
+            part = slice(start, start + batch_size)
+            weights = membership[:, part]
+            # Under guidance diffusers puts the unconditional half first.
+            unconditional = weights if cfg_half == "both" else torch.zeros_like(weights)
+            state |= {"step": -1, "weights": torch.cat([unconditional, weights], 1) if guided else weights}
+            pipe(
+                prompts[part],
+                latents=initial_noise(pipe, [seed] * len(prompts[part])),
+                num_inference_steps=steps,
+                guidance_scale=guidance_scale,
+                output_type="latent",
+            )
+            bar.update(len(prompts[part]))
+            if checkpoint and start + batch_size < len(prompts):
+                stats.check()
+                ActivationStats(sums, stats.counts, made, [asked, str(start + batch_size)]).save(checkpoint)
+    stats.sums = {name: s.cpu() for name, s in sums.items()}
+    stats.check()
+    if checkpoint:
+        Path(checkpoint).unlink(missing_ok=True)
+    return stats
+
+
+def _check(prompts: list[str], groups: Mapping[str, Sequence[int]], cfg_half: str) -> None:
+    if not prompts:
+        raise ValueError('no prompts to capture: the list is empty. For the empty prompt, give [""].')
+    if wrong := [p for p in prompts if not isinstance(p, str)]:
+        raise ValueError(f"prompts must be strings; got {wrong[0]!r}.")
+    if cfg_half not in ("both", "cond"):
+        raise ValueError(f"cfg_half must be 'both' or 'cond'; got {cfg_half!r}.")
+    for name, members in groups.items():
+        if not len(members):
+            raise ValueError(f"group {name!r} holds no prompts.")
+        if outside := [i for i in members if not 0 <= i < len(prompts)]:
+            raise ValueError(f"group {name!r} names prompt {outside[0]}, but there are {len(prompts)}.")
+
+
+def _resume(stats: ActivationStats, checkpoint: str | Path | None) -> int:
+    """Adds what a killed capture had summed, and returns how many prompts that covers."""
+    if checkpoint is None or not Path(checkpoint).is_file():
+        return 0
+    saved = ActivationStats.load(checkpoint)
+    if (saved.made, saved.counts, saved.prompts[0]) != (stats.made, stats.counts, stats.prompts[0]):
+        raise ValueError(f"{checkpoint} is the checkpoint of another capture; remove it, or name another file.")
+    for name, s in saved.sums.items():
+        stats.sums[name] += s.to(stats.sums[name].device)
+    return int(saved.prompts[1])

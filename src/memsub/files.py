@@ -1,0 +1,53 @@
+"""Artifacts on disk: written atomically (a file is there whole, or as it was before), read with a check of what they are."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | Path, metadata: dict[str, str]) -> None:
+    """Writes a safetensors file, atomically; folders are made as needed."""
+    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    _replace(Path(path), lambda temporary: save_file(contiguous, temporary, metadata))
+
+
+def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], dict]:
+    """Tensors and `about` of an artifact of one kind.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is truncated, or no artifact of this kind.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no {kind} at {path}.")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("kind") != kind:
+                raise ValueError(f"{path} holds {metadata.get('kind') or 'no artifact of memsub'}, expected {kind}.")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["about"])  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no safetensors file: {error}.") from error
+
+
+def save_json(value: Any, path: str | Path) -> None:
+    """Writes JSON, atomically; folders are made as needed."""
+    _replace(Path(path), lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
+
+
+def _replace(path: Path, write) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,166 @@
+"""Which weights are memorized: Wanda importance of prompts against that of the empty prompt (METHOD, steps 3 to 5).
+
+    masks = locate(pipe, stats, null, sparsity=0.01)
+    masks.density()                              # (steps, layers)
+    masks.dense("down_blocks.0...", step=0)      # bool (d, f)
+    edit = masks.union(steps=10)
+
+Importance of weight (i, j) is S_ij = |W_ij| a_j. It is memorized at a step if S_ij is among the floor(s f) largest of
+row i, and larger for the prompts than for the contrast (`null`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from .activations import ActivationStats
+from .files import load_tensors, save_tensors
+from .models import check_model, ff_layers
+from .pruning import Edit
+
+
+@dataclass
+class LayerMask:
+    """Memorized weights of one layer, for every step: where they are, not a bit for each weight.
+
+    Attributes:
+        shape: (d, f) of the layer's weight.
+        columns: int16 (or int32), the column j of each memorized weight, by step, then row, ascending.
+        counts: int32 (steps, d), how many each row holds.
+    """
+
+    shape: tuple[int, int]
+    columns: torch.Tensor
+    counts: torch.Tensor
+
+    def flat(self, step: int) -> torch.Tensor:
+        """Ascending positions i f + j of the weights memorized at a step, int64."""
+        per_step = self.counts.sum(1)
+        start = int(per_step[:step].sum())
+        columns = self.columns[start : start + int(per_step[step])].long()
+        rows = torch.arange(self.shape[0]).repeat_interleave(self.counts[step])
+        return rows * self.shape[1] + columns
+
+
+@dataclass
+class NeuronMasks:
+    """Memorized weights at every step and layer.
+
+    Attributes:
+        layers: layer name to its mask, in execution order.
+        made: what made them: that of the statistics, and sparsity.
+    """
+
+    layers: dict[str, LayerMask]
+    made: dict
+
+    @property
+    def steps(self) -> int:
+        return len(next(iter(self.layers.values())).counts)
+
+    def density(self) -> torch.Tensor:
+        """Share of each layer's weights that is memorized at each step, shape (steps, layers)."""
+        return torch.stack([m.counts.sum(1) / (m.shape[0] * m.shape[1]) for m in self.layers.values()], 1)
+
+    def dense(self, layer: str, step: int) -> torch.Tensor:
+        """The mask of one layer and step as booleans, shape (d, f)."""
+        mask = self.layers[layer]
+        out = torch.zeros(mask.shape[0] * mask.shape[1], dtype=torch.bool)
+        out[mask.flat(step)] = True
+        return out.view(mask.shape)
+
+    def union(self, steps: int = 10, threshold: float = 0.0) -> Edit:
+        """The weights memorized at more than `threshold * steps` of the first `steps` steps (METHOD, step 7).
+
+        Raises:
+            ValueError: more steps than there are, fewer than one, or a threshold outside [0, 1).
+        """
+        if not 1 <= steps <= self.steps:
+            raise ValueError(f"steps must lie between 1 and {self.steps}, the steps of these masks; got {steps}.")
+        if not 0 <= threshold < 1:
+            raise ValueError(f"threshold must lie in [0, 1); got {threshold}.")
+        positions, shapes = {}, {}
+        for name, mask in self.layers.items():
+            found, times = torch.cat([mask.flat(t) for t in range(steps)]).unique(return_counts=True)
+            positions[name], shapes[name] = found[times > threshold * steps], mask.shape
+        return Edit(positions, shapes, self.made | {"union_steps": steps, "threshold": threshold})
+
+    def save(self, path: str | Path) -> None:
+        """Writes a safetensors file, atomically."""
+        tensors = {}
+        for name, mask in self.layers.items():
+            tensors |= {f"{name}.columns": mask.columns, f"{name}.counts": mask.counts}
+        shapes = {name: mask.shape for name, mask in self.layers.items()}
+        save_tensors(tensors, path, {"kind": "NeuronMasks", "about": json.dumps({"shapes": shapes, "made": self.made})})
+
+    @classmethod
+    def load(cls, path: str | Path) -> NeuronMasks:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file; it is truncated or something else.
+        """
+        tensors, about = load_tensors(path, "NeuronMasks")
+        layers = {
+            n: LayerMask(tuple(s), tensors[f"{n}.columns"], tensors[f"{n}.counts"]) for n, s in about["shapes"].items()
+        }
+        return cls(layers, about["made"])
+
+
+def locate(
+    pipe: StableDiffusionPipeline,
+    stats: ActivationStats,
+    null: ActivationStats,
+    sparsity: float = 0.01,
+    group: str | None = None,
+) -> NeuronMasks:
+    """Finds the memorized weights of one group of prompts against a contrast.
+
+    Args:
+        stats: of the memorized prompts; name the `group` if there are several.
+        null: of the contrast, one group: the empty prompt (the paper's), or ordinary prompts.
+        sparsity: share s of each row's weights that may be memorized at a step; at least one weight a row.
+
+    Raises:
+        ValueError: the sparsity is not in (0, 1], or the statistics were made from another model or differ in how they were made.
+    """
+    if not 0 < sparsity <= 1:
+        raise ValueError(f"sparsity must lie in (0, 1]; got {sparsity}.")
+    check_model(pipe, stats.made["model"], "these statistics were captured from")
+    if differing := [k for k in stats.made if stats.made[k] != null.made.get(k)]:
+        told = "; ".join(f"{k}: {stats.made[k]!r} and {null.made.get(k)!r}" for k in differing)
+        raise ValueError(f"prompts and contrast were captured differently: {told}.")
+    ours, theirs = stats.norms(group), null.norms()
+    layers = {
+        name: _locate_layer(
+            linear.weight.detach(), ours[name].to(linear.weight.device), theirs[name].to(linear.weight.device), sparsity
+        )
+        for name, linear in ff_layers(pipe.unet).items()
+    }
+    return NeuronMasks(layers, stats.made | {"sparsity": sparsity, "prompts": stats.prompts, "null": null.prompts})
+
+
+def _locate_layer(weight: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor, sparsity: float) -> LayerMask:
+    magnitude = weight.float().abs()
+    d, f = magnitude.shape
+    k = max(1, int(sparsity * f))
+    columns, counts = [], []
+    for found in _top(magnitude, ours, k):
+        step = len(counts)
+        importance = magnitude.gather(1, found)
+        kept = importance * ours[step][found] > importance * theirs[step][found]
+        columns.append(found[kept].to(torch.int16 if f <= 32767 else torch.int32).cpu())
+        counts.append(kept.sum(1, dtype=torch.int32).cpu())
+    return LayerMask((d, f), torch.cat(columns), torch.stack(counts))
+
+
+def _top(magnitude: torch.Tensor, norms: torch.Tensor, k: int) -> Iterator[torch.Tensor]:
+    """For each step, ascending columns of the k largest importances of each row, (d, k)."""
+    for step_norms in norms:
+        yield (magnitude * step_norms).topk(k, dim=1, sorted=False).indices.sort(dim=1).values
