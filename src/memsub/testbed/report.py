@@ -20,7 +20,9 @@ import numpy as np
 import pandas as pd
 import torch
 from diffusers import StableDiffusionPipeline
+from matplotlib.figure import Figure
 
+from .. import plots
 from ..generation import generate
 from ..metrics import Judges, load_judges
 from ..models import load_pipeline
@@ -206,6 +208,16 @@ def measure(
     return pd.DataFrame(rows)
 
 
+def picture(pipe: StableDiffusionPipeline, prompts: Prompts, columns: int = 5) -> Figure:
+    """Memorized captions on the left, never-seen ones on the right: the scene that was drawn for them, then four seeds."""
+    kinds = ("verbatim", "heldout")
+    captions = [text for kind in kinds for text in prompts.of(kind)[:columns]]
+    rows = {"training image; never-seen scene": np.concatenate([prompts.images(kind)[:columns] for kind in kinds])}
+    for seed in range(4):
+        rows[f"model, seed {seed}"] = generate(pipe, captions, seeds=seed, guidance_scale=GUIDANCE, progress=False)
+    return plots.image_grid(rows, captions)
+
+
 def to_markdown(table: pd.DataFrame) -> str:
     """The table as Markdown."""
     mark = {True: "yes", False: "**no**", None: ""}
@@ -217,7 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m memsub.testbed.report", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny", help="'tiny', or a folder that memsub.testbed.train wrote")
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/testbed-report"), help="folder for report.md and report.csv"
+        "--out", type=Path, default=Path("runs/testbed-report"), help="folder for report.md, report.csv and picture.png"
     )
     parser.add_argument("--sample", type=float, default=1.0, help="share of the prompts to take, for a quick look")
     args = parser.parse_args()
@@ -227,10 +239,12 @@ def main() -> None:
     prompts = (
         load_prompts("tiny") if args.model == "tiny" else Prompts(pd.read_parquet(folder / "ground_truth.parquet"))
     )
-    table = measure(load_pipeline(args.model), load_judges(args.model), prompts, folder, args.sample)
+    pipe = load_pipeline(args.model)
+    table = measure(pipe, load_judges(args.model), prompts, folder, args.sample)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "report.md").write_text(to_markdown(table))
     table.to_csv(args.out / "report.csv", index=False)
+    picture(pipe, prompts).savefig(args.out / "picture.png", dpi=110)
     print("\n" + to_markdown(table))
 
 
