@@ -1,26 +1,39 @@
 """memsub: locate and delete the subspace of a diffusion model that carries memorized training images.
 
-pipe = memsub.load_pipeline("tiny")                   # or a folder, or a hub id
-prompts = memsub.load_prompts("tiny")
-images = memsub.generate(pipe, prompts.memorized[:4], seeds=0)
-judges = memsub.load_judges("tiny")
-judges.copy.similarity(images, prompts.images("verbatim")[:4])
+The five lines:
+
+    pipe = memsub.load_pipeline("tiny")                          # "sd14", "sd20", a folder, or a hub id
+    prompts = memsub.load_prompts("tiny").memorized
+    stats, null = memsub.capture(pipe, prompts), memsub.capture(pipe, [""])
+    edit = memsub.locate(pipe, stats, null, sparsity=0.01).union(steps=10)
+    edit.apply(pipe)                                             # or: with memsub.pruned(pipe, edit): ...
 """
 
+from .activations import ActivationStats, capture
 from .generation import generate
 from .metrics import CopyJudge, Judges, PromptJudge, fid, load_judges
 from .models import load_pipeline
+from .neurons import NeuronMasks, locate
+from .overlap import pairwise_iou
 from .prompts import Prompts, load_prompts
+from .pruning import Edit, pruned
 
 __version__ = "0.1.0"
 __all__ = [
+    "ActivationStats",
     "CopyJudge",
+    "Edit",
     "Judges",
+    "NeuronMasks",
     "PromptJudge",
     "Prompts",
+    "capture",
     "fid",
     "generate",
     "load_judges",
     "load_pipeline",
     "load_prompts",
+    "locate",
+    "pairwise_iou",
+    "pruned",
 ]

@@ -81,12 +81,13 @@ class ActivationStats:
         return ActivationStats(sums, counts, self.made, self.prompts + other.prompts)
 
     def check(self) -> None:
-        """Raises FloatingPointError naming layer and step if a sum is NaN or infinite."""
-        for layer, s in self.sums.items():
-            if not torch.isfinite(s).all():
-                step = int((~torch.isfinite(s)).any(2).any(0).nonzero()[0])
+        """Raises FloatingPointError naming the first step and layer at which a sum is NaN or infinite."""
+        bad = {layer: (~torch.isfinite(s)).any(2).any(0) for layer, s in self.sums.items()}  # (steps,)
+        for step in range(len(next(iter(bad.values())))):
+            if layers := [layer for layer, steps in bad.items() if steps[step]]:
                 raise FloatingPointError(
-                    f"activations of layer {layer} are not finite at step {step}; try another dtype, such as bfloat16 or float32."
+                    f"activations of layer {layers[0]} are not finite at step {step}; "
+                    "try another dtype, such as bfloat16 or float32."
                 )
 
     def save(self, path: str | Path) -> None:

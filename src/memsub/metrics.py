@@ -141,7 +141,7 @@ def load_judges(name: str = "tiny", device: str | torch.device | None = None) ->
             f"{folder} holds no folder `judges`: expected 'tiny' or the output of memsub.testbed.train."
         )
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    options = {"torch_dtype": torch.float32, "use_safetensors": True}
+    options = {"dtype": torch.float32, "use_safetensors": True}
     copy = SceneEncoder.from_pretrained(folder / "judges" / "copy", **options).to(device).eval()
     alignment = SceneCLIP.from_pretrained(folder / "judges" / "alignment", **options).to(device).eval()
     roc = json.loads((folder / "judges" / "copy" / "threshold.json").read_text())

@@ -46,7 +46,7 @@ def load_pipeline(
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" or model == "tiny" else torch.float16
     pipe = StableDiffusionPipeline.from_pretrained(
-        source, torch_dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
+        source, dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
     )
     pipe.set_progress_bar_config(disable=True)  # `generate` shows one bar for all batches
     return pipe.to(device)
