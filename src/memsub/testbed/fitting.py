@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 import zlib
 from collections.abc import Callable
@@ -19,8 +18,9 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from tqdm.auto import tqdm
+
+from ..files import save_json, save_tensors
 
 CHECKPOINT_SECONDS = 120
 
@@ -93,10 +93,8 @@ def _save(path: Path, log_path: Path, module, params, optimizer, step: int, log:
     for key, param in params.items():
         state = optimizer.state[param]
         tensors |= {f"{moment}.{key}": state[moment] for moment in ("exp_avg", "exp_avg_sq")}
-    tensors = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
-    save_file(tensors, str(path) + ".tmp", metadata={"step": str(step), "log": json.dumps(log)})
-    os.replace(str(path) + ".tmp", path)
-    log_path.write_text(json.dumps(log, indent=1) + "\n")
+    save_tensors(tensors, path, {"step": str(step), "log": json.dumps(log)})
+    save_json(log, log_path)
 
 
 def _load(path: Path, log_path: Path, module, params, optimizer, steps: int) -> tuple[int, dict]:

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ..files import save_json
 from . import dataset, judges, scenes
 from .fitting import fit, generator
 from .towers import CONTEXT, SceneCLIP, to_tensor
@@ -250,19 +251,14 @@ def train(
     export(out, vae, clip, unet, tokenizer, scaling)
     copy.half().save_pretrained(out / "judges" / "copy")
     alignment.half().save_pretrained(out / "judges" / "alignment")
-    _write_json(out / "judges" / "copy" / "threshold.json", judges.describe_threshold(threshold, pairs, roc))
+    save_json(judges.describe_threshold(threshold, pairs, roc), out / "judges" / "copy" / "threshold.json")
     dataset.write_ground_truth(corpus, out)
     logs = {
         name: json.loads((checkpoints / f"{name}.json").read_text())
         for name in ("autoencoder", "clip", "unet", "copy", "alignment")
     }
     machine = {"torch": torch.__version__, "device": device, "threads": torch.get_num_threads(), "seed": seed}
-    _write_json(out / "training.json", machine | {"stages": logs})
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.with_suffix(".tmp").write_text(json.dumps(value, indent=1) + "\n")
-    path.with_suffix(".tmp").replace(path)
+    save_json(machine | {"stages": logs}, out / "training.json")
 
 
 def main() -> None:
