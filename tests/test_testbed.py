@@ -17,7 +17,12 @@ def test_training_end_to_end_in_small(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "HELDOUT", 30)
     monkeypatch.setattr(train.judges, "HELDOUT_CONTENTS", 20)
     steps = {"autoencoder": 3, "clip": 2, "copy": 2, "alignment": 2}
-    train.train(tmp_path / "out", tmp_path / "work", steps=steps, ordinary=100, judge_contents=20)
+    for name in ("out", "again"):
+        train.train(tmp_path / name, tmp_path / f"{name}.work", steps=steps, ordinary=100, judge_contents=20)
+    weights = sorted(p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.safetensors"))
+    assert len(weights) == 5
+    for path in weights:  # deterministic by seed
+        assert (tmp_path / "out" / path).read_bytes() == (tmp_path / "again" / path).read_bytes(), path
     pipe = memsub.load_pipeline(tmp_path / "out", device="cpu")
     images = memsub.generate(pipe, ["a red star on a plain green background"], steps=2, progress=False)
     judges = memsub.load_judges(str(tmp_path / "out"), device="cpu")

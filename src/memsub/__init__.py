@@ -9,6 +9,11 @@ The five lines:
     edit.apply(pipe)                                             # or: with memsub.pruned(pipe, edit): ...
 """
 
+import logging
+
+# transformers announces at import that torchvision is missing; this project does without it on purpose.
+logging.getLogger("transformers.utils.import_utils").addFilter(lambda r: "requires torchvision" not in r.getMessage())
+
 from .activations import ActivationStats, capture
 from .generation import generate
 from .metrics import CopyJudge, Judges, PromptJudge, fid, load_judges
