@@ -120,12 +120,15 @@ def _augment(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 
 
 def train_copy_judge(
-    scenes: JudgeScenes, vae: AutoencoderKL, folder: Path, seed: int, steps: int, device: str = "cpu"
+    scenes: JudgeScenes, returned: np.ndarray, folder: Path, seed: int, steps: int, device: str = "cpu"
 ) -> SceneEncoder:
-    """InfoNCE between two views of a picture, among 16 contents x 4 layouts and 16 one-attribute variants."""
+    """InfoNCE between two views of a picture, among 16 contents x 4 layouts and 16 one-attribute variants.
+
+    `returned` are the scenes' images, flat, after the autoencoder's round trip: one of the ways to be a copy.
+    """
     torch.manual_seed(generator(seed, "copy").initial_seed())
     model = SceneEncoder(dim=64, pooled=False).to(device)
-    views = np.stack([scenes.images, round_trip(vae, scenes.flat()[0]).reshape(scenes.images.shape)])
+    views = np.stack([scenes.images, returned.reshape(scenes.images.shape)])
 
     def loss(step: int, rng: torch.Generator) -> torch.Tensor:
         draws = np.random.default_rng(rng.initial_seed())

@@ -1,6 +1,6 @@
 """Trains the embedded model: `python -m memsub.testbed.train --out DIR`.
 
-Stages, each resumable and deterministic by seed: autoencoder, CLIP (its text tower conditions the UNet), UNet,
+Stages, each resumable, and deterministic by seed up to the rounding of float sums: autoencoder, CLIP (its text tower conditions the UNet), UNet,
 and the two judges, which are trained on scenes of their own. `DIR` is then an ordinary diffusers pipeline with a
 folder `judges` in it.
 """
@@ -232,8 +232,9 @@ def train(
 
     own = judges.judge_scenes(seed + 1, judge_contents)
     images, contents = own.flat()
-    copy = judges.train_copy_judge(own, vae, checkpoints, seed, steps["copy"], device)
-    both = np.concatenate([images, judges.round_trip(vae, images)])  # so that decoded pictures are no strangers to it
+    returned = judges.round_trip(vae, images)
+    copy = judges.train_copy_judge(own, returned, checkpoints, seed, steps["copy"], device)
+    both = np.concatenate([images, returned])  # so that decoded pictures are no strangers to the alignment judge
     alignment = train_clip(
         "alignment",
         both,
