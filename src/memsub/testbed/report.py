@@ -31,7 +31,7 @@ from . import dataset
 from .judges import round_trip
 from .scenes import Content, caption, parse
 
-GUIDANCE = 5.0
+GUIDANCE = 3.0
 ALTERNATIVES = 16
 
 
