@@ -37,11 +37,12 @@ def test_training_end_to_end_in_small(tmp_path, monkeypatch):
     assert table["exposures"].sum() == 100 + 100 + 100 + 10 + 20
 
 
-def test_tokenizer_gives_each_word_of_the_world_one_token(pipe):
+def test_tokenizers_give_each_word_of_the_world_one_token(pipe):
     made = train.make_tokenizer()
-    assert made.get_vocab() == pipe.tokenizer.get_vocab()
-    for word in train.scenes.WORDS:
-        assert len(pipe.tokenizer(word).input_ids) == 3, word
+    assert made.get_vocab() == train.make_tokenizer().get_vocab()
+    for tokenizer in (made, pipe.tokenizer):
+        for word in train.scenes.WORDS:
+            assert len(tokenizer(word).input_ids) == 3, word
 
 
 def test_shipped_figures_hold_on_a_sample(pipe, judges, prompts, monkeypatch):

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -32,19 +34,31 @@ NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "sc
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer with merges for the words of this world: one token a word, any other text in pieces."""
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    """CLIP's byte-pair tokenizer with merges for the words of this world: one token a word, any other text in pieces.
+
+    The merges are counted here, not by the tokenizers library, whose trainer breaks ties at random: token ids must not
+    change between the run that trains the CLIP and the one that resumes with the UNet.
+    """
+    spellings = [[*word[:-1], f"{word[-1]}</w>"] for word in sorted(set(scenes.WORDS))]
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for word in spellings for pair in pairwise(word)):
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        spellings = [_merged(word, best) for word in spellings]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=10_000, min_frequency=1, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator(sorted(scenes.WORDS), trainer)
-    model = json.loads(bpe.to_str())["model"]
-    vocab = dict(model["vocab"])
-    for token in [f"{letter}</w>" for letter in alphabet] + ["<|startoftext|>", "<|endoftext|>"]:
-        vocab.setdefault(token, len(vocab))
-    return CLIPTokenizer(vocab=vocab, merges=[tuple(m) for m in model["merges"]], model_max_length=CONTEXT)
+    tokens = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *map("".join, merges)]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"]))}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=CONTEXT)
+
+
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    out: list[str] = []
+    for piece in word:
+        if out and (out[-1], piece) == pair:
+            out[-1] += piece
+        else:
+            out.append(piece)
+    return out
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
@@ -208,6 +222,8 @@ def export(folder: Path, vae, clip: SceneCLIP, unet, tokenizer, scaling: float) 
         requires_safety_checker=False,
     )
     pipe.save_pretrained(folder, safe_serialization=True)
+    config = json.loads((folder / "text_encoder" / "config.json").read_text())
+    save_json(config | {"dtype": "float32"}, folder / "text_encoder" / "config.json")  # transformers would load halves
 
 
 def train(
