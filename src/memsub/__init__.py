@@ -15,6 +15,7 @@ import logging
 logging.getLogger("transformers.utils.import_utils").addFilter(lambda r: "requires torchvision" not in r.getMessage())
 
 from .activations import ActivationStats, capture
+from .evaluation import evaluate, summary
 from .generation import generate
 from .metrics import CopyJudge, Judges, PromptJudge, fid, load_judges
 from .models import load_pipeline
@@ -22,6 +23,7 @@ from .neurons import NeuronMasks, locate
 from .overlap import pairwise_iou
 from .prompts import Prompts, load_prompts
 from .pruning import Edit, pruned
+from .runs import Parameters, Run
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,9 +32,12 @@ __all__ = [
     "Edit",
     "Judges",
     "NeuronMasks",
+    "Parameters",
     "PromptJudge",
     "Prompts",
+    "Run",
     "capture",
+    "evaluate",
     "fid",
     "generate",
     "load_judges",
@@ -41,4 +46,5 @@ __all__ = [
     "locate",
     "pairwise_iou",
     "pruned",
+    "summary",
 ]

@@ -57,10 +57,23 @@ class ActivationStats:
         """
         if group is None and len(self.counts) == 1:
             (group,) = self.counts
+        row = self._row(group)
+        return {layer: (s[row] / self.counts[group]).sqrt() for layer, s in self.sums.items()}
+
+    def only(self, group: str) -> ActivationStats:
+        """The statistics of one group.
+
+        Raises:
+            KeyError: no such group.
+        """
+        row = self._row(group)
+        sums = {layer: s[row : row + 1] for layer, s in self.sums.items()}
+        return ActivationStats(sums, {group: self.counts[group]}, self.made, [*self.prompts, group])
+
+    def _row(self, group: str | None) -> int:
         if group not in self.counts:
             raise KeyError(f"no group {group!r} in these statistics; they hold: {', '.join(self.counts)}.")
-        row = list(self.counts).index(group)
-        return {layer: (s[row] / self.counts[group]).sqrt() for layer, s in self.sums.items()}
+        return list(self.counts).index(group)
 
     def __add__(self, other: ActivationStats) -> ActivationStats:
         """Statistics of both: groups of one name add up, others stand side by side.

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pyarrow
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -38,9 +40,34 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], 
         raise ValueError(f"{path} is truncated or no safetensors file: {error}.") from error
 
 
+def save_table(table: pd.DataFrame, path: str | Path) -> None:
+    """Writes parquet, atomically; folders are made as needed."""
+    _replace(Path(path), lambda temporary: table.to_parquet(temporary))
+
+
+def load_table(path: str | Path) -> pd.DataFrame:
+    """Reads parquet.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is truncated or something else.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no table at {path}.")
+    try:
+        return pd.read_parquet(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is truncated or no parquet file: {error}.") from error
+
+
+def save_text(text: str, path: str | Path) -> None:
+    """Writes UTF-8 text, atomically; folders are made as needed."""
+    _replace(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 def save_json(value: Any, path: str | Path) -> None:
     """Writes JSON, atomically; folders are made as needed."""
-    _replace(Path(path), lambda temporary: temporary.write_text(json.dumps(value, indent=1) + "\n"))
+    save_text(json.dumps(value, indent=1) + "\n", path)
 
 
 def _replace(path: Path, write) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -95,12 +96,25 @@ def ff_layers(unet: torch.nn.Module) -> dict[str, torch.nn.Linear]:
     return {f"{names[m]}.net.2": m.net[2] for m in found}
 
 
+_FINGERPRINTS: WeakKeyDictionary[torch.nn.Module, tuple[list, str]] = WeakKeyDictionary()
+
+
 def fingerprint(unet: torch.nn.Module) -> str:
-    """sha256 over the UNet's parameters, names and dtypes."""
+    """sha256 over the UNet's parameters, names and dtypes.
+
+    Hashing gigabytes takes seconds, so it is done again only after a weight was replaced or written to. (A write through
+    `weight.data` hides from PyTorch's count of writes: write under `torch.no_grad()` instead.)
+    """
+    tensors = sorted(unet.state_dict().items())
+    writes = [(t.data_ptr(), t._version) for _, t in tensors]
+    known = _FINGERPRINTS.get(unet)
+    if known and known[0] == writes:
+        return known[1]
     digest = hashlib.sha256()
-    for name, tensor in sorted(unet.state_dict().items()):
+    for name, tensor in tensors:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    _FINGERPRINTS[unet] = (writes, digest.hexdigest())
     return digest.hexdigest()
 
 
@@ -108,5 +122,5 @@ def check_model(pipe: StableDiffusionPipeline, expected: str, told: str) -> None
     """Raises ValueError naming both models if the pipeline's UNet is not the one with the `expected` fingerprint."""
     if (found := fingerprint(pipe.unet)) != expected:
         raise ValueError(
-            f"{told} another model: the fingerprint of its UNet is {expected[:12]}, that of this pipeline's is {found[:12]}."
+            f"{told} another model: the fingerprint of its UNet is {expected[:12]}, that of this pipeline's is {found[:12]} (also different if this pipeline is already edited)."
         )

@@ -12,7 +12,6 @@ row i, and larger for the prompts than for the contrast (`null`).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +90,21 @@ class NeuronMasks:
             positions[name], shapes[name] = found[times > threshold * steps], mask.shape
         return Edit(positions, shapes, self.made | {"union_steps": steps, "threshold": threshold})
 
+    def random(self, seed: int = 0) -> NeuronMasks:
+        """As many weights of each row at each step, chosen at random: the control of equal density."""
+        generator = torch.Generator().manual_seed(seed)
+        layers = {}
+        for name, mask in self.layers.items():
+            d, f = mask.shape
+            columns = []
+            for counts in mask.counts:
+                chosen = torch.rand(d, f, generator=generator).topk(int(counts.max()), dim=1).indices
+                chosen[torch.arange(chosen.shape[1]) >= counts[:, None]] = f  # beyond what the row holds
+                ascending = chosen.sort(dim=1).values
+                columns.append(ascending[ascending < f].to(mask.columns.dtype))
+            layers[name] = LayerMask(mask.shape, torch.cat(columns), mask.counts)
+        return NeuronMasks(layers, self.made | {"random": seed})
+
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file, atomically."""
         tensors = {}
@@ -146,21 +160,38 @@ def locate(
     return NeuronMasks(layers, stats.made | {"sparsity": sparsity, "prompts": stats.prompts, "null": null.prompts})
 
 
+_BLOCK = 10
+"""Steps that share their candidates: norms drift slowly, so that few columns can come first at any of them."""
+
+
 def _locate_layer(weight: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor, sparsity: float) -> LayerMask:
     magnitude = weight.float().abs()
     d, f = magnitude.shape
     k = max(1, int(sparsity * f))
     columns, counts = [], []
-    for found in _top(magnitude, ours, k):
-        step = len(counts)
-        importance = magnitude.gather(1, found)
-        kept = importance * ours[step][found] > importance * theirs[step][found]
-        columns.append(found[kept].to(torch.int16 if f <= 32767 else torch.int32).cpu())
-        counts.append(kept.sum(1, dtype=torch.int32).cpu())
+    known = (magnitude * ours[0]).topk(k, dim=1, sorted=False).indices
+    for start in range(0, len(ours), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        candidates = _candidates(magnitude, ours[block], known)
+        among = magnitude.gather(1, candidates)
+        for our_norms, their_norms in zip(ours[block], theirs[block], strict=True):
+            importance = among * our_norms[candidates]
+            first = importance.topk(k, dim=1, sorted=False).indices
+            kept = torch.zeros_like(importance, dtype=torch.bool).scatter_(1, first, True)
+            kept &= importance > among * their_norms[candidates]
+            known = candidates.gather(1, first)
+            columns.append(candidates[kept].to(torch.int16 if f <= 32767 else torch.int32).cpu())
+            counts.append(kept.sum(1, dtype=torch.int32).cpu())
     return LayerMask((d, f), torch.cat(columns), torch.stack(counts))
 
 
-def _top(magnitude: torch.Tensor, norms: torch.Tensor, k: int) -> Iterator[torch.Tensor]:
-    """For each step, ascending columns of the k largest importances of each row, (d, k)."""
-    for step_norms in norms:
-        yield (magnitude * step_norms).topk(k, dim=1, sorted=False).indices.sort(dim=1).values
+def _candidates(magnitude: torch.Tensor, norms: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Columns, ascending, that can be among the k largest of their row at any of some steps; (d, c), c as small as can be.
+
+    What a column reaches at most must not be below what the k `known` columns, those of the step before, reach at least.
+    So a full selection is needed once a block, not once a step.
+    """
+    floor = (magnitude.gather(1, known) * norms.amin(0)[known]).amin(1, keepdim=True)
+    ceiling = magnitude * norms.amax(0)
+    width = int((ceiling >= floor).sum(1).max())
+    return ceiling.topk(width, dim=1, sorted=False).indices.sort(dim=1).values

@@ -8,15 +8,22 @@ overlap.mean(0).mean(1)                                 # a curve per step
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, product
 
 import torch
 
 from .neurons import NeuronMasks
 
 
-def pairwise_iou(sets: Sequence[NeuronMasks], others: Sequence[NeuronMasks] | None = None) -> torch.Tensor:
+def pairwise_iou(
+    sets: Sequence[NeuronMasks],
+    others: Sequence[NeuronMasks] | None = None,
+    pairs: Sequence[tuple[int, int]] | None = None,
+) -> torch.Tensor:
     """IoU of every two of `sets`, or of each of them with each of `others`; 0 where the union is empty.
+
+    Args:
+        pairs: which of `sets` to compare with which of `sets` (or of `others`); default all.
 
     Returns:
         float64, shape (pairs, steps, layers).
@@ -31,10 +38,12 @@ def pairwise_iou(sets: Sequence[NeuronMasks], others: Sequence[NeuronMasks] | No
     for masks in everything:
         if masks.made["model"] != first.made["model"] or masks.steps != first.steps:
             raise ValueError("these sets of masks were made from different models or with different numbers of steps.")
-    if others is None:
-        pairs = list(combinations(range(len(sets)), 2))
-    else:
-        pairs = [(a, len(sets) + b) for a in range(len(sets)) for b in range(len(others))]
+    if pairs is None:
+        pairs = list(
+            combinations(range(len(sets)), 2) if others is None else product(range(len(sets)), range(len(others)))
+        )
+    if others is not None:
+        pairs = [(a, len(sets) + b) for a, b in pairs]
     out = torch.zeros(len(pairs), first.steps, len(first.layers), dtype=torch.float64)
     for column, name in enumerate(first.layers):
         layers = [masks.layers[name] for masks in everything]

@@ -4,6 +4,10 @@ image_grid({"training image": a, "seed 0": b}, captions)    # a labelled row for
 similarity_histograms(frame, threshold)                     # one panel a kind of caption
 exposure_curve(ladder, threshold)                           # exposures -> probability of reproduction
 judge_roc(judge)                                            # how the copy judge's threshold was chosen
+heatmaps({"memorized": (steps, layers), ...}, layers, "...") # a panel an entry, one colour scale
+curves({"memorized": [(steps, layers), ...]}, layers, "...") # per layer and per step, a line a subset, a row an entry
+spread({"m = 10": (pairs, steps, layers), ...}, layers, "") # per layer and per step, mean and spread over pairs
+tradeoff(frame)                                             # what is still reproduced against what is still drawn as asked
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .metrics import CopyJudge
@@ -108,6 +113,99 @@ def exposure_curve(ladder: pd.DataFrame, others: pd.DataFrame | None = None) -> 
         ylim=(-0.03, 1.03),
     )
     axis.legend(title=None, loc="upper left")
+    sns.despine(figure)
+    return figure
+
+
+def layer_label(name: str) -> str:
+    """Short form of a feed-forward layer's module name: "down 0.1", "mid", "up 3.2" (block, position in the block)."""
+    parts = name.split(".")
+    where = parts[0].removesuffix("_blocks").removesuffix("_block")
+    return where if where == "mid" else f"{where} {parts[1]}.{parts[3]}"
+
+
+def _label_layers(axis: Axes, layers: Sequence[str]) -> None:
+    axis.set_xticks(np.arange(len(layers)), [layer_label(name) for name in layers], rotation=90, fontsize=8)
+    axis.set_xlabel("feed-forward layer, in execution order")
+
+
+def heatmaps(panels: Mapping[str, np.ndarray], layers: Sequence[str], label: str) -> Figure:
+    """Layers by steps, one panel an entry, all on one colour scale.
+
+    Args:
+        panels: title to values of shape (steps, layers).
+        label: what the values are, with their unit.
+    """
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(3.1 * len(panels) + 1, 4.2), squeeze=False, layout="constrained", sharey=True
+    )
+    low, high = min(float(np.min(v)) for v in panels.values()), max(float(np.max(v)) for v in panels.values())
+    for axis, (title, values) in zip(axes[0], panels.items(), strict=True):
+        image = axis.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
+        axis.set_title(title, fontsize=10)
+        _label_layers(axis, layers)
+    axes[0, 0].set_ylabel("denoising step")
+    figure.colorbar(image, ax=axes, label=label)
+    return figure
+
+
+def _two_panels(rows: int, layers: Sequence[str], label: str, height: float = 3.2) -> tuple[Figure, np.ndarray]:
+    figure, axes = plt.subplots(rows, 2, figsize=(10, height * rows), squeeze=False, sharey="all", layout="constrained")
+    for left, right in axes:
+        _label_layers(left, layers)
+        right.set_xlabel("denoising step")
+        left.set_ylabel(label)
+    sns.despine(figure)
+    return figure, axes
+
+
+def curves(rows: Mapping[str, Sequence[np.ndarray]], layers: Sequence[str], label: str) -> Figure:
+    """A line a subset, per layer (mean over steps) and per step (mean over layers); a row of panels an entry.
+
+    Args:
+        rows: title to arrays of shape (steps, layers), one a subset.
+    """
+    figure, axes = _two_panels(len(rows), layers, label)
+    for (left, right), (title, subsets), colour in zip(axes, rows.items(), sns.color_palette("deep"), strict=False):
+        for values in subsets:
+            left.plot(values.mean(0), color=colour, alpha=0.6, linewidth=1)
+            right.plot(values.mean(1), color=colour, alpha=0.6, linewidth=1)
+        left.set_title(f"{title}: per layer, a line a subset ({len(subsets)})", fontsize=10, loc="left")
+        right.set_title("per step", fontsize=10, loc="left")
+    return figure
+
+
+def spread(lines: Mapping[str, np.ndarray], layers: Sequence[str], label: str, title: str = "") -> Figure:
+    """Mean over pairs per layer and per step, with a band of one standard deviation over the pairs; a line an entry.
+
+    Args:
+        lines: legend entry to values of shape (pairs, steps, layers).
+    """
+    figure, axes = _two_panels(1, layers, label, height=3.8)
+    palette = sns.color_palette("viridis" if all("=" in key for key in lines) else "deep", len(lines))
+    for (name, values), colour in zip(lines.items(), palette, strict=True):
+        for axis, per_pair in zip(axes[0], (values.mean(1), values.mean(2)), strict=True):
+            x, mean, deviation = np.arange(per_pair.shape[1]), per_pair.mean(0), per_pair.std(0)
+            axis.plot(x, mean, color=colour, label=f"{name} ({len(values)} pairs)")
+            axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
+    axes[0, 1].legend(fontsize=8)
+    axes[0, 0].set_ylim(bottom=0)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def tradeoff(frame: pd.DataFrame, x: str, y: str, labels: Mapping[str, str], hue: str = "model") -> Figure:
+    """One point a model: memorization to the right, quality up; the best corner is the upper left.
+
+    Args:
+        frame: columns `x`, `y`, `hue`.
+        labels: axis label of `x` and of `y`.
+    """
+    figure, axis = plt.subplots(figsize=(6.5, 4.4), layout="constrained")
+    sns.scatterplot(frame, x=x, y=y, hue=hue, style=hue, s=70, ax=axis)
+    axis.set(xlabel=labels[x], ylabel=labels[y])
+    axis.legend(title=None, fontsize=8)
     sns.despine(figure)
     return figure
 

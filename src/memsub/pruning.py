@@ -47,13 +47,14 @@ class Edit:
         Raises:
             ValueError: the edit belongs to another model; nothing is changed.
         """
-        for weight, positions in self._weights(pipe):
-            weight.view(-1)[positions] = 0
+        with torch.no_grad():
+            for weight, positions in self._weights(pipe):
+                weight.view(-1)[positions] = 0
 
     def _weights(self, pipe: StableDiffusionPipeline) -> list[tuple[torch.Tensor, torch.Tensor]]:
         check_model(pipe, self.made["model"], "this edit was made for")
         layers = ff_layers(pipe.unet)
-        return [(layers[n].weight.data, p.to(layers[n].weight.device)) for n, p in self.positions.items()]
+        return [(layers[n].weight, p.to(layers[n].weight.device)) for n, p in self.positions.items()]
 
     def _combine(self, other: Edit, name: str, keep: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Edit:
         if self.made["model"] != other.made["model"]:
@@ -106,10 +107,11 @@ def pruned(pipe: StableDiffusionPipeline, edit: Edit) -> Iterator[StableDiffusio
         ValueError: the edit belongs to another model.
     """
     weights = edit._weights(pipe)
-    kept = [weight.view(-1)[positions].clone() for weight, positions in weights]
+    kept = [weight.detach().view(-1)[positions].clone() for weight, positions in weights]
     try:
         edit.apply(pipe)
         yield pipe
     finally:
-        for (weight, positions), values in zip(weights, kept, strict=True):
-            weight.view(-1)[positions] = values
+        with torch.no_grad():
+            for (weight, positions), values in zip(weights, kept, strict=True):
+                weight.view(-1)[positions] = values

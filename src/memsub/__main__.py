@@ -1,0 +1,107 @@
+"""memsub for people who do not open notebooks.
+
+    python -m memsub run tiny                                  # all notebooks into runs/tiny/, then report.html
+    python -m memsub run my-parameters.yaml
+    python -m memsub locate sd14 --prompts captions.txt --out edit.safetensors
+    python -m memsub prune sd14 --edit edit.safetensors --out repaired/
+
+`run` goes on from the first notebook whose code or parameters changed; --fresh starts over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from . import batch
+from .activations import capture
+from .models import NAMES, load_pipeline, resolve
+from .neurons import locate
+from .prompts import load_prompts, read_captions
+from .pruning import Edit
+
+
+def _run(args: argparse.Namespace) -> None:
+    report = batch.run(args.parameters, args.out, args.notebooks, args.fresh)
+    print(f"Report: {report}")
+
+
+def _locate(args: argparse.Namespace) -> None:
+    resolve(args.model)  # bad names are told before anything is loaded
+    memorized = read_captions(args.prompts) if args.prompts else load_prompts(args.model).memorized
+    contrast = read_captions(args.contrast) if args.contrast else [""]
+    pipe = load_pipeline(args.model)
+    options = {
+        "steps": args.steps,
+        "guidance_scale": args.guidance_scale,
+        "seed": args.seed,
+        "cfg_half": args.cfg_half,
+        "batch_size": args.batch_size,
+    }
+    partial = args.out.with_suffix(".partial")
+    stats = capture(pipe, memorized, checkpoint=partial, **options)
+    edit = locate(pipe, stats, capture(pipe, contrast, **options), args.sparsity).union(args.tau, args.threshold)
+    edit.save(args.out)
+    print(f"{args.out}: {edit.density:.2%} of the second feed-forward weights, located on {len(memorized)} prompts.")
+
+
+def _prune(args: argparse.Namespace) -> None:
+    if args.out.exists() and any(args.out.iterdir()):
+        raise ValueError(f"{args.out} is not empty: name a new folder for the pruned pipeline.")
+    edit = Edit.load(args.edit)
+    pipe = load_pipeline(args.model)
+    edit.apply(pipe)
+    pipe.save_pretrained(args.out, safe_serialization=True)
+    print(f"{args.out}: {args.model} with {edit.density:.2%} of its second feed-forward weights set to zero.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m memsub", description=__doc__, formatter_class=formatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    model = f"one of {', '.join(NAMES)}, a folder, or a hub id"
+
+    run = commands.add_parser("run", help="execute the notebooks in order, then write an HTML report")
+    run.add_argument("parameters", help="a name in papermill_params/ (tiny, sd14, sd20), or a YAML file")
+    run.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
+    run.add_argument("--notebooks", nargs="+", metavar="NN", help="only those whose names begin so, such as 00 01")
+    run.add_argument("--fresh", action="store_true", help="execute all of them again")
+    run.set_defaults(function=_run)
+
+    find = commands.add_parser("locate", help="find the weights that carry a list of memorized prompts")
+    find.add_argument("model", help=model)
+    find.add_argument("--prompts", type=Path, help="captions, one a line (default: the model's memorized ones)")
+    find.add_argument("--contrast", type=Path, help="ordinary captions, one a line (default: the empty prompt)")
+    find.add_argument("--sparsity", type=float, default=0.01, help="share of a row that may be memorized (0.01)")
+    find.add_argument("--tau", type=int, default=10, help="unite the masks of the first TAU steps (10)")
+    find.add_argument("--threshold", type=float, default=0.0, help="... memorized at more than this share of them (0)")
+    find.add_argument("--steps", type=int, default=50, help="denoising steps (50)")
+    find.add_argument("--guidance-scale", type=float, default=7.5, help="7.5")
+    find.add_argument("--cfg-half", choices=["both", "cond"], default="both")
+    find.add_argument("--batch-size", type=int, default=16)
+    find.add_argument("--seed", type=int, default=0, help="of the initial noise")
+    find.add_argument("--out", type=Path, required=True, help="file of the edit")
+    find.set_defaults(function=_locate)
+
+    prune = commands.add_parser("prune", help="write a pipeline with an edit applied")
+    prune.add_argument("model", help=model)
+    prune.add_argument("--edit", type=Path, required=True, help="what `locate` wrote")
+    prune.add_argument("--out", type=Path, required=True, help="folder of the pruned pipeline")
+    prune.set_defaults(function=_prune)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns 1 after an error that it has told in a line."""
+    args = _parser().parse_args(arguments)
+    try:
+        args.function(args)
+    except (ValueError, OSError, FloatingPointError, batch.NotebookError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

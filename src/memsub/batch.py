@@ -1,0 +1,135 @@
+"""All notebooks, headless: `python -m memsub run`.
+
+    report = run("tiny")                       # runs/tiny/00_testbed.ipynb, ..., report.html
+
+Each notebook is executed by papermill into the run folder. A notebook is skipped if it was executed before with the same
+code and parameters, and so were all before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+from tqdm.auto import tqdm
+
+from .files import save_json, save_text
+from .models import resolve
+from .runs import Parameters
+
+
+class NotebookError(RuntimeError):
+    """A notebook stopped with an error; says which, where, and how."""
+
+
+def project() -> Path:
+    """The checkout that holds the notebooks.
+
+    Raises:
+        FileNotFoundError: memsub was installed without one.
+    """
+    for folder in (Path.cwd(), *Path(__file__).resolve().parents):
+        if (folder / "papermill_params").is_dir() and (folder / "notebooks").is_dir():
+            return folder
+    raise FileNotFoundError(
+        "no folder with notebooks/ and papermill_params/ here: run this from a checkout of memsub (they are not in the wheel)."
+    )
+
+
+def run(parameters: str, out: Path | None = None, only: list[str] | None = None, fresh: bool = False) -> Path:
+    """Executes the notebooks in order and returns the path of the HTML report.
+
+    Args:
+        parameters: a name in papermill_params/, or a YAML file.
+        out: run folder; default `runs/<name>` in the current folder.
+        only: beginnings of the names of the notebooks to execute; default all.
+
+    Raises:
+        ValueError, FileNotFoundError: parameters or model are not right; nothing was executed.
+        NotebookError: a notebook stopped; the next call goes on with it.
+    """
+    root = project()
+    file = (
+        Path(parameters) if parameters.endswith((".yaml", ".yml")) else root / "papermill_params" / f"{parameters}.yaml"
+    )
+    if not file.is_file():
+        names = ", ".join(sorted(p.stem for p in (root / "papermill_params").glob("*.yaml")))
+        raise FileNotFoundError(
+            f"no parameters {parameters!r}: expected one of {names}, or a YAML file; {file} is missing."
+        )
+    given = Parameters.load(file)
+    folder = (out or Path("runs") / file.stem).resolve()
+    given = given.model_copy(update={"run": str(folder)})
+    resolve(given.model)
+    notebooks = [p for p in sorted((root / "notebooks").glob("*.ipynb")) if not only or p.name.startswith(tuple(only))]
+    if not notebooks:
+        raise ValueError(f"no notebook's name begins with {' or '.join(only or [])} in {root / 'notebooks'}.")
+    save_json(given.model_dump(), folder / "parameters.json")
+    _execute_all(notebooks, given, folder, fresh)
+    return write_report([folder / p.name for p in notebooks], folder / "report.html", f"memsub: {given.model}")
+
+
+def _execute_all(notebooks: list[Path], parameters: Parameters, folder: Path, fresh: bool) -> None:
+    record = folder / "executed.json"
+    done = json.loads(record.read_text()) if record.is_file() and not fresh else {}
+    digest = _digest(parameters.model_dump(), *(p.read_text() for p in sorted(Path(__file__).parent.rglob("*.py"))))
+    unchanged = True
+    bar = tqdm(notebooks, desc="notebooks", unit="notebook")
+    for path in bar:
+        bar.set_postfix_str(path.stem)
+        digest = _digest(digest, _code(nbformat.read(path, as_version=4)))
+        unchanged = unchanged and done.get(path.name) == digest and (folder / path.name).is_file()
+        if not unchanged:
+            done.pop(path.name, None)
+            execute(path, folder / path.name, parameters)
+            done[path.name] = digest
+            save_json(done, record)
+
+
+def execute(path: Path, out: Path, parameters: Parameters) -> None:
+    """Executes one notebook by papermill, in the folder it lies in.
+
+    Raises:
+        NotebookError: names notebook, cell and error; `out` holds the notebook up to there.
+    """
+    import papermill  # in the extra `notebooks`
+    from papermill.exceptions import PapermillExecutionError
+
+    # A notebook's own cell shows only the parameters it is about; papermill would warn of each of the others.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    given = parameters.model_dump()
+    try:
+        papermill.execute_notebook(str(path), str(out), given, cwd=str(path.parent), kernel_name="python3")
+    except PapermillExecutionError as error:
+        raise NotebookError(
+            f"{path.name} stopped at In [{error.exec_count}]: {error.ename}: {error.evalue} (see {out}). Run again to go on from there."
+        ) from None
+
+
+def write_report(notebooks: list[Path], out: Path, title: str) -> Path:
+    """One HTML page with the text, tables and figures of executed notebooks, without their code."""
+    from nbconvert import HTMLExporter
+
+    cells = [cell for path in notebooks for cell in nbformat.read(path, as_version=4).cells]
+    for i, cell in enumerate(cells):
+        cell["id"] = f"cell-{i}"
+        if cell.cell_type == "code":  # progress bars are no result
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+    page = nbformat.v4.new_notebook(cells=cells, metadata={"title": title})
+    body, _ = HTMLExporter(
+        exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
+    ).from_notebook_node(page)
+    save_text(body, out)
+    return out
+
+
+def _code(notebook: NotebookNode) -> str:
+    return json.dumps([cell.source for cell in notebook.cells])
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,244 @@
+"""Speed and memory, measured: `python -m memsub.bench [NAME ...]`.
+
+    capture     capturing activations against plain generation of the same prompts
+    grid        the paper's grid in one pass against one subset after the other, prompt by prompt
+    masks       memorized neurons of one set at SD1.4 size against reading |W| once a step; disk and memory
+    overlap     pairwise IoU of ten such sets
+    edit        generation with an edit applied against without
+
+Every ratio is taken within one run, from the medians of alternating repetitions: the machine may be slow, but equally slow for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from .activations import capture
+from .fullsize import UNETS
+from .generation import generate, initial_noise
+from .models import ff_layers, load_pipeline
+from .neurons import NeuronMasks, _locate_layer
+from .overlap import pairwise_iou
+from .prompts import load_prompts, subsets
+from .pruning import Edit, pruned
+
+GUIDANCE = 3.0
+
+
+def _alternate(functions: list[Callable[[], object]], repetitions: int) -> list[float]:
+    """Median seconds of each, called in turns after one warm-up."""
+    seconds: list[list[float]] = [[] for _ in functions]
+    for repetition in range(repetitions + 1):
+        for function, times in zip(functions, seconds, strict=True):
+            began = time.perf_counter()
+            function()
+            if repetition:
+                times.append(time.perf_counter() - began)
+    return [statistics.median(times) for times in seconds]
+
+
+def bench_capture(pipe: StableDiffusionPipeline, steps: int = 20, repetitions: int = 5) -> dict[str, float]:
+    """Capture against generation: the same prompts, batch, steps and latents, neither decoded."""
+    prompts = load_prompts("tiny").memorized[:32]
+    groups = {str(i): chosen for i, chosen in enumerate(subsets(len(prompts), 8, 10))}
+
+    def plain() -> None:
+        pipe(
+            prompts,
+            latents=initial_noise(pipe, [0] * len(prompts)),
+            num_inference_steps=steps,
+            guidance_scale=GUIDANCE,
+            output_type="latent",
+        )
+
+    def captured() -> None:
+        capture(
+            pipe, prompts, groups=groups, steps=steps, guidance_scale=GUIDANCE, batch_size=len(prompts), progress=False
+        )
+
+    generation, captures = _alternate([plain, captured], repetitions)
+    return {"generation_s": generation, "capture_s": captures, "ratio": captures / generation}
+
+
+def bench_grid(pipe: StableDiffusionPipeline, steps: int = 2, sample: int = 30) -> dict[str, float]:
+    """The paper's grid, 10 subsets of each of 10, 20, ..., 50 prompts and the empty prompt as often, both ways.
+
+    The rival's cost is the same for every prompt, so it is measured on `sample` of its 3,000 runs and multiplied.
+    """
+    prompts = load_prompts("tiny").memorized
+    groups = {
+        f"{size}/{i}": chosen
+        for size in (10, 20, 30, 40, 50)
+        for i, chosen in enumerate(subsets(len(prompts), size, 10))
+    }
+    options = {"steps": steps, "guidance_scale": GUIDANCE, "progress": False}
+    capture(pipe, prompts[:2], **options)
+    began = time.perf_counter()
+    capture(pipe, prompts, groups=groups, batch_size=50, **options)
+    capture(pipe, [""], **options)
+    one_pass = time.perf_counter() - began
+    began = time.perf_counter()
+    for i in range(sample):
+        _prompt_by_prompt(pipe, prompts[i] if i % 2 else "", steps)
+    runs = 2 * sum(map(len, groups.values()))
+    rival = (time.perf_counter() - began) / sample * runs
+    return {"one_pass_s": one_pass, "prompt_by_prompt_s": rival, "runs": runs, "ratio": rival / one_pass}
+
+
+def _prompt_by_prompt(pipe: StableDiffusionPipeline, prompt: str, steps: int) -> None:
+    """As the released code does: the gated map recomputed in a hook, every call's result copied to the host."""
+    kept: list = []
+
+    def hook(module: torch.nn.Module, args: tuple, output: torch.Tensor) -> None:
+        hidden = module.net[0](args[0])
+        unit = hidden / hidden.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        kept.append(unit.square().sum((0, 1)).cpu().numpy())
+
+    unet = dict(pipe.unet.named_modules())
+    handles = [
+        unet[name.removesuffix(".net.2")].register_forward_hook(hook) for name in ff_layers(pipe.unet)
+    ]  # fmt: skip
+    try:
+        pipe(
+            prompt,
+            latents=initial_noise(pipe, [0]),
+            num_inference_steps=steps,
+            guidance_scale=GUIDANCE,
+            output_type="latent",
+        )
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def sd14_layers(seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random weights (d, f) of SD1.4's 16 second feed-forward maps: 5 at each width, one more in the middle."""
+    generator = torch.Generator().manual_seed(seed)
+    widths = UNETS["sd14"]["block_out_channels"]
+    order = [widths[0]] * 2 + [widths[1]] * 2 + [widths[2]] * 3 + [widths[2]] * 3 + [widths[1]] * 3 + [widths[0]] * 3
+    return {f"layer {i:02d}": torch.randn(d, 4 * d, generator=generator) * 0.02 for i, d in enumerate(order)}
+
+
+def sd14_norms(layers: dict[str, torch.Tensor], steps: int, seed: int) -> dict[str, torch.Tensor]:
+    """Column norms (steps, f) that drift from step to step as captured ones do: a log-normal level a neuron, a slow walk over steps."""
+    common = torch.Generator().manual_seed(0)  # what neurons are like does not depend on the set
+    own = torch.Generator().manual_seed(1 + seed)
+    norms = {}
+    for name, weight in layers.items():
+        f = weight.shape[1]
+        level = torch.randn(f, generator=common) + 0.3 * torch.randn(f, generator=own)
+        walk = 0.05 * torch.randn(steps, f, generator=own).cumsum(0)
+        norms[name] = (level + walk).exp()
+    return norms
+
+
+def _masks(layers: dict[str, torch.Tensor], seed: int, steps: int, sparsity: float) -> NeuronMasks:
+    ours, theirs = sd14_norms(layers, steps, seed), sd14_norms(layers, steps, 1000)
+    return NeuronMasks({n: _locate_layer(w, ours[n], theirs[n], sparsity) for n, w in layers.items()}, {"model": ""})
+
+
+def bench_masks(steps: int = 50, sparsity: float = 0.01) -> dict[str, float]:
+    """One set's masks from given norms and weights, against one pass of reading |W| per step (its sum)."""
+    layers = sd14_layers()
+    ours, theirs = sd14_norms(layers, steps, 0), sd14_norms(layers, steps, 1000)
+    magnitudes = [w.abs() for w in layers.values()]
+    sum(float(m.sum()) for m in magnitudes)
+    began = time.perf_counter()
+    for _ in range(steps):
+        for magnitude in magnitudes:
+            magnitude.sum()
+    reading = time.perf_counter() - began
+    began = time.perf_counter()
+    found = {n: _locate_layer(w, ours[n], theirs[n], sparsity) for n, w in layers.items()}
+    seconds = time.perf_counter() - began
+    with tempfile.TemporaryDirectory() as folder:
+        NeuronMasks(found, {}).save(Path(folder) / "masks.safetensors")
+        size = (Path(folder) / "masks.safetensors").stat().st_size / 1e6
+    return {
+        "masks_s": seconds,
+        "reading_s": reading,
+        "ratio": seconds / reading,
+        "set_mb": size,
+        "peak_gb": _peak_gb(),
+    }
+
+
+def bench_overlap(sets: int = 10, steps: int = 50, sparsity: float = 0.01) -> dict[str, float]:
+    """Pairwise IoU of ten sets at SD1.4 size."""
+    layers = sd14_layers()
+    masks = [_masks(layers, seed, steps, sparsity) for seed in range(sets)]
+    began = time.perf_counter()
+    iou = pairwise_iou(masks)
+    seconds = time.perf_counter() - began
+    return {"overlap_s": seconds, "mean_iou": float(iou.mean()), "peak_gb": _peak_gb()}
+
+
+def bench_edit(pipe: StableDiffusionPipeline, repetitions: int = 7, steps: int = 10) -> dict[str, float]:
+    """Generation with an edit of 5 % of the weights applied, against without."""
+    prompts = load_prompts("tiny").memorized[:32]
+    options = {"steps": steps, "guidance_scale": GUIDANCE, "progress": False}
+    stats, null = (capture(pipe, p, steps=2, progress=False) for p in (prompts, [""]))
+    from .neurons import locate
+
+    edit: Edit = locate(pipe, stats, null, 0.05).union(2)
+
+    def edited() -> None:
+        generate(pipe, prompts, **options)
+
+    times: list[list[float]] = [[], []]
+    for repetition in range(repetitions + 1):
+        for which in (0, 1):
+            began = time.perf_counter()
+            if which:
+                with pruned(pipe, edit):
+                    began = time.perf_counter()
+                    edited()
+                    took = time.perf_counter() - began
+            else:
+                edited()
+                took = time.perf_counter() - began
+            if repetition:
+                times[which].append(took)
+    plain, after = map(statistics.median, times)
+    return {"unedited_s": plain, "edited_s": after, "ratio": after / plain}
+
+
+def _peak_gb() -> float:
+    """Highest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e9 if sys.platform == "darwin" else 1e6)
+
+
+BENCHES = {
+    "masks": (bench_masks, "ratio ≤ 10, set_mb ≤ 100, peak_gb ≤ 4"),
+    "overlap": (bench_overlap, "overlap_s ≤ 10, peak_gb ≤ 4"),
+    "capture": (bench_capture, "ratio ≤ 1.05"),
+    "grid": (bench_grid, "ratio ≥ 10"),
+    "edit": (bench_edit, "ratio 1.00 within noise"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m memsub.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", choices=[[], *BENCHES], help=f"which (default: all): {', '.join(BENCHES)}")
+    args = parser.parse_args()
+    for name in args.names or BENCHES:
+        function, aim = BENCHES[name]
+        needs_pipe = name in ("capture", "grid", "edit")
+        figures = function(load_pipeline("tiny", device="cpu")) if needs_pipe else function()
+        told = ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
+        print(f"{name:8} {told}   (aim: {aim})", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Both sides of an edit: what is still reproduced, and whether the rest of the model is still there.
+
+    frame = evaluate(pipe, judges, memorized, references, never_seen, seeds=1)     # a row an image
+    summary(frame)                                                                # the two axes of the trade-off
+    with pruned(pipe, edit): ...                                                  # the same for an edited model
+
+Memorized captions are judged against their training images (copy similarity), never-seen ones against what they say
+(prompt similarity). Prompt similarity has a floor that is not zero: that of an image with a caption of another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from diffusers import StableDiffusionPipeline
+
+from .generation import generate
+from .metrics import Judges
+
+
+def evaluate(
+    pipe: StableDiffusionPipeline,
+    judges: Judges,
+    memorized: Sequence[str],
+    references: np.ndarray,
+    never_seen: Sequence[str],
+    *,
+    seeds: int = 1,
+    steps: int = 50,
+    guidance_scale: float = 7.5,
+    batch_size: int = 64,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Draws memorized captions with `seeds` seeds each, never-seen ones with a seed of their own, and judges them.
+
+    Args:
+        references: training images of the memorized captions, uint8 (n, height, width, 3).
+
+    Returns:
+        One row an image: prompt, kind ("memorized" or "never seen"), seed, copy_similarity and copied (NaN and False for
+        never-seen captions), prompt_similarity, and chance, the similarity with the next caption of the same kind.
+
+    Raises:
+        ValueError: another number of references than of memorized captions, or fewer than two captions of a kind.
+    """
+    if len(memorized) != len(references):
+        raise ValueError(
+            f"{len(memorized)} memorized captions with {len(references)} training images: one each expected."
+        )
+    if min(len(memorized), len(never_seen)) < 2:
+        raise ValueError(f"two captions a kind or more expected; got {len(memorized)} and {len(never_seen)}.")
+    rows = pd.DataFrame(
+        {
+            "prompt": [*np.repeat(memorized, seeds).tolist(), *never_seen],
+            "kind": ["memorized"] * (len(memorized) * seeds) + ["never seen"] * len(never_seen),
+            "seed": [*np.tile(range(seeds), len(memorized)).tolist(), *range(len(never_seen))],
+        }
+    )
+    images = generate(
+        pipe,
+        rows["prompt"],
+        seeds=rows["seed"],
+        steps=steps,
+        guidance_scale=guidance_scale,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    n = len(memorized) * seeds
+    others = [*np.roll(rows["prompt"][:n], seeds), *np.roll(rows["prompt"][n:], 1)]
+    copied = judges.copy.similarity(images[:n], np.repeat(references, seeds, axis=0))
+    return rows.assign(
+        copy_similarity=np.concatenate([copied, np.full(len(never_seen), np.nan)]),
+        copied=np.concatenate([copied > judges.copy.threshold, np.zeros(len(never_seen), bool)]),
+        prompt_similarity=judges.prompt.similarity(images, rows["prompt"].tolist()),
+        chance=judges.prompt.similarity(images, others),
+    )
+
+
+def summary(frame: pd.DataFrame) -> dict[str, float]:
+    """Means of what `evaluate` returns.
+
+    Returns:
+        reproduced (share of memorized draws above the copy judge's threshold), copy_similarity (of memorized draws),
+        alignment and memorized_alignment (prompt similarity over chance, of never-seen and of memorized captions).
+    """
+    memorized, never_seen = (frame[frame["kind"] == kind] for kind in ("memorized", "never seen"))
+    return {
+        "reproduced": float(memorized["copied"].mean()),
+        "copy_similarity": float(memorized["copy_similarity"].mean()),
+        "prompt_similarity": float(never_seen["prompt_similarity"].mean()),
+        "alignment": float((never_seen["prompt_similarity"] - never_seen["chance"]).mean()),
+        "memorized_alignment": float((memorized["prompt_similarity"] - memorized["chance"]).mean()),
+    }

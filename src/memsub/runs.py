@@ -1,0 +1,264 @@
+"""A run: validated parameters, a folder of artifacts, and what the notebooks share.
+
+    run = Run.from_notebook(globals())          # second cell of a notebook: checks what papermill injected
+    run = Run(Parameters.load("papermill_params/tiny.yaml"))
+    run.pipe, run.prompts, run.judges           # loaded on first use
+    run.grid                                    # statistics of all subsets, captured once
+    run.masks("memorized", 10, 0)               # memorized neurons of subset 0 of ten prompts
+    run.table("sweep", make, ...)               # any table, computed once
+
+An artifact's file name holds a digest of everything it is a function of: a changed parameter, prompt or weight gives
+another file, never a stale one. A run that was killed goes on with what is there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pandas as pd
+import yaml
+from diffusers import StableDiffusionPipeline
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .activations import ActivationStats, capture
+from .evaluation import evaluate
+from .files import load_table, save_json, save_table
+from .metrics import Judges, load_judges
+from .models import fingerprint, load_pipeline, resolve
+from .neurons import NeuronMasks, locate
+from .prompts import Prompts, load_prompts, subsets
+from .pruning import Edit
+
+Kind = Literal["memorized", "ordinary"]
+Artifact = TypeVar("Artifact", ActivationStats, NeuronMasks, Edit)
+
+
+class Parameters(BaseModel):
+    """Everything a run can be told; the defaults are those of the embedded model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field("tiny", description="a name, a folder, or a hub id")
+    run: str = Field("../runs/tiny", description="folder of the artifacts")
+    seed: int = Field(0, description="of the initial noise in capture, and of the subsets")
+    steps: int = Field(50, ge=1, description="denoising steps")
+    guidance_scale: float = Field(3.0, ge=1)
+    cfg_half: Literal["both", "cond"] = "both"
+    batch_size: int = Field(50, ge=1, description="prompts at a time")
+    memorized: int = Field(100, ge=2, description="memorized prompts to use, and as many ordinary ones")
+    subsets: int = Field(10, ge=2, description="subsets of each size")
+    sizes: list[int] = Field([10, 20, 30, 40, 50], description="prompts in a subset")
+    sparsity: float = Field(0.01, gt=0, le=1, description="of the masks shown in notebooks 02 and 03")
+    edit_sparsity: float = Field(0.01, gt=0, le=1, description="of the edit, chosen by the sweep of notebook 04")
+    edit_steps: int = Field(10, ge=1, description="tau: the edit unites the masks of the first steps")
+    edit_threshold: float = Field(0.0, ge=0, lt=1, description="r: ... memorized at more than r tau of them")
+    edit_contrast: Literal["empty", "ordinary"] = "empty"
+    sweep_sparsity: list[float] = Field([0.01, 0.05, 0.1, 0.2], description="sparsities of the sweep")
+    sweep_steps: list[int] = Field([1, 10, 50], description="values of tau of the sweep")
+    judged: int = Field(40, ge=2, description="captions of each kind that judge an edit")
+    fid_images: int = Field(200, ge=2, description="held-out captions of the FID")
+    seeds: int = Field(2, ge=1, description="notebook 00: draws of a memorized caption")
+    never_seen: int = Field(200, ge=2, description="notebook 00: draws of captions that are not in the training set")
+
+    @classmethod
+    def checked(cls, given: Mapping[str, Any], source: str = "parameters") -> Parameters:
+        """Validated parameters.
+
+        Raises:
+            ValueError: an unknown key (the valid ones are listed), or a value out of bounds; names key and source.
+        """
+        known = list(cls.model_fields)
+        if unknown := [key for key in given if key not in known]:
+            close = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"unknown key {unknown[0]!r} in {source}.{hint} Valid keys: {', '.join(known)}.")
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
+            raise ValueError(f"{source}: {told}.") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Parameters:
+        """Parameters from a YAML file.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file; it is no YAML mapping, or `checked` objects to what it holds.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no parameter file at {path}.")
+        try:
+            given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no YAML: {error}") from None
+        if not isinstance(given, dict):
+            raise ValueError(f"{path} must hold a mapping of parameters; it holds {type(given).__name__}.")
+        return cls.checked(given, str(path))
+
+
+class Run:
+    """The artifacts of one set of parameters, and the model, prompts and judges they are made with."""
+
+    def __init__(self, parameters: Parameters):
+        """Raises ValueError or FileNotFoundError for a model that is not there, before anything is loaded or written."""
+        resolve(parameters.model)
+        self.parameters = parameters
+        self.folder = Path(parameters.run)
+
+    @classmethod
+    def from_notebook(cls, variables: Mapping[str, Any]) -> Run:
+        """The run that a notebook's parameters cell (and what papermill injected below it) describes.
+
+        Args:
+            variables: `globals()`, before anything else is defined: every public variable that holds plain data counts
+                as a parameter, so that a misspelt one is found.
+        """
+        plain = (str, int, float, list, dict, type(None))
+        given = {k: v for k, v in variables.items() if isinstance(v, plain) and not k.startswith("_")}
+        return cls(
+            Parameters.checked({k: v for k, v in given.items() if k not in ("In", "Out", "PAPERMILL_INPUT_PATH")})
+        )
+
+    @cached_property
+    def pipe(self) -> StableDiffusionPipeline:
+        return load_pipeline(self.parameters.model)
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        return load_prompts(self.parameters.model)
+
+    @cached_property
+    def judges(self) -> Judges:
+        return load_judges(self.parameters.model)
+
+    def captions(self, kind: Kind) -> list[str]:
+        """The memorized prompts of this run, or the ordinary ones: equally many.
+
+        Raises:
+            ValueError: the model's list holds fewer than the parameter `memorized` asks for.
+        """
+        found, wanted = getattr(self.prompts, kind), self.parameters.memorized
+        if len(found) < wanted:
+            raise ValueError(
+                f"memorized: {wanted} prompts of each kind were asked for, but only {len(found)} are {kind}."
+            )
+        return found[:wanted]
+
+    def members(self, size: int) -> list[list[int]]:
+        """Subsets of `size` prompts, as indices into `captions`; the same for both kinds."""
+        return subsets(self.parameters.memorized, size, self.parameters.subsets, self.parameters.seed)
+
+    # --- artifacts -----------------------------------------------------------------------------------------
+
+    def path(self, name: str, suffix: str, **of: Any) -> Path:
+        """Where an artifact lies that is a function of the model and of `of`."""
+        key = json.dumps({"model": fingerprint(self.pipe.unet), **of}, sort_keys=True, default=str)
+        return self.folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}{suffix}"
+
+    def artifact(self, name: str, kind: type[Artifact], make: Callable[[], Artifact], **of: Any) -> Artifact:
+        """Reads the artifact if it is there, else makes and saves it.
+
+        Raises:
+            ValueError: the file is truncated; names it.
+        """
+        path = self.path(name, ".safetensors", **of)
+        if not path.is_file():
+            make().save(path)
+        return kind.load(path)
+
+    def table(self, name: str, make: Callable[[], pd.DataFrame], **of: Any) -> pd.DataFrame:
+        """Reads the table if it is there, else makes and saves it."""
+        path = self.path(name, ".parquet", **of)
+        if not path.is_file():
+            save_table(make(), path)
+        return load_table(path)
+
+    # --- the method ----------------------------------------------------------------------------------------
+
+    def _capture(self, name: str, prompts: list[str], groups: dict[str, list[int]]) -> ActivationStats:
+        p = self.parameters
+        options = p.model_dump(include={"steps", "guidance_scale", "seed", "cfg_half"})
+        of = options | {"prompts": prompts, "groups": groups}
+        partial = self.path(name, ".partial", **of)
+
+        def make() -> ActivationStats:
+            return capture(
+                self.pipe, prompts, groups=groups, checkpoint=partial, batch_size=p.batch_size, **options
+            )  # fmt: skip
+
+        return self.artifact(name, ActivationStats, make, **of)
+
+    @cached_property
+    def grid(self) -> ActivationStats:
+        """Statistics of every subset of every size, memorized and ordinary, and of both lists whole, in one pass.
+
+        Groups are named "memorized", "ordinary", "memorized 10/0", "ordinary 10/0", ...
+        """
+        n = self.parameters.memorized
+        groups: dict[str, list[int]] = {}
+        for offset, kind in ((0, "memorized"), (n, "ordinary")):
+            groups[kind] = list(range(offset, offset + n))
+            for size in self.parameters.sizes:
+                for i, chosen in enumerate(self.members(size)):
+                    groups[f"{kind} {size}/{i}"] = [offset + j for j in chosen]
+        return self._capture("grid", self.captions("memorized") + self.captions("ordinary"), groups)
+
+    def null(self, contrast: Literal["empty", "ordinary"] = "empty") -> ActivationStats:
+        """What memorized prompts are contrasted with: the empty prompt (the paper's rule), or ordinary prompts."""
+        if contrast == "empty":
+            return self._capture("empty", [""], {"empty": [0]})
+        return self.grid.only("ordinary")
+
+    def masks(self, kind: Kind, size: int, subset: int, sparsity: float | None = None) -> NeuronMasks:
+        """Neurons of one subset against the empty prompt."""
+        sparsity = sparsity or self.parameters.sparsity
+        group, stats = f"{kind} {size}/{subset}", self.grid
+        return self.artifact(
+            "masks",
+            NeuronMasks,
+            lambda: locate(self.pipe, stats, self.null(), sparsity, group),
+            sparsity=sparsity,
+            group=group,
+            stats=stats.prompts,
+            made=stats.made,
+        )
+
+    def edit(self, group: str, **changed: Any) -> Edit:
+        """The edit located on one group of the grid, by the parameters `edit_*`, or by others given without the prefix."""
+        p = self.parameters
+        by = {k: getattr(p, f"edit_{k}") for k in ("sparsity", "steps", "threshold", "contrast")} | changed
+        masks = locate(self.pipe, self.grid, self.null(by["contrast"]), by["sparsity"], group)
+        return masks.union(by["steps"], by["threshold"])
+
+    def evaluate(self, excluded: list[int], name: str = "evaluation", seeds: int = 1, **of: Any) -> pd.DataFrame:
+        """`memsub.evaluate` of the pipeline as it is now, on memorized prompts that are not `excluded`, computed once.
+
+        Args:
+            excluded: indices of the memorized prompts that located the edit.
+        """
+        p = self.parameters
+        chosen = [i for i in range(p.memorized) if i not in set(excluded)][: p.judged]
+        options = p.model_dump(include={"steps", "guidance_scale"}) | {"seeds": seeds}
+
+        def make() -> pd.DataFrame:
+            return evaluate(
+                self.pipe,
+                self.judges,
+                [self.captions("memorized")[i] for i in chosen],
+                self.prompts.images("verbatim")[chosen],
+                self.prompts.of("heldout")[: p.judged],
+                progress=False,
+                **options,
+            )
+
+        return self.table(name, make, chosen=chosen, judged=p.judged, **options, **of)
+
+    def save_parameters(self) -> None:
+        """Writes the parameters into the run folder, for whoever finds it."""
+        save_json(self.parameters.model_dump(), self.folder / "parameters.json")
