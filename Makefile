@@ -5,14 +5,9 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .PHONY: demo test install lint
 
-## make demo: install, then run all notebooks on the embedded model into runs/demo
+## make demo: install, then run all notebooks on the embedded model; read runs/demo/report.html
 demo: install
-	mkdir -p runs/demo
-	set -e; for notebook in $(NOTEBOOKS); do \
-		$(BIN)/papermill --cwd notebooks -f papermill_params/tiny.yaml $$notebook runs/demo/$$(basename $$notebook); \
-		$(BIN)/jupyter nbconvert --to html --log-level WARN runs/demo/$$(basename $$notebook); \
-	done
-	@echo "Open runs/demo/*.html, or: $(BIN)/jupyter lab notebooks"
+	$(BIN)/python -m memsub run tiny --out runs/demo
 
 ## make test: install, lint, unit tests, then the notebooks as committed
 test: install lint

@@ -5,11 +5,13 @@ import copy
 import numpy as np
 import pytest
 import torch
+from diffusers import PNDMScheduler
+from diffusers.models.attention import FeedForward
 
 from memsub.activations import ActivationStats, capture
 from memsub.generation import generate, initial_noise
 from memsub.models import ff_layers
-from memsub.neurons import NeuronMasks, locate
+from memsub.neurons import NeuronMasks, _locate_layer, locate
 from memsub.overlap import pairwise_iou
 from memsub.pruning import Edit, pruned
 
@@ -104,6 +106,42 @@ def test_masks_are_those_of_the_naive_reference(pipe, four, cfg_half, sparsity):
         [[reference["A", n, s].mean() for n in ff_layers(pipe.unet)] for s in range(STEPS)],
         rtol=1e-6,
     )
+
+
+@pytest.mark.parametrize("drift", [0.02, 3.0])  # as captured norms do, and with nothing in common from step to step
+@pytest.mark.parametrize("sparsity", [0.01, 0.3, 1.0])
+def test_masks_over_many_steps_are_those_of_a_full_sort(drift, sparsity):
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(7, 64, generator=rng)
+    weight[2, 5:20] = 0
+    ours, theirs = (
+        (torch.randn(64, generator=rng) + drift * torch.randn(23, 64, generator=rng).cumsum(0)).exp() for _ in range(2)
+    )
+    ours[3] = 0  # an input that was never active
+    mask = _locate_layer(weight, ours, theirs, sparsity)
+    for step in range(23):
+        expected = naive_mask(weight.numpy(), ours[step].numpy(), theirs[step].numpy(), sparsity)
+        np.testing.assert_array_equal(mask.flat(step), np.flatnonzero(expected), err_msg=str(step))
+
+
+def test_a_plain_activation_is_captured_like_a_gated_one(pipe, four):
+    plain = copy.copy(pipe)
+    plain.unet = copy.deepcopy(pipe.unet)
+    torch.manual_seed(0)
+    for module in list(plain.unet.modules()):
+        if isinstance(getattr(module, "ff", None), FeedForward):
+            module.ff = FeedForward(module.ff.net[2].out_features, activation_fn="gelu")
+    stats = capture(plain, four[:2], **OPTIONS)
+    for name, norms in naive_norms(plain, four[:2], "both").items():
+        np.testing.assert_allclose(stats.norms()[name] * 2**0.5, norms, rtol=2e-4, atol=1e-6)
+
+
+def test_a_sampler_that_makes_one_call_more_than_steps(pipe, four):
+    other = copy.copy(pipe)
+    other.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
+    sums = capture(other, four[:1], **{**OPTIONS, "steps": 50}).sums
+    assert {s.shape[1] for s in sums.values()} == {51}
+    assert all((s.sum(2) > 0).all() for s in sums.values())
 
 
 def assert_same_sums(a, b):
@@ -221,6 +259,10 @@ def test_edits_combine_as_sets(masks):
         assert set((early & late).positions[name].tolist()) == a & b
         assert set((late - early).positions[name].tolist()) == b - a
     assert late.random(seed=1).density == late.density
+    down = late.only(["down_blocks", "mid_block"])
+    assert {n for n, p in down.positions.items() if len(p)} == {n for n in late.positions if not n.startswith("up")}
+    with pytest.raises(ValueError, match="no layer's name begins with 'dwn'"):
+        late.only(["dwn"])
 
 
 def test_an_edit_of_another_model_is_refused_and_nothing_changes(pipe, masks):
@@ -267,29 +309,3 @@ def test_sparsity_out_of_range(pipe, four, call):
     other = capture(pipe, four[:1], **{**OPTIONS, "guidance_scale": 2.0})
     with pytest.raises(ValueError, match=r"captured differently: guidance_scale: 5\.0 and 2\.0"):
         locate(pipe, stats, other)
-
-
-# --- full size ---------------------------------------------------------------------------------------------------
-
-SD = {
-    "sd14": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-    "sd20": {
-        "sample_size": 96,
-        "cross_attention_dim": 1024,
-        "attention_head_dim": [5, 10, 20, 20],
-        "use_linear_projection": True,
-    },
-}
-
-
-@pytest.mark.parametrize("name", SD)
-def test_layers_of_the_published_configurations(name):
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**SD[name])
-    widths = [320, 320, 640, 640, 1280, 1280, 1280, 1280, 1280, 1280, 640, 640, 640, 320, 320, 320]
-    layers = ff_layers(unet)
-    assert [linear.out_features for linear in layers.values()] == widths
-    assert [linear.in_features for linear in layers.values()] == [4 * w for w in widths]
-    assert list(layers)[6].startswith("mid_block") and list(layers)[7].startswith("up_blocks.1")

@@ -5,8 +5,10 @@ similarity_histograms(frame, threshold)                     # one panel a kind o
 exposure_curve(ladder, threshold)                           # exposures -> probability of reproduction
 judge_roc(judge)                                            # how the copy judge's threshold was chosen
 heatmaps({"memorized": (steps, layers), ...}, layers, "...") # a panel an entry, one colour scale
+sorted_norms({"memorized": (neurons,), ...}, "...")          # how unequal the neurons of a layer are
 curves({"memorized": [(steps, layers), ...]}, layers, "...") # per layer and per step, a line a subset, a row an entry
 spread({"m = 10": (pairs, steps, layers), ...}, layers, "") # per layer and per step, mean and spread over pairs
+sweep(frame, unedited)                                      # the same over sparsity, steps and contrast
 tradeoff(frame)                                             # what is still reproduced against what is still drawn as asked
 """
 
@@ -142,10 +144,25 @@ def heatmaps(panels: Mapping[str, np.ndarray], layers: Sequence[str], label: str
     low, high = min(float(np.min(v)) for v in panels.values()), max(float(np.max(v)) for v in panels.values())
     for axis, (title, values) in zip(axes[0], panels.items(), strict=True):
         image = axis.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
-        axis.set_title(title, fontsize=10)
+        axis.set_title(textwrap.fill(title, 28), fontsize=10)
         _label_layers(axis, layers)
     axes[0, 0].set_ylabel("denoising step")
     figure.colorbar(image, ax=axes, label=label)
+    return figure
+
+
+def sorted_norms(sets: Mapping[str, np.ndarray], title: str) -> Figure:
+    """Norms of one layer's neurons at one step, largest first, a line a set of prompts.
+
+    Args:
+        sets: legend entry to norms of shape (neurons,).
+    """
+    figure, axis = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
+    for name, norms in sets.items():
+        axis.plot(np.arange(1, len(norms) + 1), np.sort(norms)[::-1], label=name)
+    axis.set(xscale="log", yscale="log", xlabel="rank of the neuron", ylabel="norm $a_j / \\sqrt{m}$", title=title)
+    axis.legend(fontsize=8)
+    sns.despine(figure)
     return figure
 
 
@@ -206,6 +223,46 @@ def tradeoff(frame: pd.DataFrame, x: str, y: str, labels: Mapping[str, str], hue
     sns.scatterplot(frame, x=x, y=y, hue=hue, style=hue, s=70, ax=axis)
     axis.set(xlabel=labels[x], ylabel=labels[y])
     axis.legend(title=None, fontsize=8)
+    sns.despine(figure)
+    return figure
+
+
+def sweep(frame: pd.DataFrame, unedited: float, bar: tuple[float, float] = (1 / 3, 0.9)) -> Figure:
+    """Share of draws still reproduced against what is kept of the alignment: a panel a contrast, a line a number of steps.
+
+    Args:
+        frame: columns contrast, steps, sparsity, reproduced, kept.
+        unedited: share reproduced by the unedited model.
+        bar: the corner aimed at: at most this share of `unedited`, at least this much kept.
+    """
+    contrasts = list(frame["contrast"].unique())
+    figure, axes = plt.subplots(
+        1,
+        len(contrasts),
+        figsize=(4 * len(contrasts), 4),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+    )
+    taus = sorted(frame["steps"].unique())
+    colours = dict(zip(taus, sns.color_palette("viridis", len(taus)), strict=True))
+    for axis, contrast in zip(axes[0], contrasts, strict=True):
+        axis.fill_between([0, 100 * bar[0] * unedited], 100 * bar[1], 105, color="tab:green", alpha=0.12, linewidth=0)
+        axis.plot(100 * unedited, 100, "k*", markersize=11, label="unedited")
+        for tau, line in frame[frame["contrast"] == contrast].groupby("steps"):
+            line = line.sort_values("sparsity")
+            axis.plot(
+                100 * line["reproduced"], 100 * line["kept"], "o-", color=colours[tau], label=f"first {tau} steps"
+            )
+            for point in line.itertuples():
+                axis.annotate(f"{100 * point.sparsity:g} %", (100 * point.reproduced, 100 * point.kept), fontsize=7,
+                              xytext=(4, 3), textcoords="offset points")  # fmt: skip
+        told = "weights at random" if contrast == "random" else f"against {contrast} prompts"
+        axis.set_title(told if contrast != "empty" else "against the empty prompt", fontsize=10)
+        axis.set_xlabel("unused memorized captions reproduced (%)")
+        axis.legend(fontsize=8, loc="lower right")
+    axes[0, 0].set(ylabel="alignment of never-seen captions kept (%)", xlim=(-2, 102), ylim=(None, 105))
     sns.despine(figure)
     return figure
 

@@ -10,7 +10,7 @@ edit.save("edit.safetensors")                # a small file of coordinates, tied
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,20 @@ class Edit:
 
     def __sub__(self, other: Edit) -> Edit:
         return self._combine(other, "difference", lambda a, b: a[~torch.isin(a, b)])
+
+    def only(self, layers: Iterable[str]) -> Edit:
+        """The part of the edit that lies in some layers, given by the beginnings of their names ("down_blocks", "mid_block").
+
+        Raises:
+            ValueError: a beginning that no layer has.
+        """
+        wanted = tuple(layers)
+        if missing := [w for w in wanted if not any(n.startswith(w) for n in self.positions)]:
+            raise ValueError(
+                f"no layer's name begins with {missing[0]!r}; the layers are: {', '.join(self.positions)}."
+            )
+        positions = {n: p if n.startswith(wanted) else p[:0] for n, p in self.positions.items()}
+        return Edit(positions, self.shapes, self.made | {"only": list(wanted)})
 
     def random(self, seed: int = 0) -> Edit:
         """As many weights of each layer, chosen at random: the null rival of equal density."""
