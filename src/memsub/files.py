@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -58,6 +60,11 @@ def load_table(path: str | Path) -> pd.DataFrame:
         return pd.read_parquet(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} is truncated or no parquet file: {error}.") from error
+
+
+def save_image(image: np.ndarray, path: str | Path) -> None:
+    """Writes a uint8 image (height, width, 3) as PNG, atomically; folders are made as needed."""
+    _replace(Path(path), lambda temporary: Image.fromarray(image).save(temporary, "PNG"))
 
 
 def save_text(text: str, path: str | Path) -> None:

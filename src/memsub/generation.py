@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 def generate(
     pipe: StableDiffusionPipeline,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | torch.Tensor,
     *,
     seeds: int | Sequence[int] = 0,
     steps: int = 50,
@@ -30,6 +30,7 @@ def generate(
     """Draws one image a prompt.
 
     Args:
+        prompts: captions, or their embeddings (prompts, tokens, width).
         seeds: one seed for all prompts (they share the initial noise), or one a prompt.
         steps: denoising steps of the pipeline's own scheduler.
         batch_size: images at a time; a UNet call holds twice as many under guidance.
@@ -40,10 +41,11 @@ def generate(
     Raises:
         ValueError: no prompts, a prompt that is not text, another number of seeds than of prompts, or a batch size below 1.
     """
-    prompts = list(prompts)
-    if not prompts:
+    embedded = isinstance(prompts, torch.Tensor)
+    prompts = prompts.to(pipe.device) if embedded else list(prompts)
+    if not len(prompts):
         raise ValueError("no prompts to draw: the list is empty.")
-    if wrong := [p for p in prompts if not isinstance(p, str)]:
+    if not embedded and (wrong := [p for p in prompts if not isinstance(p, str)]):
         raise ValueError(f"prompts must be strings; got {wrong[0]!r}.")
     seeds = [seeds] * len(prompts) if isinstance(seeds, (int, np.integer)) else [int(s) for s in seeds]
     if len(seeds) != len(prompts):
@@ -55,7 +57,7 @@ def generate(
         for start in range(0, len(prompts), batch_size):
             part = slice(start, start + batch_size)
             drawn = pipe(
-                prompts[part],
+                **{"prompt_embeds" if embedded else "prompt": prompts[part]},
                 latents=initial_noise(pipe, seeds[part]),
                 num_inference_steps=steps,
                 guidance_scale=guidance_scale,
