@@ -11,7 +11,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 import memsub
 from memsub import batch
 from memsub.__main__ import main
-from memsub.prompts import disjoint_pairs, read_captions, subsets
+from memsub.prompts import disjoint_pairs, subsets
 from memsub.runs import Parameters, Run
 
 SMALL = {"steps": 2, "memorized": 6, "sizes": [2, 3], "subsets": 3, "judged": 3, "batch_size": 6}
@@ -77,18 +77,6 @@ def test_subsets_share_as_little_as_possible():
     assert subsets(100, 10, 10) == tens != subsets(100, 10, 10, seed=1)
     with pytest.raises(ValueError, match="subsets of 11 prompts were asked for, but there are 10"):
         subsets(10, 11, 1)
-
-
-def test_caption_files(tmp_path):
-    path = tmp_path / "captions.txt"
-    path.write_text("one\n\n two \n")
-    assert read_captions(path) == ["one", "two"]
-    for content, told in ((b"", "no captions"), (b"\xff\xfe\x00", "not UTF-8"), (b"\x00\x01", "no captions")):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=told):
-            read_captions(path)
-    with pytest.raises(FileNotFoundError, match="no prompt file"):
-        read_captions(tmp_path / "none.txt")
 
 
 # --- artifacts ------------------------------------------------------------------------------------------------

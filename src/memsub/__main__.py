@@ -18,7 +18,7 @@ from . import batch
 from .activations import capture
 from .models import NAMES, load_pipeline, resolve
 from .neurons import locate
-from .prompts import load_prompts, read_captions
+from .prompts import load_prompts, read_prompts
 from .pruning import Edit
 
 
@@ -29,8 +29,8 @@ def _run(args: argparse.Namespace) -> None:
 
 def _locate(args: argparse.Namespace) -> None:
     resolve(args.model)  # bad names are told before anything is loaded
-    memorized = read_captions(args.prompts) if args.prompts else load_prompts(args.model).memorized
-    contrast = read_captions(args.contrast) if args.contrast else [""]
+    memorized = load_prompts(args.prompts or args.model).memorized
+    contrast = read_prompts(args.contrast)["prompt"].tolist() if args.contrast else [""]
     pipe = load_pipeline(args.model)
     options = {
         "steps": args.steps,
@@ -71,8 +71,10 @@ def _parser() -> argparse.ArgumentParser:
 
     find = commands.add_parser("locate", help="find the weights that carry a list of memorized prompts")
     find.add_argument("model", help=model)
-    find.add_argument("--prompts", type=Path, help="captions, one a line (default: the model's memorized ones)")
-    find.add_argument("--contrast", type=Path, help="ordinary captions, one a line (default: the empty prompt)")
+    find.add_argument(
+        "--prompts", type=Path, help="a list: .txt, .jsonl, .csv or .parquet (default: the model's memorized ones)"
+    )
+    find.add_argument("--contrast", type=Path, help="a list of ordinary captions (default: the empty prompt)")
     find.add_argument("--sparsity", type=float, default=0.01, help="share of a row that may be memorized (0.01)")
     find.add_argument("--tau", type=int, default=10, help="unite the masks of the first TAU steps (10)")
     find.add_argument("--threshold", type=float, default=0.0, help="... memorized at more than this share of them (0)")

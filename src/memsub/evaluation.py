@@ -1,8 +1,9 @@
 """Both sides of an edit: what is still reproduced, and whether the rest of the model is still there.
 
-    frame = evaluate(pipe, judges, memorized, references, never_seen, seeds=1)     # a row an image
-    summary(frame)                                                                # the two axes of the trade-off
-    with pruned(pipe, edit): ...                                                  # the same for an edited model
+    draw = partial(generate, pipe, guidance_scale=3.0)                       # or any rival: prompts, seeds -> images
+    frame = evaluate(draw, judges, memorized, references, never_seen)        # a row an image
+    summary(frame)                                                           # the two axes of the trade-off
+    with pruned(pipe, edit): ...                                             # the same for an edited model
 
 Memorized captions are judged against their training images (copy similarity), never-seen ones against what they say
 (prompt similarity). Prompt similarity has a floor that is not zero: that of an image with a caption of another.
@@ -11,36 +12,40 @@ Memorized captions are judged against their training images (copy similarity), n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
-from diffusers import StableDiffusionPipeline
 
-from .generation import generate
-from .metrics import Judges
+from .metrics import Judges, fid
+
+
+class Draw(Protocol):
+    """Draws one image a prompt with a seed each: `generate` with everything else filled in, or a mitigation."""
+
+    def __call__(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> np.ndarray: ...
 
 
 def evaluate(
-    pipe: StableDiffusionPipeline,
+    draw: Draw,
     judges: Judges,
     memorized: Sequence[str],
     references: np.ndarray,
     never_seen: Sequence[str],
     *,
     seeds: int = 1,
-    steps: int = 50,
-    guidance_scale: float = 7.5,
-    batch_size: int = 64,
-    progress: bool = True,
+    real: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Draws memorized captions with `seeds` seeds each, never-seen ones with a seed of their own, and judges them.
 
     Args:
         references: training images of the memorized captions, uint8 (n, height, width, 3).
+        real: pictures that images of never-seen captions should be distributed like, for the FID.
 
     Returns:
         One row an image: prompt, kind ("memorized" or "never seen"), seed, copy_similarity and copied (NaN and False for
-        never-seen captions), prompt_similarity, and chance, the similarity with the next caption of the same kind.
+        never-seen captions), prompt_similarity, chance (the similarity with the next caption of the same kind), and, if
+        `real` was given, fid (of all images of never-seen captions; the same in each of their rows).
 
     Raises:
         ValueError: another number of references than of memorized captions, or fewer than two captions of a kind.
@@ -58,24 +63,19 @@ def evaluate(
             "seed": [*np.tile(range(seeds), len(memorized)).tolist(), *range(len(never_seen))],
         }
     )
-    images = generate(
-        pipe,
-        rows["prompt"],
-        seeds=rows["seed"],
-        steps=steps,
-        guidance_scale=guidance_scale,
-        batch_size=batch_size,
-        progress=progress,
-    )
+    images = draw(rows["prompt"].tolist(), seeds=rows["seed"].tolist())
     n = len(memorized) * seeds
     others = [*np.roll(rows["prompt"][:n], seeds), *np.roll(rows["prompt"][n:], 1)]
     copied = judges.copy.similarity(images[:n], np.repeat(references, seeds, axis=0))
-    return rows.assign(
+    rows = rows.assign(
         copy_similarity=np.concatenate([copied, np.full(len(never_seen), np.nan)]),
         copied=np.concatenate([copied > judges.copy.threshold, np.zeros(len(never_seen), bool)]),
         prompt_similarity=judges.prompt.similarity(images, rows["prompt"].tolist()),
         chance=judges.prompt.similarity(images, others),
     )
+    if real is not None:
+        rows.loc[rows["kind"] == "never seen", "fid"] = fid(real, images[n:], judges.prompt)
+    return rows
 
 
 def summary(frame: pd.DataFrame) -> dict[str, float]:
@@ -83,10 +83,12 @@ def summary(frame: pd.DataFrame) -> dict[str, float]:
 
     Returns:
         reproduced (share of memorized draws above the copy judge's threshold), copy_similarity (of memorized draws),
-        alignment and memorized_alignment (prompt similarity over chance, of never-seen and of memorized captions).
+        prompt_similarity (of never-seen captions), alignment and memorized_alignment (prompt similarity over chance, of
+        never-seen and of memorized captions), and fid if it was measured.
     """
     memorized, never_seen = (frame[frame["kind"] == kind] for kind in ("memorized", "never seen"))
-    return {
+    measured = {"fid": float(never_seen["fid"].iloc[0])} if "fid" in frame else {}
+    return measured | {
         "reproduced": float(memorized["copied"].mean()),
         "copy_similarity": float(memorized["copy_similarity"].mean()),
         "prompt_similarity": float(never_seen["prompt_similarity"].mean()),

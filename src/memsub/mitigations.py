@@ -21,6 +21,7 @@ from diffusers import StableDiffusionPipeline
 from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedTokenizerBase
 
+from .evaluation import Draw
 from .generation import initial_noise
 
 # --- prompt-embedding optimization -----------------------------------------------------------------------------
@@ -243,3 +244,31 @@ def find_value_neurons(
             if not memorized_without(rest):
                 found = rest
     return {n: i for n, i in found.items() if len(i)}
+
+
+def draw_without_value_neurons(
+    draw: Draw,
+    pipe: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    statistics: ValueStatistics,
+    *,
+    seeds: Sequence[int],
+) -> np.ndarray:
+    """Finds and silences each prompt's neurons before drawing it; prompts that don't count as memorized are drawn together.
+
+    Returns:
+        uint8, shape (prompts, height, width, 3).
+    """
+    images: dict[int, np.ndarray] = {}
+    plain = []
+    for i, prompt in enumerate(prompts):
+        neurons = find_value_neurons(pipe, prompt, statistics)
+        if not neurons:
+            plain.append(i)
+            continue
+        with deactivated(pipe, neurons):
+            images[i] = draw([prompt], seeds=[seeds[i]])[0]
+    if plain:
+        drawn = draw([prompts[i] for i in plain], seeds=[seeds[i] for i in plain])
+        images |= dict(zip(plain, drawn, strict=True))
+    return np.stack([images[i] for i in range(len(prompts))])

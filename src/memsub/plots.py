@@ -9,6 +9,9 @@ sorted_norms({"memorized": (neurons,), ...}, "...")          # how unequal the n
 curves({"memorized": [(steps, layers), ...]}, layers, "...") # per layer and per step, a line a subset, a row an entry
 spread({"m = 10": (pairs, steps, layers), ...}, layers, "") # per layer and per step, mean and spread over pairs
 sweep(frame, unedited)                                      # the same over sparsity, steps and contrast
+rivals(frame, x, y, labels)                                 # the same for other cures, a line a knob
+extraction_curve(frame)                                     # exposures -> share of captions extracted
+roc({"unedited": curve, ...}, xlabel, ylabel)               # how well a score tells two kinds of captions apart
 tradeoff(frame)                                             # what is still reproduced against what is still drawn as asked
 """
 
@@ -263,6 +266,69 @@ def sweep(frame: pd.DataFrame, unedited: float, bar: tuple[float, float] = (1 / 
         axis.set_xlabel("unused memorized captions reproduced (%)")
         axis.legend(fontsize=8, loc="lower right")
     axes[0, 0].set(ylabel="alignment of never-seen captions kept (%)", xlim=(-2, 102), ylim=(None, 105))
+    sns.despine(figure)
+    return figure
+
+
+def rivals(frame: pd.DataFrame, x: str, y: str, labels: Mapping[str, str]) -> Figure:
+    """A line a rival through the settings of its knob; the best corner is the upper left.
+
+    Args:
+        frame: columns rival, knob (a label), `x` and `y` (shares).
+        labels: axis label of `x` and of `y`.
+    """
+    figure, axis = plt.subplots(figsize=(7, 4.6), layout="constrained")
+    names = list(frame["rival"].unique())
+    for name, colour in zip(names, sns.color_palette("deep", len(names)), strict=True):
+        part = frame[frame["rival"] == name]
+        axis.plot(100 * part[x], 100 * part[y], "*-" if name == "none" else "o-", color=colour, label=name)
+        for point in part.itertuples():
+            at = (100 * getattr(point, x), 100 * getattr(point, y))
+            axis.annotate(point.knob, at, fontsize=7, xytext=(4, 3), textcoords="offset points", color=colour)
+    axis.set(xlabel=f"{labels[x]} (%)", ylabel=f"{labels[y]} (%)", xlim=(-3, 103))
+    axis.legend(title=None, fontsize=8)
+    sns.despine(figure)
+    return figure
+
+
+def extraction_curve(frame: pd.DataFrame) -> Figure:
+    """Share of captions whose training image was extracted, against its exposures; a line a model.
+
+    Args:
+        frame: columns model, exposures, extracted; one row a caption.
+    """
+    figure, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
+    shares = frame.assign(extracted=100 * frame["extracted"])
+    sns.lineplot(
+        shares,
+        x="exposures",
+        y="extracted",
+        hue="model",
+        style="model",
+        markers=True,
+        dashes=False,
+        errorbar=None,
+        ax=axis,
+    )
+    axis.set(xscale="log", xlabel="exposures of the pair in training", ylabel="captions extracted (%)", ylim=(-3, 103))
+    axis.legend(title=None)
+    sns.despine(figure)
+    return figure
+
+
+def roc(lines: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str) -> Figure:
+    """ROC curves, a line an entry.
+
+    Args:
+        lines: legend entry to columns true_positives and false_positives (rates).
+    """
+    figure, axis = plt.subplots(figsize=(6, 4.2), layout="constrained")
+    for (name, curve), colour in zip(lines.items(), sns.color_palette("Paired", len(lines)), strict=True):
+        x, y = 100 * curve["false_positives"], 100 * curve["true_positives"]
+        axis.plot(x, y, drawstyle="steps-post", label=name, color=colour)
+    axis.plot([0, 100], [0, 100], ":", color="gray", linewidth=1, label="chance")
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.legend(fontsize=8, loc="lower right")
     sns.despine(figure)
     return figure
 

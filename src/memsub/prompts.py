@@ -1,6 +1,6 @@
 """Prompt tables.
 
-prompts = load_prompts("tiny")
+prompts = load_prompts("tiny")   # "sd14", "sd20", or a file of captions
 prompts.memorized                # captions of the verbatim pairs
 prompts.ordinary                 # captions the model saw a few times among tens of thousands
 prompts.of("heldout")            # captions it never saw
@@ -11,6 +11,8 @@ subsets(100, size=10, count=10)  # indices of ten subsets of ten prompts that sh
 from __future__ import annotations
 
 import difflib
+import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -18,20 +20,31 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.feature_extraction.text import TfidfVectorizer
+from transformers import PreTrainedTokenizerBase
 
+from .downloads import SOURCES, fetch
+from .files import load_table
 from .testbed import dataset
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """A table of prompts; columns prompt, kind, group, exposures, content, image (PNG bytes)."""
+    """A table of prompts.
+
+    Attributes:
+        table: columns prompt and kind; for the embedded model also group, exposures, content and image (PNG bytes), for
+            published lists index and url.
+        memorized_kinds: kinds whose captions count as memorized.
+    """
 
     table: pd.DataFrame
+    memorized_kinds: tuple[str, ...] = ("verbatim",)
 
     @property
     def memorized(self) -> list[str]:
         """Captions whose training image the model reproduces verbatim."""
-        return self.of("verbatim")
+        return self.table.loc[self.table["kind"].isin(self.memorized_kinds), "prompt"].tolist()
 
     @property
     def ordinary(self) -> list[str]:
@@ -60,22 +73,86 @@ class Prompts:
         return np.stack([dataset.decode(png) for png in self.rows(kind)["image"]])
 
 
-def read_captions(path: str | Path) -> list[str]:
-    """Captions from a UTF-8 text file, one a line; blank lines don't count.
+def read_prompts(path: str | Path) -> pd.DataFrame:
+    """A published prompt list.
+
+    Reads a caption a line (`.txt`), JSON lines with `caption` (`.jsonl`), `;`- or `,`-separated tables with `Caption`
+    (`.csv`), and parquet with `caption`. Addresses (`url`), numbers (`index`) and types (`type` or `overfit_type`) are kept.
+
+    Returns:
+        Columns prompt, kind ("verbatim", "template", or "memorized" where the list does not say), and url and index where
+        the list has them. Rows that the list marks as not memorized (type N) are left out.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not text, or holds no caption.
+        ValueError: the file is empty, is not what its name says, or has no column of captions; names the file.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise FileNotFoundError(f"no prompt file at {path}.")
+    readers = {".txt": _read_lines, ".jsonl": _read_jsonl, ".csv": _read_csv, ".parquet": load_table}
+    if path.suffix not in readers:
+        raise ValueError(f"{path} is of unknown kind {path.suffix!r}; expected one of {', '.join(readers)}.")
     try:
-        captions = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        table = readers[path.suffix](path)
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text; expected one caption a line.") from None
-    if not captions or any("\0" in c for c in captions):
-        raise ValueError(f"{path} holds no captions; expected one a line.")
-    return captions
+        raise ValueError(f"{path} is not UTF-8 text, as a {path.suffix} file should be.") from None
+    table = table.rename(columns=str.lower).rename(columns={"overfit_type": "type"})
+    if "caption" not in table:
+        raise ValueError(f"{path} has no column 'caption'; its columns are: {', '.join(map(str, table.columns))}.")
+    table = table[table["caption"].notna()]
+    table = table.assign(prompt=table["caption"].astype(str).str.strip())
+    table = table[table["prompt"] != ""]
+    if "type" in table:
+        table = table[table["type"] != "N"].assign(kind=lambda t: t["type"].map(_TYPES).fillna("memorized"))
+    else:
+        table = table.assign(kind="memorized")
+    if table.empty or table["prompt"].str.contains("\0", regex=False).any():
+        raise ValueError(f"{path} holds no captions.")
+    return table[[c for c in ("prompt", "kind", "url", "index") if c in table]].reset_index(drop=True)
+
+
+_TYPES = {"VM": "verbatim", "MV": "verbatim", "RV": "verbatim", "TM": "template", "TV": "template"}
+"""Types of the published lists: matching, retrieved and template verbatims."""
+
+
+def _read_lines(path: Path) -> pd.DataFrame:
+    return pd.DataFrame({"caption": path.read_text(encoding="utf-8").splitlines()})
+
+
+def _read_jsonl(path: Path) -> pd.DataFrame:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}, is no JSON: {error}.") from None
+    return pd.DataFrame(rows)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    text = path.read_text(encoding="utf-8")
+    separator = ";" if ";" in text.partition("\n")[0] else ","
+    try:
+        return pd.read_csv(io.StringIO(text), sep=separator)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{path} is no table separated by {separator!r}: {error}.") from None
+
+
+def near_duplicates(captions: Sequence[str], threshold: float = 0.8) -> list[int | None]:
+    """For each caption the first earlier one that it nearly repeats, or None: cosine of character 3- to 5-grams (TF-IDF)."""
+    vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5)).fit_transform(captions)
+    found: list[int | None] = []
+    for i in range(len(captions)):
+        alike = (vectors[:i] @ vectors[i].T).toarray()[:, 0] if i else np.empty(0)
+        found.append(int(alike.argmax()) if len(alike) and alike.max() > threshold else None)
+    return found
+
+
+def too_long(captions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> dict[int, int]:
+    """Captions that the tokenizer cuts: their index, and their length in tokens (the start and the end counted)."""
+    lengths = map(len, tokenizer(list(captions)).input_ids)
+    return {i: n for i, n in enumerate(lengths) if n > tokenizer.model_max_length}
 
 
 def subsets(prompts: int, size: int, count: int, seed: int = 0) -> list[list[int]]:
@@ -102,12 +179,28 @@ def disjoint_pairs(members: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     return [(i, j) for i, j in combinations(range(len(members)), 2) if set(members[i]).isdisjoint(members[j])]
 
 
-def load_prompts(name: str) -> Prompts:
-    """The prompts that belong to a model.
+def load_prompts(source: str | Path) -> Prompts:
+    """The prompts that belong to a model, or a list in a file.
+
+    Args:
+        source: "tiny"; "sd14" or "sd20" (lists fetched on first use, see `memsub.downloads`); or a file (`read_prompts`),
+            all of whose captions count as memorized.
 
     Raises:
-        ValueError: there is no such list.
+        ValueError: there is no such list, or the file is not one; close matches are offered.
+        FileNotFoundError: no such file.
+        ConnectionError: a list has to be fetched and cannot be; says which file to put where.
     """
-    if name != "tiny":
-        raise ValueError(f"no prompt list named {name!r}; this version knows 'tiny'.")
-    return Prompts(dataset.ground_truth())
+    name = str(source)
+    if name == "tiny":
+        return Prompts(dataset.ground_truth())
+    if name in SOURCES:
+        parts = [read_prompts(fetch(name, "memorized"))]
+        parts += [read_prompts(fetch(name, kind)).assign(kind=kind) for kind in ("ordinary", "heldout")]
+        return Prompts(pd.concat(parts, ignore_index=True), ("verbatim", "template", "memorized"))
+    if Path(name).suffix:
+        return Prompts(read_prompts(name), ("verbatim", "template", "memorized"))
+    known = ["tiny", *SOURCES]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"no prompt list named {name!r}.{hint} Expected one of {', '.join(known)}, or a file.")

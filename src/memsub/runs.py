@@ -17,10 +17,11 @@ import difflib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import numpy as np
 import pandas as pd
 import yaml
 from diffusers import StableDiffusionPipeline
@@ -29,11 +30,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .activations import ActivationStats, capture
 from .evaluation import evaluate
 from .files import load_table, save_json, save_table
+from .generation import generate
 from .metrics import Judges, load_judges
 from .models import fingerprint, load_pipeline, resolve
 from .neurons import NeuronMasks, locate
 from .prompts import Prompts, load_prompts, subsets
 from .pruning import Edit
+from .testbed.dataset import training_images
 
 Kind = Literal["memorized", "ordinary"]
 Artifact = TypeVar("Artifact", ActivationStats, NeuronMasks, Edit)
@@ -63,6 +66,17 @@ class Parameters(BaseModel):
     sweep_steps: list[int] = Field([1, 10, 50], description="values of tau of the sweep")
     judged: int = Field(40, ge=2, description="captions of each kind that judge an edit")
     fid_images: int = Field(200, ge=2, description="held-out captions of the FID")
+    attack_steps: int = Field(25, ge=1, description="notebook 05: denoising steps of all that is drawn there")
+    rival_captions: int = Field(20, ge=2, description="notebook 05: memorized captions that compare the rivals")
+    rival_never_seen: int = Field(60, ge=2, description="notebook 05: never-seen captions that do")
+    rival_targets: list[float] = Field([1.0], description="notebook 05: targets of the embedding optimization")
+    rival_tokens: list[int] = Field([1, 2, 4], description="notebook 05: random tokens added to a prompt")
+    extraction_captions: int = Field(20, ge=2, description="notebook 05: captions a kind, and a rung, under extraction")
+    extraction_images: int = Field(8, ge=2, description="notebook 05: images a caption under extraction")
+    extraction_clique: int = Field(5, ge=2, description="notebook 05: near-duplicates that make a claim")
+    extraction_distance: float = Field(0.1, gt=0, description="notebook 05: tiled distance of near-duplicates")
+    embedding_images: int = Field(6, ge=1, description="notebook 05: images under the embedding attack")
+    embedding_iterations: int = Field(50, ge=1, description="notebook 05: steps of the embedding attack")
     seeds: int = Field(2, ge=1, description="notebook 00: draws of a memorized caption")
     never_seen: int = Field(200, ge=2, description="notebook 00: draws of captions that are not in the training set")
 
@@ -136,6 +150,11 @@ class Run:
     @cached_property
     def judges(self) -> Judges:
         return load_judges(self.parameters.model)
+
+    @cached_property
+    def corpus(self) -> np.ndarray:
+        """All training images that are known: of the embedded model every one, of others those of the memorized prompts."""
+        return training_images() if self.parameters.model == "tiny" else self.prompts.images("verbatim")
 
     def captions(self, kind: Kind) -> list[str]:
         """The memorized prompts of this run, or the ordinary ones: equally many.
@@ -244,20 +263,19 @@ class Run:
         """
         p = self.parameters
         chosen = [i for i in range(p.memorized) if i not in set(excluded)][: p.judged]
-        options = p.model_dump(include={"steps", "guidance_scale"}) | {"seeds": seeds}
+        options = p.model_dump(include={"steps", "guidance_scale"})
 
         def make() -> pd.DataFrame:
             return evaluate(
-                self.pipe,
+                partial(generate, self.pipe, progress=False, **options),
                 self.judges,
                 [self.captions("memorized")[i] for i in chosen],
                 self.prompts.images("verbatim")[chosen],
                 self.prompts.of("heldout")[: p.judged],
-                progress=False,
-                **options,
+                seeds=seeds,
             )
 
-        return self.table(name, make, chosen=chosen, judged=p.judged, **options, **of)
+        return self.table(name, make, chosen=chosen, judged=p.judged, seeds=seeds, **options, **of)
 
     def save_parameters(self) -> None:
         """Writes the parameters into the run folder, for whoever finds it."""
