@@ -2,11 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import memsub
+from memsub.metrics import clip, sscd
 from memsub.testbed import judges as judging
+from memsub.testbed.dataset import weights_folder
 from memsub.testbed.report import attribute_rank
 from memsub.testbed.scenes import caption, parse
+from memsub.testbed.towers import SceneEncoder
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +22,8 @@ def fresh():
 
 
 def test_copies_above_and_distinct_scenes_below_the_threshold(pipe, judges, fresh):
-    _, pairs, _ = judging.copy_roc(judges.copy.model, fresh, pipe.vae)
+    model = SceneEncoder.from_pretrained(weights_folder() / "judges" / "copy", dtype=torch.float32).eval()
+    _, pairs, _ = judging.copy_roc(model, fresh, pipe.vae)
     above = (pairs["similarity"] > judges.copy.threshold).groupby(pairs["pair"]).mean()
     for kind in ("noise", "blur", "autoencoder round trip", "shift", "crop"):
         assert above[kind] > 0.95, kind
@@ -71,3 +78,54 @@ def test_prompt_tables(prompts):
         prompts.of("verbatm")
     with pytest.raises(ValueError, match="no prompt list named 'tinny'"):
         memsub.load_prompts("tinny")
+
+
+# --- published judges: the same code paths on small stand-ins with random weights ----------------------------
+
+
+class Descriptor(torch.nn.Module):
+    """Mean colour of each quarter."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+
+
+def test_sscd_reads_torchscript_and_sees_published_preprocessing(tmp_path):
+    torch.jit.script(Descriptor()).save(str(tmp_path / "sscd.pt"))
+    judge = sscd(tmp_path / "sscd.pt")
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 48, 3), dtype=np.uint8)
+    np.testing.assert_allclose(judge.similarity(images, images), 1, atol=1e-5)
+    large = np.random.default_rng(1).integers(0, 256, (2, 320, 320, 3), dtype=np.uint8)  # needs no resizing
+    x = torch.from_numpy(large).permute(0, 3, 1, 2) / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = torch.nn.functional.normalize(Descriptor()((x - mean[:, None, None]) / std[:, None, None]), dim=1)
+    np.testing.assert_allclose(judge.features(large), expected, atol=1e-5)
+    assert judge.features(images).shape == (3, 12)
+    assert judge.threshold == 0.7
+    (tmp_path / "half.pt").write_bytes((tmp_path / "sscd.pt").read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"half\.pt is no TorchScript file"):
+        sscd(tmp_path / "half.pt")
+    with pytest.raises(FileNotFoundError, match="no SSCD model at"):
+        sscd(tmp_path / "none.pt")
+
+
+def test_clip_loads_from_a_folder(tmp_path, pipe):
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vocabulary = len(pipe.tokenizer)
+    config = CLIPConfig(
+        text_config=CLIPTextConfig(vocab_size=vocabulary, max_position_embeddings=24, eos_token_id=vocabulary - 1, **tower).to_dict(),
+        vision_config=CLIPVisionConfig(image_size=32, patch_size=16, **tower).to_dict(),
+        projection_dim=8,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(tmp_path)
+    pipe.tokenizer.save_pretrained(tmp_path)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path)
+    judge = clip(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (3, 40, 32, 3), dtype=np.uint8)
+    prompts = ["a red star", "a blue fish on a plain red background", "x"]
+    together = judge.similarity(images, prompts)
+    alone = [judge.similarity(images[i : i + 1], prompts[i : i + 1])[0] for i in range(3)]
+    np.testing.assert_allclose(together, alone, atol=1e-5)  # padding does not matter
+    np.testing.assert_allclose(np.linalg.norm(judge.text_features(prompts), axis=1), 1, atol=1e-5)
+    assert memsub.fid(images, images, judge) == pytest.approx(0, abs=1e-3)

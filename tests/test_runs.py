@@ -11,6 +11,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 import memsub
 from memsub import batch
 from memsub.__main__ import main
+from memsub.files import save_image
 from memsub.prompts import disjoint_pairs, subsets
 from memsub.runs import Parameters, Run
 
@@ -115,12 +116,28 @@ def test_changed_parameters_or_a_truncated_file_do_not_go_unnoticed(run):
 
 
 def test_an_edit_is_judged_on_prompts_that_did_not_locate_it(run):
-    frame = run.evaluate(excluded=[0, 1], edit="none")
+    frame = run.evaluate(located_on=[0, 1])
     assert set(frame[frame["kind"] == "memorized"]["prompt"]) == set(run.captions("memorized")[2:5])
-    pd.testing.assert_frame_equal(frame, run.evaluate(excluded=[0, 1], edit="none"))
+    pd.testing.assert_frame_equal(frame, run.evaluate(located_on=[0, 1]))
     means = memsub.summary(frame)
     assert 0 <= means["reproduced"] <= 1
     assert frame.loc[frame["kind"] == "never seen", "copy_similarity"].isna().all()
+
+
+def test_training_images_of_a_published_list(run, tmp_path):
+    """Lists have addresses, not images: those in the folder are used, prompts without one are left out."""
+    table = pd.DataFrame({"prompt": ["a", "b", "c"], "kind": "memorized", "index": [7, 8, 9], "url": "x"})
+    run.prompts = memsub.Prompts(table, ("memorized",))
+    run.parameters = run.parameters.model_copy(update={"memorized": 3, "images": str(tmp_path / "gt")})
+    (tmp_path / "gt").mkdir()
+    with pytest.raises(ValueError, match="holds no training image of these prompts"):
+        run.references  # noqa: B018
+    save_image(np.full((20, 10, 3), 9, np.uint8), tmp_path / "gt" / "8" / "0.png")
+    assert list(run.references) == [1]
+    assert run.references[1].shape == (32, 32, 3)
+    assert run.unused([0]) == [1]
+    with pytest.raises(ValueError, match="real: a folder of pictures for the FID is needed"):
+        run.real_images  # noqa: B018
 
 
 def test_random_masks_have_the_same_counts_a_row(run):
@@ -157,7 +174,7 @@ def test_locate_then_prune_gives_a_pipeline_that_loads_anywhere(tmp_path, pipe, 
 def test_bad_input_is_told_in_a_line(tmp_path, capsys):
     for arguments, told in (
         (["locate", "tinny", "--out", "e"], "Did you mean 'tiny'"),
-        (["locate", "tiny", "--prompts", str(tmp_path / "none"), "--out", "e"], "no prompt file"),
+        (["locate", "tiny", "--prompts", str(tmp_path / "none.txt"), "--out", "e"], "no prompt file"),
         (["prune", "tiny", "--edit", str(tmp_path / "none"), "--out", str(tmp_path / "o")], "no Edit at"),
         (["run", "tinny"], "expected one of"),
     ):

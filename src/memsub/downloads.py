@@ -51,7 +51,13 @@ def cache() -> Path:
 
 
 def fetch(model: str, kind: str, timeout: float = 20) -> Path:
-    """The file of a published list, downloaded on first use.
+    """The file of a published prompt list, see `fetch_url`."""
+    url = SOURCES[model][kind]
+    return fetch_url(url, f"{kind} prompts of {model}", f"{model}-{kind}-{url.rsplit('/', 1)[-1]}", timeout)
+
+
+def fetch_url(url: str, what: str, name: str | None = None, timeout: float = 20) -> Path:
+    """A file from the network, downloaded on first use into the cache, under `name`.
 
     Its checksum is written to `checksums.json` in the cache the first time, and must be the same ever after.
 
@@ -59,8 +65,7 @@ def fetch(model: str, kind: str, timeout: float = 20) -> Path:
         ConnectionError: it cannot be had; names the file to put where.
         ValueError: what came is not what came before.
     """
-    url = SOURCES[model][kind]
-    name = f"{model}-{kind}-{url.rsplit('/', 1)[-1]}"
+    name = name or url.rsplit("/", 1)[-1]
     path, lock = cache() / name, cache() / "checksums.json"
     if path.is_file():
         return path
@@ -73,7 +78,7 @@ def fetch(model: str, kind: str, timeout: float = 20) -> Path:
         raise ValueError(f"{url} is not what it was when it was fetched first, or came incomplete: {error}") from None
     except (requests.RequestException, OSError) as error:
         raise ConnectionError(
-            f"the {kind} prompts of {model} could not be fetched from {url} ({type(error).__name__}). "
+            f"the {what} could not be fetched from {url} ({type(error).__name__}). "
             f"If this machine has no network, put that file at {path}."
         ) from None
     save_json(seen | {name: pooch.file_hash(str(path))}, lock)

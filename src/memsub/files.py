@@ -67,6 +67,13 @@ def save_image(image: np.ndarray, path: str | Path) -> None:
     _replace(Path(path), lambda temporary: Image.fromarray(image).save(temporary, "PNG"))
 
 
+def read_images(folder: Path, side: int) -> np.ndarray:
+    """PNG and JPEG pictures of a folder and those below it, by name, resized: uint8 (n, side, side, 3)."""
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
+    images = [np.asarray(Image.open(p).convert("RGB").resize((side, side), Image.Resampling.LANCZOS)) for p in paths]
+    return np.stack(images) if images else np.empty((0, side, side, 3), np.uint8)
+
+
 def save_text(text: str, path: str | Path) -> None:
     """Writes UTF-8 text, atomically; folders are made as needed."""
     _replace(Path(path), lambda temporary: temporary.write_text(text, encoding="utf-8"))

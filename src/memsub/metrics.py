@@ -13,15 +13,20 @@ was trained on.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torchmetrics.image.fid import FrechetInceptionDistance
-from transformers import CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # the default needs torchvision
 
+from .downloads import fetch_url
+from .models import HUB
 from .testbed.dataset import weights_folder
 from .testbed.towers import SceneCLIP, SceneEncoder, to_tensor
 
@@ -48,13 +53,14 @@ def _check_images(images: np.ndarray, name: str = "images") -> None:
 class CopyJudge:
     """Copy descriptor: two pictures are copies if the cosine of their descriptors exceeds `threshold`.
 
-    Trained as SSCD (Pizzi et al. 2022) is, by InfoNCE between augmented views; unlike SSCD's, its hard negatives are
-    distinct scenes of one caption. `roc` holds what the threshold was chosen on.
+    Attributes:
+        embed: a batch of images, uint8 (n, height, width, 3), to descriptors (n, dim) of unit length.
+        roc: what the threshold was chosen on; empty for published descriptors.
     """
 
-    model: SceneEncoder
+    embed: Callable[[np.ndarray], torch.Tensor]
     threshold: float
-    roc: dict
+    roc: dict = field(default_factory=dict)
 
     def features(self, images: np.ndarray) -> np.ndarray:
         """Unit descriptors, float32, shape (n, dim).
@@ -63,7 +69,7 @@ class CopyJudge:
             ValueError: not a non-empty uint8 array of images.
         """
         _check_images(images)
-        return _batched(lambda x: self.model(to_tensor(x).to(self.model.device)), images)
+        return _batched(self.embed, images)
 
     def similarity(self, images: np.ndarray, references: np.ndarray) -> np.ndarray:
         """Cosine of image i with reference i, shape (n,).
@@ -84,31 +90,26 @@ class CopyJudge:
 
 @dataclass
 class PromptJudge:
-    """Alignment CLIP: cosine of image and caption in a shared space."""
+    """A CLIP: cosine of image and caption in a shared space.
 
-    model: SceneCLIP
-    tokenizer: CLIPTokenizer
+    Attributes:
+        embed_images: a batch of images, uint8 (n, height, width, 3), to (n, dim) of unit length.
+        embed_texts: a list of n captions to (n, dim) of unit length.
+        num_features: dim.
+    """
 
-    @property
-    def num_features(self) -> int:
-        return self.model.config.dim
+    embed_images: Callable[[np.ndarray], torch.Tensor]
+    embed_texts: Callable[[list[str]], torch.Tensor]
+    num_features: int
 
     def image_features(self, images: np.ndarray) -> np.ndarray:
         """Unit image features, float32, shape (n, dim)."""
         _check_images(images)
-        return _batched(lambda x: self.model.image_features(to_tensor(x).to(self.model.device)), images)
+        return _batched(self.embed_images, images)
 
     def text_features(self, prompts: Sequence[str]) -> np.ndarray:
         """Unit text features, float32, shape (n, dim)."""
-        context = self.model.text.config.max_position_embeddings
-
-        def embed(part: Sequence[str]) -> torch.Tensor:
-            tokens = self.tokenizer(
-                list(part), padding="max_length", max_length=context, truncation=True, return_tensors="pt"
-            )
-            return self.model.text_features(tokens.input_ids.to(self.model.device))
-
-        return _batched(embed, prompts)
+        return _batched(self.embed_texts, list(prompts))
 
     def similarity(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         """Cosine of image i with prompt i, shape (n,).
@@ -130,23 +131,117 @@ class Judges:
 
 
 def load_judges(name: str = "tiny", device: str | torch.device | None = None) -> Judges:
-    """The judges of the embedded model, or those in a folder that `memsub.testbed.train` wrote.
+    """The judges that belong to a model.
+
+    Args:
+        name: "tiny", or a folder that `memsub.testbed.train` wrote: judges trained on that world. Any other model: SSCD
+            (`sscd("sscd_disc_large")`) and CLIP ViT-L/14, fetched on first use.
 
     Raises:
         FileNotFoundError: the folder holds no judges.
+        ConnectionError: a published judge has to be fetched and cannot be.
     """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     folder = weights_folder() if name == "tiny" else Path(name)
-    if not (folder / "judges").is_dir():
-        raise FileNotFoundError(
-            f"{folder} holds no folder `judges`: expected 'tiny' or the output of memsub.testbed.train."
-        )
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if (folder / "judges").is_dir():
+        return Judges(*_testbed_judges(folder, device))
+    if name in HUB:
+        return Judges(sscd("sscd_disc_large", device), clip("ViT-L/14", device))
+    raise FileNotFoundError(
+        f"{folder} holds no folder `judges`: expected 'tiny', the output of memsub.testbed.train, or one of {', '.join(HUB)}."
+    )
+
+
+def _testbed_judges(folder: Path, device: torch.device) -> tuple[CopyJudge, PromptJudge]:
     options = {"dtype": torch.float32, "use_safetensors": True}
     copy = SceneEncoder.from_pretrained(folder / "judges" / "copy", **options).to(device).eval()
     alignment = SceneCLIP.from_pretrained(folder / "judges" / "alignment", **options).to(device).eval()
-    roc = json.loads((folder / "judges" / "copy" / "threshold.json").read_text())
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    return Judges(CopyJudge(copy, roc["threshold"], roc), PromptJudge(alignment, tokenizer))
+    context = alignment.text.config.max_position_embeddings
+    roc = json.loads((folder / "judges" / "copy" / "threshold.json").read_text())
+
+    def embed_texts(prompts: list[str]) -> torch.Tensor:
+        tokens = tokenizer(prompts, padding="max_length", max_length=context, truncation=True, return_tensors="pt")
+        return alignment.text_features(tokens.input_ids.to(device))
+
+    return (
+        CopyJudge(lambda images: copy(to_tensor(images).to(device)), roc["threshold"], roc),
+        PromptJudge(
+            lambda images: alignment.image_features(to_tensor(images).to(device)), embed_texts, alignment.config.dim
+        ),
+    )
+
+
+SSCD = {
+    name: f"https://dl.fbaipublicfiles.com/sscd-copy-detection/{name}.torchscript.pt"
+    for name in ("sscd_disc_large", "sscd_disc_mixup")
+}
+CLIPS = {"ViT-g/14": "laion/CLIP-ViT-g-14-laion2B-s12B-b42K", "ViT-L/14": "openai/clip-vit-large-patch14"}
+
+
+def sscd(
+    source: str | Path = "sscd_disc_large", device: str | torch.device = "cpu", threshold: float = 0.7
+) -> CopyJudge:
+    """SSCD (Pizzi et al., CVPR 2022), with the preprocessing of its authors: 320 x 320 pixels, ImageNet's mean and deviation.
+
+    Args:
+        source: a published name (fetched on first use), or the path of a TorchScript (`.pt`) or ONNX (`.onnx`) file.
+        threshold: cosine above which two pictures count as copies, as in the literature on memorization.
+
+    Raises:
+        FileNotFoundError, ConnectionError: no such file; it has to be fetched and cannot be.
+        ValueError: the file is neither TorchScript nor ONNX.
+    """
+    path = fetch_url(SSCD[source], "copy judge") if source in SSCD else Path(source)
+    if not path.is_file():
+        raise FileNotFoundError(f"no SSCD model at {path}; expected one of {', '.join(SSCD)}, or a file.")
+    if path.suffix == ".onnx":
+        import onnxruntime  # in the extra `onnx`
+
+        session = onnxruntime.InferenceSession(path)
+        entry = session.get_inputs()[0].name
+        run = lambda x: torch.from_numpy(session.run(None, {entry: x.cpu().numpy()})[0])  # noqa: E731
+    else:
+        try:
+            run = torch.jit.load(path, map_location=device).eval()
+        except RuntimeError as error:
+            raise ValueError(f"{path} is no TorchScript file: {str(error).splitlines()[0]}") from None
+
+    def embed(images: np.ndarray) -> torch.Tensor:
+        x = _resized(images, 320).to(device)
+        mean, std = x.new_tensor([0.485, 0.456, 0.406]), x.new_tensor([0.229, 0.224, 0.225])
+        return F.normalize(run((x - mean[:, None, None]) / std[:, None, None]), dim=1)
+
+    return CopyJudge(embed, threshold)
+
+
+def _resized(images: np.ndarray, side: int) -> torch.Tensor:
+    """Images, uint8 (n, h, w, 3), to float32 (n, 3, side, side) in [0, 1], by Pillow's bilinear filter."""
+    pictures = [Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR) for image in images]
+    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 255
+
+
+def clip(source: str | Path = "ViT-L/14", device: str | torch.device = "cpu") -> PromptJudge:
+    """A published CLIP: one of `CLIPS`, a hub id, or a folder."""
+    source = CLIPS.get(str(source), source)
+    model = CLIPModel.from_pretrained(source, use_safetensors=True).to(device).eval()
+    processor = CLIPImageProcessorPil.from_pretrained(source)
+    tokenizer = CLIPTokenizer.from_pretrained(source)
+
+    def embed_images(images: np.ndarray) -> torch.Tensor:
+        pixels = processor([Image.fromarray(image) for image in images], return_tensors="pt")["pixel_values"]
+        return F.normalize(_tensor(model.get_image_features(pixel_values=pixels.to(device))), dim=1)
+
+    def embed_texts(prompts: list[str]) -> torch.Tensor:
+        tokens = tokenizer(prompts, padding=True, truncation=True, return_tensors="pt").to(device)
+        return F.normalize(_tensor(model.get_text_features(**tokens)), dim=1)
+
+    return PromptJudge(embed_images, embed_texts, model.config.projection_dim)
+
+
+def _tensor(output: object) -> torch.Tensor:
+    """transformers 5 wraps CLIP's features in an output object."""
+    return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
 class _Identity(torch.nn.Module):

@@ -44,7 +44,12 @@ class Prompts:
     @property
     def memorized(self) -> list[str]:
         """Captions whose training image the model reproduces verbatim."""
-        return self.table.loc[self.table["kind"].isin(self.memorized_kinds), "prompt"].tolist()
+        return self.memorized_rows["prompt"].tolist()
+
+    @property
+    def memorized_rows(self) -> pd.DataFrame:
+        """The rows of `memorized`, in order."""
+        return self.table[self.table["kind"].isin(self.memorized_kinds)].reset_index(drop=True)
 
     @property
     def ordinary(self) -> list[str]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -28,15 +28,16 @@ from diffusers import StableDiffusionPipeline
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .activations import ActivationStats, capture
+from .downloads import fetch_images
 from .evaluation import evaluate
-from .files import load_table, save_json, save_table
+from .files import load_table, read_images, save_json, save_table
 from .generation import generate
 from .metrics import Judges, load_judges
 from .models import fingerprint, load_pipeline, resolve
 from .neurons import NeuronMasks, locate
 from .prompts import Prompts, load_prompts, subsets
 from .pruning import Edit
-from .testbed.dataset import training_images
+from .testbed.dataset import decode, training_images
 
 Kind = Literal["memorized", "ordinary"]
 Artifact = TypeVar("Artifact", ActivationStats, NeuronMasks, Edit)
@@ -49,6 +50,10 @@ class Parameters(BaseModel):
 
     model: str = Field("tiny", description="a name, a folder, or a hub id")
     run: str = Field("../runs/tiny", description="folder of the artifacts")
+    images: str | None = Field(
+        None, description="folder of training images, <index>/*.png (default: gt_images in `run`)"
+    )
+    real: str | None = Field(None, description="folder of pictures for the FID, such as COCO's")
     seed: int = Field(0, description="of the initial noise in capture, and of the subsets")
     steps: int = Field(50, ge=1, description="denoising steps")
     guidance_scale: float = Field(3.0, ge=1)
@@ -154,7 +159,7 @@ class Run:
     @cached_property
     def corpus(self) -> np.ndarray:
         """All training images that are known: of the embedded model every one, of others those of the memorized prompts."""
-        return training_images() if self.parameters.model == "tiny" else self.prompts.images("verbatim")
+        return training_images() if self.parameters.model == "tiny" else np.stack(list(self.references.values()))
 
     def captions(self, kind: Kind) -> list[str]:
         """The memorized prompts of this run, or the ordinary ones: equally many.
@@ -168,6 +173,49 @@ class Run:
                 f"memorized: {wanted} prompts of each kind were asked for, but only {len(found)} are {kind}."
             )
         return found[:wanted]
+
+    @cached_property
+    def references(self) -> dict[int, np.ndarray]:
+        """Training images of memorized prompts, by the prompt's place in `captions`, as large as the pipeline's images.
+
+        Those of published lists are fetched into the folder `images`; most of their addresses are dead, so many are missing.
+
+        Raises:
+            ValueError: there is none at all; names the folder.
+        """
+        rows = self.prompts.memorized_rows[: self.parameters.memorized]
+        if "image" in rows:
+            return dict(enumerate(map(decode, rows["image"])))
+        folder = Path(self.parameters.images or self.folder / "gt_images")
+        if not folder.is_dir():
+            print("training images:", fetch_images(rows, folder))
+        side = self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
+        found = {i: read_images(folder / str(index), side) for i, index in enumerate(rows["index"])}
+        found = {i: images[0] for i, images in found.items() if len(images)}
+        if not found:
+            raise ValueError(f"{folder} holds no training image of these prompts; expected {folder}/<index>/*.png.")
+        return found
+
+    @cached_property
+    def real_images(self) -> np.ndarray:
+        """Pictures that never-seen captions belong to, for the FID: held-out scenes, or those in the folder `real`.
+
+        Raises:
+            ValueError: the parameter `real` names no folder of pictures.
+        """
+        if "image" in self.prompts.table:
+            return self.prompts.images("heldout")
+        side = self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
+        images = read_images(Path(self.parameters.real), side) if self.parameters.real else []
+        if not len(images):
+            raise ValueError(
+                f"real: a folder of pictures for the FID is needed, such as COCO's; got {self.parameters.real!r}."
+            )
+        return images
+
+    def unused(self, located_on: Collection[int]) -> list[int]:
+        """Places of the memorized prompts that did not locate an edit and whose training image is known: they judge it."""
+        return [i for i in range(self.parameters.memorized) if i not in set(located_on) and i in self.references]
 
     def members(self, size: int) -> list[list[int]]:
         """Subsets of `size` prompts, as indices into `captions`; the same for both kinds."""
@@ -255,14 +303,16 @@ class Run:
         masks = locate(self.pipe, self.grid, self.null(by["contrast"]), by["sparsity"], group)
         return masks.union(by["steps"], by["threshold"])
 
-    def evaluate(self, excluded: list[int], name: str = "evaluation", seeds: int = 1, **of: Any) -> pd.DataFrame:
-        """`memsub.evaluate` of the pipeline as it is now, on memorized prompts that are not `excluded`, computed once.
+    def evaluate(
+        self, located_on: Collection[int], name: str = "evaluation", seeds: int = 1, **of: Any
+    ) -> pd.DataFrame:
+        """`memsub.evaluate` of the pipeline as it is now, on memorized prompts that did not locate the edit; computed once.
 
         Args:
-            excluded: indices of the memorized prompts that located the edit.
+            located_on: places of the prompts that did.
         """
         p = self.parameters
-        chosen = [i for i in range(p.memorized) if i not in set(excluded)][: p.judged]
+        chosen = self.unused(located_on)[: p.judged]
         options = p.model_dump(include={"steps", "guidance_scale"})
 
         def make() -> pd.DataFrame:
@@ -270,7 +320,7 @@ class Run:
                 partial(generate, self.pipe, progress=False, **options),
                 self.judges,
                 [self.captions("memorized")[i] for i in chosen],
-                self.prompts.images("verbatim")[chosen],
+                np.stack([self.references[i] for i in chosen]),
                 self.prompts.of("heldout")[: p.judged],
                 seeds=seeds,
             )
