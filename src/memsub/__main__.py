@@ -24,7 +24,8 @@ from .pruning import Edit
 
 def _run(args: argparse.Namespace) -> None:
     report = batch.run(args.parameters, args.out, args.notebooks, args.fresh)
-    print(f"Report: {report}")
+    if report:
+        print(f"Report: {report}")
 
 
 def _locate(args: argparse.Namespace) -> None:

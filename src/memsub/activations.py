@@ -24,6 +24,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from tqdm.auto import tqdm
 
+from .distributed import is_main, rank, shard, summed, wait
 from .files import load_tensors, save_tensors
 from .generation import initial_noise
 from .models import ff_layers, fingerprint
@@ -169,12 +170,14 @@ def capture(
 ) -> ActivationStats:
     """Runs the sampler on each prompt once and sums its activations into every group that holds it.
 
-    All prompts share the initial noise of `seed`.
+    All prompts share the initial noise of `seed`. Under `accelerate launch` each process takes a share of the prompts, and all
+    return the same sums.
 
     Args:
         groups: name to indices of prompts; default one group "all". A prompt may be in any number of groups.
         cfg_half: sum both halves of a guided UNet call (as the paper's code does), or the conditional one alone.
-        checkpoint: a file that is written after every batch, and from which a killed capture goes on.
+        checkpoint: a file that is written after every batch (with the number of the process behind its name), and from
+            which a killed capture goes on.
 
     Raises:
         ValueError: no prompts, an empty group, an index beyond the prompts, an unknown `cfg_half`, a checkpoint of another capture.
@@ -205,36 +208,43 @@ def capture(
     asked = hashlib.sha256(json.dumps([prompts, {k: list(v) for k, v in groups.items()}]).encode()).hexdigest()
     sums = {name: torch.zeros(len(groups), calls, linear.in_features, device=device) for name, linear in layers.items()}
     stats = ActivationStats(sums, {name: len(members) for name, members in groups.items()}, made, [asked])
+    mine = shard(range(len(prompts)))  # one process: all of them
+    checkpoint = checkpoint and Path(f"{checkpoint}.{rank()}")
     done = _resume(stats, checkpoint)
 
     guided = guidance_scale > 1
     with (
         _hooked(pipe.unet, membership, sums, calls) as state,
         tqdm(
-            total=len(prompts), initial=done, desc="capturing activations", unit="prompt", disable=not progress
+            total=len(mine),
+            initial=done,
+            desc="capturing activations",
+            unit="prompt",
+            disable=not (progress and is_main()),
         ) as bar,
     ):
-        for start in range(done, len(prompts), batch_size):
-            part = slice(start, start + batch_size)
+        for start in range(done, len(mine), batch_size):
+            part = list(mine[start : start + batch_size])
             weights = membership[:, part]
             # Under guidance diffusers puts the unconditional half first.
             unconditional = weights if cfg_half == "both" else torch.zeros_like(weights)
             state |= {"step": -1, "weights": torch.cat([unconditional, weights], 1) if guided else weights}
             pipe(
-                prompts[part],
-                latents=initial_noise(pipe, [seed] * len(prompts[part])),
+                [prompts[i] for i in part],
+                latents=initial_noise(pipe, [seed] * len(part)),
                 num_inference_steps=steps,
                 guidance_scale=guidance_scale,
                 output_type="latent",
             )
-            bar.update(len(prompts[part]))
-            if checkpoint and start + batch_size < len(prompts):
+            bar.update(len(part))
+            if checkpoint:
                 stats.check()
-                ActivationStats(sums, stats.counts, made, [asked, str(start + batch_size)]).save(checkpoint)
-    stats.sums = {name: s.cpu() for name, s in sums.items()}
+                ActivationStats(sums, stats.counts, made, [asked, str(start + len(part))]).save(checkpoint)
+    stats.sums = {name: summed(s).cpu() for name, s in sums.items()}
     stats.check()
     if checkpoint:
-        Path(checkpoint).unlink(missing_ok=True)
+        wait()  # a process that is lost before all have summed is redone alone, the others' shards are still there
+        checkpoint.unlink(missing_ok=True)
     return stats
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 from tqdm.auto import tqdm
 
+from .distributed import is_main, processes, wait
 from .files import save_image, save_json
 from .generation import generate, initial_noise
 from .metrics import CopyJudge
@@ -62,14 +63,16 @@ def draw(
         found = json.loads(manifest.read_text())
         if differing := [key for key in about if found.get(key) != about[key]]:
             raise ValueError(f"{folder} holds an extraction with other {', '.join(differing)}: name another folder.")
-    else:
-        save_json(about, manifest)
     wanted = [(i, seed) for i in range(len(captions)) for seed in range(images)]
     missing = [pair for pair in wanted if not _path(folder, *pair).is_file()]
+    wait()  # until every process has looked, before the first writes
+    if is_main():
+        save_json(about, manifest)
+    show = progress and is_main()
     with tqdm(
-        total=len(wanted), initial=len(wanted) - len(missing), desc="drawing", unit="image", disable=not progress
+        total=len(wanted), initial=len(wanted) - len(missing), desc="drawing", unit="image", disable=not show
     ) as bar:
-        for part in _batches(missing, batch_size):
+        for part in _batches(missing, batch_size * processes()):
             drawn = generate(
                 pipe,
                 [captions[i] for i, _ in part],
@@ -79,9 +82,11 @@ def draw(
                 batch_size=batch_size,
                 progress=False,
             )
-            for pair, image in zip(part, drawn, strict=True):
-                save_image(image, _path(folder, *pair))
+            if is_main():
+                for pair, image in zip(part, drawn, strict=True):
+                    save_image(image, _path(folder, *pair))
             bar.update(len(part))
+    wait()
 
 
 def _batches(items: Sequence, size: int) -> Iterator[Sequence]:

@@ -17,9 +17,10 @@ import nbformat
 from nbformat import NotebookNode
 from tqdm.auto import tqdm
 
+from .distributed import alone, is_main, processes
 from .files import save_json, save_text
 from .models import resolve
-from .runs import Parameters
+from .runs import Parameters, Run
 
 
 class NotebookError(RuntimeError):
@@ -40,8 +41,8 @@ def project() -> Path:
     )
 
 
-def run(parameters: str, out: Path | None = None, only: list[str] | None = None, fresh: bool = False) -> Path:
-    """Executes the notebooks in order and returns the path of the HTML report.
+def run(parameters: str, out: Path | None = None, only: list[str] | None = None, fresh: bool = False) -> Path | None:
+    """Executes the notebooks in order and returns the path of the HTML report (in the main process).
 
     Args:
         parameters: a name in papermill_params/, or a YAML file.
@@ -68,6 +69,11 @@ def run(parameters: str, out: Path | None = None, only: list[str] | None = None,
     notebooks = [p for p in sorted((root / "notebooks").glob("*.ipynb")) if not only or p.name.startswith(tuple(only))]
     if not notebooks:
         raise ValueError(f"no notebook's name begins with {' or '.join(only or [])} in {root / 'notebooks'}.")
+    if processes() > 1:  # under accelerate launch: together what takes long, then one of them runs the notebooks
+        Run(given).precompute()
+        if not is_main():
+            return None
+        alone()
     save_json(given.model_dump(), folder / "parameters.json")
     _execute_all(notebooks, given, folder, fresh)
     return write_report([folder / p.name for p in notebooks], folder / "report.html", f"memsub: {given.model}")

@@ -16,6 +16,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from tqdm.auto import tqdm
 
+from .distributed import gathered, is_main, shard
+
 
 def generate(
     pipe: StableDiffusionPipeline,
@@ -27,7 +29,7 @@ def generate(
     batch_size: int = 64,
     progress: bool = True,
 ) -> np.ndarray:
-    """Draws one image a prompt.
+    """Draws one image a prompt. Under `accelerate launch` each process draws a share, and all return every image.
 
     Args:
         prompts: captions, or their embeddings (prompts, tokens, width).
@@ -52,20 +54,22 @@ def generate(
         raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one seed, or one a prompt.")
     if batch_size < 1 or steps < 1:
         raise ValueError(f"batch_size and steps must be at least 1; got {batch_size} and {steps}.")
-    images = []
-    with tqdm(total=len(prompts), desc="generating", unit="image", disable=not progress) as bar:
-        for start in range(0, len(prompts), batch_size):
-            part = slice(start, start + batch_size)
+    mine = shard(range(len(prompts)))  # one process: all of them
+    images: dict[int, np.ndarray] = {}
+    with tqdm(total=len(mine), desc="generating", unit="image", disable=not (progress and is_main())) as bar:
+        for start in range(0, len(mine), batch_size):
+            part = list(mine[start : start + batch_size])
             drawn = pipe(
-                **{"prompt_embeds" if embedded else "prompt": prompts[part]},
-                latents=initial_noise(pipe, seeds[part]),
+                **{"prompt_embeds": prompts[part]} if embedded else {"prompt": [prompts[i] for i in part]},
+                latents=initial_noise(pipe, [seeds[i] for i in part]),
                 num_inference_steps=steps,
                 guidance_scale=guidance_scale,
                 output_type="np",
             ).images
-            images.append((drawn * 255).round().astype(np.uint8))
-            bar.update(len(drawn))
-    return np.concatenate(images)
+            images |= dict(zip(part, (drawn * 255).round().astype(np.uint8), strict=True))
+            bar.update(len(part))
+    images = gathered(images)
+    return np.stack([images[i] for i in range(len(prompts))])
 
 
 def initial_noise(pipe: StableDiffusionPipeline, seeds: Sequence[int]) -> torch.Tensor:

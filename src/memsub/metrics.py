@@ -25,6 +25,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # the default needs torchvision
 
+from . import distributed
 from .downloads import fetch_url
 from .models import HUB
 from .testbed.dataset import weights_folder
@@ -141,7 +142,7 @@ def load_judges(name: str = "tiny", device: str | torch.device | None = None) ->
         FileNotFoundError: the folder holds no judges.
         ConnectionError: a published judge has to be fetched and cannot be.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device or distributed.device())
     folder = weights_folder() if name == "tiny" else Path(name)
     if (folder / "judges").is_dir():
         return Judges(*_testbed_judges(folder, device))

@@ -17,6 +17,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention import FeedForward
 
+from . import distributed
 from .testbed.dataset import weights_folder
 
 HUB = {
@@ -30,7 +31,7 @@ NAMES = ("tiny", *HUB)
 def load_pipeline(
     model: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
 ) -> StableDiffusionPipeline:
-    """A Stable Diffusion pipeline, without safety checker, on `device` (default: the GPU if there is one).
+    """A Stable Diffusion pipeline, without safety checker, on `device` (default: this process' GPU if there is one).
 
     Only safetensors are read, and no remote code runs.
 
@@ -43,7 +44,7 @@ def load_pipeline(
         FileNotFoundError: the folder is not a diffusers pipeline.
     """
     source = resolve(model)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device or distributed.device())
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" or model == "tiny" else torch.float16
     pipe = StableDiffusionPipeline.from_pretrained(

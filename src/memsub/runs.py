@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -26,17 +27,19 @@ import pandas as pd
 import yaml
 from diffusers import StableDiffusionPipeline
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from tqdm.auto import tqdm
 
 from .activations import ActivationStats, capture
+from .distributed import is_main, wait
 from .downloads import fetch_images
-from .evaluation import evaluate
+from .evaluation import evaluate, summary
 from .files import load_table, read_images, save_json, save_table
 from .generation import generate
 from .metrics import Judges, load_judges
 from .models import fingerprint, load_pipeline, resolve
 from .neurons import NeuronMasks, locate
 from .prompts import Prompts, load_prompts, subsets
-from .pruning import Edit
+from .pruning import Edit, pruned
 from .testbed.dataset import decode, training_images
 
 Kind = Literal["memorized", "ordinary"]
@@ -67,6 +70,9 @@ class Parameters(BaseModel):
     edit_steps: int = Field(10, ge=1, description="tau: the edit unites the masks of the first steps")
     edit_threshold: float = Field(0.0, ge=0, lt=1, description="r: ... memorized at more than r tau of them")
     edit_contrast: Literal["empty", "ordinary"] = "empty"
+    edit_layers: list[str] | None = Field(
+        None, description="beginnings of the names of the layers to edit (default: all)"
+    )
     sweep_sparsity: list[float] = Field([0.01, 0.05, 0.1, 0.2], description="sparsities of the sweep")
     sweep_steps: list[int] = Field([1, 10, 50], description="values of tau of the sweep")
     judged: int = Field(40, ge=2, description="captions of each kind that judge an edit")
@@ -235,16 +241,25 @@ class Run:
             ValueError: the file is truncated; names it.
         """
         path = self.path(name, ".safetensors", **of)
-        if not path.is_file():
-            make().save(path)
+        self._make(path, make, lambda made: made.save(path))
         return kind.load(path)
 
     def table(self, name: str, make: Callable[[], pd.DataFrame], **of: Any) -> pd.DataFrame:
         """Reads the table if it is there, else makes and saves it."""
         path = self.path(name, ".parquet", **of)
-        if not path.is_file():
-            save_table(make(), path)
+        self._make(path, make, lambda made: save_table(made, path))
         return load_table(path)
+
+    @staticmethod
+    def _make(path: Path, make: Callable[[], Any], save: Callable[[Any], None]) -> None:
+        """All processes make it together, one saves it."""
+        missing = not path.is_file()
+        wait()  # until every process has looked
+        if missing:
+            made = make()
+            if is_main():
+                save(made)
+            wait()
 
     # --- the method ----------------------------------------------------------------------------------------
 
@@ -299,9 +314,71 @@ class Run:
     def edit(self, group: str, **changed: Any) -> Edit:
         """The edit located on one group of the grid, by the parameters `edit_*`, or by others given without the prefix."""
         p = self.parameters
-        by = {k: getattr(p, f"edit_{k}") for k in ("sparsity", "steps", "threshold", "contrast")} | changed
+        by = {k: getattr(p, f"edit_{k}") for k in ("sparsity", "steps", "threshold", "contrast", "layers")} | changed
         masks = locate(self.pipe, self.grid, self.null(by["contrast"]), by["sparsity"], group)
-        return masks.union(by["steps"], by["threshold"])
+        edit = masks.union(by["steps"], by["threshold"])
+        return edit.only(by["layers"]) if by["layers"] else edit
+
+    def changed(self, **parameters: Any) -> Run:
+        """The same run with other parameters; model, prompts and judges are shared."""
+        other = Run(Parameters.checked(self.parameters.model_dump() | parameters))
+        other.pipe, other.prompts, other.judges, other.references = (
+            self.pipe,
+            self.prompts,
+            self.judges,
+            self.references,
+        )
+        return other
+
+    def judge(self, edit: Edit | None, located_on: Collection[int]) -> dict[str, float]:
+        """`summary` of `evaluate` for the edited model (or the unedited one), on prompts that did not locate the edit.
+
+        Returns:
+            Its entries, and kept (alignment of never-seen captions relative to the unedited model) and density.
+        """
+        unedited = summary(self.evaluate(located_on))
+        found = unedited
+        if edit is not None:
+            with pruned(self.pipe, edit):
+                found = summary(self.evaluate(located_on))
+        return found | {
+            "kept": found["alignment"] / unedited["alignment"],
+            "density": edit.density if edit else 0.0,
+        }
+
+    def sweep(self) -> pd.DataFrame:
+        """Sparsity x steps x contrast, located on the first of the largest subsets, and as many weights at random."""
+        p = self.parameters
+        size = p.sizes[-1]
+        group, located_on, rows = f"memorized {size}/0", self.members(size)[0], []
+        settings = list(product(("empty", "ordinary"), p.sweep_steps, p.sweep_sparsity))
+        for contrast, steps, sparsity in tqdm(settings, desc="sweep"):
+            edit = self.edit(group, contrast=contrast, steps=steps, sparsity=sparsity)
+            setting = {"contrast": contrast, "steps": steps, "sparsity": sparsity}
+            rows.append(setting | self.judge(edit, located_on))
+            if contrast == "empty" and steps == p.edit_steps:
+                rows.append(setting | {"contrast": "random"} | self.judge(edit.random(), located_on))
+        return pd.DataFrame(rows)
+
+    def models(self, controls: int = 3) -> pd.DataFrame:
+        """One pruned model for each subset of the smallest size; with controls pruned at random and by ordinary prompts."""
+        size = self.parameters.sizes[0]
+        rows = []
+        for i, members in enumerate(tqdm(self.members(size), desc="pruned models")):
+            edit = self.edit(f"memorized {size}/{i}")
+            edits = {"located on memorized prompts": edit}
+            if i < controls:
+                edits["at random, equal density"] = edit.random(i)
+                edits["located on ordinary prompts"] = self.edit(f"ordinary {size}/{i}", contrast="empty")
+            if i == 0:
+                rows.append({"model": "unedited", "subset": i, **self.judge(None, members)})
+            rows += [{"model": f"pruned, {name}", "subset": i, **self.judge(e, members)} for name, e in edits.items()]
+        return pd.DataFrame(rows)
+
+    def precompute(self) -> None:
+        """Everything that notebooks 01 to 04 take from a GPU, by all processes of an `accelerate launch` together."""
+        self.sweep()
+        self.models()
 
     def evaluate(
         self, located_on: Collection[int], name: str = "evaluation", seeds: int = 1, **of: Any

@@ -1,0 +1,77 @@
+"""Several processes, on one machine or many: `accelerate launch -m memsub run ...`.
+
+    mine = shard(range(100))            # this process' share
+    total = summed(tensor)              # over all processes
+    images = gathered({0: ..., 3: ...}) # every process' entries, by key, in every process
+    if is_main(): ...
+    wait()
+
+In a single process each of these does nothing. The rest of the library does not know how many there are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, reduce
+
+T = TypeVar("T")
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def _state() -> PartialState:
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def processes() -> int:
+    """How many processes take part."""
+    return _state().num_processes if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 1
+
+
+def rank() -> int:
+    """Which of them this is, 0 first."""
+    return _state().process_index if processes() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this process writes what all have computed."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """The device of this process: its own GPU if there are several, else the first, else the CPU."""
+    if processes() > 1:
+        return _state().device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def shard(items: Sequence[T]) -> Sequence[T]:
+    """Every n-th item, beginning with this process' rank."""
+    return items[rank() :: processes()]
+
+
+def summed(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of every process' tensor."""
+    return reduce(tensor, "sum") if processes() > 1 else tensor
+
+
+def gathered(entries: dict[int, T]) -> dict[int, T]:
+    """The entries of all processes in each of them."""
+    if processes() == 1:
+        return entries
+    return {key: value for part in gather_object([entries]) for key, value in part.items()}
+
+
+def wait() -> None:
+    """Returns when every process has come here."""
+    if processes() > 1:
+        _state().wait_for_everyone()
+
+
+def alone() -> dict[str, str]:
+    """Takes this process out of the group's environment, for child processes that are not part of it; returns what was taken."""
+    return {name: os.environ.pop(name) for name in _VARIABLES if name in os.environ}

@@ -1,0 +1,43 @@
+"""What each process of tests/test_distributed.py does: `distributed_worker.py OUT [rank to kill]`."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+import memsub
+from memsub import attacks, distributed
+from memsub.files import save_tensors
+
+OPTIONS = {"steps": 2, "guidance_scale": 3.0, "batch_size": 2, "progress": False}
+
+
+def main(out: Path, killed: int | None) -> None:
+    torch.set_num_threads(1)
+    assert distributed.processes() == int(os.environ.get("EXPECTED_PROCESSES", "1"))
+    pipe = memsub.load_pipeline("tiny", device="cpu")
+    prompts = memsub.load_prompts("tiny").memorized[:7]
+    if killed is not None:  # dies after its first batch is on disk
+        save = memsub.ActivationStats.save
+
+        def save_and_die(self, path):
+            save(self, path)
+            if distributed.rank() == killed:
+                os._exit(3)
+
+        memsub.ActivationStats.save = save_and_die
+    groups = {"a": [0, 1, 2], "b": [1, 3, 4, 5, 6, 6]}
+    stats = memsub.capture(pipe, prompts, groups=groups, checkpoint=out / "stats.partial", **OPTIONS)
+    null = memsub.capture(pipe, [""], **OPTIONS)
+    images = memsub.generate(pipe, prompts, seeds=range(7), **OPTIONS)
+    attacks.draw(pipe, prompts[:2], out / "extraction", images=3, **OPTIONS)
+    if distributed.is_main():
+        stats.save(out / "stats.safetensors")
+        memsub.locate(pipe, stats, null, 0.05, "b").save(out / "masks.safetensors")
+        save_tensors({"images": torch.from_numpy(images)}, out / "images.safetensors", {})
+    distributed.wait()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -1,0 +1,72 @@
+"""Two and three CPU processes (gloo) give what one gives: integers identical, sums to float32 accuracy."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from memsub import ActivationStats, NeuronMasks
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+
+
+def launch(processes: int, out: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """As `accelerate launch --multi_gpu` does, on CPUs: it hands over to torch's launcher too."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    variables = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "EXPECTED_PROCESSES": str(processes)}
+    return subprocess.run(
+        [*command, str(WORKER), str(out), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env=os.environ | variables,
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("alone")
+    subprocess.run([sys.executable, str(WORKER), str(out)], check=True, timeout=300, capture_output=True)
+    return out
+
+
+def assert_same(found: Path, expected: Path) -> None:
+    ours, theirs = (ActivationStats.load(folder / "stats.safetensors") for folder in (found, expected))
+    assert (ours.counts, ours.made, ours.prompts) == (theirs.counts, theirs.made, theirs.prompts)
+    for name, sums in ours.sums.items():
+        torch.testing.assert_close(sums, theirs.sums[name], rtol=2e-4, atol=1e-6)
+    ours, theirs = (NeuronMasks.load(folder / "masks.safetensors").density() for folder in (found, expected))
+    torch.testing.assert_close(ours, theirs, rtol=0.02, atol=1e-3)  # ties at the edge may fall the other way
+    ours, theirs = (load_file(folder / "images.safetensors")["images"].int() for folder in (found, expected))
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= 1
+    files = sorted(p.relative_to(expected) for p in (expected / "extraction").rglob("*.png"))
+    assert files == sorted(p.relative_to(found) for p in (found / "extraction").rglob("*.png"))
+    for file in files:
+        a, b = (np.asarray(Image.open(folder / file)).astype(int) for folder in (found, expected))
+        assert abs(a - b).max() <= 1
+    assert not list(found.glob("*.partial*"))
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_give_what_one_gives(alone, tmp_path, processes):
+    done = launch(processes, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same(tmp_path, alone)
+
+
+def test_a_lost_shard_is_redone_alone(alone, tmp_path):
+    assert launch(2, tmp_path, "1").returncode != 0
+    assert not (tmp_path / "stats.safetensors").exists()
+    left = sorted(p.name for p in tmp_path.glob("stats.partial*"))
+    assert "stats.partial.1" in left
+    done = launch(2, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert_same(tmp_path, alone)
