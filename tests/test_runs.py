@@ -15,7 +15,7 @@ from memsub.files import save_image
 from memsub.prompts import disjoint_pairs, subsets
 from memsub.runs import Parameters, Run
 
-SMALL = {"steps": 2, "memorized": 6, "sizes": [2, 3], "subsets": 3, "judged": 3, "batch_size": 6}
+SMALL = {"steps": 2, "memorized": 6, "sizes": [2, 3], "subsets": 3, "judged": 3, "judge_steps": 2, "batch_size": 6}
 
 
 @pytest.fixture
@@ -182,6 +182,17 @@ def test_bad_input_is_told_in_a_line(tmp_path, capsys):
         assert told in capsys.readouterr().err
 
 
+def test_dry_run_tells_the_cost_and_downloads_nothing(capsys):
+    assert main(["run", "tiny", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "ms an image and step on cpu" in told
+    assert "MB of statistics" in told
+    row = next(line for line in told.splitlines() if "capture of the grid" in line)
+    assert row.split()[5:8] == ["201", "50", "250"]  # 100 memorized, 100 ordinary and the empty prompt, 50 at a time
+    assert main(["run", "sd14", "--dry-run"]) == 0
+    assert "no time estimate: the model is not on this machine yet" in capsys.readouterr().out
+
+
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A project of two small notebooks."""
@@ -220,3 +231,23 @@ def test_run_resumes_from_the_first_notebook_that_changed(checkout, capsys):
     nbformat.write(notebook, checkout / "notebooks" / "00_n.ipynb")
     assert main(arguments) == 0
     assert (out / "first").read_text() == "xx"
+
+
+def test_two_runs_with_one_seed_give_the_same_artifacts(tmp_path, pipe, prompts):
+    files = []
+    for name in ("one", "two"):
+        run = Run(Parameters(run=str(tmp_path / name), **SMALL))
+        run.pipe, run.prompts = pipe, prompts
+        run.masks("memorized", 3, 0)
+        run.edit("memorized 3/0", steps=2).save(run.folder / "edit.safetensors")
+        files.append(sorted(run.folder.iterdir()))
+    assert [p.name for p in files[0]] == [p.name for p in files[1]]
+    assert len(files[0]) == 4
+    for one, two in zip(*files, strict=True):
+        if one.name.startswith(("masks", "edit")):  # whole numbers: to the byte
+            assert one.read_bytes() == two.read_bytes(), one.name
+        else:  # sums of floats: threads may add in another order
+            a, b = (memsub.ActivationStats.load(p) for p in (one, two))
+            assert (a.counts, a.made, a.prompts) == (b.counts, b.made, b.prompts)
+            for layer, sums in a.sums.items():
+                torch.testing.assert_close(sums, b.sums[layer], rtol=1e-5, atol=1e-8)

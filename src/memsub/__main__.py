@@ -16,13 +16,18 @@ from pathlib import Path
 
 from . import batch
 from .activations import capture
-from .models import NAMES, load_pipeline, resolve
+from .estimate import describe
+from .models import NAMES, at_hand, load_pipeline, resolve
 from .neurons import locate
 from .prompts import load_prompts, read_prompts
 from .pruning import Edit
 
 
 def _run(args: argparse.Namespace) -> None:
+    if args.dry_run:
+        parameters, _ = batch.find_parameters(args.parameters)
+        print(describe(parameters, load_pipeline(parameters.model) if at_hand(parameters.model) else None))
+        return
     report = batch.run(args.parameters, args.out, args.notebooks, args.fresh)
     if report:
         print(f"Report: {report}")
@@ -68,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
     run.add_argument("--notebooks", nargs="+", metavar="NN", help="only those whose names begin so, such as 00 01")
     run.add_argument("--fresh", action="store_true", help="execute all of them again")
+    run.add_argument("--dry-run", action="store_true", help="print what it would take, and download nothing")
     run.set_defaults(function=_run)
 
     find = commands.add_parser("locate", help="find the weights that carry a list of memorized prompts")

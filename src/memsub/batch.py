@@ -41,34 +41,44 @@ def project() -> Path:
     )
 
 
-def run(parameters: str, out: Path | None = None, only: list[str] | None = None, fresh: bool = False) -> Path | None:
+def find_parameters(name: str) -> tuple[Parameters, str]:
+    """Parameters by their name in papermill_params/, or from a YAML file; and the name of the run.
+
+    Raises:
+        ValueError, FileNotFoundError: there are none, they are not right, or their model is not there.
+    """
+    folder = project() / "papermill_params"
+    file = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not file.is_file():
+        names = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise FileNotFoundError(f"no parameters {name!r}: expected one of {names}, or a YAML file; {file} is missing.")
+    parameters = Parameters.load(file)
+    resolve(parameters.model)
+    return parameters, file.stem
+
+
+def run(name: str, out: Path | None = None, only: list[str] | None = None, fresh: bool = False) -> Path | None:
     """Executes the notebooks in order and returns the path of the HTML report (in the main process).
 
     Args:
-        parameters: a name in papermill_params/, or a YAML file.
+        name: of parameters in papermill_params/, or a YAML file.
         out: run folder; default `runs/<name>` in the current folder.
-        only: beginnings of the names of the notebooks to execute; default all.
+        only: beginnings of the names of the notebooks to execute; default all (the first meets the embedded model alone).
 
     Raises:
         ValueError, FileNotFoundError: parameters or model are not right; nothing was executed.
         NotebookError: a notebook stopped; the next call goes on with it.
     """
-    root = project()
-    file = (
-        Path(parameters) if parameters.endswith((".yaml", ".yml")) else root / "papermill_params" / f"{parameters}.yaml"
-    )
-    if not file.is_file():
-        names = ", ".join(sorted(p.stem for p in (root / "papermill_params").glob("*.yaml")))
-        raise FileNotFoundError(
-            f"no parameters {parameters!r}: expected one of {names}, or a YAML file; {file} is missing."
-        )
-    given = Parameters.load(file)
-    folder = (out or Path("runs") / file.stem).resolve()
+    given, stem = find_parameters(name)
+    folder = (out or Path("runs") / stem).resolve()
     given = given.model_copy(update={"run": str(folder)})
-    resolve(given.model)
-    notebooks = [p for p in sorted((root / "notebooks").glob("*.ipynb")) if not only or p.name.startswith(tuple(only))]
+    notebooks = sorted((project() / "notebooks").glob("*.ipynb"))
+    if only:
+        notebooks = [p for p in notebooks if p.name.startswith(tuple(only))]
+    elif given.model != "tiny":
+        notebooks = [p for p in notebooks if "testbed" not in p.name]
     if not notebooks:
-        raise ValueError(f"no notebook's name begins with {' or '.join(only or [])} in {root / 'notebooks'}.")
+        raise ValueError(f"no notebook's name begins with {' or '.join(only or [])}.")
     if processes() > 1:  # under accelerate launch: together what takes long, then one of them runs the notebooks
         Run(given).precompute()
         if not is_main():

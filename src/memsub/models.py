@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.models.attention import FeedForward
+from huggingface_hub import try_to_load_from_cache
 
 from . import distributed
 from .testbed.dataset import weights_folder
@@ -78,6 +79,12 @@ def resolve(model: str | Path) -> str:
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"{folder} is not a diffusers pipeline: it holds no model_index.json.")
     return str(folder)
+
+
+def at_hand(model: str | Path) -> bool:
+    """Whether the model can be loaded without a download: a folder, or in the hub's cache."""
+    source = resolve(model)
+    return Path(source).is_dir() or isinstance(try_to_load_from_cache(source, "model_index.json"), str)
 
 
 def ff_layers(unet: torch.nn.Module) -> dict[str, torch.nn.Linear]:

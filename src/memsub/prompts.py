@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -184,28 +184,34 @@ def disjoint_pairs(members: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     return [(i, j) for i, j in combinations(range(len(members)), 2) if set(members[i]).isdisjoint(members[j])]
 
 
-def load_prompts(source: str | Path) -> Prompts:
+def load_prompts(source: str | Path | Mapping[str, str | Path]) -> Prompts:
     """The prompts that belong to a model, or a list in a file.
 
     Args:
         source: "tiny"; "sd14" or "sd20" (lists fetched on first use, see `memsub.downloads`); or a file (`read_prompts`),
-            all of whose captions count as memorized.
+            all of whose captions count as memorized; or one file each for "memorized", "ordinary" and "heldout".
 
     Raises:
         ValueError: there is no such list, or the file is not one; close matches are offered.
         FileNotFoundError: no such file.
         ConnectionError: a list has to be fetched and cannot be; says which file to put where.
     """
+    if isinstance(source, Mapping):
+        return _from_files({kind: Path(path) for kind, path in source.items()})
     name = str(source)
     if name == "tiny":
         return Prompts(dataset.ground_truth())
     if name in SOURCES:
-        parts = [read_prompts(fetch(name, "memorized"))]
-        parts += [read_prompts(fetch(name, kind)).assign(kind=kind) for kind in ("ordinary", "heldout")]
-        return Prompts(pd.concat(parts, ignore_index=True), ("verbatim", "template", "memorized"))
+        return _from_files({kind: fetch(name, kind) for kind in SOURCES[name]})
     if Path(name).suffix:
-        return Prompts(read_prompts(name), ("verbatim", "template", "memorized"))
+        return _from_files({"memorized": Path(name)})
     known = ["tiny", *SOURCES]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise ValueError(f"no prompt list named {name!r}.{hint} Expected one of {', '.join(known)}, or a file.")
+
+
+def _from_files(files: dict[str, Path]) -> Prompts:
+    parts = [read_prompts(path) for path in files.values()]
+    parts = [p if kind == "memorized" else p.assign(kind=kind) for kind, p in zip(files, parts, strict=True)]
+    return Prompts(pd.concat(parts, ignore_index=True), ("verbatim", "template", "memorized"))

@@ -35,7 +35,7 @@ from .downloads import fetch_images
 from .evaluation import evaluate, summary
 from .files import load_table, read_images, save_json, save_table
 from .generation import generate
-from .metrics import Judges, load_judges
+from .metrics import Judges, clip, load_judges, sscd
 from .models import fingerprint, load_pipeline, resolve
 from .neurons import NeuronMasks, locate
 from .prompts import Prompts, load_prompts, subsets
@@ -53,6 +53,11 @@ class Parameters(BaseModel):
 
     model: str = Field("tiny", description="a name, a folder, or a hub id")
     run: str = Field("../runs/tiny", description="folder of the artifacts")
+    prompts: str | dict[Literal["memorized", "ordinary", "heldout"], str] | None = Field(
+        None, description="a list by name, or files (default: the lists that belong to the model)"
+    )
+    copy_judge: str | None = Field(None, description="an SSCD by name or path (default: the judge of the model)")
+    prompt_judge: str | None = Field(None, description="a CLIP by name or folder (default: the judge of the model)")
     images: str | None = Field(
         None, description="folder of training images, <index>/*.png (default: gt_images in `run`)"
     )
@@ -74,17 +79,19 @@ class Parameters(BaseModel):
         None, description="beginnings of the names of the layers to edit (default: all)"
     )
     sweep_sparsity: list[float] = Field([0.01, 0.05, 0.1, 0.2], description="sparsities of the sweep")
-    sweep_steps: list[int] = Field([1, 10, 50], description="values of tau of the sweep")
-    judged: int = Field(40, ge=2, description="captions of each kind that judge an edit")
+    sweep_steps: list[int] = Field([10, 50], description="values of tau of the sweep")
+    judge_steps: int = Field(
+        25, ge=1, description="denoising steps of the images that judge an edit, a rival, an attack"
+    )
+    judged: int = Field(30, ge=2, description="captions of each kind that judge an edit")
     fid_images: int = Field(200, ge=2, description="held-out captions of the FID")
-    attack_steps: int = Field(25, ge=1, description="notebook 05: denoising steps of all that is drawn there")
     rival_captions: int = Field(20, ge=2, description="notebook 05: memorized captions that compare the rivals")
     rival_never_seen: int = Field(60, ge=2, description="notebook 05: never-seen captions that do")
     rival_targets: list[float] = Field([1.0], description="notebook 05: targets of the embedding optimization")
     rival_tokens: list[int] = Field([1, 2, 4], description="notebook 05: random tokens added to a prompt")
     extraction_captions: int = Field(20, ge=2, description="notebook 05: captions a kind, and a rung, under extraction")
-    extraction_images: int = Field(8, ge=2, description="notebook 05: images a caption under extraction")
-    extraction_clique: int = Field(5, ge=2, description="notebook 05: near-duplicates that make a claim")
+    extraction_images: int = Field(6, ge=2, description="notebook 05: images a caption under extraction")
+    extraction_clique: int = Field(4, ge=2, description="notebook 05: near-duplicates that make a claim")
     extraction_distance: float = Field(0.1, gt=0, description="notebook 05: tiled distance of near-duplicates")
     embedding_images: int = Field(6, ge=1, description="notebook 05: images under the embedding attack")
     embedding_iterations: int = Field(50, ge=1, description="notebook 05: steps of the embedding attack")
@@ -156,11 +163,16 @@ class Run:
 
     @cached_property
     def prompts(self) -> Prompts:
-        return load_prompts(self.parameters.model)
+        return load_prompts(self.parameters.prompts or self.parameters.model)
 
     @cached_property
     def judges(self) -> Judges:
-        return load_judges(self.parameters.model)
+        p = self.parameters
+        if p.copy_judge and p.prompt_judge:
+            return Judges(sscd(p.copy_judge, self.pipe.device), clip(p.prompt_judge, self.pipe.device))
+        own = load_judges(p.model)
+        copy = sscd(p.copy_judge, self.pipe.device) if p.copy_judge else own.copy
+        return Judges(copy, clip(p.prompt_judge, self.pipe.device) if p.prompt_judge else own.prompt)
 
     @cached_property
     def corpus(self) -> np.ndarray:
@@ -390,7 +402,7 @@ class Run:
         """
         p = self.parameters
         chosen = self.unused(located_on)[: p.judged]
-        options = p.model_dump(include={"steps", "guidance_scale"})
+        options = {"steps": p.judge_steps, "guidance_scale": p.guidance_scale}
 
         def make() -> pd.DataFrame:
             return evaluate(
