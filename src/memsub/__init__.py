@@ -15,7 +15,7 @@ import logging
 logging.getLogger("transformers.utils.import_utils").addFilter(lambda r: "requires torchvision" not in r.getMessage())
 
 from .activations import ActivationStats, capture
-from .evaluation import evaluate, summary
+from .evaluation import evaluate, seed_similarity, summary
 from .generation import generate
 from .metrics import CopyJudge, Judges, PromptJudge, fid, load_judges
 from .models import load_pipeline
@@ -46,5 +46,6 @@ __all__ = [
     "locate",
     "pairwise_iou",
     "pruned",
+    "seed_similarity",
     "summary",
 ]

@@ -3,6 +3,7 @@
     draw = partial(generate, pipe, guidance_scale=3.0)                       # or any rival: prompts, seeds -> images
     frame = evaluate(draw, judges, memorized, references, never_seen)        # a row an image
     summary(frame)                                                           # the two axes of the trade-off
+    seed_similarity(draw, judges, captions)                                  # is a caption's picture the same for every seed?
     with pruned(pipe, edit): ...                                             # the same for an edited model
 
 Memorized captions are judged against their training images (copy similarity), never-seen ones against what they say
@@ -76,6 +77,14 @@ def evaluate(
     if real is not None:
         rows.loc[rows["kind"] == "never seen", "fid"] = fid(real, images[n:], judges.prompt)
     return rows
+
+
+def seed_similarity(draw: Draw, judges: Judges, captions: Sequence[str], seeds: int = 4) -> np.ndarray:
+    """Copy similarity of every two seeds' images of each caption, shape (captions, pairs): how fixed its picture is."""
+    images = draw(np.repeat(captions, seeds).tolist(), seeds=np.tile(range(seeds), len(captions)).tolist())
+    features = judges.copy.features(images).reshape(len(captions), seeds, -1)
+    i, j = np.triu_indices(seeds, 1)
+    return (features[:, i] * features[:, j]).sum(-1)
 
 
 def summary(frame: pd.DataFrame) -> dict[str, float]:

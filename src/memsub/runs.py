@@ -70,15 +70,15 @@ class Parameters(BaseModel):
     memorized: int = Field(100, ge=2, description="memorized prompts to use, and as many ordinary ones")
     subsets: int = Field(10, ge=2, description="subsets of each size")
     sizes: list[int] = Field([10, 20, 30, 40, 50], description="prompts in a subset")
-    sparsity: float = Field(0.01, gt=0, le=1, description="of the masks shown in notebooks 02 and 03")
-    edit_sparsity: float = Field(0.01, gt=0, le=1, description="of the edit, chosen by the sweep of notebook 04")
+    sparsity: float = Field(0.05, gt=0, le=1, description="of the masks shown in notebooks 02 and 03")
+    edit_sparsity: float = Field(0.4, gt=0, le=1, description="of the edit, chosen by the sweep of notebook 04")
     edit_steps: int = Field(10, ge=1, description="tau: the edit unites the masks of the first steps")
     edit_threshold: float = Field(0.0, ge=0, lt=1, description="r: ... memorized at more than r tau of them")
     edit_contrast: Literal["empty", "ordinary"] = "empty"
     edit_layers: list[str] | None = Field(
         None, description="beginnings of the names of the layers to edit (default: all)"
     )
-    sweep_sparsity: list[float] = Field([0.01, 0.05, 0.1, 0.2], description="sparsities of the sweep")
+    sweep_sparsity: list[float] = Field([0.1, 0.2, 0.3, 0.4], description="sparsities of the sweep")
     sweep_steps: list[int] = Field([10, 50], description="values of tau of the sweep")
     judge_steps: int = Field(
         25, ge=1, description="denoising steps of the images that judge an edit, a rival, an attack"
@@ -87,8 +87,11 @@ class Parameters(BaseModel):
     fid_images: int = Field(200, ge=2, description="held-out captions of the FID")
     rival_captions: int = Field(20, ge=2, description="notebook 05: memorized captions that compare the rivals")
     rival_never_seen: int = Field(60, ge=2, description="notebook 05: never-seen captions that do")
-    rival_targets: list[float] = Field([1.0], description="notebook 05: targets of the embedding optimization")
+    rival_targets: list[float] = Field(
+        [1.0, 0.7, 0.4], description="notebook 05: targets of the embedding optimization"
+    )
     rival_tokens: list[int] = Field([1, 2, 4], description="notebook 05: random tokens added to a prompt")
+    detection_calls: int = Field(3, ge=1, description="notebook 05: UNet calls that score a caption")
     extraction_captions: int = Field(20, ge=2, description="notebook 05: captions a kind, and a rung, under extraction")
     extraction_images: int = Field(6, ge=2, description="notebook 05: images a caption under extraction")
     extraction_clique: int = Field(4, ge=2, description="notebook 05: near-duplicates that make a claim")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from diffusers import StableDiffusionPipeline
 from matplotlib.figure import Figure
 
 from .. import plots
+from ..evaluation import seed_similarity
 from ..generation import generate
 from ..metrics import Judges, load_judges
 from ..models import load_pipeline
@@ -84,18 +86,6 @@ def autoencoder_psnr(pipe: StableDiffusionPipeline, images: np.ndarray) -> np.nd
     """Peak signal-to-noise ratio of the autoencoder's round trip in dB, shape (n,)."""
     error = (images.astype(np.float64) - round_trip(pipe.vae, images)) / 255
     return -10 * np.log10((error**2).mean((1, 2, 3)))
-
-
-def seed_similarity(
-    pipe: StableDiffusionPipeline, judges: Judges, captions: Sequence[str], seeds: int = 4
-) -> np.ndarray:
-    """Copy similarity of every two seeds' images of each caption, shape (captions, pairs)."""
-    images = generate(
-        pipe, np.repeat(captions, seeds).tolist(), seeds=np.tile(range(seeds), len(captions)), guidance_scale=GUIDANCE
-    )
-    features = judges.copy.features(images).reshape(len(captions), seeds, -1)
-    i, j = np.triu_indices(seeds, 1)
-    return (features[:, i] * features[:, j]).sum(-1)
 
 
 def folder_size(folder: Path) -> int:
@@ -185,7 +175,8 @@ def measure(
     )
     psnr = autoencoder_psnr(pipe, real)
     add("autoencoder on held-out scenes, mean PSNR", "≥ 27 dB", f"{psnr.mean():.1f} dB", psnr.mean(), psnr.mean() >= 27)
-    across = np.median(seed_similarity(pipe, judges, prompts.ordinary[: n(100)]))
+    draw = partial(generate, pipe, guidance_scale=GUIDANCE)
+    across = np.median(seed_similarity(draw, judges, prompts.ordinary[: n(100)]))
     add(
         "ordinary captions: median copy similarity between seeds",
         f"clearly below {judges.copy.threshold:.2f}",
