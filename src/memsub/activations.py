@@ -25,7 +25,7 @@ from diffusers import StableDiffusionPipeline
 from tqdm.auto import tqdm
 
 from .distributed import is_main, rank, shard, summed, wait
-from .files import load_tensors, save_tensors
+from .files import load_tensors, save_artifact
 from .generation import initial_noise
 from .models import ff_layers, fingerprint
 
@@ -107,7 +107,7 @@ class ActivationStats:
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file with everything in it, atomically."""
         about = {"counts": self.counts, "made": self.made, "prompts": self.prompts}
-        save_tensors(self.sums, path, {"kind": "ActivationStats", "about": json.dumps(about)})
+        save_artifact(self.sums, path, "ActivationStats", about)
 
     @classmethod
     def load(cls, path: str | Path) -> ActivationStats:

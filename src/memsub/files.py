@@ -23,6 +23,12 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | Path, metadata
     _replace(Path(path), lambda temporary: save_file(contiguous, temporary, metadata))
 
 
+def save_artifact(tensors: Mapping[str, torch.Tensor], path: str | Path, kind: str, about: dict) -> None:
+    """Tensors with what they are and what made them. All of it is one entry: safetensors would write several in any order,
+    and equal artifacts should be equal to the byte."""
+    save_tensors(tensors, path, {"about": json.dumps({"kind": kind} | about)})
+
+
 def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], dict]:
     """Tensors and `about` of an artifact of one kind.
 
@@ -34,10 +40,10 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], 
         raise FileNotFoundError(f"no {kind} at {path}.")
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("kind") != kind:
-                raise ValueError(f"{path} holds {metadata.get('kind') or 'no artifact of memsub'}, expected {kind}.")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["about"])  # noqa: SIM118
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+            if about.get("kind") != kind:
+                raise ValueError(f"{path} holds {about.get('kind') or 'no artifact of memsub'}, expected {kind}.")
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or no safetensors file: {error}.") from error
 

@@ -11,7 +11,6 @@ row i, and larger for the prompts than for the contrast (`null`).
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from .activations import ActivationStats
-from .files import load_tensors, save_tensors
+from .files import load_tensors, save_artifact
 from .models import check_model, ff_layers
 from .pruning import Edit
 
@@ -111,7 +110,7 @@ class NeuronMasks:
         for name, mask in self.layers.items():
             tensors |= {f"{name}.columns": mask.columns, f"{name}.counts": mask.counts}
         shapes = {name: mask.shape for name, mask in self.layers.items()}
-        save_tensors(tensors, path, {"kind": "NeuronMasks", "about": json.dumps({"shapes": shapes, "made": self.made})})
+        save_artifact(tensors, path, "NeuronMasks", {"shapes": shapes, "made": self.made})
 
     @classmethod
     def load(cls, path: str | Path) -> NeuronMasks:

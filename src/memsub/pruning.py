@@ -9,7 +9,6 @@ edit.save("edit.safetensors")                # a small file of coordinates, tied
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionPipeline
 
-from .files import load_tensors, save_tensors
+from .files import load_tensors, save_artifact
 from .models import check_model, ff_layers
 
 
@@ -99,7 +98,7 @@ class Edit:
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file of coordinates, atomically."""
         small = {n: p.to(torch.int32) for n, p in self.positions.items()}
-        save_tensors(small, path, {"kind": "Edit", "about": json.dumps({"shapes": self.shapes, "made": self.made})})
+        save_artifact(small, path, "Edit", {"shapes": self.shapes, "made": self.made})
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:
