@@ -82,9 +82,12 @@ def test_a_score_with_a_known_auc():
 
 
 def test_the_text_matters_more_for_memorized_captions(pipe, prompts):
-    scores = [attacks.text_magnitude(pipe, prompts.of(kind)[:16], seeds=2) for kind in ("verbatim", "heldout")]
+    scores = [
+        attacks.first_step_scores(pipe, prompts.of(kind)[:16], seeds=2)["text magnitude"]
+        for kind in ("verbatim", "heldout")
+    ]
     assert attacks.detection_roc(*scores)[0] > 0.8
-    assert attacks.noise_change(pipe, prompts.memorized[:3], seeds=2, batch_size=2).shape == (3,)
+    assert attacks.first_step_scores(pipe, prompts.memorized[:3], seeds=2, batch_size=2)["noise change"].shape == (3,)
 
 
 def test_the_embedding_attack_brings_a_training_image_back_from_its_own_prompt(pipe, prompts, judges):

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from memsub import mitigations
-from memsub.attacks import text_magnitude
+from memsub.attacks import first_step_scores
 from memsub.generation import generate
 
 
 def test_optimized_embeddings_reach_the_target_and_leave_the_rest_alone(pipe, prompts):
     some = prompts.memorized[:4]
     start = pipe.encode_prompt(some, pipe.device, 1, False)[0]
-    before = text_magnitude(pipe, some, seeds=1)
+    before = first_step_scores(pipe, some, seeds=1)["text magnitude"]
     target = float(sorted(before)[1]) + 1e-3  # two prompts are there already
     found = mitigations.optimized_embeddings(pipe, some, target=target, iterations=30)
     done = before <= target

@@ -3,7 +3,7 @@
 draw(pipe, captions, folder, images=30)                     # many images a caption, streamed to disk
 found = extract(folder)                                     # near-duplicate cliques (Carlini et al. 2023)
 checked = check_extraction(found, folder, judges, corpus)   # ... which are training images?
-text_magnitude(pipe, captions)                              # one-step detection (Wen et al. 2024)
+first_step_scores(pipe, captions)                           # detection before drawing (Wen 2024, Webster 2023)
 embeddings = embedding_attack(pipe, images, start)          # Finding Dori (Kowalczuk et al. 2025)
 generate(pipe, embeddings)                                  # is the training image back?
 """
@@ -184,7 +184,7 @@ def check_extraction(found: pd.DataFrame, folder: str | Path, judge: CopyJudge, 
 
 
 @torch.no_grad()
-def text_magnitude(
+def first_step_scores(
     pipe: StableDiffusionPipeline,
     prompts: Sequence[str],
     *,
@@ -193,39 +193,21 @@ def text_magnitude(
     calls: int = 1,
     guidance_scale: float = 7.5,
     batch_size: int = 32,
-) -> np.ndarray:
-    """Length of the text's share of the predicted noise, mean over the first `calls` steps and some seeds, shape (prompts,).
+) -> dict[str, np.ndarray]:
+    """Two scores that tell memorized captions from the first `calls` steps, mean over some seeds.
 
-    ||eps(x_t, t, prompt) - eps(x_t, t, empty)||: large for memorized prompts (Wen et al., ICLR 2024, eq. 3).
+    Returns:
+        text magnitude, (prompts,): length of the text's share of the predicted noise, ||eps(x_t, t, prompt) - eps(x_t, t,
+            empty)||; large for memorized prompts (Wen et al., ICLR 2024, eq. 3).
+        noise change, (prompts,): ||eps(x_t, t, prompt) - x_T||, after the denoising confidence score of Webster (2023): a
+            model that remembers replaces the noise by its picture at once.
+
+    Raises:
+        ValueError: no prompts.
     """
-    scores = _first_steps(pipe, prompts, seeds, steps, calls, guidance_scale, batch_size)
-    return scores["magnitude"]
-
-
-@torch.no_grad()
-def noise_change(
-    pipe: StableDiffusionPipeline,
-    prompts: Sequence[str],
-    *,
-    seeds: int = 4,
-    steps: int = 50,
-    calls: int = 1,
-    guidance_scale: float = 7.5,
-    batch_size: int = 32,
-) -> np.ndarray:
-    """How far one conditional step moves away from the noise it was given, shape (prompts,).
-
-    ||eps(x_T, T, prompt) - x_T||, after the denoising confidence score of Webster (2023): a model that remembers replaces
-    the noise by its picture at once.
-    """
-    scores = _first_steps(pipe, prompts, seeds, steps, calls, guidance_scale, batch_size)
-    return scores["change"]
-
-
-def _first_steps(pipe, prompts, seeds, steps, calls, guidance_scale, batch_size) -> dict[str, np.ndarray]:
     if not prompts:
         raise ValueError("no prompts to score: the list is empty.")
-    scores: dict[str, list] = {"magnitude": [], "change": []}
+    scores: dict[str, list] = {"text magnitude": [], "noise change": []}
     empty = pipe.encode_prompt("", pipe.device, 1, False)[0]
     for part in _batches(prompts, batch_size):
         cond = pipe.encode_prompt(list(part), pipe.device, 1, False)[0].repeat_interleave(seeds, 0)
@@ -240,7 +222,7 @@ def _first_steps(pipe, prompts, seeds, steps, calls, guidance_scale, batch_size)
             magnitude = magnitude + (text - uncond).float().flatten(1).norm(dim=1)
             change = change + (text - start).float().flatten(1).norm(dim=1)
             x = pipe.scheduler.step(uncond + guidance_scale * (text - uncond), t, x).prev_sample
-        for name, value in (("magnitude", magnitude), ("change", change)):
+        for name, value in (("text magnitude", magnitude), ("noise change", change)):
             scores[name].append((value / calls).view(len(part), seeds).mean(1).cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in scores.items()}
 

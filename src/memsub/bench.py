@@ -17,7 +17,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -27,23 +28,27 @@ from .activations import capture
 from .fullsize import UNETS
 from .generation import generate, initial_noise
 from .models import ff_layers, load_pipeline
-from .neurons import NeuronMasks, _locate_layer
+from .neurons import NeuronMasks, _locate_layer, locate
 from .overlap import pairwise_iou
 from .prompts import load_prompts, subsets
-from .pruning import Edit, pruned
+from .pruning import pruned
 
 GUIDANCE = 3.0
 
 
-def _alternate(functions: list[Callable[[], object]], repetitions: int) -> list[float]:
-    """Median seconds of each, called in turns after one warm-up."""
+def _alternate(
+    functions: list[Callable[[], object]], repetitions: int, within: Sequence[Callable] | None = None
+) -> list[float]:
+    """Median seconds of each, called in turns after one warm-up; `within` makes contexts whose entering does not count."""
     seconds: list[list[float]] = [[] for _ in functions]
     for repetition in range(repetitions + 1):
-        for function, times in zip(functions, seconds, strict=True):
-            began = time.perf_counter()
-            function()
+        for function, times, context in zip(functions, seconds, within or [nullcontext] * len(functions), strict=True):
+            with context():
+                began = time.perf_counter()
+                function()
+                took = time.perf_counter() - began
             if repetition:
-                times.append(time.perf_counter() - began)
+                times.append(took)
     return [statistics.median(times) for times in seconds]
 
 
@@ -188,29 +193,13 @@ def bench_edit(pipe: StableDiffusionPipeline, repetitions: int = 7, steps: int =
     prompts = load_prompts("tiny").memorized[:32]
     options = {"steps": steps, "guidance_scale": GUIDANCE, "progress": False}
     stats, null = (capture(pipe, p, steps=2, progress=False) for p in (prompts, [""]))
-    from .neurons import locate
+    edit = locate(pipe, stats, null, 0.05).union(2)
 
-    edit: Edit = locate(pipe, stats, null, 0.05).union(2)
-
-    def edited() -> None:
+    def draw() -> None:
         generate(pipe, prompts, **options)
 
-    times: list[list[float]] = [[], []]
-    for repetition in range(repetitions + 1):
-        for which in (0, 1):
-            began = time.perf_counter()
-            if which:
-                with pruned(pipe, edit):
-                    began = time.perf_counter()
-                    edited()
-                    took = time.perf_counter() - began
-            else:
-                edited()
-                took = time.perf_counter() - began
-            if repetition:
-                times[which].append(took)
-    plain, after = map(statistics.median, times)
-    return {"unedited_s": plain, "edited_s": after, "ratio": after / plain}
+    plain, edited = _alternate([draw, draw], repetitions, [nullcontext, lambda: pruned(pipe, edit)])
+    return {"unedited_s": plain, "edited_s": edited, "ratio": edited / plain}
 
 
 def _peak_gb() -> float:

@@ -72,6 +72,7 @@ def wait() -> None:
         _state().wait_for_everyone()
 
 
-def alone() -> dict[str, str]:
-    """Takes this process out of the group's environment, for child processes that are not part of it; returns what was taken."""
-    return {name: os.environ.pop(name) for name in _VARIABLES if name in os.environ}
+def alone() -> None:
+    """Takes this process out of the group's environment, for child processes that are not part of it."""
+    for name in _VARIABLES:
+        os.environ.pop(name, None)

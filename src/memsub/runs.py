@@ -395,9 +395,7 @@ class Run:
         self.sweep()
         self.models()
 
-    def evaluate(
-        self, located_on: Collection[int], name: str = "evaluation", seeds: int = 1, **of: Any
-    ) -> pd.DataFrame:
+    def evaluate(self, located_on: Collection[int]) -> pd.DataFrame:
         """`memsub.evaluate` of the pipeline as it is now, on memorized prompts that did not locate the edit; computed once.
 
         Args:
@@ -414,10 +412,9 @@ class Run:
                 [self.captions("memorized")[i] for i in chosen],
                 np.stack([self.references[i] for i in chosen]),
                 self.prompts.of("heldout")[: p.judged],
-                seeds=seeds,
             )
 
-        return self.table(name, make, chosen=chosen, judged=p.judged, seeds=seeds, **options, **of)
+        return self.table("evaluation", make, chosen=chosen, judged=p.judged, **options)
 
     def save_parameters(self) -> None:
         """Writes the parameters into the run folder, for whoever finds it."""
