@@ -3,7 +3,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE = 1
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: demo test install lint
+.PHONY: demo test rehearse install lint
 
 ## make demo: install, then run all notebooks on the embedded model; read runs/demo/report.html
 demo: install
@@ -13,6 +13,10 @@ demo: install
 test: install lint
 	$(BIN)/pytest
 	$(BIN)/pytest --nbval --nbval-cell-timeout 600 $(NOTEBOOKS)
+
+## make rehearse: all notebooks on SD1.4 and SD2.0 at full size with random weights, about 12 GB
+rehearse: install
+	$(BIN)/python -m memsub.rehearsal --out runs/rehearsal
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import memsub
 from memsub.metrics import clip, sscd
+from memsub.rehearsal import save_small_clip
 from memsub.testbed import judges as judging
 from memsub.testbed.dataset import weights_folder
 from memsub.testbed.report import attribute_rank
@@ -48,9 +47,9 @@ def test_the_true_caption_wins(judges, fresh):
 
 
 def test_fid_tells_real_scenes_from_a_shifted_distribution(judges, prompts):
-    real = prompts.images("heldout")
-    same = memsub.fid(real[:1000], real[1000:], judges.prompt)
-    darker = memsub.fid(real[:1000], real[1000:] // 2, judges.prompt)
+    scenes = prompts.images("heldout")
+    real, others, dark = (judges.prompt.image_features(x) for x in (scenes[:1000], scenes[1000:], scenes[1000:] // 2))
+    same, darker = memsub.fid(real, others), memsub.fid(real, dark)
     assert 0 <= same < 0.2 * darker
 
 
@@ -65,7 +64,7 @@ def test_bad_images_are_named(judges):
     with pytest.raises(ValueError, match="images is empty"):
         judges.copy.features(images[:0])
     with pytest.raises(ValueError, match="two images or more"):
-        memsub.fid(images[:1], images, judges.prompt)
+        memsub.fid(np.zeros((1, 4), np.float32), np.zeros((2, 4), np.float32))
     with pytest.raises(FileNotFoundError, match="holds no folder `judges`"):
         memsub.load_judges("somewhere")
 
@@ -109,18 +108,8 @@ def test_sscd_reads_torchscript_and_sees_published_preprocessing(tmp_path):
         sscd(tmp_path / "none.pt")
 
 
-def test_clip_loads_from_a_folder(tmp_path, pipe):
-    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vocabulary = len(pipe.tokenizer)
-    config = CLIPConfig(
-        text_config=CLIPTextConfig(vocab_size=vocabulary, max_position_embeddings=24, eos_token_id=vocabulary - 1, **tower).to_dict(),
-        vision_config=CLIPVisionConfig(image_size=32, patch_size=16, **tower).to_dict(),
-        projection_dim=8,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(tmp_path)
-    pipe.tokenizer.save_pretrained(tmp_path)
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path)
+def test_clip_loads_from_a_folder(tmp_path):
+    save_small_clip(tmp_path)
     judge = clip(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (3, 40, 32, 3), dtype=np.uint8)
     prompts = ["a red star", "a blue fish on a plain red background", "x"]
@@ -128,4 +117,5 @@ def test_clip_loads_from_a_folder(tmp_path, pipe):
     alone = [judge.similarity(images[i : i + 1], prompts[i : i + 1])[0] for i in range(3)]
     np.testing.assert_allclose(together, alone, atol=1e-5)  # padding does not matter
     np.testing.assert_allclose(np.linalg.norm(judge.text_features(prompts), axis=1), 1, atol=1e-5)
-    assert memsub.fid(images, images, judge) == pytest.approx(0, abs=1e-3)
+    features = judge.image_features(images)
+    assert memsub.fid(features, features) == pytest.approx(0, abs=1e-3)

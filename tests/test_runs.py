@@ -137,7 +137,7 @@ def test_training_images_of_a_published_list(run, tmp_path):
     assert run.references[1].shape == (32, 32, 3)
     assert run.unused([0]) == [1]
     with pytest.raises(ValueError, match="real: a folder of pictures for the FID is needed"):
-        run.real_images  # noqa: B018
+        run.real_images()
 
 
 def test_random_masks_have_the_same_counts_a_row(run):

@@ -30,6 +30,8 @@ from .generation import initial_noise
 from .models import ff_layers, fingerprint
 
 CfgHalf = Literal["both", "cond"]
+PART = 2**22
+"""Activations that are squared at a time: bounds what capture needs besides generation to tens of megabytes."""
 
 
 @dataclass
@@ -122,33 +124,48 @@ class ActivationStats:
         return cls({name: tensors[name] for name in layers}, about["counts"], about["made"], about["prompts"])
 
 
-@contextmanager
-def _hooked(
-    unet: torch.nn.Module, membership: torch.Tensor, sums: dict[str, torch.Tensor], calls: int
-) -> Iterator[dict]:
-    """While open, every UNet call adds its activations to `sums`; yields the state whose `weights` the caller sets a batch.
+def _unit_squares(hidden: torch.Tensor) -> torch.Tensor:
+    """Squares of rows scaled to unit length, summed over tokens: (rows, tokens, neurons) to float32 (rows, neurons)."""
+    squares = hidden.float().square()
+    lengths = squares.sum(-1)
+    inverse = torch.where(lengths > 0, 1 / lengths, 0)  # a zero row stays zero
+    return torch.bmm(inverse[:, None], squares)[:, 0]
 
-    `state["weights"]` has shape (groups, rows of the UNet's batch): how often each row counts for each group.
+
+@contextmanager
+def _hooked(unet: torch.nn.Module, weights: torch.Tensor, sums: dict[str, torch.Tensor], calls: int) -> Iterator[None]:
+    """While open, the activations of one batch's `calls` UNet calls are added to `sums`, which lie on the CPU.
+
+    Only one call's (rows, neurons) are kept on the device, and copied once a call.
+
+    Args:
+        weights: (groups, rows of the UNet's batch), how often each row counts for each group.
     """
-    state: dict = {"step": -1, "weights": membership}
+    step, pending = -1, {}
+
+    def flush() -> None:
+        for layer, per_row in pending.items():
+            sums[layer][:, step] += weights @ per_row.cpu()
+        pending.clear()
 
     def next_step(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        state["step"] += 1
+        nonlocal step
+        flush()
+        step += 1
+        if step >= calls:
+            raise RuntimeError(f"the sampler made more than the {calls} UNet calls that were expected.")
 
     def add(layer: str, hidden: torch.Tensor) -> None:
-        if state["step"] >= calls:
-            raise RuntimeError(f"the sampler made more than the {calls} UNet calls that were expected.")
-        squares = hidden.detach().flatten(1, -2).float().square()  # (rows, tokens, neurons)
-        lengths = squares.sum(-1)
-        inverse = torch.where(lengths > 0, 1 / lengths, 0)  # a zero row stays zero
-        per_row = torch.bmm(inverse[:, None], squares)[:, 0]
-        sums[layer][:, state["step"]] += state["weights"] @ per_row
+        hidden = hidden.detach().flatten(1, -2)  # (rows, tokens, neurons)
+        parts = hidden.split(max(1, PART // hidden[0].numel()))
+        pending[layer] = torch.cat([_unit_squares(part) for part in parts])
 
     handles = [unet.register_forward_pre_hook(next_step, with_kwargs=True)]
     for name, linear in ff_layers(unet).items():
         handles.append(linear.register_forward_pre_hook(lambda _, args, name=name: add(name, args[0])))
     try:
-        yield state
+        yield
+        flush()
     finally:
         for handle in handles:
             handle.remove()
@@ -186,10 +203,10 @@ def capture(
     prompts = list(prompts)
     groups = {"all": range(len(prompts))} if groups is None else groups
     _check(prompts, groups, cfg_half)
-    device, layers = pipe.device, ff_layers(pipe.unet)
+    layers = ff_layers(pipe.unet)
     pipe.scheduler.set_timesteps(steps)
     calls = len(pipe.scheduler.timesteps)  # PNDM makes one more than `steps`
-    membership = torch.zeros(len(groups), len(prompts), device=device)
+    membership = torch.zeros(len(groups), len(prompts))
     for row, members in enumerate(groups.values()):
         for p in members:
             membership[row, p] += 1
@@ -206,41 +223,33 @@ def capture(
         "diffusers": diffusers.__version__,
     }
     asked = hashlib.sha256(json.dumps([prompts, {k: list(v) for k, v in groups.items()}]).encode()).hexdigest()
-    sums = {name: torch.zeros(len(groups), calls, linear.in_features, device=device) for name, linear in layers.items()}
+    sums = {name: torch.zeros(len(groups), calls, linear.in_features) for name, linear in layers.items()}
     stats = ActivationStats(sums, {name: len(members) for name, members in groups.items()}, made, [asked])
     mine = shard(range(len(prompts)))  # one process: all of them
     checkpoint = checkpoint and Path(f"{checkpoint}.{rank()}")
     done = _resume(stats, checkpoint)
 
     guided = guidance_scale > 1
-    with (
-        _hooked(pipe.unet, membership, sums, calls) as state,
-        tqdm(
-            total=len(mine),
-            initial=done,
-            desc="capturing activations",
-            unit="prompt",
-            disable=not (progress and is_main()),
-        ) as bar,
-    ):
+    show = progress and is_main()
+    with tqdm(total=len(mine), initial=done, desc="capturing activations", unit="prompt", disable=not show) as bar:
         for start in range(done, len(mine), batch_size):
             part = list(mine[start : start + batch_size])
             weights = membership[:, part]
-            # Under guidance diffusers puts the unconditional half first.
-            unconditional = weights if cfg_half == "both" else torch.zeros_like(weights)
-            state |= {"step": -1, "weights": torch.cat([unconditional, weights], 1) if guided else weights}
-            pipe(
-                [prompts[i] for i in part],
-                latents=initial_noise(pipe, [seed] * len(part)),
-                num_inference_steps=steps,
-                guidance_scale=guidance_scale,
-                output_type="latent",
-            )
+            if guided:  # diffusers puts the unconditional half first
+                weights = torch.cat([weights if cfg_half == "both" else torch.zeros_like(weights), weights], 1)
+            with _hooked(pipe.unet, weights, sums, calls):
+                pipe(
+                    [prompts[i] for i in part],
+                    latents=initial_noise(pipe, [seed] * len(part)),
+                    num_inference_steps=steps,
+                    guidance_scale=guidance_scale,
+                    output_type="latent",
+                )
             bar.update(len(part))
             if checkpoint:
                 stats.check()
                 ActivationStats(sums, stats.counts, made, [asked, str(start + len(part))]).save(checkpoint)
-    stats.sums = {name: summed(s).cpu() for name, s in sums.items()}
+    stats.sums = {name: summed(s.to(pipe.device)).cpu() for name, s in sums.items()}
     stats.check()
     if checkpoint:
         wait()  # a process that is lost before all have summed is redone alone, the others' shards are still there
@@ -270,5 +279,5 @@ def _resume(stats: ActivationStats, checkpoint: str | Path | None) -> int:
     if (saved.made, saved.counts, saved.prompts[0]) != (stats.made, stats.counts, stats.prompts[0]):
         raise ValueError(f"{checkpoint} is the checkpoint of another capture; remove it, or name another file.")
     for name, s in saved.sums.items():
-        stats.sums[name] += s.to(stats.sums[name].device)
+        stats.sums[name] += s
     return int(saved.prompts[1])

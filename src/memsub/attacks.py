@@ -23,7 +23,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score, roc_curve
 from tqdm.auto import tqdm
 
-from .distributed import is_main, processes, wait
+from .distributed import gathered, is_main, processes, shard, wait
 from .files import save_image, save_json
 from .generation import generate, initial_noise
 from .metrics import CopyJudge
@@ -192,9 +192,12 @@ def first_step_scores(
     steps: int = 50,
     calls: int = 1,
     guidance_scale: float = 7.5,
-    batch_size: int = 32,
+    batch_size: int = 64,
 ) -> dict[str, np.ndarray]:
     """Two scores that tell memorized captions from the first `calls` steps, mean over some seeds.
+
+    Args:
+        batch_size: noises at a time; a UNet call holds twice as many.
 
     Returns:
         text magnitude, (prompts,): length of the text's share of the predicted noise, ||eps(x_t, t, prompt) - eps(x_t, t,
@@ -209,10 +212,10 @@ def first_step_scores(
         raise ValueError("no prompts to score: the list is empty.")
     scores: dict[str, list] = {"text magnitude": [], "noise change": []}
     empty = pipe.encode_prompt("", pipe.device, 1, False)[0]
-    for part in _batches(prompts, batch_size):
-        cond = pipe.encode_prompt(list(part), pipe.device, 1, False)[0].repeat_interleave(seeds, 0)
+    for part in _batches(prompts, max(1, batch_size // seeds)):
+        cond = pipe.encode_prompt(list(part), pipe.device, 1, False)[0].repeat(seeds, 1, 1)
         context = torch.cat([empty.expand_as(cond), cond])
-        start = initial_noise(pipe, list(range(seeds)) * len(part))
+        start = initial_noise(pipe, np.repeat(range(seeds), len(part)).tolist())
         pipe.scheduler.set_timesteps(steps)
         x = start * pipe.scheduler.init_noise_sigma
         magnitude, change = 0, 0
@@ -223,7 +226,7 @@ def first_step_scores(
             change = change + (text - start).float().flatten(1).norm(dim=1)
             x = pipe.scheduler.step(uncond + guidance_scale * (text - uncond), t, x).prev_sample
         for name, value in (("text magnitude", magnitude), ("noise change", change)):
-            scores[name].append((value / calls).view(len(part), seeds).mean(1).cpu().numpy())
+            scores[name].append((value / calls).view(seeds, len(part)).mean(0).cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in scores.items()}
 
 
@@ -252,18 +255,21 @@ def embedding_attack(
     lr: float = 0.1,
     draws: int = 8,
     seed: int = 0,
+    batch_size: int = 64,
     progress: bool = True,
 ) -> torch.Tensor:
     """Optimizes a text embedding for each image until the model draws it, from a given start.
 
     Adam on the denoising loss of the image, E ||eps - eps(z_t, t, embedding)||^2 over random steps and noises (Kowalczuk,
     Hintersdorf et al. 2025, "Finding Dori"). For images that the model was never trained on, the same attack tells how
-    much it injects by itself.
+    much it injects by itself. Each image is attacked by itself, whatever the batch; under `accelerate launch` each process takes a
+    share of them.
 
     Args:
         images: uint8 (n, height, width, 3).
         start: embeddings to begin with, (n, tokens, width).
         draws: steps and noises an image and iteration.
+        batch_size: rows of a UNet call, `draws` an image.
 
     Returns:
         Embeddings for `generate`, shape of `start`.
@@ -273,22 +279,35 @@ def embedding_attack(
     """
     if len(images) != len(start):
         raise ValueError(f"{len(start)} embeddings to start from for {len(images)} images: give one an image.")
-    rng = torch.Generator().manual_seed(seed)
+    mine = shard(range(len(images)))
+    found: dict[int, torch.Tensor] = {}
+    bar = tqdm(total=len(mine) * iterations, desc="embedding attack", disable=not progress, mininterval=2)
+    with bar:
+        for part in _batches(mine, max(1, batch_size // draws)):
+            rngs = [torch.Generator().manual_seed(seed + i) for i in part]
+            attacked = _attack(pipe, images[part], start[part], rngs, iterations, lr, draws, bar)
+            found |= dict(zip(part, attacked.cpu(), strict=True))
+    found = gathered(found)
+    return torch.stack([found[i] for i in range(len(images))]).to(pipe.device, pipe.unet.dtype)
+
+
+def _attack(pipe, images, start, rngs, iterations, lr, draws, bar) -> torch.Tensor:
     x = torch.from_numpy(images).permute(0, 3, 1, 2).to(pipe.device, pipe.vae.dtype) / 127.5 - 1
     with torch.no_grad():
         z = (pipe.vae.encode(x).latent_dist.mean * pipe.vae.config.scaling_factor).repeat_interleave(draws, 0)
     embedding = start.detach().clone().to(pipe.device).float().requires_grad_(True)
     optimizer = torch.optim.Adam([embedding], lr=lr)
     alphas = pipe.scheduler.alphas_cumprod.to(pipe.device)
-    for _ in tqdm(range(iterations), desc="embedding attack", disable=not progress, mininterval=2):
-        t = torch.randint(len(alphas), (len(z),), generator=rng).to(pipe.device)
-        eps = torch.randn(z.shape, generator=rng).to(z)
+    for _ in range(iterations):
+        t = torch.cat([torch.randint(len(alphas), (draws,), generator=rng) for rng in rngs]).to(pipe.device)
+        eps = torch.cat([torch.randn(draws, *z.shape[1:], generator=rng) for rng in rngs]).to(z)
         signal, noise = (a.sqrt()[:, None, None, None].to(z) for a in (alphas[t], 1 - alphas[t]))
         target = eps if pipe.scheduler.config.prediction_type == "epsilon" else signal * eps - noise * z
         context = embedding.repeat_interleave(draws, 0).to(pipe.unet.dtype)
         predicted = pipe.unet(signal * z + noise * eps, t, encoder_hidden_states=context, return_dict=False)[0]
         # A sum over images: they do not share an embedding, so one must not slow the other.
-        loss = (predicted - target).float().square().mean((1, 2, 3)).view(len(images), draws).mean(1).sum()
+        loss = (predicted - target).float().square().mean((1, 2, 3)).view(len(rngs), draws).mean(1).sum()
         (embedding.grad,) = torch.autograd.grad(loss, [embedding])
         optimizer.step()
-    return embedding.detach().to(pipe.unet.dtype)
+        bar.update(len(rngs))
+    return embedding.detach()

@@ -17,6 +17,7 @@ import nbformat
 from nbformat import NotebookNode
 from tqdm.auto import tqdm
 
+from . import experiments
 from .distributed import alone, is_main, processes
 from .files import save_json, save_text
 from .models import resolve
@@ -80,7 +81,7 @@ def run(name: str, out: Path | None = None, only: list[str] | None = None, fresh
     if not notebooks:
         raise ValueError(f"no notebook's name begins with {' or '.join(only or [])}.")
     if processes() > 1:  # under accelerate launch: together what takes long, then one of them runs the notebooks
-        Run(given).precompute()
+        experiments.precompute(Run(given))
         if not is_main():
             return None
         alone()

@@ -5,6 +5,7 @@
     masks       memorized neurons of one set at SD1.4 size against reading |W| once a step; disk and memory
     overlap     pairwise IoU of ten such sets
     edit        generation with an edit applied against without
+    memory      peak memory of capture against generation, SD1.4's UNet in bfloat16
 
 Every ratio is taken within one run, from the medians of alternating repetitions: the machine may be slow, but equally slow for both.
 """
@@ -12,6 +13,7 @@ Every ratio is taken within one run, from the medians of alternating repetitions
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import statistics
 import sys
@@ -19,13 +21,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
 
 from .activations import capture
-from .fullsize import UNETS
+from .fullsize import UNETS, random_pipeline
 from .generation import generate, initial_noise
 from .models import ff_layers, load_pipeline
 from .neurons import NeuronMasks, _locate_layer, locate
@@ -202,6 +205,41 @@ def bench_edit(pipe: StableDiffusionPipeline, repetitions: int = 7, steps: int =
     return {"unedited_s": plain, "edited_s": edited, "ratio": edited / plain}
 
 
+def bench_memory(sample_size: int = 32, steps: int = 2) -> dict[str, float]:
+    """Peak of what capture allocates against plain sampling, beside the weights: SD1.4's UNet, one prompt, small latents.
+
+    One group: its sums are on the host, which here is where the tensors of the model are too.
+    """
+    pipe = random_pipeline("sd14", sample_size, dtype=torch.bfloat16)
+
+    def plain() -> None:
+        pipe("", latents=initial_noise(pipe, [0]), num_inference_steps=steps, output_type="latent")
+
+    def captured() -> None:
+        capture(pipe, [""], steps=steps, batch_size=1, progress=False)
+
+    generation, captures = (_peak_allocated(function) for function in (plain, captured))
+    weights = sum(p.numel() * p.element_size() for p in pipe.unet.parameters()) / 1e6
+    return {
+        "generation_mb": generation,
+        "capture_mb": captures,
+        "weights_mb": weights,
+        "ratio": (weights + captures) / (weights + generation),
+        "ratio_without_weights": captures / generation,
+    }
+
+
+def _peak_allocated(function: Callable[[], object]) -> float:
+    """Highest sum of live CPU tensors made meanwhile, in megabytes."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    with tempfile.TemporaryDirectory() as folder:
+        profiler.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
+    return max(accumulate(size for _, size in changes)) / 1e6
+
+
 def _peak_gb() -> float:
     """Highest resident memory of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -214,6 +252,7 @@ BENCHES = {
     "capture": (bench_capture, "ratio ≤ 1.05"),
     "grid": (bench_grid, "ratio ≥ 10"),
     "edit": (bench_edit, "ratio 1.00 within noise"),
+    "memory": (bench_memory, "ratio ≤ 1.05"),
 }
 
 

@@ -13,16 +13,16 @@ import pandas as pd
 import torch
 from diffusers import StableDiffusionPipeline
 
+from .experiments import CONTROLS
 from .generation import initial_noise
 from .runs import Parameters
 
 
 def work(p: Parameters) -> pd.DataFrame:
     """Columns part, images (sampled, counted once a denoising run), steps (of each)."""
-    controls = 3
     sweep = len(p.sweep_sparsity) * (2 * len(p.sweep_steps) + (p.edit_steps in p.sweep_steps)) + 1
-    models = p.subsets + 2 * min(controls, p.subsets) + 1
-    rivals = 1 + 2 * len(p.sweep_sparsity) + len(p.rival_targets) + len(p.rival_tokens) + 1
+    models = p.subsets + 2 * min(CONTROLS, p.subsets) + 1
+    rivals = 3 + len(p.sweep_sparsity) + len(p.rival_targets) + len(p.rival_tokens) + len(p.rival_deviations)
     extracted = 3 * p.extraction_captions + 7 * max(2, p.extraction_captions // 5)
     parts = [
         ("01 capture of the grid", 2 * p.memorized + 1, p.steps),
@@ -31,6 +31,7 @@ def work(p: Parameters) -> pd.DataFrame:
         ("04 FID", 3 * p.fid_images, p.judge_steps),
         ("05 rivals", rivals * (p.rival_captions + p.rival_never_seen), p.judge_steps),
         ("05 extraction", 3 * extracted * p.extraction_images, p.judge_steps),
+        ("05 embedding attack", 3 * 2 * 3 * p.embedding_images, p.judge_steps),
     ]
     return pd.DataFrame(parts, columns=["part", "images", "steps"])
 

@@ -41,7 +41,7 @@ def evaluate(
 
     Args:
         references: training images of the memorized captions, uint8 (n, height, width, 3).
-        real: pictures that images of never-seen captions should be distributed like, for the FID.
+        real: image features (n, dim) of pictures that those of never-seen captions should be distributed like, for the FID.
 
     Returns:
         One row an image: prompt, kind ("memorized" or "never seen"), seed, copy_similarity and copied (NaN and False for
@@ -75,7 +75,7 @@ def evaluate(
         chance=judges.prompt.similarity(images, others),
     )
     if real is not None:
-        rows.loc[rows["kind"] == "never seen", "fid"] = fid(real, images[n:], judges.prompt)
+        rows.loc[rows["kind"] == "never seen", "fid"] = fid(real, judges.prompt.image_features(images[n:]))
     return rows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -73,11 +73,24 @@ def save_image(image: np.ndarray, path: str | Path) -> None:
     _replace(Path(path), lambda temporary: Image.fromarray(image).save(temporary, "PNG"))
 
 
-def read_images(folder: Path, side: int) -> np.ndarray:
-    """PNG and JPEG pictures of a folder and those below it, by name, resized: uint8 (n, side, side, 3)."""
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    images = [np.asarray(Image.open(p).convert("RGB").resize((side, side), Image.Resampling.LANCZOS)) for p in paths]
-    return np.stack(images) if images else np.empty((0, side, side, 3), np.uint8)
+def image_files(folder: Path) -> list[Path]:
+    """PNG and JPEG files of a folder and those below it, by name."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".png", ".jpg", ".jpeg"))
+
+
+def read_images(files: Sequence[Path], side: int) -> np.ndarray:
+    """Pictures, resized: uint8 (n, side, side, 3).
+
+    Raises:
+        ValueError: a file is no picture; names it.
+    """
+    images = np.empty((len(files), side, side, 3), np.uint8)
+    for i, file in enumerate(files):
+        try:
+            images[i] = Image.open(file).convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"{file} is truncated or no picture: {error}.") from None
+    return images
 
 
 def save_text(text: str, path: str | Path) -> None:
@@ -90,11 +103,13 @@ def save_json(value: Any, path: str | Path) -> None:
     save_text(json.dumps(value, indent=1) + "\n", path)
 
 
-def _replace(path: Path, write) -> None:
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         os.replace(temporary, path)
+    except (OSError, SafetensorError, pyarrow.ArrowException) as error:  # such as a full disk
+        raise OSError(f"{path} could not be written, and is as it was before: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)

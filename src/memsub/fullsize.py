@@ -1,9 +1,10 @@
 """Stable Diffusion 1.4 and 2.0 at full size with random weights, for machines that cannot reach a hub.
 
-    pipe = random_pipeline("sd14", sample_size=16)
+    pipe = random_pipeline("sd14", sample_size=16)                  # UNet and scheduler; small stand-ins for the rest
+    pipe = random_pipeline("sd14", sample_size=8, complete=True)    # text encoder and autoencoder too
 
-The UNets and schedulers have the published configurations exactly; text encoder and autoencoder are small stand-ins of the
-right widths, since the method does not touch them.
+All of it but the side of the latents is exactly as published. The tokenizer is the embedded model's: a vocabulary of 49,408
+cannot be drawn at random.
 """
 
 from __future__ import annotations
@@ -49,6 +50,28 @@ UNETS = {
 }
 """`unet/config.json` of CompVis/stable-diffusion-v1-4 and of stabilityai/stable-diffusion-2."""
 
+TEXT_ENCODERS = {
+    "sd14": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "sd20": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 23,
+        "num_attention_heads": 16,
+        "hidden_act": "gelu",
+    },
+}
+"""`text_encoder/config.json`; the vocabulary has 49,408 tokens, a caption 77."""
+AUTOENCODER = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.18215,
+}
+"""`vae/config.json` of both."""
+
 _NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "set_alpha_to_one": False}
 _NOISE |= {"steps_offset": 1}
 
@@ -72,24 +95,29 @@ def random_unet(
 
 
 def random_pipeline(
-    name: Literal["sd14", "sd20"], sample_size: int = 16, seed: int = 0, dtype: torch.dtype = torch.float32
+    name: Literal["sd14", "sd20"],
+    sample_size: int = 16,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    complete: bool = False,
 ) -> StableDiffusionPipeline:
-    """A pipeline around `random_unet`, with the embedded model's tokenizer and stand-ins for the rest.
+    """A pipeline around `random_unet`, with the embedded model's tokenizer.
 
     Args:
         sample_size: side of the latents; the published 64 and 96 take minutes a step on a CPU.
+        complete: also text encoder and autoencoder as published (another 207 or 424 million parameters), not small stand-ins.
     """
     torch.manual_seed(seed)
-    tokenizer = CLIPTokenizer.from_pretrained(weights_folder() / "tokenizer")
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=UNETS[name]["cross_attention_dim"],
-        intermediate_size=256,
-        num_hidden_layers=1,
-        num_attention_heads=8,
-        max_position_embeddings=tokenizer.model_max_length,
-    )
-    vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4, sample_size=sample_size)
+    tokenizer = CLIPTokenizer.from_pretrained(weights_folder() / "tokenizer", model_max_length=77)
+    if complete:
+        text = {"vocab_size": 49_408} | TEXT_ENCODERS[name]
+        vae = AutoencoderKL(**AUTOENCODER, sample_size=8 * sample_size)
+    else:
+        text = {"hidden_size": UNETS[name]["cross_attention_dim"], "intermediate_size": 256, "num_hidden_layers": 1}
+        text |= {"vocab_size": len(tokenizer), "num_attention_heads": 8}
+        vae = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4, sample_size=sample_size)
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text_encoder = CLIPTextModel(CLIPTextConfig(**text, **special, max_position_embeddings=77))
     scheduler = (
         PNDMScheduler(**_NOISE, skip_prk_steps=True)
         if name == "sd14"
@@ -97,7 +125,7 @@ def random_pipeline(
     )
     pipe = StableDiffusionPipeline(
         vae=vae.to(dtype),
-        text_encoder=CLIPTextModel(text).to(dtype).eval(),
+        text_encoder=text_encoder.to(dtype).eval(),
         tokenizer=tokenizer,
         unet=random_unet(name, sample_size, seed, dtype),
         scheduler=scheduler,

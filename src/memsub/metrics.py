@@ -4,7 +4,7 @@
     judges.copy.similarity(images, training_images)        # (n,) cosine; above judges.copy.threshold: a copy
     judges.copy.nearest(images, corpus_features)           # (n,) most similar of many, and which
     judges.prompt.similarity(images, prompts)              # (n,) cosine
-    fid(real_images, images, judges.prompt)                # Fréchet distance of image features
+    fid(judges.prompt.image_features(real), judges.prompt.image_features(images))    # Fréchet distance
 
 Images are uint8 arrays of shape (n, height, width, 3) everywhere. The judges saw nothing of what the judged model
 was trained on.
@@ -26,20 +26,19 @@ from transformers import CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # the default needs torchvision
 
 from . import distributed
+from .distributed import gathered, shard
 from .downloads import fetch_url
 from .models import HUB
 from .testbed.dataset import weights_folder
 from .testbed.towers import SceneCLIP, SceneEncoder, to_tensor
 
-BATCH = 256
 
-
-def _batched(function, items: Sequence | np.ndarray) -> np.ndarray:
-    """Applies `function` to batches of items without gradients; float32 rows."""
+def _batched(function, items: Sequence | np.ndarray, batch_size: int) -> np.ndarray:
+    """Applies `function` to batches of items without gradients; float32 rows. Several processes share the batches out."""
+    starts = shard(range(0, len(items), batch_size))
     with torch.no_grad():
-        return np.concatenate(
-            [function(items[i : i + BATCH]).float().cpu().numpy() for i in range(0, len(items), BATCH)]
-        )
+        rows = gathered({i: function(items[i : i + batch_size]).float().cpu().numpy() for i in starts})
+    return np.concatenate([rows[i] for i in sorted(rows)])
 
 
 def _check_images(images: np.ndarray, name: str = "images") -> None:
@@ -56,11 +55,13 @@ class CopyJudge:
 
     Attributes:
         embed: a batch of images, uint8 (n, height, width, 3), to descriptors (n, dim) of unit length.
+        batch_size: images at a time.
         roc: what the threshold was chosen on; empty for published descriptors.
     """
 
     embed: Callable[[np.ndarray], torch.Tensor]
     threshold: float
+    batch_size: int = 256
     roc: dict = field(default_factory=dict)
 
     def features(self, images: np.ndarray) -> np.ndarray:
@@ -70,7 +71,7 @@ class CopyJudge:
             ValueError: not a non-empty uint8 array of images.
         """
         _check_images(images)
-        return _batched(self.embed, images)
+        return _batched(self.embed, images, self.batch_size)
 
     def similarity(self, images: np.ndarray, references: np.ndarray) -> np.ndarray:
         """Cosine of image i with reference i, shape (n,).
@@ -96,21 +97,21 @@ class PromptJudge:
     Attributes:
         embed_images: a batch of images, uint8 (n, height, width, 3), to (n, dim) of unit length.
         embed_texts: a list of n captions to (n, dim) of unit length.
-        num_features: dim.
+        batch_size: images or captions at a time.
     """
 
     embed_images: Callable[[np.ndarray], torch.Tensor]
     embed_texts: Callable[[list[str]], torch.Tensor]
-    num_features: int
+    batch_size: int = 256
 
     def image_features(self, images: np.ndarray) -> np.ndarray:
         """Unit image features, float32, shape (n, dim)."""
         _check_images(images)
-        return _batched(self.embed_images, images)
+        return _batched(self.embed_images, images, self.batch_size)
 
     def text_features(self, prompts: Sequence[str]) -> np.ndarray:
         """Unit text features, float32, shape (n, dim)."""
-        return _batched(self.embed_texts, list(prompts))
+        return _batched(self.embed_texts, list(prompts), self.batch_size)
 
     def similarity(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
         """Cosine of image i with prompt i, shape (n,).
@@ -166,10 +167,8 @@ def _testbed_judges(folder: Path, device: torch.device) -> tuple[CopyJudge, Prom
         return alignment.text_features(tokens.input_ids.to(device))
 
     return (
-        CopyJudge(lambda images: copy(to_tensor(images).to(device)), roc["threshold"], roc),
-        PromptJudge(
-            lambda images: alignment.image_features(to_tensor(images).to(device)), embed_texts, alignment.config.dim
-        ),
+        CopyJudge(lambda images: copy(to_tensor(images).to(device)), roc["threshold"], roc=roc),
+        PromptJudge(lambda images: alignment.image_features(to_tensor(images).to(device)), embed_texts),
     )
 
 
@@ -181,7 +180,10 @@ CLIPS = {"ViT-g/14": "laion/CLIP-ViT-g-14-laion2B-s12B-b42K", "ViT-L/14": "opena
 
 
 def sscd(
-    source: str | Path = "sscd_disc_large", device: str | torch.device = "cpu", threshold: float = 0.7
+    source: str | Path = "sscd_disc_large",
+    device: str | torch.device = "cpu",
+    threshold: float = 0.7,
+    batch_size: int = 16,
 ) -> CopyJudge:
     """SSCD (Pizzi et al., CVPR 2022), with the preprocessing of its authors: 320 x 320 pixels, ImageNet's mean and deviation.
 
@@ -213,7 +215,7 @@ def sscd(
         mean, std = x.new_tensor([0.485, 0.456, 0.406]), x.new_tensor([0.229, 0.224, 0.225])
         return F.normalize(run((x - mean[:, None, None]) / std[:, None, None]), dim=1)
 
-    return CopyJudge(embed, threshold)
+    return CopyJudge(embed, threshold, batch_size)
 
 
 def _resized(images: np.ndarray, side: int) -> torch.Tensor:
@@ -222,7 +224,7 @@ def _resized(images: np.ndarray, side: int) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float() / 255
 
 
-def clip(source: str | Path = "ViT-L/14", device: str | torch.device = "cpu") -> PromptJudge:
+def clip(source: str | Path = "ViT-L/14", device: str | torch.device = "cpu", batch_size: int = 16) -> PromptJudge:
     """A published CLIP: one of `CLIPS`, a hub id, or a folder."""
     source = CLIPS.get(str(source), source)
     model = CLIPModel.from_pretrained(source, use_safetensors=True).to(device).eval()
@@ -237,7 +239,7 @@ def clip(source: str | Path = "ViT-L/14", device: str | torch.device = "cpu") ->
         tokens = tokenizer(prompts, padding=True, truncation=True, return_tensors="pt").to(device)
         return F.normalize(_tensor(model.get_text_features(**tokens)), dim=1)
 
-    return PromptJudge(embed_images, embed_texts, model.config.projection_dim)
+    return PromptJudge(embed_images, embed_texts, batch_size)
 
 
 def _tensor(output: object) -> torch.Tensor:
@@ -256,18 +258,21 @@ class _Identity(torch.nn.Module):
         return x
 
 
-def fid(real: np.ndarray, generated: np.ndarray, judge: PromptJudge) -> float:
-    """Fréchet distance (Heusel et al. 2017) between the judge's image features of two sets of images, by torchmetrics.
+def fid(real: np.ndarray, generated: np.ndarray) -> float:
+    """Fréchet distance (Heusel et al. 2017) between image features of two sets of images, by torchmetrics.
 
-    Features are scaled to unit length, so values are small and comparable only under one judge; use at least as many
-    images as the judge has features.
+    `PromptJudge.image_features` are of unit length, so values are small and comparable only under one judge; use at least as many
+    images as there are features.
+
+    Args:
+        real, generated: (n, dim) and (m, dim).
 
     Raises:
         ValueError: fewer than two images on a side.
     """
     if min(len(real), len(generated)) < 2:
         raise ValueError(f"FID needs two images or more a side; got {len(real)} and {len(generated)}.")
-    metric = FrechetInceptionDistance(feature=_Identity(judge.num_features))
-    metric.update(torch.from_numpy(judge.image_features(real)), real=True)
-    metric.update(torch.from_numpy(judge.image_features(generated)), real=False)
+    metric = FrechetInceptionDistance(feature=_Identity(real.shape[1]))
+    metric.update(torch.from_numpy(real), real=True)
+    metric.update(torch.from_numpy(generated), real=False)
     return float(metric.compute())

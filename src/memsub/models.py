@@ -104,26 +104,24 @@ def ff_layers(unet: torch.nn.Module) -> dict[str, torch.nn.Linear]:
     return {f"{names[m]}.net.2": m.net[2] for m in found}
 
 
-_FINGERPRINTS: WeakKeyDictionary[torch.nn.Module, tuple[list, str]] = WeakKeyDictionary()
+_DIGESTS: WeakKeyDictionary[torch.nn.Module, dict[str, tuple[tuple[int, int], bytes]]] = WeakKeyDictionary()
 
 
 def fingerprint(unet: torch.nn.Module) -> str:
     """sha256 over the UNet's parameters, names and dtypes.
 
-    Hashing gigabytes takes seconds, so it is done again only after a weight was replaced or written to. (A write through
+    Hashing gigabytes takes seconds, so a tensor is hashed again only after it was replaced or written to. (A write through
     `weight.data` hides from PyTorch's count of writes: write under `torch.no_grad()` instead.)
     """
-    tensors = sorted(unet.state_dict().items())
-    writes = [(t.data_ptr(), t._version) for _, t in tensors]
-    known = _FINGERPRINTS.get(unet)
-    if known and known[0] == writes:
-        return known[1]
-    digest = hashlib.sha256()
-    for name, tensor in tensors:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    _FINGERPRINTS[unet] = (writes, digest.hexdigest())
-    return digest.hexdigest()
+    known, whole = _DIGESTS.setdefault(unet, {}), hashlib.sha256()
+    for name, tensor in sorted(unet.state_dict().items()):
+        writes = (tensor.data_ptr(), tensor._version)
+        if name not in known or known[name][0] != writes:
+            digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+            known[name] = writes, digest.digest()
+        whole.update(known[name][1])
+    return whole.hexdigest()
 
 
 def check_model(pipe: StableDiffusionPipeline, expected: str, told: str) -> None:

@@ -270,11 +270,11 @@ def sweep(frame: pd.DataFrame, unedited: float, bar: tuple[float, float] = (1 / 
     return figure
 
 
-def rivals(frame: pd.DataFrame, x: str, y: str, labels: Mapping[str, str]) -> Figure:
+def rivals(frame: pd.DataFrame, x: str, y: str, labels: Mapping[str, str], unit: str = " (%)") -> Figure:
     """A line a rival through the settings of its knob; the best corner is the upper left.
 
     Args:
-        frame: columns rival, knob (a label), `x` and `y` (shares).
+        frame: columns rival, knob (a label), `x` and `y` (shares, or similarities; shown times 100).
         labels: axis label of `x` and of `y`.
     """
     figure, axis = plt.subplots(figsize=(7, 4.6), layout="constrained")
@@ -285,8 +285,17 @@ def rivals(frame: pd.DataFrame, x: str, y: str, labels: Mapping[str, str]) -> Fi
         for point in part.itertuples():
             at = (100 * getattr(point, x), 100 * getattr(point, y))
             axis.annotate(point.knob, at, fontsize=7, xytext=(4, 3), textcoords="offset points", color=colour)
-    axis.set(xlabel=f"{labels[x]} (%)", ylabel=f"{labels[y]} (%)", xlim=(-3, 103))
+    axis.set(xlabel=f"{labels[x]}{unit}", ylabel=f"{labels[y]}{unit}", xlim=(-3, 103))
     axis.legend(title=None, fontsize=8)
+    sns.despine(figure)
+    return figure
+
+
+def bars(values: pd.Series, label: str) -> Figure:
+    """A bar an entry, its value beside it."""
+    figure, axis = plt.subplots(figsize=(6.5, 0.4 * len(values) + 0.8), layout="constrained")
+    axis.bar_label(axis.barh(values.index[::-1], values[::-1]), fmt="%.2f", padding=3, fontsize=8)
+    axis.set(xlabel=label, xlim=(0, 1.1 * values.max()))
     sns.despine(figure)
     return figure
 

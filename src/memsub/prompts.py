@@ -73,9 +73,15 @@ class Prompts:
         """The captions of one kind."""
         return self.rows(kind)["prompt"].tolist()
 
-    def images(self, kind: str) -> np.ndarray:
-        """Training images (scenes, for `heldout`) of one kind: uint8, shape (n, height, width, 3)."""
-        return np.stack([dataset.decode(png) for png in self.rows(kind)["image"]])
+    def images(self, kind: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Training images (scenes, for `heldout`) of the rows `start` to `stop` of one kind: uint8, (n, height, width, 3)."""
+        return np.array([dataset.decode(png) for png in self.rows(kind)["image"][start:stop]])
+
+    def without_near_duplicates(self) -> Prompts:
+        """The same without memorized captions that nearly repeat an earlier one."""
+        memorized = self.table[self.table["kind"].isin(self.memorized_kinds)]
+        repeats = [i is not None for i in near_duplicates(memorized["prompt"].tolist())]
+        return Prompts(self.table.drop(memorized.index[repeats]).reset_index(drop=True), self.memorized_kinds)
 
 
 def read_prompts(path: str | Path) -> pd.DataFrame:

@@ -113,16 +113,17 @@ class Edit:
 
 
 @contextmanager
-def pruned(pipe: StableDiffusionPipeline, edit: Edit) -> Iterator[StableDiffusionPipeline]:
-    """The pipeline with the edit applied; on leaving, also by an exception, the weights are what they were.
+def pruned(pipe: StableDiffusionPipeline, edit: Edit | None) -> Iterator[StableDiffusionPipeline]:
+    """The pipeline with the edit applied (None: as it is); on leaving, also by an exception, the weights are what they were.
 
     Raises:
         ValueError: the edit belongs to another model.
     """
-    weights = edit._weights(pipe)
+    weights = edit._weights(pipe) if edit else []
     kept = [weight.detach().view(-1)[positions].clone() for weight, positions in weights]
     try:
-        edit.apply(pipe)
+        if edit:
+            edit.apply(pipe)
         yield pipe
     finally:
         with torch.no_grad():

@@ -5,7 +5,7 @@
     run.pipe, run.prompts, run.judges           # loaded on first use
     run.grid                                    # statistics of all subsets, captured once
     run.masks("memorized", 10, 0)               # memorized neurons of subset 0 of ten prompts
-    run.table("sweep", make, ...)               # any table, computed once
+    run.table("evaluation", make, ...)          # any table, computed once
 
 An artifact's file name holds a digest of everything it is a function of: a changed parameter, prompt or weight gives
 another file, never a stale one. A run that was killed goes on with what is there.
@@ -18,12 +18,12 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property, partial
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
+import torch
 import yaml
 from diffusers import StableDiffusionPipeline
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -33,16 +33,18 @@ from .activations import ActivationStats, capture
 from .distributed import is_main, wait
 from .downloads import fetch_images
 from .evaluation import evaluate, summary
-from .files import load_table, read_images, save_json, save_table
+from .files import image_files, load_table, load_tensors, read_images, save_artifact, save_json, save_table
 from .generation import generate
 from .metrics import Judges, clip, load_judges, sscd
 from .models import fingerprint, load_pipeline, resolve
 from .neurons import NeuronMasks, locate
-from .prompts import Prompts, load_prompts, subsets
+from .prompts import Prompts, load_prompts, near_duplicates, subsets, too_long
 from .pruning import Edit, pruned
 from .testbed.dataset import decode, training_images
 
 Kind = Literal["memorized", "ordinary"]
+CHUNK = 1024
+"""Images in memory at a time where there can be tens of thousands."""
 Artifact = TypeVar("Artifact", ActivationStats, NeuronMasks, Edit)
 
 
@@ -53,6 +55,9 @@ class Parameters(BaseModel):
 
     model: str = Field("tiny", description="a name, a folder, or a hub id")
     run: str = Field("../runs/tiny", description="folder of the artifacts")
+    near_duplicates: Literal["keep", "drop"] = Field(
+        "keep", description="memorized captions that nearly repeat another"
+    )
     prompts: str | dict[Literal["memorized", "ordinary", "heldout"], str] | None = Field(
         None, description="a list by name, or files (default: the lists that belong to the model)"
     )
@@ -91,6 +96,10 @@ class Parameters(BaseModel):
         [1.0, 0.7, 0.4], description="notebook 05: targets of the embedding optimization"
     )
     rival_tokens: list[int] = Field([1, 2, 4], description="notebook 05: random tokens added to a prompt")
+    rival_deviations: list[float] = Field(
+        [1.0, 0.5, 0.0], description="notebook 05: deviations down to which value neurons are silenced"
+    )
+    rival_turns: int = Field(5, ge=1, description="notebook 05: times that the rivals are timed, in turns")
     detection_calls: int = Field(3, ge=1, description="notebook 05: UNet calls that score a caption")
     extraction_captions: int = Field(20, ge=2, description="notebook 05: captions a kind, and a rung, under extraction")
     extraction_images: int = Field(6, ge=2, description="notebook 05: images a caption under extraction")
@@ -166,16 +175,25 @@ class Run:
 
     @cached_property
     def prompts(self) -> Prompts:
-        return load_prompts(self.parameters.prompts or self.parameters.model)
+        prompts = load_prompts(self.parameters.prompts or self.parameters.model)
+        return prompts.without_near_duplicates() if self.parameters.near_duplicates == "drop" else prompts
+
+    def describe_prompts(self) -> str:
+        """How many memorized captions nearly repeat another, and how many captions of the run the tokenizer cuts."""
+        memorized, ordinary = self.captions("memorized"), self.captions("ordinary")
+        repeats = sum(i is not None for i in near_duplicates(memorized))
+        cut, limit = too_long(memorized + ordinary, self.pipe.tokenizer), self.pipe.tokenizer.model_max_length
+        return (
+            f"{repeats} of {len(memorized)} memorized captions nearly repeat an earlier one\n"
+            f"{len(cut)} of {len(memorized + ordinary)} captions are longer than {limit} tokens and are cut"
+        )
 
     @cached_property
     def judges(self) -> Judges:
-        p = self.parameters
-        if p.copy_judge and p.prompt_judge:
-            return Judges(sscd(p.copy_judge, self.pipe.device), clip(p.prompt_judge, self.pipe.device))
-        own = load_judges(p.model)
-        copy = sscd(p.copy_judge, self.pipe.device) if p.copy_judge else own.copy
-        return Judges(copy, clip(p.prompt_judge, self.pipe.device) if p.prompt_judge else own.prompt)
+        p, device = self.parameters, self.pipe.device
+        own = None if p.copy_judge and p.prompt_judge else load_judges(p.model, device)
+        copy = sscd(p.copy_judge, device, batch_size=p.batch_size) if p.copy_judge else own.copy
+        return Judges(copy, clip(p.prompt_judge, device, p.batch_size) if p.prompt_judge else own.prompt)
 
     @cached_property
     def corpus(self) -> np.ndarray:
@@ -210,29 +228,44 @@ class Run:
         folder = Path(self.parameters.images or self.folder / "gt_images")
         if not folder.is_dir():
             print("training images:", fetch_images(rows, folder))
-        side = self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
-        found = {i: read_images(folder / str(index), side) for i, index in enumerate(rows["index"])}
-        found = {i: images[0] for i, images in found.items() if len(images)}
+        files = {i: image_files(folder / str(index)) for i, index in enumerate(rows["index"])}
+        found = {i: read_images(there[:1], self._side)[0] for i, there in files.items() if there}
         if not found:
             raise ValueError(f"{folder} holds no training image of these prompts; expected {folder}/<index>/*.png.")
         return found
 
-    @cached_property
-    def real_images(self) -> np.ndarray:
-        """Pictures that never-seen captions belong to, for the FID: held-out scenes, or those in the folder `real`.
+    @property
+    def _side(self) -> int:
+        return self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
+
+    def real_images(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Pictures the model was not trained on: held-out scenes, or those in the folder `real`, by name.
 
         Raises:
             ValueError: the parameter `real` names no folder of pictures.
         """
         if "image" in self.prompts.table:
-            return self.prompts.images("heldout")
-        side = self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
-        images = read_images(Path(self.parameters.real), side) if self.parameters.real else []
-        if not len(images):
+            return self.prompts.images("heldout", start, stop)
+        files = image_files(Path(self.parameters.real)) if self.parameters.real else []
+        if not files:
             raise ValueError(
                 f"real: a folder of pictures for the FID is needed, such as COCO's; got {self.parameters.real!r}."
             )
-        return images
+        return read_images(files[start:stop], self._side)
+
+    @cached_property
+    def real_features(self) -> np.ndarray:
+        """The prompt judge's features of all real pictures, the reference of the FID: (n, dim)."""
+        of = self.parameters.model_dump(include={"prompt_judge", "real"})
+
+        def make() -> dict[str, torch.Tensor]:
+            features, bar = [], tqdm(desc="features of real pictures", unit="image", mininterval=2)
+            while len(part := self.real_images(bar.n, bar.n + CHUNK)):
+                features.append(self.judges.prompt.image_features(part))
+                bar.update(len(part))
+            return {"features": torch.from_numpy(np.concatenate(features))}
+
+        return self.tensors("real", make, **of)["features"].numpy()
 
     def unused(self, located_on: Collection[int]) -> list[int]:
         """Places of the memorized prompts that did not locate an edit and whose training image is known: they judge it."""
@@ -258,6 +291,12 @@ class Run:
         path = self.path(name, ".safetensors", **of)
         self._make(path, make, lambda made: made.save(path))
         return kind.load(path)
+
+    def tensors(self, name: str, make: Callable[[], dict[str, torch.Tensor]], **of: Any) -> dict[str, torch.Tensor]:
+        """Reads the tensors if they are there, else makes and saves them."""
+        path = self.path(name, ".safetensors", **of)
+        self._make(path, make, lambda made: save_artifact(made, path, name, {}))
+        return load_tensors(path, name)[0]
 
     def table(self, name: str, make: Callable[[], pd.DataFrame], **of: Any) -> pd.DataFrame:
         """Reads the table if it is there, else makes and saves it."""
@@ -352,48 +391,12 @@ class Run:
             Its entries, and kept (alignment of never-seen captions relative to the unedited model) and density.
         """
         unedited = summary(self.evaluate(located_on))
-        found = unedited
-        if edit is not None:
-            with pruned(self.pipe, edit):
-                found = summary(self.evaluate(located_on))
+        with pruned(self.pipe, edit):
+            found = summary(self.evaluate(located_on)) if edit else unedited
         return found | {
             "kept": found["alignment"] / unedited["alignment"],
             "density": edit.density if edit else 0.0,
         }
-
-    def sweep(self) -> pd.DataFrame:
-        """Sparsity x steps x contrast, located on the first of the largest subsets, and as many weights at random."""
-        p = self.parameters
-        size = p.sizes[-1]
-        group, located_on, rows = f"memorized {size}/0", self.members(size)[0], []
-        settings = list(product(("empty", "ordinary"), p.sweep_steps, p.sweep_sparsity))
-        for contrast, steps, sparsity in tqdm(settings, desc="sweep"):
-            edit = self.edit(group, contrast=contrast, steps=steps, sparsity=sparsity)
-            setting = {"contrast": contrast, "steps": steps, "sparsity": sparsity}
-            rows.append(setting | self.judge(edit, located_on))
-            if contrast == "empty" and steps == p.edit_steps:
-                rows.append(setting | {"contrast": "random"} | self.judge(edit.random(), located_on))
-        return pd.DataFrame(rows)
-
-    def models(self, controls: int = 3) -> pd.DataFrame:
-        """One pruned model for each subset of the smallest size; with controls pruned at random and by ordinary prompts."""
-        size = self.parameters.sizes[0]
-        rows = []
-        for i, members in enumerate(tqdm(self.members(size), desc="pruned models")):
-            edit = self.edit(f"memorized {size}/{i}")
-            edits = {"located on memorized prompts": edit}
-            if i < controls:
-                edits["at random, equal density"] = edit.random(i)
-                edits["located on ordinary prompts"] = self.edit(f"ordinary {size}/{i}", contrast="empty")
-            if i == 0:
-                rows.append({"model": "unedited", "subset": i, **self.judge(None, members)})
-            rows += [{"model": f"pruned, {name}", "subset": i, **self.judge(e, members)} for name, e in edits.items()]
-        return pd.DataFrame(rows)
-
-    def precompute(self) -> None:
-        """Everything that notebooks 01 to 04 take from a GPU, by all processes of an `accelerate launch` together."""
-        self.sweep()
-        self.models()
 
     def evaluate(self, located_on: Collection[int]) -> pd.DataFrame:
         """`memsub.evaluate` of the pipeline as it is now, on memorized prompts that did not locate the edit; computed once.

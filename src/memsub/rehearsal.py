@@ -1,0 +1,129 @@
+"""The whole chain of notebooks on Stable Diffusion 1.4 and 2.0 at full size, with random weights: `make rehearse`.
+
+For each model a local folder with everything that a real run fetches (pipeline, prompt lists, training images, judges, pictures
+for the FID), then `memsub run` on it with small latents, few steps and few prompts. What the notebooks *show* means nothing
+here; that they run from loading to the report, and what that takes, does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import resource
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from . import batch
+from .files import save_image, save_text
+from .fullsize import UNETS, random_pipeline
+from .prompts import load_prompts
+from .testbed.dataset import weights_folder
+
+SMALL = {
+    "steps": 2,
+    "batch_size": 4,
+    "memorized": 4,
+    "subsets": 2,
+    "sizes": [2],
+    "sparsity": 0.01,
+    "edit_sparsity": 0.01,
+    "edit_steps": 2,
+    "sweep_sparsity": [0.01],
+    "sweep_steps": [2],
+    "judge_steps": 2,
+    "judged": 2,
+    "fid_images": 4,
+    "rival_captions": 2,
+    "rival_never_seen": 2,
+    "rival_targets": [1.0],
+    "rival_tokens": [1],
+    "rival_deviations": [3.0],
+    "rival_turns": 1,
+    "detection_calls": 1,
+    "extraction_captions": 2,
+    "extraction_images": 2,
+    "extraction_clique": 2,
+    "embedding_images": 2,
+    "embedding_iterations": 2,
+}
+
+
+class MeanColours(torch.nn.Module):
+    """Stands in for SSCD: the mean colour of each cell of a grid of 4 x 4."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(x, 4).flatten(1)
+
+
+def save_small_clip(folder: Path, seed: int = 0) -> None:
+    """A folder with a CLIP of random weights, laid out as the published ones."""
+    torch.manual_seed(seed)
+    tokenizer = CLIPTokenizer.from_pretrained(weights_folder() / "tokenizer")
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = CLIPTextConfig(vocab_size=len(tokenizer), max_position_embeddings=24, **special, **tower)
+    vision = CLIPVisionConfig(image_size=32, patch_size=16, **tower)
+    config = CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8)
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+
+
+def prepare(name: str, folder: Path, sample_size: int = 8) -> Path:
+    """Everything that a run on this model fetches, as files; returns those of its parameters."""
+    pipe = random_pipeline(name, sample_size, dtype=torch.float16, complete=True)
+    pipe.save_pretrained(folder / "model", safe_serialization=True)
+    save_small_clip(folder / "clip")
+    torch.jit.script(MeanColours()).save(str(folder / "sscd.torchscript.pt"))
+    prompts, rng = load_prompts("tiny"), np.random.default_rng(0)
+    rows = [{"caption": c, "index": i, "url": "http://localhost/gone"} for i, c in enumerate(prompts.memorized[:8])]
+    save_text("".join(json.dumps(row) + "\n" for row in rows), folder / "memorized.jsonl")
+    save_text("\n".join(prompts.ordinary[:8]) + "\n", folder / "ordinary.txt")
+    save_text("caption\n" + "\n".join(f'"{c}"' for c in prompts.of("heldout")[:8]) + "\n", folder / "heldout.csv")
+    for i in range(8):
+        save_image(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8), folder / "gt_images" / str(i) / "0.png")
+        save_image(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8), folder / "real" / f"{i}.png")
+    files = {"memorized": "memorized.jsonl", "ordinary": "ordinary.txt", "heldout": "heldout.csv"}
+    given = SMALL | {
+        "model": str(folder / "model"),
+        "prompts": {kind: str(folder / file) for kind, file in files.items()},
+        "images": str(folder / "gt_images"),
+        "real": str(folder / "real"),
+        "copy_judge": str(folder / "sscd.torchscript.pt"),
+        "prompt_judge": str(folder / "clip"),
+    }
+    save_text(yaml.safe_dump(given), folder / f"{name}.yaml")
+    return folder / f"{name}.yaml"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m memsub.rehearsal", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", choices=[[], *UNETS], help=f"which (default: all): {', '.join(UNETS)}")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/rehearsal"), help="folder (runs/rehearsal); emptied first"
+    )
+    args = parser.parse_args()
+    shutil.rmtree(args.out, ignore_errors=True)
+    for name in args.names or UNETS:
+        began = time.monotonic()
+        folder = (args.out / name).resolve()
+        parameters = prepare(name, folder)
+        gc.collect()
+        report = batch.run(str(parameters), folder / "run")
+        peak = [resource.getrusage(who).ru_maxrss / 1e6 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        minutes = (time.monotonic() - began) / 60
+        print(f"{name}: {minutes:.1f} minutes; peak memory {peak[1]:.1f} GB (notebooks), {peak[0]:.1f} GB (this)")
+        print(f"{name}: {report}")
+        shutil.rmtree(folder / "model")  # gigabytes
+
+
+if __name__ == "__main__":
+    main()
