@@ -6,22 +6,26 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from memsub import ActivationStats, NeuronMasks
+from memsub import ActivationStats, NeuronMasks, experiments
+from memsub.rehearsal import SMALL
+from memsub.runs import Parameters, Run
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
-def launch(processes: int, out: Path, *arguments: str) -> subprocess.CompletedProcess:
+def launch(processes: int, *arguments: object) -> subprocess.CompletedProcess:
     """As `accelerate launch --multi_gpu` does, on CPUs: it hands over to torch's launcher too."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     variables = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "EXPECTED_PROCESSES": str(processes)}
     return subprocess.run(
-        [*command, str(WORKER), str(out), *arguments],
+        [*command, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -57,16 +61,37 @@ def assert_same(found: Path, expected: Path) -> None:
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_give_what_one_gives(alone, tmp_path, processes):
-    done = launch(processes, tmp_path)
+    done = launch(processes, WORKER, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same(tmp_path, alone)
 
 
 def test_a_lost_shard_is_redone_alone(alone, tmp_path):
-    assert launch(2, tmp_path, "1").returncode != 0
+    assert launch(2, WORKER, tmp_path, 1).returncode != 0
     assert not (tmp_path / "stats.safetensors").exists()
     left = sorted(p.name for p in tmp_path.glob("stats.partial*"))
     assert "stats.partial.1" in left
-    done = launch(2, tmp_path)
+    done = launch(2, WORKER, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same(tmp_path, alone)
+
+
+def test_a_run_under_the_launcher_makes_the_artifacts_of_one_process(tmp_path):
+    """`accelerate launch -m memsub run`: capture, sweep, rivals, extraction and attacks, shared out over two processes."""
+    given = SMALL | {"model": "tiny", "guidance_scale": 3.0}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(given))
+    done = launch(2, "-m", "memsub", "run", tmp_path / "small.yaml", "--out", tmp_path / "two", "--notebooks", "02")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "two" / "report.html").is_file()
+    experiments.precompute(Run(Parameters(**given, run=str(tmp_path / "one"))))
+    files = {p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*.*") if p.is_file()}
+    assert {f.suffix for f in files} == {".safetensors", ".parquet", ".png", ".json"}
+    for file in sorted(files):
+        one, two = tmp_path / "one" / file, tmp_path / "two" / file
+        assert two.is_file(), file
+        if file.suffix == ".parquet":
+            pd.testing.assert_frame_equal(pd.read_parquet(one), pd.read_parquet(two), atol=0.02)
+        elif file.name.startswith("grid"):
+            ours, theirs = ActivationStats.load(one), ActivationStats.load(two)
+            for name, sums in ours.sums.items():
+                torch.testing.assert_close(sums, theirs.sums[name], rtol=2e-4, atol=1e-6)

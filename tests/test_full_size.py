@@ -14,11 +14,17 @@ from memsub.pruning import pruned
 WIDTHS = [320] * 2 + [640] * 2 + [1280] * 3 + [1280] * 3 + [640] * 3 + [320] * 3  # down, mid, up
 
 
+@pytest.fixture(scope="module")
+def edits():
+    """The edits of the models that were tested before."""
+    return {}
+
+
 @pytest.mark.parametrize(
     ("name", "calls", "million"),
     [("sd14", 3, 859.5), ("sd20", 2, 865.9)],  # PNDM makes one call more than steps
 )
-def test_capture_locate_and_prune_at_full_size(name, calls, million):
+def test_capture_locate_and_prune_at_full_size(name, calls, million, edits):
     pipe = random_pipeline(name, sample_size=8)
     assert sum(p.numel() for p in pipe.unet.parameters()) / 1e6 == pytest.approx(million, abs=0.1)
     layers = ff_layers(pipe.unet)
@@ -41,5 +47,10 @@ def test_capture_locate_and_prune_at_full_size(name, calls, million):
         assert len(zeroed)
         assert not zeroed.any()
     assert torch.equal(layers[last].weight, before)
+    for other, edit_of_other in edits.items():
+        with pytest.raises(ValueError, match="made for another model"):
+            edit_of_other.apply(pipe)
+        assert torch.equal(layers[last].weight, before), other
+    edits[name] = edit
     del pipe, layers, handles
     gc.collect()

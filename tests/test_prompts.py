@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 from memsub import downloads
-from memsub.prompts import load_prompts, near_duplicates, read_prompts, too_long
+from memsub.__main__ import main
+from memsub.metrics import SSCD
+from memsub.prompts import Prompts, load_prompts, near_duplicates, read_prompts, too_long
 
 CAPTIONS = ["A red house; by night", 'The "Best" Podcast', "Ein Haus am Wasser, Öl"]
 
@@ -68,6 +70,10 @@ def test_near_duplicates_and_captions_that_are_cut(pipe):
     captions = ["A cat on a red sofa in the sun", "Something else entirely", "A cat on a red sofa in the sun!"]
     assert near_duplicates(captions) == [None, None, 0]
     assert list(too_long(["a red star", "a red star " * 20], pipe.tokenizer)) == [1]
+    table = pd.DataFrame({"prompt": [*captions, captions[0]], "kind": ["memorized"] * 3 + ["heldout"]})
+    kept = Prompts(table, ("memorized",)).without_near_duplicates()
+    assert kept.memorized == captions[:2]
+    assert kept.of("heldout") == captions[:1]
 
 
 # --- downloads, from a server of our own ---------------------------------------------------------------------
@@ -122,6 +128,28 @@ def test_a_list_is_fetched_once_and_its_checksum_kept(server, monkeypatch):
     with pytest.raises(ValueError, match="not what it was when it was fetched first"):
         downloads.fetch("sd14", "memorized")
     assert not path.exists()
+
+
+def test_the_fetch_command_writes_the_checksums_it_saw(server, monkeypatch, tmp_path, capsys):
+    rows = [{"caption": "red", "index": 3, "url": server.address + "red.png"}]
+    rows.append({"caption": "gone", "index": 4, "url": server.address + "gone.png"})
+    server.files |= {
+        "list.jsonl": "\n".join(map(json.dumps, rows)).encode(),
+        "sscd.pt": b"judge",
+        "red.png": png("red"),
+    }
+    sources(monkeypatch, server, "list.jsonl")
+    monkeypatch.setitem(SSCD, "sscd_disc_large", server.address + "sscd.pt")
+    command = ["fetch", "sd14", "--images", str(tmp_path / "gt")]
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    assert "1 of 2 training images" in told
+    lock = json.loads((downloads.cache() / "checksums.json").read_text())
+    assert lock["sscd.pt"] == hashlib.sha256(b"judge").hexdigest()
+    assert all(checksum in told for checksum in lock.values())
+    (downloads.cache() / "sscd.pt").write_bytes(b"something else")
+    assert main(command) == 1
+    assert "sscd.pt is not what was fetched first" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "half.txt", "slow"])

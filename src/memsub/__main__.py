@@ -2,6 +2,7 @@
 
     python -m memsub run tiny                                  # all notebooks into runs/tiny/, then report.html
     python -m memsub run my-parameters.yaml
+    python -m memsub fetch sd14 --images gt_images/            # what a run needs from the network, and its checksums
     python -m memsub locate sd14 --prompts captions.txt --out edit.safetensors
     python -m memsub prune sd14 --edit edit.safetensors --out repaired/
 
@@ -16,10 +17,12 @@ from pathlib import Path
 
 from . import batch
 from .activations import capture
+from .downloads import SOURCES, fetch, fetch_images, fetch_url, lock_file, verify
 from .estimate import describe
+from .metrics import SSCD
 from .models import NAMES, at_hand, load_pipeline, resolve
 from .neurons import locate
-from .prompts import load_prompts, read_prompts
+from .prompts import load_prompts, read_prompts, too_long
 from .pruning import Edit
 
 
@@ -33,11 +36,27 @@ def _run(args: argparse.Namespace) -> None:
         print(f"Report: {report}")
 
 
+def _fetch(args: argparse.Namespace) -> None:
+    files = [fetch(args.model, kind) for kind in SOURCES[args.model]]
+    files.append(fetch_url(SSCD["sscd_disc_large"], "copy judge"))
+    for path in files:
+        print(f"{verify(path)}  {path.stat().st_size / 1e6:8.2f} MB  {path}")
+    print(f"checksums: {lock_file()}")
+    if args.images:
+        rows = load_prompts(args.model).memorized_rows
+        found = fetch_images(rows, args.images)
+        print(f"{args.images}: {found['found']} of {len(rows)} training images; the addresses of the others are dead.")
+
+
 def _locate(args: argparse.Namespace) -> None:
     resolve(args.model)  # bad names are told before anything is loaded
     memorized = load_prompts(args.prompts or args.model).memorized
     contrast = read_prompts(args.contrast)["prompt"].tolist() if args.contrast else [""]
     pipe = load_pipeline(args.model)
+    if cut := too_long(memorized, pipe.tokenizer):
+        print(
+            f"{len(cut)} captions are longer than {pipe.tokenizer.model_max_length} tokens and are cut", file=sys.stderr
+        )
     options = {
         "steps": args.steps,
         "guidance_scale": args.guidance_scale,
@@ -75,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--fresh", action="store_true", help="execute all of them again")
     run.add_argument("--dry-run", action="store_true", help="print what it would take, and download nothing")
     run.set_defaults(function=_run)
+
+    get = commands.add_parser(
+        "fetch", help="download prompt lists and judge, and write their checksums into a lock file"
+    )
+    get.add_argument("model", choices=SOURCES, help="whose")
+    get.add_argument("--images", type=Path, help="also the training images that are still there, into this folder")
+    get.set_defaults(function=_fetch)
 
     find = commands.add_parser("locate", help="find the weights that carry a list of memorized prompts")
     find.add_argument("model", help=model)

@@ -50,6 +50,31 @@ def cache() -> Path:
     return Path(os.environ.get("MEMSUB_CACHE") or pooch.os_cache("memsub"))
 
 
+def lock_file() -> Path:
+    """Checksums of everything that was ever fetched; copy it into the cache of another machine to get the same there."""
+    return cache() / "checksums.json"
+
+
+def checksums() -> dict[str, str]:
+    """What `lock_file` holds: file name to sha256."""
+    return json.loads(lock_file().read_text()) if lock_file().is_file() else {}
+
+
+def verify(path: Path) -> str:
+    """The sha256 of a file in the cache, written to the lock if the file was put there by hand.
+
+    Raises:
+        ValueError: it is not the one in the lock.
+    """
+    found, seen = pooch.file_hash(str(path)), checksums()
+    if found != seen.setdefault(path.name, found):
+        raise ValueError(
+            f"{path} is not what was fetched first: its sha256 is {found[:12]}..., that in {lock_file()} {seen[path.name][:12]}.... Remove the file to fetch it again, or its line there to accept it."
+        )
+    save_json(seen, lock_file())
+    return found
+
+
 def fetch(model: str, kind: str, timeout: float = 20) -> Path:
     """The file of a published prompt list, see `fetch_url`."""
     url = SOURCES[model][kind]
@@ -66,13 +91,12 @@ def fetch_url(url: str, what: str, name: str | None = None, timeout: float = 20)
         ValueError: what came is not what came before.
     """
     name = name or url.rsplit("/", 1)[-1]
-    path, lock = cache() / name, cache() / "checksums.json"
+    path, lock, seen = cache() / name, lock_file(), checksums()
     if path.is_file():
         return path
-    seen = json.loads(lock.read_text()) if lock.is_file() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        downloader = pooch.HTTPDownloader(timeout=timeout, progressbar=False)
+        downloader = pooch.HTTPDownloader(timeout=timeout, progressbar=True)
         pooch.retrieve(url, seen.get(name), name, cache(), downloader=downloader)
     except ValueError as error:  # pooch deletes what does not match
         raise ValueError(f"{url} is not what it was when it was fetched first, or came incomplete: {error}") from None

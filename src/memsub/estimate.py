@@ -23,7 +23,9 @@ def work(p: Parameters) -> pd.DataFrame:
     sweep = len(p.sweep_sparsity) * (2 * len(p.sweep_steps) + (p.edit_steps in p.sweep_steps)) + 1
     models = p.subsets + 2 * min(CONTROLS, p.subsets) + 1
     rivals = 3 + len(p.sweep_sparsity) + len(p.rival_targets) + len(p.rival_tokens) + len(p.rival_deviations)
-    extracted = 3 * p.extraction_captions + 7 * max(2, p.extraction_captions // 5)
+    extracted = 2 * p.extraction_captions
+    if p.model == "tiny":  # whose list has templates and a ladder of seven rungs besides
+        extracted += min(20, p.extraction_captions) + 7 * min(10, max(2, p.extraction_captions // 5))
     parts = [
         ("01 capture of the grid", 2 * p.memorized + 1, p.steps),
         ("04 sweep", sweep * 2 * p.judged, p.judge_steps),

@@ -97,15 +97,15 @@ class Parameters(BaseModel):
     )
     rival_tokens: list[int] = Field([1, 2, 4], description="notebook 05: random tokens added to a prompt")
     rival_deviations: list[float] = Field(
-        [1.0, 0.5, 0.0], description="notebook 05: deviations down to which value neurons are silenced"
+        [0.5, 0.0], description="notebook 05: deviations down to which value neurons are silenced"
     )
-    rival_turns: int = Field(5, ge=1, description="notebook 05: times that the rivals are timed, in turns")
+    rival_turns: int = Field(3, ge=1, description="notebook 05: times that the rivals are timed, in turns")
     detection_calls: int = Field(3, ge=1, description="notebook 05: UNet calls that score a caption")
     extraction_captions: int = Field(20, ge=2, description="notebook 05: captions a kind, and a rung, under extraction")
-    extraction_images: int = Field(6, ge=2, description="notebook 05: images a caption under extraction")
+    extraction_images: int = Field(5, ge=2, description="notebook 05: images a caption under extraction")
     extraction_clique: int = Field(4, ge=2, description="notebook 05: near-duplicates that make a claim")
     extraction_distance: float = Field(0.1, gt=0, description="notebook 05: tiled distance of near-duplicates")
-    embedding_images: int = Field(6, ge=1, description="notebook 05: images under the embedding attack")
+    embedding_images: int = Field(5, ge=1, description="notebook 05: images under the embedding attack")
     embedding_iterations: int = Field(50, ge=1, description="notebook 05: steps of the embedding attack")
     seeds: int = Field(2, ge=1, description="notebook 00: draws of a memorized caption")
     never_seen: int = Field(200, ge=2, description="notebook 00: draws of captions that are not in the training set")
