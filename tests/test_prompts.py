@@ -36,6 +36,8 @@ def test_the_published_forms(tmp_path):
         assert found["kind"].tolist() == ["verbatim", "template"]
         assert found["index"].tolist() == [5, 6]
     assert load_prompts(tmp_path / "a.csv").memorized == CAPTIONS[:2]
+    together = load_prompts({"memorized": tmp_path / "a.csv", "heldout": tmp_path / "a.txt"})
+    assert [str(i) for i in together.memorized_rows["index"]] == ["5", "6"]  # names of folders of training images
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def find_value_neurons(
 
     First selection: neurons whose activation is out of distribution by `z` deviations; z falls until silencing them brings the
     memorization score under a threshold. Refinement: a layer, then a neuron, is left out if the score stays under the threshold
-    without it. All prompts are searched at once, each by itself; a prompt whose score is under the threshold has no neurons.
+    without it (here also parts of a layer, half as large at each round, which finds the same with fewer calls). All prompts are searched at once, each by itself; a prompt whose score is under the threshold has no neurons.
 
     Args:
         spread: the threshold in deviations of the score above its mean on prompts that are not memorized (NeMo: 1). Smaller
@@ -245,10 +245,10 @@ def find_value_neurons(
         with deactivated(pipe, neurons):
             return memorization_score(pipe, [prompts[i] for i in rows], len(rows)) > threshold
 
-    def leave_out(name: str, rows: torch.Tensor, mask: torch.Tensor) -> None:
-        """Takes the neurons `mask` (rows, neurons) of one layer back wherever they are not needed."""
+    def leave_out(name: str, rows: torch.Tensor, neurons: slice) -> None:
+        """Takes these neurons of one layer back for prompts that do not need them silenced."""
         without = {n: m[rows] for n, m in found.items()}
-        without[name] = without[name] & ~mask
+        without[name][:, neurons] = False
         unneeded = ~memorized(rows, without)
         found[name][rows[unneeded]] = without[name][unneeded]
 
@@ -263,15 +263,14 @@ def find_value_neurons(
             break
         z -= z_step
     refined = first[~torch.isin(first, over)]  # of prompts that stay over the threshold every neuron is needed
-    for name, mask in found.items():  # whole layers first: most are not needed
-        leave_out(name, refined, mask[refined])
-    for name, mask in found.items():
-        candidates = {i: torch.nonzero(mask[i])[:, 0] for i in refined.tolist()}
-        for k in range(max(map(len, candidates.values()), default=0)):
-            rows = torch.tensor([i for i, found_in in candidates.items() if len(found_in) > k])
-            kth = torch.zeros_like(mask[rows])
-            kth[range(len(rows)), [int(candidates[i][k]) for i in rows.tolist()]] = True
-            leave_out(name, rows, kth)
+    widest = max(mask.shape[1] for mask in found.values())
+    for halvings in range((widest - 1).bit_length() + 1):  # whole layers, half layers, ..., neurons: few are needed
+        for name, mask in found.items():
+            size = -(-mask.shape[1] // 2**halvings)
+            for start in range(0, mask.shape[1], size):
+                rows = refined[mask[refined, start : start + size].any(1)]
+                if len(rows):
+                    leave_out(name, rows, slice(start, start + size))
     return found
 
 

@@ -112,6 +112,7 @@ def read_prompts(path: str | Path) -> pd.DataFrame:
     if "caption" not in table:
         raise ValueError(f"{path} has no column 'caption'; its columns are: {', '.join(map(str, table.columns))}.")
     table = table[table["caption"].notna()]
+    table = table.convert_dtypes()  # else numbers become floats beside a list that has none
     table = table.assign(prompt=table["caption"].astype(str).str.strip())
     table = table[table["prompt"] != ""]
     if "type" in table:

@@ -410,7 +410,7 @@ class Run:
 
         def make() -> pd.DataFrame:
             return evaluate(
-                partial(generate, self.pipe, progress=False, **options),
+                partial(generate, self.pipe, progress=False, batch_size=p.batch_size, **options),
                 self.judges,
                 [self.captions("memorized")[i] for i in chosen],
                 np.stack([self.references[i] for i in chosen]),
