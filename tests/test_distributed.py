@@ -78,7 +78,7 @@ def test_a_lost_shard_is_redone_alone(alone, tmp_path):
 
 def test_a_run_under_the_launcher_makes_the_artifacts_of_one_process(tmp_path):
     """`accelerate launch -m memsub run`: capture, sweep, rivals, extraction and attacks, shared out over two processes."""
-    given = SMALL | {"model": "tiny", "guidance_scale": 3.0}
+    given = SMALL | {"model": "tiny", "guidance_scale": 3.0, "rival_deviations": [1.0]}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(given))
     done = launch(2, "-m", "memsub", "run", tmp_path / "small.yaml", "--out", tmp_path / "two", "--notebooks", "02")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -22,7 +22,14 @@ def work(p: Parameters) -> pd.DataFrame:
     """Columns part, images (sampled, counted once a denoising run), steps (of each)."""
     sweep = len(p.sweep_sparsity) * (2 * len(p.sweep_steps) + (p.edit_steps in p.sweep_steps)) + 1
     models = p.subsets + 2 * min(CONTROLS, p.subsets) + 1
-    rivals = 3 + len(p.sweep_sparsity) + len(p.rival_targets) + len(p.rival_tokens) + len(p.rival_deviations)
+    rivals = (
+        2
+        + bool(p.rival_deviations)
+        + len(p.sweep_sparsity)
+        + len(p.rival_targets)
+        + len(p.rival_tokens)
+        + len(p.rival_deviations)
+    )
     extracted = 2 * p.extraction_captions
     if p.model == "tiny":  # whose list has templates and a ladder of seven rungs besides
         extracted += min(20, p.extraction_captions) + 7 * min(10, max(2, p.extraction_captions // 5))

@@ -155,7 +155,7 @@ def contestants(run: Run) -> list[Contestant]:
             for target in p.rival_targets
         ),
         *(Contestant("random tokens", str(k), partial(with_tokens, k=k)) for k in p.rival_tokens),
-        Contestant("value neurons", "as published", without_neurons),
+        *([Contestant("value neurons", "as published", without_neurons)] if p.rival_deviations else []),
         *(
             # A threshold that nearly every prompt exceeds: silenced is what lies that many deviations out.
             Contestant("value neurons", f"{z:g} deviations", partial(without_neurons, spread=-2.0, z_min=z))

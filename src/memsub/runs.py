@@ -97,7 +97,8 @@ class Parameters(BaseModel):
     )
     rival_tokens: list[int] = Field([1, 2, 4], description="notebook 05: random tokens added to a prompt")
     rival_deviations: list[float] = Field(
-        [0.5, 0.0], description="notebook 05: deviations down to which value neurons are silenced"
+        [0.5, 0.0],
+        description="notebook 05: deviations down to which value neurons are silenced (none: without this rival)",
     )
     rival_turns: int = Field(3, ge=1, description="notebook 05: times that the rivals are timed, in turns")
     detection_calls: int = Field(3, ge=1, description="notebook 05: UNet calls that score a caption")
