@@ -32,6 +32,10 @@ def main(out: Path, killed: int | None) -> None:
     null = memsub.capture(pipe, [""], **OPTIONS)
     images = memsub.generate(pipe, prompts, seeds=range(7), **OPTIONS)
     attacks.draw(pipe, prompts[:2], out / "extraction", images=3, **OPTIONS)
+    with distributed.first_on_each_machine():  # all are on this one
+        if not (out / "first").exists():
+            (out / "first").write_text(str(distributed.rank()))
+    assert (out / "first").read_text() == "0"
     if distributed.is_main():
         stats.save(out / "stats.safetensors")
         memsub.locate(pipe, stats, null, 0.05, "b").save(out / "masks.safetensors")

@@ -55,7 +55,7 @@ def _alternate(
     return [statistics.median(times) for times in seconds]
 
 
-def bench_capture(pipe: StableDiffusionPipeline, steps: int = 20, repetitions: int = 5) -> dict[str, float]:
+def bench_capture(pipe: StableDiffusionPipeline, steps: int = 20, repetitions: int = 9) -> dict[str, float]:
     """Capture against generation: the same prompts, batch, steps and latents, neither decoded."""
     prompts = load_prompts("tiny").memorized[:32]
     groups = {str(i): chosen for i, chosen in enumerate(subsets(len(prompts), 8, 10))}

@@ -4,6 +4,8 @@
     total = summed(tensor)              # over all processes
     images = gathered({0: ..., 3: ...}) # every process' entries, by key, in every process
     if is_main(): ...
+    with first_on_each_machine():       # one fetches a file, the others find it
+        ...
     wait()
 
 In a single process each of these does nothing. The rest of the library does not know how many there are.
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import torch
@@ -64,6 +67,11 @@ def gathered(entries: dict[int, T]) -> dict[int, T]:
     if processes() == 1:
         return entries
     return {key: value for part in gather_object([entries]) for key, value in part.items()}
+
+
+def first_on_each_machine() -> AbstractContextManager:
+    """One process of each machine enters, the others when it has left. All must come here."""
+    return _state().local_main_process_first() if processes() > 1 else nullcontext()
 
 
 def wait() -> None:

@@ -23,6 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from requests.adapters import HTTPAdapter, Retry
 from tqdm.auto import tqdm
 
+from .distributed import first_on_each_machine
 from .files import save_image, save_json
 
 _WEN = "https://raw.githubusercontent.com/YuxinWenRick/diffusion_memorization/ca60157f40a5d3bc41763e922ce27187fdf1adc4/"
@@ -90,7 +91,11 @@ def fetch_url(url: str, what: str, name: str | None = None, timeout: float = 20)
         ConnectionError: it cannot be had; names the file to put where.
         ValueError: what came is not what came before.
     """
-    name = name or url.rsplit("/", 1)[-1]
+    with first_on_each_machine():
+        return _fetch_url(url, what, name or url.rsplit("/", 1)[-1], timeout)
+
+
+def _fetch_url(url: str, what: str, name: str, timeout: float) -> Path:
     path, lock, seen = cache() / name, lock_file(), checksums()
     if path.is_file():
         return path

@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property, partial
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -30,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm.auto import tqdm
 
 from .activations import ActivationStats, capture
-from .distributed import is_main, wait
+from .distributed import first_on_each_machine, is_main, wait
 from .downloads import fetch_images
 from .evaluation import evaluate, summary
 from .files import image_files, load_table, load_tensors, read_images, save_artifact, save_json, save_table
@@ -227,8 +228,9 @@ class Run:
         if "image" in rows:
             return dict(enumerate(map(decode, rows["image"])))
         folder = Path(self.parameters.images or self.folder / "gt_images")
-        if not folder.is_dir():
-            print("training images:", fetch_images(rows, folder))
+        with first_on_each_machine():
+            if not folder.is_dir():
+                print("training images:", fetch_images(rows, folder))
         files = {i: image_files(folder / str(index)) for i, index in enumerate(rows["index"])}
         found = {i: read_images(there[:1], self._side)[0] for i, there in files.items() if there}
         if not found:
@@ -260,10 +262,11 @@ class Run:
         of = self.parameters.model_dump(include={"prompt_judge", "real"})
 
         def make() -> dict[str, torch.Tensor]:
-            features, bar = [], tqdm(desc="features of real pictures", unit="image", mininterval=2)
-            while len(part := self.real_images(bar.n, bar.n + CHUNK)):
+            features, starts = [], count(0, CHUNK)
+            for start in tqdm(starts, desc="features of real pictures", unit=f"{CHUNK} images", mininterval=2):
+                if not len(part := self.real_images(start, start + CHUNK)):
+                    break
                 features.append(self.judges.prompt.image_features(part))
-                bar.update(len(part))
             return {"features": torch.from_numpy(np.concatenate(features))}
 
         return self.tensors("real", make, **of)["features"].numpy()

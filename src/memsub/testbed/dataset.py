@@ -31,11 +31,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pooch
+import torch
 from PIL import Image
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from tqdm.auto import tqdm
 
+from .. import downloads
+from ..distributed import first_on_each_machine
+from ..files import save_tensors
 from .scenes import Content, Layout, caption, draw, sample_content, sample_layout, sample_tail
 
 SEED = 0
@@ -210,13 +213,11 @@ def training_images(progress: bool = True) -> np.ndarray:
 
     Too many to ship, but a function of the seed. They go to the user's cache folder, 185 MB.
     """
-    path = Path(pooch.os_cache("memsub")) / f"training-images-{SEED}-{ORDINARY}.safetensors"
-    if not path.is_file():
-        corpus = build(SEED, progress=progress)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file({"images": corpus.images[corpus.trained]}, temporary)
-        temporary.replace(path)
+    path = downloads.cache() / f"training-images-{SEED}-{ORDINARY}.safetensors"
+    with first_on_each_machine():
+        if not path.is_file():
+            corpus = build(SEED, progress=progress)
+            save_tensors({"images": torch.from_numpy(corpus.images[corpus.trained])}, path, {})
     return load_file(path)["images"]
 
 
