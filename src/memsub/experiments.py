@@ -52,6 +52,11 @@ def drawing(run: Run) -> Draw:
     return partial(generate, run.pipe, progress=False, **options)
 
 
+def rows_with_gradients(run: Run) -> int:
+    """Rows of a UNet call that keeps its activations for a gradient: four at 64 x 64 latents, about 10 GB; more of smaller ones."""
+    return max(4, 4 * 64**2 // run.pipe.unet.config.sample_size**2)
+
+
 # --- notebook 04 -------------------------------------------------------------------------------------------------
 
 
@@ -134,7 +139,7 @@ def contestants(run: Run) -> list[Contestant]:
     statistics = mitigations.value_statistics(pipe, run.captions("ordinary"), p.batch_size)
 
     def optimized(prompts: Sequence[str], *, seeds: Sequence[int], target: float) -> np.ndarray:
-        options = {"steps": p.judge_steps, "batch_size": p.batch_size}
+        options = {"steps": p.judge_steps, "batch_size": rows_with_gradients(run)}
         return draw(mitigations.optimized_embeddings(pipe, prompts, target=target, seeds=seeds, **options), seeds=seeds)
 
     def with_tokens(prompts: Sequence[str], *, seeds: Sequence[int], k: int) -> np.ndarray:
@@ -267,7 +272,7 @@ def embeddings(run: Run) -> dict[tuple[str, str, str], np.ndarray]:
                 seeds = range(1000, 1000 + len(wanted))
                 images[model, target, "no attack"] = draw(captions, seeds=seeds)
                 for start, begin in _starts(run, captions).items():
-                    options = {"iterations": p.embedding_iterations, "draws": 4, "batch_size": 2 * p.batch_size}
+                    options = {"iterations": p.embedding_iterations, "draws": 4}
                     make = partial(_attack, run, wanted, begin, options)
                     of = {"target": target, "start": start, "captions": captions, **options}
                     images[model, target, start] = draw(run.tensors("embedding", make, **of)["embeddings"], seeds=seeds)
@@ -282,7 +287,8 @@ def _starts(run: Run, captions: list[str]) -> dict[str, torch.Tensor]:
 
 
 def _attack(run: Run, wanted: np.ndarray, begin: torch.Tensor, options: dict) -> dict[str, torch.Tensor]:
-    return {"embeddings": attacks.embedding_attack(run.pipe, wanted, begin, progress=False, **options)}
+    options = {**options, "batch_size": rows_with_gradients(run), "progress": False}
+    return {"embeddings": attacks.embedding_attack(run.pipe, wanted, begin, **options)}
 
 
 def precompute(run: Run) -> None:

@@ -87,7 +87,7 @@ def prepare(name: str, folder: Path, sample_size: int = 8) -> Path:
     rows = [{"caption": c, "index": i, "url": "http://localhost/gone"} for i, c in enumerate(prompts.memorized[:8])]
     save_text("".join(json.dumps(row) + "\n" for row in rows), folder / "memorized.jsonl")
     save_text("\n".join(prompts.ordinary[:8]) + "\n", folder / "ordinary.txt")
-    save_text("caption\n" + "\n".join(f'"{c}"' for c in prompts.of("heldout")[:8]) + "\n", folder / "heldout.csv")
+    save_text("caption\n" + "\n".join(f'"{c}"' for c in prompts.of("heldout")[:4]) + "\n", folder / "heldout.csv")
     for i in range(8):
         save_image(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8), folder / "gt_images" / str(i) / "0.png")
         save_image(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8), folder / "real" / f"{i}.png")
