@@ -24,7 +24,6 @@ from tqdm.auto import tqdm
 
 from . import attacks, mitigations
 from .evaluation import Draw, evaluate, summary
-from .generation import generate
 from .metrics import fid
 from .pruning import Edit, pruned
 from .runs import CHUNK, Run
@@ -43,13 +42,6 @@ def conditions(run: Run) -> dict[str, Edit | None]:
     """The models under attack."""
     edit = run.edit(located(run)[0])
     return {"unedited": None, "pruned": edit, "pruned at random": edit.random()}
-
-
-def drawing(run: Run) -> Draw:
-    """`generate` with the options of whatever is judged."""
-    p = run.parameters
-    options = {"steps": p.judge_steps, "guidance_scale": p.guidance_scale, "batch_size": p.batch_size}
-    return partial(generate, run.pipe, progress=False, **options)
 
 
 def rows_with_gradients(run: Run) -> int:
@@ -115,7 +107,7 @@ def _features(run: Run, captions: Sequence[str], name: str) -> dict[str, torch.T
     parts = []
     for i in tqdm(range(0, len(captions), CHUNK), desc=f"drawing for the FID, {name}", mininterval=2):
         seeds = range(i, min(i + CHUNK, len(captions)))
-        parts.append(run.judges.prompt.image_features(drawing(run)(captions[i : i + CHUNK], seeds=seeds)))
+        parts.append(run.judges.prompt.image_features(run.draw(captions[i : i + CHUNK], seeds=seeds)))
     return {"features": torch.from_numpy(np.concatenate(parts))}
 
 
@@ -134,7 +126,7 @@ class Contestant:
 
 def contestants(run: Run) -> list[Contestant]:
     """Pruning and its rivals, the knob of each swept; the first of a name is at its mildest, but for value neurons, as published."""
-    p, pipe, draw = run.parameters, run.pipe, drawing(run)
+    p, pipe, draw = run.parameters, run.pipe, run.draw
     group = located(run)[0]
     statistics = mitigations.value_statistics(pipe, run.captions("ordinary"), p.batch_size)
 
@@ -264,7 +256,7 @@ def embeddings(run: Run) -> dict[tuple[str, str, str], np.ndarray]:
 
     `start` is "no attack" (the caption as it is), "its caption" or "a random embedding".
     """
-    p, draw = run.parameters, drawing(run)
+    p, draw = run.parameters, run.draw
     images = {}
     for model, edit in conditions(run).items():
         with pruned(run.pipe, edit):

@@ -227,7 +227,8 @@ def find_value_neurons(
 
     First selection: neurons whose activation is out of distribution by `z` deviations; z falls until silencing them brings the
     memorization score under a threshold. Refinement: a layer, then a neuron, is left out if the score stays under the threshold
-    without it (here also parts of a layer, half as large at each round, which finds the same with fewer calls). All prompts are searched at once, each by itself; a prompt whose score is under the threshold has no neurons.
+    without it (here also parts of a layer, half as large at each round, which finds the same with fewer calls). All
+    prompts are searched at once, each by itself; a prompt whose score is under the threshold has no neurons.
 
     Args:
         spread: the threshold in deviations of the score above its mean on prompts that are not memorized (NeMo: 1). Smaller

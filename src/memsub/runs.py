@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from .activations import ActivationStats, capture
 from .distributed import first_on_each_machine, is_main, wait
 from .downloads import fetch_images
-from .evaluation import evaluate, summary
+from .evaluation import Draw, evaluate, summary
 from .files import image_files, load_table, load_tensors, read_images, save_artifact, save_json, save_table
 from .generation import generate
 from .metrics import Judges, clip, load_judges, sscd
@@ -189,6 +189,13 @@ class Run:
             f"{repeats} of {len(memorized)} memorized captions nearly repeat an earlier one\n"
             f"{len(cut)} of {len(memorized + ordinary)} captions are longer than {limit} tokens and are cut"
         )
+
+    @property
+    def draw(self) -> Draw:
+        """`generate` with the options of whatever is judged."""
+        p = self.parameters
+        options = {"steps": p.judge_steps, "guidance_scale": p.guidance_scale, "batch_size": p.batch_size}
+        return partial(generate, self.pipe, progress=False, **options)
 
     @cached_property
     def judges(self) -> Judges:
@@ -414,7 +421,7 @@ class Run:
 
         def make() -> pd.DataFrame:
             return evaluate(
-                partial(generate, self.pipe, progress=False, batch_size=p.batch_size, **options),
+                self.draw,
                 self.judges,
                 [self.captions("memorized")[i] for i in chosen],
                 np.stack([self.references[i] for i in chosen]),
