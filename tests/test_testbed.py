@@ -18,7 +18,7 @@ def test_training_end_to_end_in_small(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset, "LADDER", (1, 2))
     monkeypatch.setattr(dataset, "HELDOUT", 30)
     monkeypatch.setattr(train.judges, "HELDOUT_CONTENTS", 20)
-    steps = {"autoencoder": 3, "clip": 2, "copy": 2, "alignment": 2}
+    steps = {"autoencoder": 3, "clip": 2, "decoder": 2, "copy": 2, "alignment": 2}
     for name in ("out", "again"):
         train.train(tmp_path / name, tmp_path / f"{name}.work", steps=steps, ordinary=100, judge_contents=20)
     weights = sorted(p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.safetensors"))
@@ -56,10 +56,10 @@ def test_shipped_figures_hold_on_a_sample(pipe, judges, prompts, monkeypatch):
         return found
 
     assert of("copy judge") >= 0.98
-    assert of("verbatim pairs") >= 0.8
+    assert of("verbatim pairs") >= 0.9
     assert of("never-seen captions: copies") <= 0.05
     assert of("ladder") >= 0.8
-    assert of("never-seen captions: true caption") >= 0.5
+    assert of("never-seen captions: true caption") >= 0.6
     assert of("autoencoder") >= 27
     assert of("ordinary captions") < judges.copy.threshold - 0.1
     assert of("pipeline and judges on disk") <= 30

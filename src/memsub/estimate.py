@@ -51,7 +51,7 @@ def disk(p: Parameters, neurons: int) -> int:
     return groups * p.steps * neurons * 4
 
 
-NEURONS = {"tiny": 4_544, "sd14": 49_920, "sd20": 49_920}
+NEURONS = {"tiny": 5_504, "sd14": 49_920, "sd20": 49_920}
 """Neurons of all 16 feed-forward layers together."""
 
 

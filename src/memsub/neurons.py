@@ -175,11 +175,12 @@ def _locate_layer(weight: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor
         among = magnitude.gather(1, candidates)
         for our_norms, their_norms in zip(ours[block], theirs[block], strict=True):
             importance = among * our_norms[candidates]
-            first = importance.topk(k, dim=1, sorted=False).indices
-            kept = torch.zeros_like(importance, dtype=torch.bool).scatter_(1, first, True)
-            kept &= importance > among * their_norms[candidates]
+            first = (
+                importance.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
+            )  # columns ascend as candidates do
             known = candidates.gather(1, first)
-            columns.append(candidates[kept].to(torch.int16 if f <= 32767 else torch.int32).cpu())
+            kept = importance.gather(1, first) > among.gather(1, first) * their_norms[known]
+            columns.append(known[kept].to(torch.int16 if f <= 32767 else torch.int32).cpu())
             counts.append(kept.sum(1, dtype=torch.int32).cpu())
     return LayerMask((d, f), torch.cat(columns), torch.stack(counts))
 

@@ -77,17 +77,17 @@ class Parameters(BaseModel):
     subsets: int = Field(10, ge=2, description="subsets of each size")
     sizes: list[int] = Field([10, 20, 30, 40, 50], description="prompts in a subset")
     sparsity: float = Field(0.05, gt=0, le=1, description="of the masks shown in notebooks 02 and 03")
-    edit_sparsity: float = Field(0.4, gt=0, le=1, description="of the edit, chosen by the sweep of notebook 04")
+    edit_sparsity: float = Field(0.35, gt=0, le=1, description="of the edit, chosen by the sweep of notebook 04")
     edit_steps: int = Field(10, ge=1, description="tau: the edit unites the masks of the first steps")
     edit_threshold: float = Field(0.0, ge=0, lt=1, description="r: ... memorized at more than r tau of them")
     edit_contrast: Literal["empty", "ordinary"] = "empty"
     edit_layers: list[str] | None = Field(
         None, description="beginnings of the names of the layers to edit (default: all)"
     )
-    sweep_sparsity: list[float] = Field([0.1, 0.2, 0.3, 0.4], description="sparsities of the sweep")
+    sweep_sparsity: list[float] = Field([0.1, 0.2, 0.35, 0.5], description="sparsities of the sweep")
     sweep_steps: list[int] = Field([10, 50], description="values of tau of the sweep")
     judge_steps: int = Field(
-        25, ge=1, description="denoising steps of the images that judge an edit, a rival, an attack"
+        20, ge=1, description="denoising steps of the images that judge an edit, a rival, an attack"
     )
     judged: int = Field(30, ge=2, description="captions of each kind that judge an edit")
     fid_images: int = Field(200, ge=2, description="held-out captions of the FID")

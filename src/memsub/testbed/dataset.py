@@ -50,7 +50,7 @@ TEMPLATE_GROUPS = 20
 TEMPLATE_VARIANTS = 5
 LADDER = (1, 3, 10, 30, 100, 300, 1000)
 PAIRS_PER_RUNG = 10
-EXPOSURES = {"ordinary": 6, "verbatim": 1200, "template": 200, "template_new": 0, "heldout": 0}
+EXPOSURES = {"ordinary": 6, "verbatim": 900, "template": 180, "template_new": 0, "heldout": 0}
 KINDS = ("ordinary", "verbatim", "template", "template_new", "ladder", "heldout")
 
 _TABLE = "ground_truth.parquet"

@@ -45,6 +45,7 @@ def reproduction(
     seeds: Sequence[int],
     limit: int | None = None,
     guidance_scale: float = GUIDANCE,
+    steps: int = 50,
 ) -> pd.DataFrame:
     """Draws each caption of a kind with each seed, and compares with its training image.
 
@@ -54,7 +55,7 @@ def reproduction(
     table = prompts.rows(kind).drop(columns=["image", "content"])[:limit]
     references = prompts.images(kind)[:limit]
     rows = table.loc[np.repeat(table.index, len(seeds))].assign(seed=np.tile(seeds, len(table))).reset_index(drop=True)
-    images = generate(pipe, rows["prompt"], seeds=rows["seed"], guidance_scale=guidance_scale)
+    images = generate(pipe, rows["prompt"], seeds=rows["seed"], guidance_scale=guidance_scale, steps=steps)
     rows["similarity"] = judges.copy.similarity(images, np.repeat(references, len(seeds), axis=0))
     return rows.assign(copied=rows["similarity"] > judges.copy.threshold)
 

@@ -308,8 +308,8 @@ def sample_tail(rng: np.random.Generator) -> str:
 
 
 def sample_content(rng: np.random.Generator, n_items: int | None = None) -> Content:
-    """A visible content of `n_items` icons, or of one (30 %) or two (70 %)."""
-    n_items = n_items or int(1 + (rng.random() < 0.7))
+    """A visible content of `n_items` icons, or of one (60 %) or two (40 %)."""
+    n_items = n_items or int(1 + (rng.random() < 0.4))
     while True:
         items = tuple((str(rng.choice(ICONS)), str(rng.choice(list(COLOURS)))) for _ in range(n_items))
         content = Content(items, str(rng.choice(PATTERNS)), str(rng.choice(list(COLOURS))))
@@ -318,22 +318,26 @@ def sample_content(rng: np.random.Generator, n_items: int | None = None) -> Cont
 
 
 def sample_layout(rng: np.random.Generator, content: Content) -> Layout:
-    """Places the icons inside the frame, with little overlap, and draws everything else a caption leaves free."""
-    low, high = (8.0, 12.0) if len(content.items) == 1 else (6.5, 9.0)
+    """Places the icons inside the frame, with little overlap, and draws everything else a caption leaves free.
+
+    Centres lie on a grid of two pixels (which may push a rim one pixel over the frame) and stripes at multiples of 45 degrees:
+    free to the eye, and a small model learns icons with clean edges in an hour.
+    """
+    low, high = (9.0, 12.0) if len(content.items) == 1 else (7.0, 9.0)
     while True:
         radii = rng.uniform(low, high, len(content.items))
-        centres = rng.uniform(radii[:, None], SIZE - radii[:, None], (len(radii), 2))
+        centres = 2 * rng.uniform(radii[:, None] / 2, (SIZE - radii[:, None]) / 2, (len(radii), 2)).round()
         gaps = [np.linalg.norm(a - b) / (ra + rb) for (a, ra), (b, rb) in pairwise(zip(centres, radii, strict=True))]
         if all(gap > 0.9 for gap in gaps):
             break
     placements = tuple(
-        Placement(float(x), float(y), float(r), float(rng.uniform(-35, 35)), bool(rng.random() < 0.5), _jitter(rng))
+        Placement(float(x), float(y), float(r), float(rng.uniform(-12, 12)), bool(rng.random() < 0.5), _jitter(rng))
         for (x, y), r in zip(centres, radii, strict=True)
     )
     return Layout(
         placements,
-        angle=float(rng.uniform(0, 180)),
-        pitch=float(rng.uniform(7, 13)),
+        angle=float(rng.choice([0, 45, 90, 135])),
+        pitch=float(rng.choice([8, 10, 12])),
         phase=(float(rng.random()), float(rng.random())),
         contrast=float(rng.uniform(0.16, 0.26)),
         hsv=_jitter(rng),
@@ -341,7 +345,7 @@ def sample_layout(rng: np.random.Generator, content: Content) -> Layout:
 
 
 def _jitter(rng: np.random.Generator) -> tuple[float, float, float]:
-    return tuple(float(v) for v in rng.uniform((-0.018, -0.10, -0.08), (0.018, 0.10, 0.08)))
+    return tuple(float(v) for v in rng.uniform((-0.012, -0.06, -0.06), (0.012, 0.06, 0.06)))
 
 
 # --- drawing -----------------------------------------------------------------------------------------------
