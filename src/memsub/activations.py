@@ -127,8 +127,7 @@ class ActivationStats:
 def _unit_squares(hidden: torch.Tensor) -> torch.Tensor:
     """Squares of rows scaled to unit length, summed over tokens: (rows, tokens, neurons) to float32 (rows, neurons)."""
     squares = hidden.float().square()
-    lengths = squares.sum(-1)
-    inverse = torch.where(lengths > 0, 1 / lengths, 0)  # a zero row stays zero
+    inverse = squares.sum(-1).clamp_min_(torch.finfo(squares.dtype).tiny).reciprocal_()  # a zero row stays zero
     return torch.bmm(inverse[:, None], squares)[:, 0]
 
 
@@ -249,7 +248,8 @@ def capture(
             if checkpoint:
                 stats.check()
                 ActivationStats(sums, stats.counts, made, [asked, str(start + len(part))]).save(checkpoint)
-    stats.sums = {name: summed(s.to(pipe.device)).cpu() for name, s in sums.items()}
+    device = pipe.device  # looked up once: diffusers goes through all modules for it
+    stats.sums = {name: summed(s.to(device)).cpu() for name, s in sums.items()}
     stats.check()
     if checkpoint:
         wait()  # a process that is lost before all have summed is redone alone, the others' shards are still there
