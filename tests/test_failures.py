@@ -19,6 +19,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 import memsub
+from memsub import attacks
 from memsub.activations import _unit_squares, capture
 from memsub.files import read_images, save_image, save_table, save_tensors, save_text
 from memsub.models import ff_layers
@@ -105,7 +106,7 @@ def test_images_are_whole_after_a_kill_and_drawing_goes_on(pipe, prompts, tmp_pa
     for path in there:
         Image.open(path).load()
     options = {"images": 10, "steps": 1, "guidance_scale": 3.0, "progress": False}
-    memsub.attacks.draw(pipe, prompts.memorized[:20], folder, **options)
+    attacks.draw(pipe, prompts.memorized[:20], folder, **options)
     assert len(list(folder.rglob("*.png"))) == 200
     assert all(p.stat().st_mtime_ns == when for p, when in there.items())
 

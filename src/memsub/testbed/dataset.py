@@ -20,6 +20,7 @@ Contents of all kinds but `ordinary` occur nowhere else in the corpus.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Iterator
@@ -211,9 +212,11 @@ def write_ground_truth(corpus: Corpus, folder: Path) -> None:
 def training_images(progress: bool = True) -> np.ndarray:
     """All images the shipped model was trained on, uint8 (60270, 32, 32, 3); drawn on first use, then cached.
 
-    Too many to ship, but a function of the seed. They go to the user's cache folder, 185 MB.
+    Too many to ship, but a function of the seed. They go to the user's cache folder, 185 MB, under a name that tells the
+    shipped table they belong to: another version of the world is drawn anew.
     """
-    path = downloads.cache() / f"training-images-{SEED}-{ORDINARY}.safetensors"
+    version = hashlib.sha256((weights_folder() / _TABLE).read_bytes()).hexdigest()[:12]
+    path = downloads.cache() / f"training-images-{version}.safetensors"
     with first_on_each_machine():
         if not path.is_file():
             corpus = build(SEED, progress=progress)

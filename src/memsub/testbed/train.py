@@ -184,7 +184,7 @@ def train_unet(
 ) -> UNet2DConditionModel:
     """Epsilon-prediction over the corpus' schedule, each row as often as its exposures say; `latents` are scaled.
 
-    Trains `text_encoder` along, in place: a tower that only knew its CLIP's loss leaves a UNet of this size unable to tell icons apart.
+    Trains `text_encoder` along, in place: an earlier version, whose tower stayed as its CLIP had left it, could not tell icons apart.
     Steps of much noise, where the layout is decided, hardly show in the plain epsilon loss of so small a picture. Hence
     v-prediction's weighting, 1 / alpha-bar (Salimans & Ho 2022), capped at 2.5: with a higher cap the middle, where shapes are
     decided, would be left too little. Timesteps are stratified over the batch.
