@@ -90,7 +90,7 @@ class Parameters(BaseModel):
         20, ge=1, description="denoising steps of the images that judge an edit, a rival, an attack"
     )
     judged: int = Field(30, ge=2, description="captions of each kind that judge an edit")
-    fid_images: int = Field(200, ge=2, description="held-out captions of the FID")
+    fid_images: int = Field(150, ge=2, description="held-out captions of the FID")
     rival_captions: int = Field(20, ge=2, description="notebook 05: memorized captions that compare the rivals")
     rival_never_seen: int = Field(60, ge=2, description="notebook 05: never-seen captions that do")
     rival_targets: list[float] = Field(
@@ -101,13 +101,13 @@ class Parameters(BaseModel):
         [0.5, 0.0],
         description="notebook 05: deviations down to which value neurons are silenced (none: without this rival)",
     )
-    rival_turns: int = Field(3, ge=1, description="notebook 05: times that the rivals are timed, in turns")
+    rival_turns: int = Field(2, ge=1, description="notebook 05: times that the rivals are timed, in turns")
     detection_calls: int = Field(3, ge=1, description="notebook 05: UNet calls that score a caption")
-    extraction_captions: int = Field(20, ge=2, description="notebook 05: captions a kind, and a rung, under extraction")
+    extraction_captions: int = Field(16, ge=2, description="notebook 05: captions a kind, and a rung, under extraction")
     extraction_images: int = Field(5, ge=2, description="notebook 05: images a caption under extraction")
     extraction_clique: int = Field(4, ge=2, description="notebook 05: near-duplicates that make a claim")
     extraction_distance: float = Field(0.1, gt=0, description="notebook 05: tiled distance of near-duplicates")
-    embedding_images: int = Field(5, ge=1, description="notebook 05: images under the embedding attack")
+    embedding_images: int = Field(4, ge=1, description="notebook 05: images under the embedding attack")
     embedding_iterations: int = Field(50, ge=1, description="notebook 05: steps of the embedding attack")
     seeds: int = Field(2, ge=1, description="notebook 00: draws of a memorized caption")
     never_seen: int = Field(200, ge=2, description="notebook 00: draws of captions that are not in the training set")
