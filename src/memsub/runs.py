@@ -384,17 +384,6 @@ class Run:
         edit = masks.union(by["steps"], by["threshold"])
         return edit.only(by["layers"]) if by["layers"] else edit
 
-    def changed(self, **parameters: Any) -> Run:
-        """The same run with other parameters; model, prompts and judges are shared."""
-        other = Run(Parameters.checked(self.parameters.model_dump() | parameters))
-        other.pipe, other.prompts, other.judges, other.references = (
-            self.pipe,
-            self.prompts,
-            self.judges,
-            self.references,
-        )
-        return other
-
     def judge(self, edit: Edit | None, located_on: Collection[int]) -> dict[str, float]:
         """`summary` of `evaluate` for the edited model (or the unedited one), on prompts that did not locate the edit.
 
