@@ -57,11 +57,12 @@ def test_value_neurons_are_silenced_and_come_back(pipe):
 def test_value_neurons_of_memorized_prompts_lower_their_scores(pipe, prompts):
     never_seen = prompts.of("heldout")[:50]
     statistics = mitigations.value_statistics(pipe, never_seen)
-    threshold = statistics.score_mean + statistics.score_std
-    some = [*prompts.memorized[:5], *never_seen[:3]]
+    spread = 2.0  # under NeMo's one deviation hardly any memorized prompt of this model comes
+    threshold = statistics.score_mean + spread * statistics.score_std
+    some = [*prompts.memorized[:8], *never_seen[:3]]
     scores = mitigations.memorization_score(pipe, some)
-    assert (scores[:5] > threshold).float().mean() > 0.5
-    neurons = mitigations.find_value_neurons(pipe, some, statistics)
+    assert (scores[:8] > threshold).float().mean() > 0.5
+    neurons = mitigations.find_value_neurons(pipe, some, statistics, spread=spread)
     found = torch.cat(list(neurons.values()), 1)
     assert torch.equal(found.any(1), scores > threshold)  # a prompt that scores under it is left alone
     with mitigations.deactivated(pipe, neurons):
@@ -76,7 +77,7 @@ def test_value_neurons_of_memorized_prompts_lower_their_scores(pipe, prompts):
             with mitigations.deactivated(pipe, fewer):
                 assert mitigations.memorization_score(pipe, [some[prompt]], 1)[0] > threshold
     # Alone, a prompt has the neurons that it has among others.
-    alone = mitigations.find_value_neurons(pipe, some[prompt : prompt + 1], statistics)
+    alone = mitigations.find_value_neurons(pipe, some[prompt : prompt + 1], statistics, spread=spread)
     assert all(torch.equal(m[0], neurons[n][prompt]) for n, m in alone.items())
     more = mitigations.find_value_neurons(pipe, some, statistics, spread=-2, z_min=0)
     assert sum(m.sum() for m in more.values()) > found.sum()
