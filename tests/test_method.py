@@ -115,11 +115,11 @@ def test_masks_over_many_steps_are_those_of_a_full_sort(drift, sparsity):
     weight = torch.randn(7, 64, generator=rng)
     weight[2, 5:20] = 0
     ours, theirs = (
-        (torch.randn(64, generator=rng) + drift * torch.randn(23, 64, generator=rng).cumsum(0)).exp() for _ in range(2)
+        (torch.randn(64, generator=rng) + drift * torch.randn(60, 64, generator=rng).cumsum(0)).exp() for _ in range(2)
     )
     ours[3] = 0  # an input that was never active
     mask = _locate_layer(weight, ours, theirs, sparsity)
-    for step in range(23):
+    for step in range(60):
         expected = naive_mask(weight.numpy(), ours[step].numpy(), theirs[step].numpy(), sparsity)
         np.testing.assert_array_equal(mask.flat(step), np.flatnonzero(expected), err_msg=str(step))
 

@@ -159,7 +159,7 @@ def locate(
     return NeuronMasks(layers, stats.made | {"sparsity": sparsity, "prompts": stats.prompts, "null": null.prompts})
 
 
-_BLOCK = 10
+_BLOCK = 25
 """Steps that share their candidates: norms drift slowly, so that few columns can come first at any of them."""
 
 
