@@ -36,6 +36,28 @@ def test_resume_ends_with_the_same_weights(tmp_path, monkeypatch):
     assert torch.allclose(whole, torch.ones(1, 4), atol=0.05)  # and it learned
 
 
+def test_resume_of_convolutions(tmp_path, monkeypatch):
+    """Whose weights are laid out in memory in another way than their file's."""
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0)
+
+    def train(folder: str, stop_at: int | None) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = torch.nn.Conv2d(3, 5, 3)
+
+        def loss(step: int, rng: torch.Generator) -> torch.Tensor:
+            if step == stop_at:
+                raise KeyboardInterrupt
+            return (model(torch.randn(4, 3, 6, 6, generator=rng)) - 1).square().mean()
+
+        return fit(model, loss, steps=300, lr=0.01, seed=1, name="conv", warmup=10, folder=tmp_path / folder).weight
+
+    whole = train("whole", None)
+    with pytest.raises(KeyboardInterrupt):
+        train("killed", 150)
+    assert torch.equal(whole, train("killed", None))
+    assert whole.is_contiguous()
+
+
 def test_a_finished_stage_is_not_trained_again(tmp_path):
     model, loss = quadratic()
     options = {"steps": 100, "lr": 0.05, "seed": 1, "name": "line", "folder": tmp_path}

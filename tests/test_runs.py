@@ -122,6 +122,10 @@ def test_an_edit_is_judged_on_prompts_that_did_not_locate_it(run):
     means = memsub.summary(frame)
     assert 0 <= means["reproduced"] <= 1
     assert frame.loc[frame["kind"] == "never seen", "copy_similarity"].isna().all()
+    unedited = run.judge(None, located_on=[0, 1])
+    assert unedited["kept"] == 1
+    assert unedited["density"] == 0
+    assert unedited["reproduced"] == means["reproduced"]
 
 
 def test_training_images_of_a_published_list(run, tmp_path):
@@ -188,7 +192,7 @@ def test_dry_run_tells_the_cost_and_downloads_nothing(capsys):
     assert "ms an image and step on cpu" in told
     assert "MB of statistics" in told
     row = next(line for line in told.splitlines() if "capture of the grid" in line)
-    assert row.split()[5:8] == ["201", "50", "250"]  # 100 memorized, 100 ordinary and the empty prompt, 50 at a time
+    assert row.split()[5:8] == ["201", "50", "200"]  # 100 memorized, 100 ordinary and the empty prompt, 60 at a time
     assert main(["run", "sd14", "--dry-run"]) == 0
     assert "no time estimate: the model is not on this machine yet" in capsys.readouterr().out
 

@@ -31,7 +31,7 @@ from .activations import capture
 from .fullsize import UNETS, random_pipeline
 from .generation import generate, initial_noise
 from .models import ff_layers, load_pipeline
-from .neurons import NeuronMasks, _locate_layer, locate
+from .neurons import LayerMask, NeuronMasks, _locate_layer, locate
 from .overlap import pairwise_iou
 from .prompts import load_prompts, subsets
 from .pruning import pruned
@@ -155,20 +155,22 @@ def _masks(layers: dict[str, torch.Tensor], seed: int, steps: int, sparsity: flo
     return NeuronMasks({n: _locate_layer(w, ours[n], theirs[n], sparsity) for n, w in layers.items()}, {"model": ""})
 
 
-def bench_masks(steps: int = 50, sparsity: float = 0.01) -> dict[str, float]:
+def bench_masks(steps: int = 50, sparsity: float = 0.01, repetitions: int = 5) -> dict[str, float]:
     """One set's masks from given norms and weights, against one pass of reading |W| per step (its sum)."""
     layers = sd14_layers()
     ours, theirs = sd14_norms(layers, steps, 0), sd14_norms(layers, steps, 1000)
     magnitudes = [w.abs() for w in layers.values()]
-    sum(float(m.sum()) for m in magnitudes)
-    began = time.perf_counter()
-    for _ in range(steps):
-        for magnitude in magnitudes:
-            magnitude.sum()
-    reading = time.perf_counter() - began
-    began = time.perf_counter()
-    found = {n: _locate_layer(w, ours[n], theirs[n], sparsity) for n, w in layers.items()}
-    seconds = time.perf_counter() - began
+
+    def read() -> None:
+        for _ in range(steps):
+            for magnitude in magnitudes:
+                magnitude.sum()
+
+    def find() -> dict[str, LayerMask]:
+        return {n: _locate_layer(w, ours[n], theirs[n], sparsity) for n, w in layers.items()}
+
+    reading, seconds = _alternate([read, find], repetitions)
+    found = find()
     with tempfile.TemporaryDirectory() as folder:
         NeuronMasks(found, {}).save(Path(folder) / "masks.safetensors")
         size = (Path(folder) / "masks.safetensors").stat().st_size / 1e6

@@ -159,7 +159,7 @@ def locate(
     return NeuronMasks(layers, stats.made | {"sparsity": sparsity, "prompts": stats.prompts, "null": null.prompts})
 
 
-_BLOCK = 25
+_BLOCK = 10
 """Steps that share their candidates: norms drift slowly, so that few columns can come first at any of them."""
 
 
@@ -168,30 +168,41 @@ def _locate_layer(weight: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor
     d, f = magnitude.shape
     k = max(1, int(sparsity * f))
     columns, counts = [], []
-    known = (magnitude * ours[0]).topk(k, dim=1, sorted=False).indices
+    first = (magnitude * ours[0]).topk(k, dim=1, sorted=False).indices
+    candidates, among = torch.arange(f, device=weight.device).expand(d, f), magnitude
     for start in range(0, len(ours), _BLOCK):
         block = slice(start, start + _BLOCK)
-        candidates = _candidates(magnitude, ours[block], known)
-        among = magnitude.gather(1, candidates)
+        known, reached = candidates.gather(1, first), among.gather(1, first)
+        candidates, there = _candidates(magnitude, ours[block], known, reached)
+        among = magnitude.gather(1, candidates).mul_(there)
         for our_norms, their_norms in zip(ours[block], theirs[block], strict=True):
             importance = among * our_norms[candidates]
-            first = (
-                importance.topk(k, dim=1, sorted=False).indices.sort(dim=1).values
-            )  # columns ascend as candidates do
-            known = candidates.gather(1, first)
-            kept = importance.gather(1, first) > among.gather(1, first) * their_norms[known]
-            columns.append(known[kept].to(torch.int16 if f <= 32767 else torch.int32).cpu())
+            values, first = importance.topk(k, dim=1, sorted=False)
+            chosen = importance >= values.amin(1, keepdim=True)
+            if int(chosen.sum()) > k * d:  # ties at the k-th: the leftmost of them, so that it is the same every time
+                first = importance.sort(dim=1, descending=True, stable=True).indices[:, :k]
+                chosen = torch.zeros_like(chosen).scatter_(1, first, True)
+            kept = chosen & (importance > among * their_norms[candidates])
+            columns.append(candidates[kept].to(torch.int16 if f <= 32767 else torch.int32).cpu())
             counts.append(kept.sum(1, dtype=torch.int32).cpu())
     return LayerMask((d, f), torch.cat(columns), torch.stack(counts))
 
 
-def _candidates(magnitude: torch.Tensor, norms: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """Columns, ascending, that can be among the k largest of their row at any of some steps; (d, c), c as small as can be.
+def _candidates(
+    magnitude: torch.Tensor, norms: torch.Tensor, known: torch.Tensor, reached: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns, ascending, that can be among the k largest of their row at any of some steps.
 
-    What a column reaches at most must not be below what the k `known` columns, those of the step before, reach at least.
-    So a full selection is needed once a block, not once a step.
+    What a column reaches at most must not be below what the k `known` columns, of magnitude `reached`, reach at least.
+    So a full selection is needed once, not once a step.
+
+    Returns:
+        Columns (d, c), c those of the row that has most, and which of them are there, not filling (d, c).
     """
-    floor = (magnitude.gather(1, known) * norms.amin(0)[known]).amin(1, keepdim=True)
-    ceiling = magnitude * norms.amax(0)
-    width = int((ceiling >= floor).sum(1).max())
-    return ceiling.topk(width, dim=1, sorted=False).indices.sort(dim=1).values
+    floor = (reached * norms.amin(0)[known]).amin(1, keepdim=True)
+    possible = magnitude * norms.amax(0) >= floor
+    held = possible.sum(1, keepdim=True)
+    there = torch.arange(int(held.max()), device=held.device) < held
+    columns = torch.zeros(there.shape, dtype=torch.long, device=held.device)
+    columns[there] = possible.nonzero()[:, 1]
+    return columns, there

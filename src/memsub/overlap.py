@@ -44,17 +44,21 @@ def pairwise_iou(
         )
     if others is not None:
         pairs = [(a, len(sets) + b) for a, b in pairs]
+    a, b = torch.tensor(pairs, dtype=torch.long).view(-1, 2).T
     out = torch.zeros(len(pairs), first.steps, len(first.layers), dtype=torch.float64)
+    n = len(everything)
     for column, name in enumerate(first.layers):
         layers = [masks.layers[name] for masks in everything]
-        dense = torch.zeros(len(everything), layers[0].shape[0] * layers[0].shape[1], dtype=torch.bool)
+        d, f = layers[0].shape
+        member = torch.zeros(d * f, n, dtype=torch.uint8)  # a row a weight: which sets mark it
         for step in range(first.steps):
-            dense.zero_()
             found = [layer.flat(step) for layer in layers]
-            for row, positions in zip(dense, found, strict=True):
-                row[positions] = True
-            for p, (a, b) in enumerate(pairs):
-                shared = int(dense[b][found[a]].sum())
-                union = len(found[a]) + len(found[b]) - shared
-                out[p, step, column] = shared / union if union else 0.0
+            for i, positions in enumerate(found):
+                member.view(-1).index_fill_(0, positions * n + i, 1)
+            # float32 counts exactly up to 16.7 million, and sums faster than integers
+            shared = torch.stack([member.index_select(0, p).sum(0, dtype=torch.float32) for p in found]).double()
+            for i, positions in enumerate(found):
+                member.view(-1).index_fill_(0, positions * n + i, 0)
+            size, both = shared.diagonal(), shared[a, b]
+            out[:, step, column] = both / (size[a] + size[b] - both).clamp(min=1)
     return out

@@ -72,7 +72,7 @@ class Parameters(BaseModel):
     steps: int = Field(50, ge=1, description="denoising steps")
     guidance_scale: float = Field(3.0, ge=1)
     cfg_half: Literal["both", "cond"] = "both"
-    batch_size: int = Field(50, ge=1, description="prompts at a time")
+    batch_size: int = Field(60, ge=1, description="prompts at a time")
     memorized: int = Field(100, ge=2, description="memorized prompts to use, and as many ordinary ones")
     subsets: int = Field(10, ge=2, description="subsets of each size")
     sizes: list[int] = Field([10, 20, 30, 40, 50], description="prompts in a subset")
@@ -87,7 +87,7 @@ class Parameters(BaseModel):
     sweep_sparsity: list[float] = Field([0.1, 0.2, 0.35, 0.5], description="sparsities of the sweep")
     sweep_steps: list[int] = Field([10, 50], description="values of tau of the sweep")
     judge_steps: int = Field(
-        20, ge=1, description="denoising steps of the images that judge an edit, a rival, an attack"
+        16, ge=1, description="denoising steps of the images that judge an edit, a rival, an attack"
     )
     judged: int = Field(30, ge=2, description="captions of each kind that judge an edit")
     fid_images: int = Field(150, ge=2, description="held-out captions of the FID")
@@ -390,13 +390,15 @@ class Run:
         Returns:
             Its entries, and kept (alignment of never-seen captions relative to the unedited model) and density.
         """
-        unedited = summary(self.evaluate(located_on))
+        unedited = self.unedited_alignment
         with pruned(self.pipe, edit):
-            found = summary(self.evaluate(located_on)) if edit else unedited
-        return found | {
-            "kept": found["alignment"] / unedited["alignment"],
-            "density": edit.density if edit else 0.0,
-        }
+            found = summary(self.evaluate(located_on))
+        return found | {"kept": found["alignment"] / unedited, "density": edit.density if edit else 0.0}
+
+    @cached_property
+    def unedited_alignment(self) -> float:
+        """Alignment of never-seen captions in the unedited model: the same whatever located an edit."""
+        return summary(self.evaluate(()))["alignment"]
 
     def evaluate(self, located_on: Collection[int]) -> pd.DataFrame:
         """`memsub.evaluate` of the pipeline as it is now, on memorized prompts that did not locate the edit; computed once.

@@ -49,6 +49,7 @@ def fit(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, log_path = folder / f"{name}.safetensors", folder / f"{name}.json"
+    module.to(memory_format=torch.channels_last)  # a tenth faster on CPUs
     params = dict(module.named_parameters())
     optimizer = torch.optim.AdamW(params.values(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
     start, log = 0, {"seconds": 0.0, "steps": steps, "loss": []}
@@ -85,7 +86,7 @@ def fit(
     if start < steps:
         log["seconds"] += time.monotonic() - began
         _save(path, log_path, module, params, optimizer, steps, log)
-    return module.eval()
+    return module.eval().to(memory_format=torch.contiguous_format)
 
 
 def _save(path: Path, log_path: Path, module, params, optimizer, step: int, log: dict) -> None:
@@ -106,6 +107,8 @@ def _load(path: Path, log_path: Path, module, params, optimizer, steps: int) -> 
             )
         module.load_state_dict({k: file.get_tensor(f"module.{k}") for k in module.state_dict()})
         for key, param in params.items():
-            moments = {m: file.get_tensor(f"{m}.{key}").to(param.device) for m in ("exp_avg", "exp_avg_sq")}
+            moments = {  # laid out in memory as the parameter is: fused AdamW walks through all of them side by side
+                m: torch.empty_like(param).copy_(file.get_tensor(f"{m}.{key}")) for m in ("exp_avg", "exp_avg_sq")
+            }
             optimizer.state[param] = {"step": torch.tensor(float(step), device=param.device), **moments}
     return step, log

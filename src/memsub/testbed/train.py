@@ -190,7 +190,7 @@ def train_unet(
     decided, would be left too little. Timesteps are stratified over the batch.
     """
     torch.manual_seed(generator(seed, "unet").initial_seed())
-    unet = make_unet().to(device, memory_format=torch.channels_last)  # a tenth faster on CPUs
+    unet = make_unet().to(device)
     noise = DDPMScheduler(**NOISE_SCHEDULE)
     weights = (1 / noise.alphas_cumprod).clamp(max=2.5)
     weights = (weights / weights.mean()).to(device)
@@ -212,7 +212,7 @@ def train_unet(
 
     both = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     fit(both, loss, steps=len(order) // BATCH, lr=1e-3, seed=seed, folder=folder, name="unet")
-    return unet.to(memory_format=torch.contiguous_format)
+    return unet
 
 
 def text_tower(clip: SceneCLIP) -> CLIPTextModel:
