@@ -124,6 +124,19 @@ def test_masks_over_many_steps_are_those_of_a_full_sort(drift, sparsity):
         np.testing.assert_array_equal(mask.flat(step), np.flatnonzero(expected), err_msg=str(step))
 
 
+def test_equal_importances_go_to_the_leftmost():
+    """Small integers tie all the time, and rows of zeros, as pruning leaves them, hold fewer weights than may be marked."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-3, 4, (12, 40), generator=generator).float()
+    weight[3], weight[4, 1:], weight[5, 5:] = 0, 0, 0
+    ours, theirs = torch.randint(0, 4, (2, 25, 40), generator=generator).float()
+    mask = _locate_layer(weight, ours, theirs, 0.2)
+    found = NeuronMasks({"layer": mask}, {})
+    for step in range(25):
+        expected = naive_mask(weight.numpy(), ours[step].numpy(), theirs[step].numpy(), 0.2)
+        np.testing.assert_array_equal(found.dense("layer", step), expected)
+
+
 def test_a_plain_activation_is_captured_like_a_gated_one(pipe, four):
     plain = copy.copy(pipe)
     plain.unet = copy.deepcopy(pipe.unet)

@@ -6,7 +6,7 @@
     edit = masks.union(steps=10)
 
 Importance of weight (i, j) is S_ij = |W_ij| a_j. It is memorized at a step if S_ij is among the floor(s f) largest of
-row i, and larger for the prompts than for the contrast (`null`).
+row i (of equal ones the leftmost), and larger for the prompts than for the contrast (`null`).
 """
 
 from __future__ import annotations
