@@ -155,8 +155,8 @@ def train_clip(
 def encode_latents(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
     """Posterior means, shape (n, 4, 8, 8), in batches."""
     device = next(vae.parameters()).device
-    batches = tqdm(range(0, len(images), 256), desc="encoding latents", mininterval=2)
-    return torch.cat([vae.encode(to_tensor(images[i : i + 256]).to(device)).latent_dist.mean.cpu() for i in batches])
+    batches = tqdm(range(0, len(images), 32), desc="encoding latents", mininterval=2)
+    return torch.cat([vae.encode(to_tensor(images[i : i + 32]).to(device)).latent_dist.mean.cpu() for i in batches])
 
 
 def make_unet() -> UNet2DConditionModel:
