@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from .activations import capture
 from .fullsize import UNETS, random_pipeline
 from .generation import generate, initial_noise
 from .models import ff_layers, load_pipeline
-from .neurons import LayerMask, NeuronMasks, _locate_layer, locate
+from .neurons import NeuronMasks, _locate_layer, locate
 from .overlap import pairwise_iou
 from .prompts import load_prompts, subsets
 from .pruning import pruned
@@ -150,8 +151,7 @@ def sd14_norms(layers: dict[str, torch.Tensor], steps: int, seed: int) -> dict[s
     return norms
 
 
-def _masks(layers: dict[str, torch.Tensor], seed: int, steps: int, sparsity: float) -> NeuronMasks:
-    ours, theirs = sd14_norms(layers, steps, seed), sd14_norms(layers, steps, 1000)
+def _masks(layers: dict[str, torch.Tensor], ours: dict, theirs: dict, sparsity: float) -> NeuronMasks:
     return NeuronMasks({n: _locate_layer(w, ours[n], theirs[n], sparsity) for n, w in layers.items()}, {"model": ""})
 
 
@@ -166,13 +166,10 @@ def bench_masks(steps: int = 50, sparsity: float = 0.01, repetitions: int = 5) -
             for magnitude in magnitudes:
                 magnitude.sum()
 
-    def find() -> dict[str, LayerMask]:
-        return {n: _locate_layer(w, ours[n], theirs[n], sparsity) for n, w in layers.items()}
-
+    find = partial(_masks, layers, ours, theirs, sparsity)
     reading, seconds = _alternate([read, find], repetitions)
-    found = find()
     with tempfile.TemporaryDirectory() as folder:
-        NeuronMasks(found, {}).save(Path(folder) / "masks.safetensors")
+        find().save(Path(folder) / "masks.safetensors")
         size = (Path(folder) / "masks.safetensors").stat().st_size / 1e6
     return {
         "masks_s": seconds,
@@ -186,7 +183,8 @@ def bench_masks(steps: int = 50, sparsity: float = 0.01, repetitions: int = 5) -
 def bench_overlap(sets: int = 10, steps: int = 50, sparsity: float = 0.01) -> dict[str, float]:
     """Pairwise IoU of ten sets at SD1.4 size."""
     layers = sd14_layers()
-    masks = [_masks(layers, seed, steps, sparsity) for seed in range(sets)]
+    theirs = sd14_norms(layers, steps, 1000)
+    masks = [_masks(layers, sd14_norms(layers, steps, seed), theirs, sparsity) for seed in range(sets)]
     began = time.perf_counter()
     iou = pairwise_iou(masks)
     seconds = time.perf_counter() - began
