@@ -5,7 +5,7 @@ The five lines:
     pipe = memsub.load_pipeline("tiny")                          # "sd14", "sd20", a folder, or a hub id
     prompts = memsub.load_prompts("tiny").memorized
     stats, null = memsub.capture(pipe, prompts), memsub.capture(pipe, [""])
-    edit = memsub.locate(pipe, stats, null, sparsity=0.01).union(steps=10)
+    edit = memsub.locate(pipe, stats, null).union(steps=10)      # sparsity: the model's recommended one
     edit.apply(pipe)                                             # or: with memsub.pruned(pipe, edit): ...
 """
 
@@ -15,37 +15,50 @@ import logging
 logging.getLogger("transformers.utils.import_utils").addFilter(lambda r: "requires torchvision" not in r.getMessage())
 
 from .activations import ActivationStats, capture
-from .evaluation import evaluate, seed_similarity, summary
+from .denoiser import Denoiser, as_denoiser
+from .evaluation import score, seed_similarity, summary
+from .findings import at_least, at_most, checks, exactly, say
 from .generation import generate
-from .metrics import CopyJudge, Judges, PromptJudge, fid, load_judges
+from .metrics import CopyMetric, Metrics, PromptMetric, fid, kid, load_metrics
 from .models import load_pipeline
-from .neurons import NeuronMasks, locate
+from .neurons import WeightMasks, importance, locate, memorized
 from .overlap import pairwise_iou
+from .parameters import Parameters
 from .prompts import Prompts, load_prompts
 from .pruning import Edit, pruned
-from .runs import Parameters, Run
+from .runs import Run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "ActivationStats",
-    "CopyJudge",
+    "CopyMetric",
+    "Denoiser",
     "Edit",
-    "Judges",
-    "NeuronMasks",
+    "Metrics",
     "Parameters",
-    "PromptJudge",
+    "PromptMetric",
     "Prompts",
     "Run",
+    "WeightMasks",
+    "as_denoiser",
+    "at_least",
+    "at_most",
     "capture",
-    "evaluate",
+    "checks",
+    "exactly",
     "fid",
     "generate",
-    "load_judges",
+    "importance",
+    "kid",
+    "load_metrics",
     "load_pipeline",
     "load_prompts",
     "locate",
+    "memorized",
     "pairwise_iou",
     "pruned",
+    "say",
+    "score",
     "seed_similarity",
     "summary",
 ]

@@ -19,9 +19,11 @@ from . import batch
 from .activations import capture
 from .downloads import SOURCES, fetch, fetch_images, fetch_url, lock_file, verify
 from .estimate import describe
+from .files import check_writable
 from .metrics import SSCD
-from .models import NAMES, at_hand, load_pipeline, resolve
+from .models import MODELS, at_hand, load_pipeline
 from .neurons import locate
+from .parameters import Parameters
 from .prompts import load_prompts, read_prompts, too_long
 from .pruning import Edit
 
@@ -38,7 +40,7 @@ def _run(args: argparse.Namespace) -> None:
 
 def _fetch(args: argparse.Namespace) -> None:
     files = [fetch(args.model, kind) for kind in SOURCES[args.model]]
-    files.append(fetch_url(SSCD["sscd_disc_large"], "copy judge"))
+    files.append(fetch_url(SSCD["sscd_disc_large"], "copy descriptor"))
     for path in files:
         print(f"{verify(path)}  {path.stat().st_size / 1e6:8.2f} MB  {path}")
     print(f"checksums: {lock_file()}")
@@ -48,27 +50,39 @@ def _fetch(args: argparse.Namespace) -> None:
         print(f"{args.images}: {found['found']} of {len(rows)} training images; the addresses of the others are dead.")
 
 
+def _locate_parameters(args: argparse.Namespace) -> Parameters:
+    """The options as parameters: what is out of bounds is told before anything is loaded."""
+    return Parameters.checked(
+        {
+            "model": args.model,
+            "capture": {"steps": args.steps, "seed": args.seed, "cfg_half": args.cfg_half},
+            "sampling": {"guidance_scale": args.guidance_scale, "batch_size": args.batch_size},
+            "edit": {"sparsity": args.sparsity, "steps": args.tau, "threshold": args.threshold},
+            "sweep": {"steps": [args.tau]},
+        },
+        "the command line",
+    )
+
+
 def _locate(args: argparse.Namespace) -> None:
-    resolve(args.model)  # bad names are told before anything is loaded
+    p = _locate_parameters(args)
     memorized = load_prompts(args.prompts or args.model).memorized
     contrast = read_prompts(args.contrast)["prompt"].tolist() if args.contrast else [""]
-    pipe = load_pipeline(args.model)
+    sparsity = p.edit_sparsity  # a bad name is told here, before anything is loaded
+    check_writable(args.out)
+    pipe = load_pipeline(p.model)
     if cut := too_long(memorized, pipe.tokenizer):
-        print(
-            f"{len(cut)} captions are longer than {pipe.tokenizer.model_max_length} tokens and are cut", file=sys.stderr
-        )
-    options = {
-        "steps": args.steps,
-        "guidance_scale": args.guidance_scale,
-        "seed": args.seed,
-        "cfg_half": args.cfg_half,
-        "batch_size": args.batch_size,
-    }
-    partial = args.out.with_suffix(".partial")
-    stats = capture(pipe, memorized, checkpoint=partial, **options)
-    edit = locate(pipe, stats, capture(pipe, contrast, **options), args.sparsity).union(args.tau, args.threshold)
+        limit = pipe.tokenizer.model_max_length
+        print(f"{len(cut)} captions are longer than {limit} tokens and are cut", file=sys.stderr)
+    options = p.capture.model_dump() | p.sampling.model_dump(include={"guidance_scale", "batch_size"})
+    stats = capture(pipe, memorized, checkpoint=args.out.with_suffix(".partial"), **options)
+    masks = locate(pipe, stats, capture(pipe, contrast, **options), sparsity)
+    edit = masks.union(p.edit.steps, p.edit.threshold)
     edit.save(args.out)
-    print(f"{args.out}: {edit.density:.2%} of the second feed-forward weights, located on {len(memorized)} prompts.")
+    print(
+        f"{args.out}: {edit.density:.2%} of the second feed-forward weights, located on {len(memorized)} prompts at a "
+        f"sparsity of {sparsity:g}."
+    )
 
 
 def _prune(args: argparse.Namespace) -> None:
@@ -85,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m memsub", description=__doc__, formatter_class=formatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    model = f"one of {', '.join(NAMES)}, a folder, or a hub id"
+    model = f"one of {', '.join(MODELS)}, a folder, or a hub id"
 
     run = commands.add_parser("run", help="execute the notebooks in order, then write an HTML report")
     run.add_argument("parameters", help="a name in papermill_params/ (tiny, sd14, sd20), or a YAML file")
@@ -96,19 +110,29 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(function=_run)
 
     get = commands.add_parser(
-        "fetch", help="download prompt lists and judge, and write their checksums into a lock file"
+        "fetch", help="download prompt lists and metric, and write their checksums into a lock file"
     )
     get.add_argument("model", choices=SOURCES, help="whose")
     get.add_argument("--images", type=Path, help="also the training images that are still there, into this folder")
     get.set_defaults(function=_fetch)
 
+    _add_locate(commands, model)
+    _add_prune(commands, model)
+    return parser
+
+
+def _add_locate(commands: argparse._SubParsersAction, model: str) -> None:
     find = commands.add_parser("locate", help="find the weights that carry a list of memorized prompts")
     find.add_argument("model", help=model)
     find.add_argument(
         "--prompts", type=Path, help="a list: .txt, .jsonl, .csv or .parquet (default: the model's memorized ones)"
     )
     find.add_argument("--contrast", type=Path, help="a list of ordinary captions (default: the empty prompt)")
-    find.add_argument("--sparsity", type=float, default=0.01, help="share of a row that may be memorized (0.01)")
+    find.add_argument(
+        "--sparsity",
+        type=float,
+        help="share of a row that may be memorized (default: recommended for the model, else 0.01)",
+    )
     find.add_argument("--tau", type=int, default=10, help="unite the masks of the first TAU steps (10)")
     find.add_argument("--threshold", type=float, default=0.0, help="... memorized at more than this share of them (0)")
     find.add_argument("--steps", type=int, default=50, help="denoising steps (50)")
@@ -119,12 +143,13 @@ def _parser() -> argparse.ArgumentParser:
     find.add_argument("--out", type=Path, required=True, help="file of the edit")
     find.set_defaults(function=_locate)
 
+
+def _add_prune(commands: argparse._SubParsersAction, model: str) -> None:
     prune = commands.add_parser("prune", help="write a pipeline with an edit applied")
     prune.add_argument("model", help=model)
     prune.add_argument("--edit", type=Path, required=True, help="what `locate` wrote")
     prune.add_argument("--out", type=Path, required=True, help="folder of the pruned pipeline")
     prune.set_defaults(function=_prune)
-    return parser
 
 
 def main(arguments: list[str] | None = None) -> int:

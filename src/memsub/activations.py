@@ -1,12 +1,12 @@
-"""Column norms of the inputs of a UNet's second feed-forward maps (METHOD, steps 1 and 2).
+"""Column norms of the inputs of a network's second feed-forward maps (METHOD, steps 1 and 2).
 
     stats = capture(pipe, prompts)                                      # one group, "all"
     stats = capture(pipe, prompts, groups={"A": [0, 1], "B": [1, 2]})   # one pass, any number of groups
     stats.norms("A")["down_blocks.0.attentions.0..."]                   # a_j: (steps, neurons)
     (stats + more).save("stats.safetensors")
 
-Let H be the input of `ff.net.2`, one row a token. Rows are scaled to unit length, and a_j is the norm of column j over all
-tokens of all prompts: a_j = sqrt(sum_p sum_n h_nj^2). Only the sums of squares are kept: they add up over prompts.
+Let H be the input of `ff.net.2`, one row a token. Rows are scaled to unit length, and a_j is the norm of column j over
+all tokens of all prompts: a_j = sqrt(sum_p sum_n h_nj^2). Only the sums of squares are kept: they add up over prompts.
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import diffusers
 import torch
-from diffusers import StableDiffusionPipeline
 from tqdm.auto import tqdm
 
+from .denoiser import Denoiser, Pipeline, as_denoiser, fingerprint
 from .distributed import is_main, rank, shard, summed, wait
 from .files import load_tensors, save_artifact
-from .generation import initial_noise
-from .models import ff_layers, fingerprint
+from .generation import check_request, initial_noise
 
 CfgHalf = Literal["both", "cond"]
 PART = 2**22
-"""Activations that are squared at a time: bounds what capture needs besides generation to tens of megabytes."""
+"""Activations that are squared at a time: bounds what capture needs besides sampling to tens of megabytes."""
 
 
 @dataclass
@@ -41,22 +40,20 @@ class ActivationStats:
     Attributes:
         sums: layer name to float32 (groups, steps, neurons), layers in execution order.
         counts: group name to its number of prompts; the order is that of the first axis of `sums`.
-        made: what made it: model fingerprint, steps, guidance scale, seed, sampler, cfg_half. Equal in stats that add.
+        provenance: model fingerprint, steps, guidance scale, seed, sampler, cfg_half. Equal in stats that add.
         prompts: sha256 of the prompts of each part that was added up.
     """
 
     sums: dict[str, torch.Tensor]
     counts: dict[str, int]
-    made: dict[str, str | int | float]
+    provenance: dict
     prompts: list[str]
 
     def norms(self, group: str | None = None) -> dict[str, torch.Tensor]:
         """Root mean square over the group's prompts, layer to (steps, neurons): a_j / sqrt(m).
 
-        The division makes sets of any size comparable, and one empty prompt stand for m of them.
-
-        Raises:
-            KeyError: no such group, or several and none named.
+        The division makes sets of any size comparable, and one empty prompt stand for m of them. Raises KeyError if
+        there is no such group, or several and none is named.
         """
         if group is None and len(self.counts) == 1:
             (group,) = self.counts
@@ -64,14 +61,10 @@ class ActivationStats:
         return {layer: (s[row] / self.counts[group]).sqrt() for layer, s in self.sums.items()}
 
     def only(self, group: str) -> ActivationStats:
-        """The statistics of one group.
-
-        Raises:
-            KeyError: no such group.
-        """
+        """The statistics of one group; raises KeyError if there is no such group."""
         row = self._row(group)
         sums = {layer: s[row : row + 1] for layer, s in self.sums.items()}
-        return ActivationStats(sums, {group: self.counts[group]}, self.made, [*self.prompts, group])
+        return ActivationStats(sums, {group: self.counts[group]}, self.provenance, [*self.prompts, group])
 
     def _row(self, group: str | None) -> int:
         if group not in self.counts:
@@ -79,14 +72,8 @@ class ActivationStats:
         return list(self.counts).index(group)
 
     def __add__(self, other: ActivationStats) -> ActivationStats:
-        """Statistics of both: groups of one name add up, others stand side by side.
-
-        Raises:
-            ValueError: the two were not made the same way.
-        """
-        if differing := {k for k in self.made | other.made if self.made.get(k) != other.made.get(k)}:
-            told = "; ".join(f"{k}: {self.made.get(k)!r} and {other.made.get(k)!r}" for k in sorted(differing))
-            raise ValueError(f"these statistics do not add, they were made differently: {told}.")
+        """Statistics of both, made the same way: groups of one name add up, others stand side by side."""
+        self.check_made_like(other)
         names = list(dict.fromkeys([*self.counts, *other.counts]))
         sums = {}
         for layer, mine in self.sums.items():
@@ -94,37 +81,37 @@ class ActivationStats:
             for part in (self, other):
                 sums[layer][[names.index(n) for n in part.counts]] += part.sums[layer]
         counts = {n: self.counts.get(n, 0) + other.counts.get(n, 0) for n in names}
-        return ActivationStats(sums, counts, self.made, self.prompts + other.prompts)
+        return ActivationStats(sums, counts, self.provenance, self.prompts + other.prompts)
+
+    def check_made_like(self, other: ActivationStats) -> None:
+        """Raises ValueError naming what differs if the two were made from different models or in different ways."""
+        ours, theirs = self.provenance, other.provenance
+        told = [f"{k}: {ours[k]!r} and {theirs.get(k)!r}" for k in ours if ours[k] != theirs.get(k)]
+        if told:
+            raise ValueError(f"these statistics were made differently: {'; '.join(told)}.")
 
     def check(self) -> None:
         """Raises FloatingPointError naming the first step and layer at which a sum is NaN or infinite."""
         bad = {layer: (~torch.isfinite(s)).any(2).any(0) for layer, s in self.sums.items()}  # (steps,)
         for step in range(len(next(iter(bad.values())))):
             if layers := [layer for layer, steps in bad.items() if steps[step]]:
-                raise FloatingPointError(
-                    f"activations of layer {layers[0]} are not finite at step {step}; "
-                    "try another dtype, such as bfloat16 or float32."
-                )
+                told = f"activations of layer {layers[0]} are not finite at step {step}"
+                raise FloatingPointError(f"{told}; try another dtype, such as bfloat16 or float32.")
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file with everything in it, atomically."""
-        about = {"counts": self.counts, "made": self.made, "prompts": self.prompts}
+        about = {"counts": self.counts, "provenance": self.provenance, "prompts": self.prompts}
         save_artifact(self.sums, path, "ActivationStats", about)
 
     @classmethod
     def load(cls, path: str | Path) -> ActivationStats:
-        """Reads what `save` wrote.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: the file is truncated or something else.
-        """
+        """Reads what `save` wrote; raises FileNotFoundError or ValueError for another file."""
         tensors, about = load_tensors(path, "ActivationStats")
-        layers = sorted(tensors, key=about["made"]["layers"].index)
-        return cls({name: tensors[name] for name in layers}, about["counts"], about["made"], about["prompts"])
+        sums = {name: tensors[name] for name in about["provenance"]["layers"]}
+        return cls(sums, about["counts"], about["provenance"], about["prompts"])
 
 
-def _unit_squares(hidden: torch.Tensor) -> torch.Tensor:
+def unit_squares(hidden: torch.Tensor) -> torch.Tensor:
     """Squares of rows scaled to unit length, summed over tokens: (rows, tokens, neurons) to float32 (rows, neurons)."""
     squares = hidden.float().square()
     inverse = squares.sum(-1).clamp_min_(torch.finfo(squares.dtype).tiny).reciprocal_()  # a zero row stays zero
@@ -132,13 +119,11 @@ def _unit_squares(hidden: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _hooked(unet: torch.nn.Module, weights: torch.Tensor, sums: dict[str, torch.Tensor], calls: int) -> Iterator[None]:
-    """While open, the activations of one batch's `calls` UNet calls are added to `sums`, which lie on the CPU.
+def _hooked(denoiser: Denoiser, weights: torch.Tensor, sums: dict[str, torch.Tensor], calls: int) -> Iterator[None]:
+    """While open, the activations of one batch's `calls` network calls are added to `sums`, which lie on the CPU.
 
-    Only one call's (rows, neurons) are kept on the device, and copied once a call.
-
-    Args:
-        weights: (groups, rows of the UNet's batch), how often each row counts for each group.
+    Only one call's (rows, neurons) are kept on the device, and copied once a call. `weights` says how often each row
+    of a call counts for each group: (groups, rows).
     """
     step, pending = -1, {}
 
@@ -152,15 +137,15 @@ def _hooked(unet: torch.nn.Module, weights: torch.Tensor, sums: dict[str, torch.
         flush()
         step += 1
         if step >= calls:
-            raise RuntimeError(f"the sampler made more than the {calls} UNet calls that were expected.")
+            raise RuntimeError(f"the sampler made more than the {calls} calls that were expected.")
 
     def add(layer: str, hidden: torch.Tensor) -> None:
         hidden = hidden.detach().flatten(1, -2)  # (rows, tokens, neurons)
         parts = hidden.split(max(1, PART // hidden[0].numel()))
-        pending[layer] = torch.cat([_unit_squares(part) for part in parts])
+        pending[layer] = torch.cat([unit_squares(part) for part in parts])
 
-    handles = [unet.register_forward_pre_hook(next_step, with_kwargs=True)]
-    for name, linear in ff_layers(unet).items():
+    handles = [denoiser.network.register_forward_pre_hook(next_step, with_kwargs=True)]
+    for name, linear in denoiser.layers().items():
         handles.append(linear.register_forward_pre_hook(lambda _, args, name=name: add(name, args[0])))
     try:
         yield
@@ -172,7 +157,7 @@ def _hooked(unet: torch.nn.Module, weights: torch.Tensor, sums: dict[str, torch.
 
 @torch.no_grad()
 def capture(
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     prompts: Sequence[str],
     *,
     groups: Mapping[str, Sequence[int]] | None = None,
@@ -184,72 +169,45 @@ def capture(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> ActivationStats:
-    """Runs the sampler on each prompt once and sums its activations into every group that holds it.
+    """Samples each prompt once and sums its activations into every group that holds it.
 
-    All prompts share the initial noise of `seed`. Under `accelerate launch` each process takes a share of the prompts, and all
-    return the same sums.
+    All prompts share the initial noise of `seed`. Under `accelerate launch` the processes share out the prompts.
 
     Args:
         groups: name to indices of prompts; default one group "all". A prompt may be in any number of groups.
-        cfg_half: sum both halves of a guided UNet call (as the paper's code does), or the conditional one alone.
+        cfg_half: sum both halves of a guided call (as the paper's code does), or the conditional one alone.
         checkpoint: a file that is written after every batch (with the number of the process behind its name), and from
             which a killed capture goes on.
 
     Raises:
-        ValueError: no prompts, an empty group, an index beyond the prompts, an unknown `cfg_half`, a checkpoint of another capture.
+        ValueError: no prompts, a group that is empty or names others, an option out of bounds, another's checkpoint.
         FloatingPointError: activations that are not finite; names layer and step.
     """
     prompts = list(prompts)
-    groups = {"all": range(len(prompts))} if groups is None else groups
-    _check(prompts, groups, cfg_half)
-    layers = ff_layers(pipe.unet)
-    pipe.scheduler.set_timesteps(steps)
-    calls = len(pipe.scheduler.timesteps)  # PNDM makes one more than `steps`
-    membership = torch.zeros(len(groups), len(prompts))
-    for row, members in enumerate(groups.values()):
-        for p in members:
-            membership[row, p] += 1
-
-    made = {
-        "model": fingerprint(pipe.unet),
-        "layers": list(layers),
-        "steps": steps,
-        "guidance_scale": float(guidance_scale),
-        "seed": seed,
-        "sampler": type(pipe.scheduler).__name__,
-        "cfg_half": cfg_half,
-        "dtype": str(pipe.unet.dtype),
-        "diffusers": diffusers.__version__,
-    }
-    asked = hashlib.sha256(json.dumps([prompts, {k: list(v) for k, v in groups.items()}]).encode()).hexdigest()
-    sums = {name: torch.zeros(len(groups), calls, linear.in_features) for name, linear in layers.items()}
-    stats = ActivationStats(sums, {name: len(members) for name, members in groups.items()}, made, [asked])
+    groups = {name: list(members) for name, members in (groups or {"all": range(len(prompts))}).items()}
+    _check(prompts, groups, cfg_half, steps, batch_size)
+    denoiser = as_denoiser(pipe)
+    membership = torch.tensor([[members.count(i) for i in range(len(prompts))] for members in groups.values()])
+    stats = _empty(denoiser, prompts, groups, steps, guidance_scale, seed, cfg_half)
+    calls = denoiser.calls(steps)
     mine = shard(range(len(prompts)))  # one process: all of them
     checkpoint = checkpoint and Path(f"{checkpoint}.{rank()}")
     done = _resume(stats, checkpoint)
-
-    guided = guidance_scale > 1
-    show = progress and is_main()
-    with tqdm(total=len(mine), initial=done, desc="capturing activations", unit="prompt", disable=not show) as bar:
+    bar = tqdm(total=len(mine), initial=done, desc="capturing", unit="prompt", disable=not (progress and is_main()))
+    with bar:
         for start in range(done, len(mine), batch_size):
             part = list(mine[start : start + batch_size])
-            weights = membership[:, part]
-            if guided:  # diffusers puts the unconditional half first
-                weights = torch.cat([weights if cfg_half == "both" else torch.zeros_like(weights), weights], 1)
-            with _hooked(pipe.unet, weights, sums, calls):
-                pipe(
-                    [prompts[i] for i in part],
-                    latents=initial_noise(pipe, [seed] * len(part)),
-                    num_inference_steps=steps,
-                    guidance_scale=guidance_scale,
-                    output_type="latent",
-                )
+            prompt, conditional = denoiser.call_rows(len(part), guidance_scale)
+            weights = membership[:, part][:, prompt] * (conditional | (cfg_half == "both"))
+            with _hooked(denoiser, weights.float(), stats.sums, calls):
+                noise = initial_noise(denoiser, [seed] * len(part))
+                denoiser.sample([prompts[i] for i in part], noise, steps, guidance_scale)
             bar.update(len(part))
             if checkpoint:
                 stats.check()
-                ActivationStats(sums, stats.counts, made, [asked, str(start + len(part))]).save(checkpoint)
-    device = pipe.device  # looked up once: diffusers goes through all modules for it
-    stats.sums = {name: summed(s.to(device)).cpu() for name, s in sums.items()}
+                covered = [*stats.prompts, str(start + len(part))]
+                ActivationStats(stats.sums, stats.counts, stats.provenance, covered).save(checkpoint)
+    stats.sums = {name: summed(s.to(denoiser.device)).cpu() for name, s in stats.sums.items()}
     stats.check()
     if checkpoint:
         wait()  # a process that is lost before all have summed is redone alone, the others' shards are still there
@@ -257,11 +215,27 @@ def capture(
     return stats
 
 
-def _check(prompts: list[str], groups: Mapping[str, Sequence[int]], cfg_half: str) -> None:
-    if not prompts:
-        raise ValueError('no prompts to capture: the list is empty. For the empty prompt, give [""].')
-    if wrong := [p for p in prompts if not isinstance(p, str)]:
-        raise ValueError(f"prompts must be strings; got {wrong[0]!r}.")
+def _empty(denoiser, prompts, groups, steps, guidance_scale, seed, cfg_half) -> ActivationStats:
+    layers = denoiser.layers()
+    provenance = {
+        "model": fingerprint(denoiser),
+        "layers": list(layers),
+        "steps": steps,
+        "guidance_scale": float(guidance_scale),
+        "seed": seed,
+        "sampler": type(denoiser.scheduler).__name__,
+        "cfg_half": cfg_half,
+        "dtype": str(denoiser.dtype),
+        "diffusers": version("diffusers"),
+    }
+    asked = hashlib.sha256(json.dumps([prompts, groups]).encode()).hexdigest()
+    calls = denoiser.calls(steps)
+    sums = {name: torch.zeros(len(groups), calls, linear.in_features) for name, linear in layers.items()}
+    return ActivationStats(sums, {name: len(members) for name, members in groups.items()}, provenance, [asked])
+
+
+def _check(prompts: list[str], groups: dict[str, list[int]], cfg_half: str, steps: int, batch_size: int) -> None:
+    check_request(prompts, steps, batch_size)
     if cfg_half not in ("both", "cond"):
         raise ValueError(f"cfg_half must be 'both' or 'cond'; got {cfg_half!r}.")
     for name, members in groups.items():
@@ -271,12 +245,12 @@ def _check(prompts: list[str], groups: Mapping[str, Sequence[int]], cfg_half: st
             raise ValueError(f"group {name!r} names prompt {outside[0]}, but there are {len(prompts)}.")
 
 
-def _resume(stats: ActivationStats, checkpoint: str | Path | None) -> int:
+def _resume(stats: ActivationStats, checkpoint: Path | None) -> int:
     """Adds what a killed capture had summed, and returns how many prompts that covers."""
-    if checkpoint is None or not Path(checkpoint).is_file():
+    if checkpoint is None or not checkpoint.is_file():
         return 0
     saved = ActivationStats.load(checkpoint)
-    if (saved.made, saved.counts, saved.prompts[0]) != (stats.made, stats.counts, stats.prompts[0]):
+    if (saved.provenance, saved.counts, saved.prompts[0]) != (stats.provenance, stats.counts, stats.prompts[0]):
         raise ValueError(f"{checkpoint} is the checkpoint of another capture; remove it, or name another file.")
     for name, s in saved.sums.items():
         stats.sums[name] += s

@@ -2,8 +2,8 @@
 
     report = run("tiny")                       # runs/tiny/00_testbed.ipynb, ..., report.html
 
-Each notebook is executed by papermill into the run folder. A notebook is skipped if it was executed before with the same
-code and parameters, and so were all before it.
+Each notebook is executed by papermill into the run folder. A notebook is skipped if it was executed before with the
+same code and parameters, and so were all before it. A new one is a file in notebooks/ and a line in `NOTEBOOKS`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
@@ -19,9 +20,31 @@ from tqdm.auto import tqdm
 
 from . import experiments
 from .distributed import alone, is_main, processes
-from .files import save_json, save_text
-from .models import resolve
-from .runs import Parameters, Run
+from .files import load_json, save_json, save_text
+from .models import Model, find_model
+from .parameters import Parameters
+from .runs import Run
+
+
+def of_drawn_worlds(model: Model) -> bool:
+    """For notebooks that need the ground truth of a drawn world."""
+    return model.drawn
+
+
+def of_any_model(model: Model) -> bool:
+    """For notebooks that read prompts and pictures, whatever they show."""
+    return True
+
+
+NOTEBOOKS: dict[str, Callable[[Model], bool]] = {
+    "00_testbed": of_drawn_worlds,
+    "01_activation_capture": of_any_model,
+    "02_memorized_neurons": of_any_model,
+    "03_subspace_overlap": of_any_model,
+    "04_pruning": of_any_model,
+    "05_attack_evaluation": of_any_model,
+}
+"""In the order of execution, and which models each is for."""
 
 
 class NotebookError(RuntimeError):
@@ -38,7 +61,8 @@ def project() -> Path:
         if (folder / "papermill_params").is_dir() and (folder / "notebooks").is_dir():
             return folder
     raise FileNotFoundError(
-        "no folder with notebooks/ and papermill_params/ here: run this from a checkout of memsub (they are not in the wheel)."
+        "no folder with notebooks/ and papermill_params/ here: run this from a checkout of memsub (they are not in the "
+        "wheel)."
     )
 
 
@@ -54,8 +78,20 @@ def find_parameters(name: str) -> tuple[Parameters, str]:
         names = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
         raise FileNotFoundError(f"no parameters {name!r}: expected one of {names}, or a YAML file; {file} is missing.")
     parameters = Parameters.load(file)
-    resolve(parameters.model)
+    find_model(parameters.model)
     return parameters, file.stem
+
+
+def find_notebooks(model: Model, only: list[str] | None = None) -> list[Path]:
+    """Files of the notebooks that are for a model, or of those whose names begin so.
+
+    Raises:
+        ValueError: no notebook's name begins so.
+    """
+    names = [n for n, meant_for in NOTEBOOKS.items() if (n.startswith(tuple(only)) if only else meant_for(model))]
+    if not names:
+        raise ValueError(f"no notebook's name begins with {' or '.join(only or [])}; there are {', '.join(NOTEBOOKS)}.")
+    return [project() / "notebooks" / f"{name}.ipynb" for name in names]
 
 
 def run(name: str, out: Path | None = None, only: list[str] | None = None, fresh: bool = False) -> Path | None:
@@ -64,7 +100,7 @@ def run(name: str, out: Path | None = None, only: list[str] | None = None, fresh
     Args:
         name: of parameters in papermill_params/, or a YAML file.
         out: run folder; default `runs/<name>` in the current folder.
-        only: beginnings of the names of the notebooks to execute; default all (the first meets the embedded model alone).
+        only: beginnings of the names of the notebooks to execute; default all that are for the model.
 
     Raises:
         ValueError, FileNotFoundError: parameters or model are not right; nothing was executed.
@@ -72,28 +108,22 @@ def run(name: str, out: Path | None = None, only: list[str] | None = None, fresh
     """
     given, stem = find_parameters(name)
     folder = (out or Path("runs") / stem).resolve()
-    given = given.model_copy(update={"run": str(folder)})
-    notebooks = sorted((project() / "notebooks").glob("*.ipynb"))
-    if only:
-        notebooks = [p for p in notebooks if p.name.startswith(tuple(only))]
-    elif given.model != "tiny":
-        notebooks = [p for p in notebooks if "testbed" not in p.name]
-    if not notebooks:
-        raise ValueError(f"no notebook's name begins with {' or '.join(only or [])}.")
+    given = given.model_copy(update={"folder": str(folder)})
+    notebooks = find_notebooks(find_model(given.model), only)
     if processes() > 1:  # under accelerate launch: together what takes long, then one of them runs the notebooks
         experiments.precompute(Run(given))
         if not is_main():
             return None
         alone()
-    save_json(given.model_dump(), folder / "parameters.json")
+    save_json(given.dump(), folder / "parameters.json")
     _execute_all(notebooks, given, folder, fresh)
     return write_report([folder / p.name for p in notebooks], folder / "report.html", f"memsub: {given.model}")
 
 
 def _execute_all(notebooks: list[Path], parameters: Parameters, folder: Path, fresh: bool) -> None:
     record = folder / "executed.json"
-    done = json.loads(record.read_text()) if record.is_file() and not fresh else {}
-    digest = _digest(parameters.model_dump(), *(p.read_text() for p in sorted(Path(__file__).parent.rglob("*.py"))))
+    done = load_json(record) if record.is_file() and not fresh else {}
+    digest = _digest(parameters.dump(), *(p.read_text() for p in sorted(Path(__file__).parent.rglob("*.py"))))
     unchanged = True
     bar = tqdm(notebooks, desc="notebooks", unit="notebook")
     for path in bar:
@@ -118,12 +148,13 @@ def execute(path: Path, out: Path, parameters: Parameters) -> None:
 
     # A notebook's own cell shows only the parameters it is about; papermill would warn of each of the others.
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    given = parameters.model_dump()
+    given = parameters.dump()
     try:
         papermill.execute_notebook(str(path), str(out), given, cwd=str(path.parent), kernel_name="python3")
     except PapermillExecutionError as error:
         raise NotebookError(
-            f"{path.name} stopped at In [{error.exec_count}]: {error.ename}: {error.evalue} (see {out}). Run again to go on from there."
+            f"{path.name} stopped at In [{error.exec_count}]: {error.ename}: {error.evalue} (see {out}). "
+            "Run again to go on from there."
         ) from None
 
 
@@ -137,9 +168,8 @@ def write_report(notebooks: list[Path], out: Path, title: str) -> Path:
         if cell.cell_type == "code":  # progress bars are no result
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     page = nbformat.v4.new_notebook(cells=cells, metadata={"title": title})
-    body, _ = HTMLExporter(
-        exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
-    ).from_notebook_node(page)
+    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    body, _ = exporter.from_notebook_node(page)
     save_text(body, out)
     return out
 

@@ -16,17 +16,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object, reduce
 
 T = TypeVar("T")
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def _state() -> PartialState:
+def _state() -> Any:
+    from accelerate import PartialState  # takes a second to import, and one process does not need it
+
     return PartialState(cpu=not torch.cuda.is_available())
 
 
@@ -59,13 +59,19 @@ def shard(items: Sequence[T]) -> Sequence[T]:
 
 def summed(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of every process' tensor."""
-    return reduce(tensor, "sum") if processes() > 1 else tensor
+    if processes() == 1:
+        return tensor
+    from accelerate.utils import reduce
+
+    return reduce(tensor, "sum")
 
 
 def gathered(entries: dict[int, T]) -> dict[int, T]:
     """The entries of all processes in each of them."""
     if processes() == 1:
         return entries
+    from accelerate.utils import gather_object
+
     return {key: value for part in gather_object([entries]) for key, value in part.items()}
 
 

@@ -26,8 +26,9 @@ from tqdm.auto import tqdm
 from .distributed import first_on_each_machine
 from .files import save_image, save_json
 
-_WEN = "https://raw.githubusercontent.com/YuxinWenRick/diffusion_memorization/ca60157f40a5d3bc41763e922ce27187fdf1adc4/"
-_NEMO = "https://raw.githubusercontent.com/ml-research/localizing_memorization_in_diffusion_models/c8de0c620ec511cdb9e937905d1503cd9758910b/"
+_GITHUB = "https://raw.githubusercontent.com/"
+_WEN = _GITHUB + "YuxinWenRick/diffusion_memorization/ca60157f40a5d3bc41763e922ce27187fdf1adc4/"
+_NEMO = _GITHUB + "ml-research/localizing_memorization_in_diffusion_models/c8de0c620ec511cdb9e937905d1503cd9758910b/"
 _WEBSTER = "https://huggingface.co/datasets/fraisdufour/templates-verbs/resolve/main/groundtruth_parquets/"
 
 SOURCES: dict[str, dict[str, str]] = {
@@ -52,7 +53,7 @@ def cache() -> Path:
 
 
 def lock_file() -> Path:
-    """Checksums of everything that was ever fetched; copy it into the cache of another machine to get the same there."""
+    """Checksums of everything that was ever fetched; copy it into another machine's cache to get the same there."""
     return cache() / "checksums.json"
 
 
@@ -70,7 +71,8 @@ def verify(path: Path) -> str:
     found, seen = pooch.file_hash(str(path)), checksums()
     if found != seen.setdefault(path.name, found):
         raise ValueError(
-            f"{path} is not what was fetched first: its sha256 is {found[:12]}..., that in {lock_file()} {seen[path.name][:12]}.... Remove the file to fetch it again, or its line there to accept it."
+            f"{path} is not what was fetched first: its sha256 is {found[:12]}..., that in {lock_file()} "
+            f"{seen[path.name][:12]}.... Remove the file to fetch it again, or its line there to accept it."
         )
     save_json(seen, lock_file())
     return found
@@ -117,7 +119,7 @@ def _fetch_url(url: str, what: str, name: str, timeout: float) -> Path:
 def fetch_images(
     rows: pd.DataFrame, folder: str | Path, *, workers: int = 16, timeout: float = 10, progress: bool = True
 ) -> dict[str, int]:
-    """Downloads the pictures at `rows["url"]` to `folder/<index>/0.png`, the layout of the published archives of such images.
+    """Downloads the pictures at `rows["url"]` to `folder/<index>/0.png`, the layout of published archives.
 
     Most addresses of old lists are dead. What is there is kept, what is missing is tried again by the next call.
 

@@ -1,7 +1,7 @@
 """What a run will cost, before it begins: `python -m memsub run MODEL --dry-run`.
 
-work(parameters)                   # prompts and images of each part, and their denoising steps
-disk(parameters, neurons)          # bytes of the grid's statistics
+work(parameters)                   # what each experiment declares that it samples
+disk(parameters)                   # bytes of the grid's statistics
 seconds_per_step(pipe)             # one image, one step, guided, on this device
 """
 
@@ -11,59 +11,49 @@ import time
 
 import pandas as pd
 import torch
-from diffusers import StableDiffusionPipeline
 
-from .experiments import CONTROLS
+from .denoiser import Pipeline, as_denoiser
+from .experiments import EXPERIMENTS
 from .generation import initial_noise
-from .runs import Parameters
+from .models import find_model
+from .parameters import Parameters
 
 
 def work(p: Parameters) -> pd.DataFrame:
-    """Columns part, images (sampled, counted once a denoising run), steps (of each)."""
-    sweep = len(p.sweep_sparsity) * (2 * len(p.sweep_steps) + (p.edit_steps in p.sweep_steps)) + 1
-    models = p.subsets + 2 * min(CONTROLS, p.subsets) + 1
-    rivals = (
-        2
-        + bool(p.rival_deviations)
-        + len(p.sweep_sparsity)
-        + len(p.rival_targets)
-        + len(p.rival_tokens)
-        + len(p.rival_deviations)
-    )
-    extracted = 2 * p.extraction_captions
-    if p.model == "tiny":  # whose list has templates and a ladder of seven rungs besides
-        extracted += min(20, p.extraction_captions) + 7 * min(10, max(2, p.extraction_captions // 5))
-    parts = [
-        ("01 capture of the grid", 2 * p.memorized + 1, p.steps),
-        ("04 sweep", sweep * 2 * p.judged, p.judge_steps),
-        ("04 pruned models and controls", models * 2 * p.judged, p.judge_steps),
-        ("04 FID", 3 * p.fid_images, p.judge_steps),
-        ("05 rivals", rivals * (p.rival_captions + p.rival_never_seen), p.judge_steps),
-        ("05 extraction", 3 * extracted * p.extraction_images, p.judge_steps),
-        ("05 embedding attack", 3 * 2 * 3 * p.embedding_images, p.judge_steps),
-    ]
-    return pd.DataFrame(parts, columns=["part", "images", "steps"])
+    """Columns part, images, network calls, and steps (guided steps of one image that the part costs).
+
+    Each experiment by itself: what two of them share is sampled once, so that a run takes a little less.
+    """
+    rows = []
+    for experiment in EXPERIMENTS.values():
+        found = [w for w in experiment.cost(p) if w.images]
+        rows.append(
+            {
+                "part": f"{experiment.notebook} {experiment.title}",
+                "images": sum(w.images for w in found),
+                "network calls": sum(-(-w.images // p.sampling.batch_size) * w.steps for w in found),
+                "steps": round(sum(w.images * w.steps * w.weight for w in found)),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
-def disk(p: Parameters, neurons: int) -> int:
-    """Bytes of the grid's statistics; `neurons` is the sum over the model's feed-forward layers."""
-    groups = 2 * (1 + p.subsets * len(p.sizes))
-    return groups * p.steps * neurons * 4
-
-
-NEURONS = {"tiny": 5_504, "sd14": 49_920, "sd20": 49_920}
-"""Neurons of all 16 feed-forward layers together."""
+def disk(p: Parameters) -> int | None:
+    """Bytes of the grid's statistics; None if the model's number of neurons is not in the registry."""
+    neurons = find_model(p.model).neurons
+    groups = 2 * (2 + p.grid.subsets * len(p.grid.sizes))
+    return groups * p.capture.steps * neurons * 4 if neurons else None
 
 
 @torch.no_grad()
-def seconds_per_step(pipe: StableDiffusionPipeline, batch_size: int) -> float:
+def seconds_per_step(pipe: Pipeline, batch_size: int) -> float:
     """Seconds of one guided denoising step of one image, from two steps of a batch after one of warm-up."""
+    denoiser = as_denoiser(pipe)
 
     def steps(n: int) -> float:
         began = time.perf_counter()
-        latents = initial_noise(pipe, [0] * batch_size)
-        pipe([""] * batch_size, latents=latents, num_inference_steps=n, guidance_scale=3.0, output_type="latent")
-        if pipe.device.type == "cuda":
+        denoiser.sample([""] * batch_size, initial_noise(denoiser, [0] * batch_size), n, 3.0)
+        if denoiser.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - began
 
@@ -71,19 +61,17 @@ def seconds_per_step(pipe: StableDiffusionPipeline, batch_size: int) -> float:
     return steps(2) / 2 / batch_size
 
 
-def describe(p: Parameters, pipe: StableDiffusionPipeline | None) -> str:
+def describe(p: Parameters, pipe: Pipeline | None) -> str:
     """The estimate as text; without a pipeline at hand, without times."""
-    table = work(p)
-    table["UNet calls"] = -(-table["images"] // p.batch_size) * table["steps"]
-    lines = []
+    table, lines = work(p), []
     if pipe is not None:
-        seconds = seconds_per_step(pipe, min(p.batch_size, 8))
-        table["minutes"] = (table["images"] * table["steps"] * seconds / 60).round(1)
-        lines.append(f"calibration: {1000 * seconds:.1f} ms an image and step on {pipe.device}")
+        seconds = seconds_per_step(pipe, min(p.sampling.batch_size, 8))
+        table["minutes"] = (table["steps"] * seconds / 60).round(1)
+        lines.append(f"calibration: {1000 * seconds:.1f} ms an image and step on {as_denoiser(pipe).device}")
     else:
         lines.append("no time estimate: the model is not on this machine yet")
-    total = table[["images", "UNet calls", *(["minutes"] if pipe is not None else [])]].sum()
+    total = table.drop(columns="part").sum()
     lines += [table.to_string(index=False), "together: " + ", ".join(f"{v:,.6g} {k}" for k, v in total.items())]
-    if p.model in NEURONS:
-        lines.append(f"on disk: {disk(p, NEURONS[p.model]) / 1e6:,.0f} MB of statistics, besides images and masks")
+    if size := disk(p):
+        lines.append(f"on disk: {size / 1e6:,.0f} MB of statistics, besides images and masks")
     return "\n".join(lines)

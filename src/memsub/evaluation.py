@@ -1,106 +1,129 @@
-"""Both sides of an edit: what is still reproduced, and whether the rest of the model is still there.
+"""Both sides of an edit: what is still replicated, and whether the rest of the model is still there.
 
-    draw = partial(generate, pipe, guidance_scale=3.0)                       # or any rival: prompts, seeds -> images
-    frame = evaluate(draw, judges, memorized, references, never_seen)        # a row an image
-    summary(frame)                                                           # the two axes of the trade-off
-    seed_similarity(draw, judges, captions)                                  # is a caption's picture the same for every seed?
-    with pruned(pipe, edit): ...                                             # the same for an edited model
+    sample = partial(generate, pipe, guidance_scale=3.0)                     # or a baseline: prompts, seeds -> images
+    memorized = score(sample, metrics, captions, references)                 # a row an image
+    never_seen = score(sample, metrics, other_captions)
+    summary(memorized, never_seen)                                           # the two axes of the trade-off
+    seed_similarity(sample, metrics, captions)                               # is a caption's picture the same each
+    time? with pruned(pipe, edit): ...                                             # the same for an edited model
 
-Memorized captions are judged against their training images (copy similarity), never-seen ones against what they say
-(prompt similarity). Prompt similarity has a floor that is not zero: that of an image with a caption of another.
+Memorized captions are compared with their training images (copy similarity), never-seen ones with what they say (prompt
+similarity). Prompt similarity has a floor that is not zero, that of an image with a caption of another: alignment is
+what lies above it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import pandas as pd
 
-from .metrics import Judges, fid
+from .exact import LEVEL
+from .generation import Sample
+from .metrics import Metrics
 
 
-class Draw(Protocol):
-    """Draws one image a prompt with a seed each: `generate` with everything else filled in, or a mitigation."""
-
-    def __call__(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> np.ndarray: ...
-
-
-def evaluate(
-    draw: Draw,
-    judges: Judges,
-    memorized: Sequence[str],
-    references: np.ndarray,
-    never_seen: Sequence[str],
+def score(
+    sample: Sample,
+    metrics: Metrics,
+    prompts: Sequence[str],
+    references: np.ndarray | None = None,
     *,
-    seeds: int = 1,
-    real: np.ndarray | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> pd.DataFrame:
-    """Draws memorized captions with `seeds` seeds each, never-seen ones with a seed of their own, and judges them.
+    """Samples captions and measures every image.
 
     Args:
-        references: training images of the memorized captions, uint8 (n, height, width, 3).
-        real: image features (n, dim) of pictures that those of never-seen captions should be distributed like, for the FID.
+        references: training images of the captions, uint8 (n, height, width, 3), or None where there is none.
+        seeds: each caption is sampled with each of them; default: once, with a seed of its own (its place in the list).
 
     Returns:
-        One row an image: prompt, kind ("memorized" or "never seen"), seed, copy_similarity and copied (NaN and False for
-        never-seen captions), prompt_similarity, chance (the similarity with the next caption of the same kind), and, if
-        `real` was given, fid (of all images of never-seen captions; the same in each of their rows).
+        One row an image: prompt, seed, prompt_similarity, chance (the similarity with the next caption), image_features
+        (of the prompt metric, for KID and FID), with references copy_similarity and replicated (above the copy metric's
+        threshold), and a column for each of `metrics.more`.
 
     Raises:
-        ValueError: another number of references than of memorized captions, or fewer than two captions of a kind.
+        ValueError: another number of references than of captions, or fewer than two captions.
     """
-    if len(memorized) != len(references):
-        raise ValueError(
-            f"{len(memorized)} memorized captions with {len(references)} training images: one each expected."
-        )
-    if min(len(memorized), len(never_seen)) < 2:
-        raise ValueError(f"two captions a kind or more expected; got {len(memorized)} and {len(never_seen)}.")
-    rows = pd.DataFrame(
-        {
-            "prompt": [*np.repeat(memorized, seeds).tolist(), *never_seen],
-            "kind": ["memorized"] * (len(memorized) * seeds) + ["never seen"] * len(never_seen),
-            "seed": [*np.tile(range(seeds), len(memorized)).tolist(), *range(len(never_seen))],
-        }
-    )
-    images = draw(rows["prompt"].tolist(), seeds=rows["seed"].tolist())
-    n = len(memorized) * seeds
-    others = [*np.roll(rows["prompt"][:n], seeds), *np.roll(rows["prompt"][n:], 1)]
-    copied = judges.copy.similarity(images[:n], np.repeat(references, seeds, axis=0))
+    prompts = list(prompts)
+    if references is not None and len(prompts) != len(references):
+        raise ValueError(f"{len(prompts)} captions with {len(references)} training images: one each expected.")
+    if len(prompts) < 2:
+        raise ValueError(f"two captions or more expected; got {len(prompts)}.")
+    times = 1 if seeds is None else len(seeds)
+    each = list(range(len(prompts))) if seeds is None else np.tile(seeds, len(prompts)).tolist()
+    rows = pd.DataFrame({"prompt": np.repeat(prompts, times).tolist(), "seed": each})
+    images = sample(rows["prompt"].tolist(), seeds=each)
+    features, text = metrics.prompt.image_features(images), metrics.prompt.text_features(rows["prompt"].tolist())
     rows = rows.assign(
-        copy_similarity=np.concatenate([copied, np.full(len(never_seen), np.nan)]),
-        copied=np.concatenate([copied > judges.copy.threshold, np.zeros(len(never_seen), bool)]),
-        prompt_similarity=judges.prompt.similarity(images, rows["prompt"].tolist()),
-        chance=judges.prompt.similarity(images, others),
+        prompt_similarity=(features * text).sum(1),
+        chance=(features * np.roll(text, times, axis=0)).sum(1),
+        image_features=list(features),
     )
-    if real is not None:
-        rows.loc[rows["kind"] == "never seen", "fid"] = fid(real, judges.prompt.image_features(images[n:]))
-    return rows
+    if references is not None:
+        references = np.repeat(references, times, axis=0)
+        similarity = metrics.copy.similarity(images, references)
+        rows = rows.assign(copy_similarity=similarity, replicated=similarity > metrics.copy.threshold)
+    return rows.assign(**{n: m(images, rows["prompt"].tolist(), references) for n, m in metrics.more.items()})
 
 
-def seed_similarity(draw: Draw, judges: Judges, captions: Sequence[str], seeds: int = 4) -> np.ndarray:
-    """Copy similarity of every two seeds' images of each caption, shape (captions, pairs): how fixed its picture is."""
-    images = draw(np.repeat(captions, seeds).tolist(), seeds=np.tile(range(seeds), len(captions)).tolist())
-    features = judges.copy.features(images).reshape(len(captions), seeds, -1)
-    i, j = np.triu_indices(seeds, 1)
-    return (features[:, i] * features[:, j]).sum(-1)
+_COLUMNS = {
+    "prompt",
+    "seed",
+    "prompt_similarity",
+    "chance",
+    "image_features",
+    "copy_similarity",
+    "replicated",
+    "exact_p",
+}
 
 
-def summary(frame: pd.DataFrame) -> dict[str, float]:
-    """Means of what `evaluate` returns.
+def summary(memorized: pd.DataFrame, never_seen: pd.DataFrame) -> dict[str, float]:
+    """Means of what `score` returns for memorized captions and for captions the model never saw.
 
     Returns:
-        reproduced (share of memorized draws above the copy judge's threshold), copy_similarity (of memorized draws),
-        prompt_similarity (of never-seen captions), alignment and memorized_alignment (prompt similarity over chance, of
-        never-seen and of memorized captions), and fid if it was measured.
+        replication_rate (share of images above the copy metric's threshold) with its 95 % interval replication_low and
+        replication_high; exact_rate, exact_low and exact_high (the same by the exact test) if exact_p was measured; n
+        (images), copy_similarity; prompt_similarity and alignment (over chance) of never-seen captions,
+        memorized_alignment; and the means of further metrics, of memorized captions.
     """
-    memorized, never_seen = (frame[frame["kind"] == kind] for kind in ("memorized", "never seen"))
-    measured = {"fid": float(never_seen["fid"].iloc[0])} if "fid" in frame else {}
-    return measured | {
-        "reproduced": float(memorized["copied"].mean()),
+    rates = {"replication": memorized["replicated"]}
+    if "exact_p" in memorized:
+        rates["exact"] = memorized["exact_p"] <= LEVEL
+    more = {name: float(memorized[name].mean()) for name in memorized if name not in _COLUMNS}
+    return {
+        **{key: value for name, hits in rates.items() for key, value in _rate(name, hits).items()},
+        "n": len(memorized),
         "copy_similarity": float(memorized["copy_similarity"].mean()),
         "prompt_similarity": float(never_seen["prompt_similarity"].mean()),
-        "alignment": float((never_seen["prompt_similarity"] - never_seen["chance"]).mean()),
-        "memorized_alignment": float((memorized["prompt_similarity"] - memorized["chance"]).mean()),
-    }
+        "alignment": alignment(never_seen),
+        "memorized_alignment": alignment(memorized),
+    } | more
+
+
+def _rate(name: str, hits: pd.Series) -> dict[str, float]:
+    low, high = interval(int(hits.sum()), len(hits))
+    return {f"{name}_rate": float(hits.mean()), f"{name}_low": low, f"{name}_high": high}
+
+
+def alignment(scored: pd.DataFrame) -> float:
+    """Mean prompt similarity above that with the caption of another."""
+    return float((scored["prompt_similarity"] - scored["chance"]).mean())
+
+
+def interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a rate (Wilson 1927), by scipy."""
+    from scipy.stats import binomtest
+
+    found = binomtest(successes, n).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def seed_similarity(sample: Sample, metrics: Metrics, captions: Sequence[str], seeds: int = 4) -> np.ndarray:
+    """Copy similarity of every two seeds' images of each caption, shape (captions, pairs): how fixed its picture is."""
+    images = sample(np.repeat(captions, seeds).tolist(), seeds=np.tile(range(seeds), len(captions)).tolist())
+    features = metrics.copy.features(images).reshape(len(captions), seeds, -1)
+    i, j = np.triu_indices(seeds, 1)
+    return (features[:, i] * features[:, j]).sum(-1)

@@ -1,208 +1,357 @@
-"""What notebooks 04 and 05 compute: each is a table, made once in the life of a run folder.
+"""What the notebooks compute: each experiment is a table (or pictures), made once in the life of a run folder.
 
-    sweep(run), models(run)                    # 04: which edit, and is it as good from any ten prompts?
-    fids(run)                                  # 04: are held-out captions still drawn as real pictures look?
-    rivals(run), seconds(run)                  # 05: pruning against what can be done at inference time
-    extraction(run), detection(run)            # 05: attacks, see memsub.attacks
-    embeddings(run)                            # 05: ... and the one that comes through
+    EXPERIMENTS["sweep"].result(run)           # what notebook 04 shows
+    EXPERIMENTS["sweep"].cost(parameters)      # what that samples, before anything is loaded: `memsub run --dry-run`
+    precompute(run)                            # all of them, by all processes of an `accelerate launch` together
 
-`precompute(run)` makes all of them, by all processes of an `accelerate launch` together.
+An experiment lists its conditions from the parameters alone; its result and its cost are both made from that list.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from . import attacks, mitigations
-from .evaluation import Draw, evaluate, summary
-from .metrics import fid
+from . import attacks
+from .baselines import BASELINES, Context
+from .denoiser import sampler_fingerprint
+from .detection import first_step_scores, roc
+from .evaluation import seed_similarity, summary
+from .generation import Sample
+from .metrics import fid, kid
+from .models import find_model
+from .neurons import locate
+from .parameters import Parameters
 from .pruning import Edit, pruned
-from .runs import CHUNK, Run
+from .runs import Run
+from .store import code_version
 
-CONTROLS = 3
-"""Subsets for which the controls of `models` are made too."""
-
-
-def located(run: Run) -> tuple[str, list[int]]:
-    """The group of the grid that locates the edit of both notebooks, and the places of its prompts: the first of the largest."""
-    size = run.parameters.sizes[-1]
-    return f"memorized {size}/0", run.members(size)[0]
+LOCATE = "memorized locate"
+"""The group of the grid whose edit is reported."""
 
 
-def conditions(run: Run) -> dict[str, Edit | None]:
+@dataclass(frozen=True)
+class Condition:
+    """A model of an experiment: what the table calls it, and how its edit is made (no group: unedited).
+
+    Attributes:
+        changed: parameters `edit` that differ.
+        random: as many weights of each layer at random, with this seed.
+    """
+
+    labels: dict[str, Any]
+    group: str | None = None
+    changed: dict[str, Any] = field(default_factory=dict)
+    random: int | None = None
+
+    def edit(self, run: Run) -> Edit | None:
+        if self.group is None:
+            return None
+        edit = run.edit(self.group, **self.changed)
+        return edit if self.random is None else edit.random(self.random)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Images to sample, denoising steps of each; `weight` is the cost of a step in guided steps of one image."""
+
+    images: int
+    steps: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What a notebook shows: how it is made, and what that costs."""
+
+    notebook: str
+    title: str
+    result: Callable[[Run], Any]
+    cost: Callable[[Parameters], list[Work]]
+
+
+def _held_out_captions(p: Parameters, wanted: int) -> int:
+    """Memorized captions of one part of the split that are scored, if all have training images."""
+    return min(wanted, p.grid.memorized // 3)
+
+
+def conditions(p: Parameters) -> list[Condition]:
     """The models under attack."""
-    edit = run.edit(located(run)[0])
-    return {"unedited": None, "pruned": edit, "pruned at random": edit.random()}
-
-
-def rows_with_gradients(run: Run) -> int:
-    """Rows of a UNet call that keeps its activations for a gradient: four at 64 x 64 latents, about 10 GB; more of smaller ones."""
-    return max(4, 4 * 64**2 // run.pipe.unet.config.sample_size**2)
-
-
-# --- notebook 04 -------------------------------------------------------------------------------------------------
-
-
-def settings(run: Run) -> list[tuple[str, int, float]]:
-    """Contrast, steps and sparsity of every edit in the sweep."""
-    p = run.parameters
-    return list(product(("empty", "ordinary"), p.sweep_steps, p.sweep_sparsity))
-
-
-def sweep(run: Run) -> pd.DataFrame:
-    """Sparsity x steps x contrast, located on half of the prompts, judged on the others; and as many weights at random."""
-    group, located_on = located(run)
-    rows = []
-    for contrast, steps, sparsity in tqdm(settings(run), desc="sweep"):
-        edit = run.edit(group, contrast=contrast, steps=steps, sparsity=sparsity)
-        setting = {"contrast": contrast, "steps": steps, "sparsity": sparsity}
-        rows.append(setting | run.judge(edit, located_on))
-        if contrast == "empty" and steps == run.parameters.edit_steps:
-            rows.append(setting | {"contrast": "random"} | run.judge(edit.random(), located_on))
-    return pd.DataFrame(rows)
-
-
-def models(run: Run) -> pd.DataFrame:
-    """One pruned model for each subset of the smallest size; with controls pruned at random and by ordinary prompts."""
-    size = run.parameters.sizes[0]
-    rows = []
-    for i, members in enumerate(tqdm(run.members(size), desc="pruned models")):
-        edit = run.edit(f"memorized {size}/{i}")
-        edits = {"located on memorized prompts": edit}
-        if i < CONTROLS:
-            edits["at random, equal density"] = edit.random(i)
-            edits["located on ordinary prompts"] = run.edit(f"ordinary {size}/{i}", contrast="empty")
-        if i == 0:
-            rows.append({"model": "unedited", "subset": i, **run.judge(None, members)})
-        rows += [{"model": f"pruned, {name}", "subset": i, **run.judge(e, members)} for name, e in edits.items()]
-    return pd.DataFrame(rows)
-
-
-def fids(run: Run) -> pd.Series:
-    """FID x 1000 of what is drawn for held-out captions; its floor is that of half of the real pictures against the other."""
-    size, p = run.parameters.sizes[0], run.parameters
-    edit = run.edit(f"memorized {size}/0")
-    captions, real = run.prompts.of("heldout")[: p.fid_images], run.real_features
-    options = {"steps": p.judge_steps, "guidance_scale": p.guidance_scale, "judge": p.prompt_judge}
-    found = {"half of the real pictures": fid(real[::2], real[1::2][: p.fid_images])}
-    for name, e in {"unedited": None, "pruned": edit, "pruned at random": edit.random()}.items():
-        with pruned(run.pipe, e):
-            make = partial(_features, run, captions, name)
-            features = run.tensors("drawn", make, captions=len(captions), **options)["features"]
-        found[name] = fid(real, features.numpy())
-    return 1000 * pd.Series(found, name="FID × 1000")
-
-
-def _features(run: Run, captions: Sequence[str], name: str) -> dict[str, torch.Tensor]:
-    """The prompt judge's features of what is drawn for captions, a few images in memory at a time."""
-    parts = []
-    for i in tqdm(range(0, len(captions), CHUNK), desc=f"drawing for the FID, {name}", mininterval=2):
-        seeds = range(i, min(i + CHUNK, len(captions)))
-        parts.append(run.judges.prompt.image_features(run.draw(captions[i : i + CHUNK], seeds=seeds)))
-    return {"features": torch.from_numpy(np.concatenate(parts))}
-
-
-# --- notebook 05: the rivals -------------------------------------------------------------------------------------
-
-
-@dataclass
-class Contestant:
-    """Pruning, or a rival, at one setting of its knob: how it draws, and the edit that the model has meanwhile."""
-
-    name: str
-    knob: str
-    draw: Draw
-    edit: Edit | None = None
-
-
-def contestants(run: Run) -> list[Contestant]:
-    """Pruning and its rivals, the knob of each swept; the first of a name is at its mildest, but for value neurons, as published."""
-    p, pipe, draw = run.parameters, run.pipe, run.draw
-    group = located(run)[0]
-    statistics = mitigations.value_statistics(pipe, run.captions("ordinary"), p.batch_size)
-
-    def optimized(prompts: Sequence[str], *, seeds: Sequence[int], target: float) -> np.ndarray:
-        options = {"steps": p.judge_steps, "batch_size": rows_with_gradients(run)}
-        return draw(mitigations.optimized_embeddings(pipe, prompts, target=target, seeds=seeds, **options), seeds=seeds)
-
-    def with_tokens(prompts: Sequence[str], *, seeds: Sequence[int], k: int) -> np.ndarray:
-        return draw(mitigations.add_random_tokens(pipe.tokenizer, prompts, k), seeds=seeds)
-
-    def without_neurons(prompts: Sequence[str], *, seeds: Sequence[int], **knobs: float) -> np.ndarray:
-        options = {"seeds": seeds, "batch_size": min(p.batch_size, 32)}
-        return mitigations.draw_without_value_neurons(draw, pipe, prompts, statistics, **options, **knobs)
-
-    edits = {s: run.edit(group, sparsity=s) for s in p.sweep_sparsity}
-    densest = max(edits)
     return [
-        Contestant("none", "", draw),
-        *(Contestant("pruning", f"{100 * s:g} %", draw, edit) for s, edit in edits.items()),
-        Contestant("random pruning", f"{100 * densest:g} %", draw, edits[densest].random()),
-        *(
-            Contestant("embedding optimization", f"{target:g}", partial(optimized, target=target))
-            for target in p.rival_targets
-        ),
-        *(Contestant("random tokens", str(k), partial(with_tokens, k=k)) for k in p.rival_tokens),
-        *([Contestant("value neurons", "as published", without_neurons)] if p.rival_deviations else []),
-        *(
-            # A threshold that nearly every prompt exceeds: silenced is what lies that many deviations out.
-            Contestant("value neurons", f"{z:g} deviations", partial(without_neurons, spread=-2.0, z_min=z))
-            for z in p.rival_deviations
-        ),
+        Condition({"model": "unedited"}),
+        Condition({"model": "pruned"}, LOCATE),
+        Condition({"model": "pruned at random"}, LOCATE, random=0),
     ]
 
 
-def rivals(run: Run) -> pd.DataFrame:
-    """`summary` of each contestant on the same captions and seeds, and `kept`, the alignment relative to no mitigation."""
-    p, judged = run.parameters, run.unused(located(run)[1])[: run.parameters.rival_captions]
-    captions = [run.captions("memorized")[i] for i in judged]
-    images = np.stack([run.references[i] for i in judged])
-    never_seen, real = run.prompts.of("heldout")[: p.rival_never_seen], run.real_features
-    options = {"captions": captions, "never_seen": never_seen, "steps": p.judge_steps, "guidance": p.guidance_scale}
+def _under(run: Run, wanted: Sequence[Condition]) -> Iterator[tuple[Condition, str]]:
+    """Each condition with its name, while the pipeline is that model."""
+    for condition in wanted:
+        with pruned(run.pipe, condition.edit(run)):
+            yield condition, condition.labels["model"]
+
+
+def _evaluated(run: Run, wanted: Sequence[Condition], part: str, description: str) -> pd.DataFrame:
     rows = []
-    for c in tqdm(contestants(run), desc="rivals"):
-        of = {"rival": c.name, "knob": c.knob}
-        with pruned(run.pipe, c.edit):
-            make = partial(evaluate, c.draw, run.judges, captions, images, never_seen, real=real)
-            rows.append(of | summary(run.table("rival", make, **of, **options)))
+    for condition in tqdm(wanted, desc=description):
+        located_on = run.located_on(condition.group) if condition.group else []
+        rows.append(condition.labels | run.evaluate(condition.edit(run), run.held_out(located_on, part)))
+    return pd.DataFrame(rows)
+
+
+def _evaluation_cost(p: Parameters, wanted: Sequence[Condition]) -> list[Work]:
+    memorized = _held_out_captions(p, p.evaluation.captions)
+    return [Work(len(wanted) * (memorized + p.evaluation.captions), p.sampling.steps)]
+
+
+# --- notebook 01: capture ----------------------------------------------------------------------------------------
+
+
+def capture_cost(p: Parameters) -> list[Work]:
+    return [Work(2 * p.grid.memorized + 1, p.capture.steps)]  # memorized, ordinary, and the empty prompt
+
+
+# --- notebook 04: pruning ----------------------------------------------------------------------------------------
+
+
+def sweep_conditions(p: Parameters) -> list[Condition]:
+    """Contrast x steps x sparsity; as many weights at random beside the paper's contrast."""
+    found = [Condition({"contrast": "", "steps": 0, "sparsity": 0.0})]
+    for contrast, steps, sparsity in product(("empty", "ordinary"), p.sweep.steps, p.sweep.sparsity):
+        setting = {"contrast": contrast, "steps": steps, "sparsity": sparsity}
+        found.append(Condition(setting, LOCATE, setting))
+        if contrast == "empty" and steps == p.edit.steps:
+            found.append(Condition(setting | {"contrast": "random"}, LOCATE, setting, random=0))
+    return found
+
+
+def sweep(run: Run) -> pd.DataFrame:
+    """Settings of the edit, located on the first third of the memorized prompts and evaluated on the second."""
+    return _evaluated(run, sweep_conditions(run.parameters), "choose", "sweep")
+
+
+def choose(table: pd.DataFrame, run: Run, kept: float = 0.9) -> pd.Series:
+    """The row of a sweep by the rule that sets the recommended edit: of the paper's contrast and the run's tau, the one
+    that replicates least while it keeps `kept` of the alignment; the sparsest of equals."""
+    own = table[(table["contrast"] == "empty") & (table["steps"] == run.parameters.edit.steps)]
+    keeping = own[own["relative_alignment"] >= kept]
+    return (keeping if len(keeping) else own).sort_values(["replication_rate", "density"]).iloc[0]
+
+
+def variant_conditions(p: Parameters) -> list[Condition]:
+    """One thing changed at a time."""
+    smallest = p.grid.sizes[0]
+    return [
+        Condition({"variant": "unedited"}),
+        Condition({"variant": "as chosen"}, LOCATE),
+        *(Condition({"variant": f"r = {r:g}"}, LOCATE, {"threshold": r}) for r in (0.25, 0.5)),
+        *(
+            Condition({"variant": f"{name} layers only"}, LOCATE, {"layers": [f"{name}_block"]})
+            for name in ("down", "up")
+        ),
+        Condition({"variant": f"located on {smallest} prompts"}, f"memorized {smallest}/0"),
+    ]
+
+
+def variants(run: Run) -> pd.DataFrame:
+    """The chosen edit with one thing changed, reported on held-out prompts; and one from the conditional half alone."""
+    p = run.parameters
+    table = _evaluated(run, variant_conditions(p), "report", "variants")
+    captions = [run.captions("memorized")[i] for i in run.split["locate"]]
+    halves = [run.captured("conditional", some, cfg_half="cond") for some in (captions, [""])]
+    edit = locate(run.pipe, *halves, p.edit_sparsity).union(p.edit.steps, p.edit.threshold)
+    edit = edit.only(p.edit.layers) if p.edit.layers else edit
+    row = {"variant": "conditional half alone"} | run.evaluate(edit, run.held_out(run.split["locate"]))
+    return pd.concat([table, pd.DataFrame([row])], ignore_index=True)
+
+
+def variants_cost(p: Parameters) -> list[Work]:
+    own = [Condition({"variant": "conditional half alone"}, LOCATE)]
+    capture = Work(-(-p.grid.memorized // 3) + 1, p.capture.steps)
+    return [capture, *_evaluation_cost(p, variant_conditions(p) + own)]
+
+
+def model_conditions(p: Parameters) -> list[Condition]:
+    """One pruned model for each subset of the smallest size; some with controls."""
+    size, found = p.grid.sizes[0], [Condition({"model": "unedited", "subset": -1})]
+    for i in range(min(p.evaluation.models, p.grid.subsets)):
+        of = {"subset": i}
+        found.append(Condition({"model": "pruned, located on memorized prompts"} | of, f"memorized {size}/{i}"))
+        if i < p.evaluation.controls:
+            found.append(Condition({"model": "pruned, at random"} | of, f"memorized {size}/{i}", random=i))
+            ordinary = {"contrast": "empty"}
+            found.append(
+                Condition({"model": "pruned, located on ordinary prompts"} | of, f"ordinary {size}/{i}", ordinary)
+            )
+    return found
+
+
+def models(run: Run) -> pd.DataFrame:
+    """The pruned models of the paper's Fig. 3, reported on prompts that neither located them nor chose the setting."""
+    return _evaluated(run, model_conditions(run.parameters), "report", "pruned models")
+
+
+def seeds(run: Run) -> pd.DataFrame:
+    """Copy similarity between two seeds of one caption: rows are models, columns kinds of captions."""
+    p = run.parameters
+    memorized = [run.captions("memorized")[i] for i in run.held_out(run.split["locate"])]
+    captions = {"memorized": memorized, "never seen": run.prompts.of("heldout")}
+    rows = {}
+    for _, name in _under(run, conditions(p)):
+        rows[name] = {
+            kind: seed_similarity(run.sample, run.metrics, some[: p.evaluation.seed_captions], seeds=3).mean()
+            for kind, some in captions.items()
+        }
+    return pd.DataFrame(rows).T
+
+
+def seeds_cost(p: Parameters) -> list[Work]:
+    n = p.evaluation.seed_captions
+    return [Work(3 * len(conditions(p)) * (n + _held_out_captions(p, n)), p.sampling.steps)]
+
+
+def distances(run: Run) -> pd.DataFrame:
+    """KID and FID (x 1000) of what is sampled for never-seen captions, and of as many real pictures: the floor.
+
+    All rows have equally many pictures and are compared with the same others. Without enough real pictures for both,
+    there is no floor.
+    """
+    n, real = run.parameters.evaluation.real_images, run.real_features
+    enough = len(real) >= 2 * n
+    reference = real[n:] if enough else real
+    sets = {"real pictures": real[:n]} if enough else {}
+    for _, name in _under(run, conditions(run.parameters)):
+        sets[name] = np.stack(run.scored_never_seen(n)["image_features"])
+    rows = []
+    for name, features in sets.items():
+        mean, deviation = kid(reference, features)
+        row = {"pictures": name, "kid": 1000 * mean, "kid_deviation": 1000 * deviation}
+        rows.append(row | {"fid": 1000 * fid(reference, features), "n": len(features)})
+    return pd.DataFrame(rows)
+
+
+def distances_cost(p: Parameters) -> list[Work]:
+    return [Work(len(conditions(p)) * p.evaluation.real_images, p.sampling.steps)]
+
+
+# --- notebook 05: baselines --------------------------------------------------------------------------------------
+
+
+def gradient_rows(run: Run) -> int:
+    """Rows of a network call that keeps its activations for a gradient: four at 64 x 64 latents, about 10 GB."""
+    return max(4, 4 * 64**2 // run.denoiser.latent_shape[1] ** 2)
+
+
+@dataclass
+class Method:
+    """One way to keep the model from replicating, at one strength: how it samples, and the edit meanwhile."""
+
+    name: str
+    strength: str
+    sample: Sample
+    edit: Edit | None = None
+    code: str = ""
+
+
+def method_names(p: Parameters) -> list[tuple[str, Any]]:
+    """Name and strength of every method that is compared: nothing, pruning, random pruning, and the baselines."""
+    found: list[tuple[str, Any]] = [("none", None), *(("pruning", s) for s in p.sweep.sparsity)]
+    found.append(("random pruning", max(p.sweep.sparsity)))
+    for name, baseline in BASELINES.items():
+        found += [(name, strength) for strength in p.baselines.strengths.get(name, baseline.strengths)]
+    return found
+
+
+def methods(run: Run) -> list[Method]:
+    """The methods of `method_names`.
+
+    Raises:
+        ValueError: a strength for a baseline that there is not.
+    """
+    p = run.parameters
+    if unknown := [name for name in p.baselines.strengths if name not in BASELINES]:
+        raise ValueError(f"baselines.strengths: unknown {unknown[0]!r}; expected some of {', '.join(BASELINES)}.")
+    options = {"steps": p.sampling.steps, "batch_size": p.sampling.batch_size, "gradient_rows": gradient_rows(run)}
+    context = Context(run.pipe, run.sample, run.captions("ordinary"), **options)
+    found = []
+    for name, strength in method_names(p):
+        if name == "none":
+            found.append(Method(name, "", run.sample))
+        elif name in BASELINES:
+            baseline = BASELINES[name]
+            code = code_version(baseline.make)
+            found.append(Method(name, baseline.label(strength), baseline.make(context, strength), code=code))
+        else:
+            edit = run.edit(LOCATE, sparsity=strength)
+            edit = edit.random() if name == "random pruning" else edit
+            found.append(Method(name, f"{100 * strength:g} %", run.sample, edit))
+    return found
+
+
+def baselines(run: Run) -> pd.DataFrame:
+    """`summary` of each method on the same captions and seeds, relative_alignment, and KID of never-seen captions."""
+    p = run.parameters.baselines
+    chosen = run.held_out(run.split["locate"])[: p.captions]
+    reference, rows = run.real_features[p.never_seen :], []
+    for m in tqdm(methods(run), desc="baselines"):
+        of = {"sample": m.sample, "method": m.name, "strength": m.strength, "made_by": m.code} if m.code else {}
+        with pruned(run.pipe, m.edit):
+            never_seen = run.scored_never_seen(p.never_seen, **of)
+            found = summary(run.scored_memorized(chosen, **of), never_seen)
+        mean, deviation = kid(reference, np.stack(never_seen["image_features"]))
+        measured = {"kid": 1000 * mean, "kid_deviation": 1000 * deviation}
+        rows.append({"method": m.name, "strength": m.strength} | found | measured)
     table = pd.DataFrame(rows)
-    return table.assign(kept=table["alignment"] / table["alignment"][0])
+    return table.assign(relative_alignment=table["alignment"] / table["alignment"][0])
 
 
-def seconds(run: Run, images: int = 8) -> pd.Series:
-    """Seconds an image for the first contestant of each name, side by side in turns; medians, the search included."""
-    captions = [run.captions("memorized")[i] for i in run.unused(located(run)[1])[:images]]
-    first = {c.name: c for c in reversed(contestants(run))}
-    times: dict[str, list[float]] = {name: [] for name in first}
-    for turn in tqdm(range(run.parameters.rival_turns + 1), desc="timing"):
-        for name, c in first.items():
-            if name == "value neurons" and turn > 1:  # takes many times as long: once is enough
-                continue
-            with pruned(run.pipe, c.edit):
+def baselines_cost(p: Parameters) -> list[Work]:
+    captions = _held_out_captions(p, p.baselines.captions) + p.baselines.never_seen
+    return [Work(len(method_names(p)) * captions, p.sampling.steps)]
+
+
+def seconds(run: Run) -> pd.Series:
+    """Seconds an image of each method at its first strength, side by side in turns; medians, any search included."""
+    p = run.parameters.baselines
+    captions = [run.captions("memorized")[i] for i in run.held_out(run.split["locate"])[: p.timed]]
+    first = {m.name: m for m in reversed(methods(run))}
+    times: dict[tuple[str, str], list[float]] = {(m.name, m.strength): [] for m in first.values()}
+    for turn in tqdm(range(p.turns + 1), desc="timing"):
+        for m in first.values():
+            with pruned(run.pipe, m.edit):
                 began = time.perf_counter()
-                c.draw(captions, seeds=[0] * len(captions))
-                times[name].append((time.perf_counter() - began) / len(captions))
-    return pd.Series({name: np.median(of[1:]) for name, of in times.items()})  # the first turn warms up
+                m.sample(captions, seeds=[0] * len(captions))
+                if turn:  # the first warms up
+                    times[m.name, m.strength].append((time.perf_counter() - began) / len(captions))
+    return pd.Series({of: float(np.median(found)) for of, found in times.items()})
 
 
-# --- notebook 05: the attacks ------------------------------------------------------------------------------------
+def seconds_cost(p: Parameters) -> list[Work]:
+    timed = {name for name, _ in method_names(p)}
+    captions = _held_out_captions(p, p.baselines.timed)
+    return [Work((p.baselines.turns + 1) * len(timed) * captions, p.sampling.steps)]
+
+
+# --- notebook 05: attacks ----------------------------------------------------------------------------------------
 
 
 def attacked(run: Run) -> pd.DataFrame:
     """Captions under extraction: columns prompt, kind, exposures (where known). None of them located the edit."""
-    n = run.parameters.extraction_captions
-    rows, table = run.prompts.memorized_rows, run.prompts.table
-    parts = [rows.iloc[run.unused(located(run)[1])[:n]], table[table["kind"] == "ordinary"][-n:]]
-    if "exposures" in table:  # the embedded model, which has more kinds
+    n = run.parameters.extraction.captions
+    table = run.prompts.table
+    parts = [
+        run.prompts.memorized_rows.iloc[run.held_out(run.split["locate"])[:n]],
+        table[table["kind"] == "ordinary"][-n:],
+    ]
+    if run.model.drawn:  # whose list has more kinds
         parts.append(run.prompts.rows("template").groupby("group").head(1)[:n])
         parts.append(run.prompts.rows("ladder").groupby("exposures").head(max(2, n // 5)))
     return pd.concat(parts, ignore_index=True).reindex(columns=["prompt", "kind", "exposures"])
@@ -212,82 +361,113 @@ def extraction(run: Run) -> pd.DataFrame:
     """Extraction from each of the `conditions`: a row a caption and model, as `attacks.check_extraction` gives them."""
     p, under_attack = run.parameters, attacked(run)
     captions = under_attack["prompt"].tolist()
-    of = {"prompts": captions, "images": p.extraction_images, "steps": p.judge_steps, "guidance": p.guidance_scale}
-    options = {"images": p.extraction_images, "steps": p.judge_steps, "guidance_scale": p.guidance_scale}
-    corpus = run.judges.copy.features(run.corpus)
+    options = {"images": p.extraction.images} | p.sampling.model_dump(exclude={"batch_size"})
+    corpus = run.metrics.copy.features(run.corpus)
     tables = []
-    for name, edit in conditions(run).items():
-        with pruned(run.pipe, edit):
-            folder = run.path("extraction", "", **of)
-            attacks.draw(run.pipe, captions, folder, batch_size=p.batch_size, **options)
-        found = attacks.extract(folder, threshold=p.extraction_distance, clique=p.extraction_clique)
-        checked = attacks.check_extraction(found, folder, run.judges.copy, corpus)
+    for _, name in _under(run, conditions(p)):
+        of = {"captions": captions, "model": sampler_fingerprint(run.pipe), **options}
+        folder = run.store.path("extraction", "", attacks.sample_to_folder, **of)
+        attacks.sample_to_folder(run.pipe, captions, folder, batch_size=p.sampling.batch_size, **options)
+        found = attacks.extract(folder, threshold=p.extraction.distance, clique=p.extraction.clique)
+        checked = attacks.check_extraction(found, folder, run.metrics.copy, corpus)
         tables.append(checked.assign(kind=under_attack["kind"], exposures=under_attack["exposures"], model=name))
     return pd.concat(tables, ignore_index=True)
+
+
+def extraction_cost(p: Parameters) -> list[Work]:
+    captions = _held_out_captions(p, p.extraction.captions) + p.extraction.captions
+    if find_model(p.model).drawn:
+        captions += min(20, p.extraction.captions) + 7 * min(10, max(2, p.extraction.captions // 5))
+    return [Work(len(conditions(p)) * captions * p.extraction.images, p.sampling.steps)]
 
 
 def detection(run: Run) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     """Area under the ROC curve for each of the `conditions` (rows) and scores (columns), and the curves."""
     p = run.parameters
-    captions = [run.captions("memorized")[i] for i in run.unused(located(run)[1])]
-    groups = captions, run.prompts.of("heldout")[:100]
-    options = {"steps": p.judge_steps, "guidance_scale": p.guidance_scale, "batch_size": p.batch_size}
+    memorized = [run.captions("memorized")[i] for i in run.held_out(run.split["locate"])]
+    groups = memorized[: p.detection.captions], run.prompts.of("heldout")[: p.detection.captions]
+    options = p.sampling.model_dump() | {"calls": p.detection.calls}
     areas, curves = {}, {}
-    for name, edit in conditions(run).items():
-        with pruned(run.pipe, edit):
-            scores = [attacks.first_step_scores(run.pipe, g, calls=p.detection_calls, **options) for g in groups]
-        rocs = {score: attacks.detection_roc(scores[0][score], scores[1][score]) for score in scores[0]}
+    for _, name in _under(run, conditions(p)):
+        scores = [first_step_scores(run.pipe, group, **options) for group in groups]
+        rocs = {score: roc(scores[0][score], scores[1][score]) for score in scores[0]}
         areas[name] = {score: area for score, (area, _) in rocs.items()}
         curves |= {f"{name}, {score}: AUC {area:.2f}": curve for score, (area, curve) in rocs.items()}
     return pd.DataFrame(areas).T, curves
 
 
+def detection_cost(p: Parameters) -> list[Work]:
+    captions = _held_out_captions(p, p.detection.captions) + p.detection.captions
+    return [Work(len(conditions(p)) * captions * 4, p.detection.calls)]  # four seeds a caption
+
+
+STARTS = ("no attack", "its caption", "a random embedding")
+TARGETS = ("training image", "never trained on")
+
+
 def targets(run: Run) -> dict[str, tuple[list[str], np.ndarray]]:
-    """Captions and pictures under the embedding attack: training images, and pictures the model was never trained on."""
-    n = run.parameters.embedding_images
-    judged = run.unused(located(run)[1])[:n]
-    training = [run.captions("memorized")[i] for i in judged], np.stack([run.references[i] for i in judged])
-    held = run.real_images(0, n)
-    return {"training image": training, "never trained on": (run.prompts.of("heldout")[: len(held)], held)}
+    """Captions and pictures under the embedding attack: training images, and pictures the model never saw."""
+    n = run.parameters.embedding_attack.images
+    chosen = run.held_out(run.split["locate"])[:n]
+    training = [run.captions("memorized")[i] for i in chosen], np.stack([run.references[i] for i in chosen])
+    real = run.real_images(0, n)
+    return dict(zip(TARGETS, (training, (run.prompts.of("heldout")[: len(real)], real)), strict=True))
 
 
 def embeddings(run: Run) -> dict[tuple[str, str, str], np.ndarray]:
-    """What the embedding attack brings up: (model, target, start) to images, drawn with seeds that it did not use.
-
-    `start` is "no attack" (the caption as it is), "its caption" or "a random embedding".
-    """
-    p, draw = run.parameters, run.draw
+    """What the embedding attack brings up: (model, target, start) to images, with seeds that it did not use."""
     images = {}
-    for model, edit in conditions(run).items():
-        with pruned(run.pipe, edit):
-            for target, (captions, wanted) in targets(run).items():
-                seeds = range(1000, 1000 + len(wanted))
-                images[model, target, "no attack"] = draw(captions, seeds=seeds)
-                for start, begin in _starts(run, captions).items():
-                    options = {"iterations": p.embedding_iterations, "draws": 4}
-                    make = partial(_attack, run, wanted, begin, options)
-                    of = {"target": target, "start": start, "captions": captions, **options}
-                    images[model, target, start] = draw(run.tensors("embedding", make, **of)["embeddings"], seeds=seeds)
+    for _, name in _under(run, conditions(run.parameters)):
+        for target, (captions, wanted) in targets(run).items():
+            seeds = range(1000, 1000 + len(wanted))
+            for start in STARTS:
+                prompts = captions if start == "no attack" else _embedding(run, captions, wanted, start)
+                images[name, target, start] = run.sample(prompts, seeds=seeds)
     return images
 
 
-def _starts(run: Run, captions: list[str]) -> dict[str, torch.Tensor]:
-    with torch.no_grad():
-        own = run.pipe.encode_prompt(captions, run.pipe.device, 1, False)[0]
-    noise = torch.randn(own.shape, generator=torch.Generator().manual_seed(0)).to(own)
-    return {"its caption": own, "a random embedding": noise * own.std() + own.mean()}
+def _embedding(run: Run, captions: list[str], wanted: np.ndarray, start: str) -> torch.Tensor:
+    p, begin = run.parameters.embedding_attack, run.denoiser.embed(captions)
+    if start == "a random embedding":
+        noise = torch.randn(begin.shape, generator=torch.Generator().manual_seed(0)).to(begin)
+        begin = noise * begin.std() + begin.mean()
+    options = {"iterations": p.iterations, "noises": p.noises}
+
+    def make() -> dict[str, np.ndarray]:
+        more = {"batch_size": gradient_rows(run), "progress": False}
+        found = attacks.embedding_attack(run.pipe, wanted, begin, **options, **more)
+        return {"embeddings": found.float().cpu().numpy()}
+
+    of = {"model": sampler_fingerprint(run.pipe), "start": start, "captions": captions, "images": wanted, **options}
+    found = run.store.arrays("embeddings", make, **of)["embeddings"]
+    return torch.from_numpy(found).to(run.denoiser.device, run.denoiser.dtype)
 
 
-def _attack(run: Run, wanted: np.ndarray, begin: torch.Tensor, options: dict) -> dict[str, torch.Tensor]:
-    options = {**options, "batch_size": rows_with_gradients(run), "progress": False}
-    return {"embeddings": attacks.embedding_attack(run.pipe, wanted, begin, **options)}
+def embeddings_cost(p: Parameters) -> list[Work]:
+    n = len(conditions(p)) * len(TARGETS) * p.embedding_attack.images
+    backward = 1.5 * p.embedding_attack.noises  # in guided steps: forward and backward, three times a row of two
+    attack = Work(n * (len(STARTS) - 1), p.embedding_attack.iterations, backward)
+    return [Work(n * len(STARTS), p.sampling.steps), attack]
+
+
+EXPERIMENTS = {
+    "capture": Experiment("01", "capture of the grid", lambda run: (run.grid, run.null()), capture_cost),
+    "sweep": Experiment("04", "sweep", sweep, lambda p: _evaluation_cost(p, sweep_conditions(p))),
+    "variants": Experiment("04", "variants", variants, variants_cost),
+    "models": Experiment(
+        "04", "pruned models and controls", models, lambda p: _evaluation_cost(p, model_conditions(p))
+    ),
+    "seeds": Experiment("04", "similarity between seeds", seeds, seeds_cost),
+    "distances": Experiment("04", "KID and FID", distances, distances_cost),
+    "baselines": Experiment("05", "baselines", baselines, baselines_cost),
+    "seconds": Experiment("05", "timing", seconds, seconds_cost),
+    "extraction": Experiment("05", "extraction", extraction, extraction_cost),
+    "detection": Experiment("05", "detection", detection, detection_cost),
+    "embeddings": Experiment("05", "embedding attack", embeddings, embeddings_cost),
+}
 
 
 def precompute(run: Run) -> None:
-    """All that notebooks 01 to 05 take from a GPU."""
-    sweep(run)
-    models(run)
-    fids(run)
-    rivals(run)
-    extraction(run)
-    embeddings(run)
+    """All that the notebooks take from a GPU."""
+    for experiment in EXPERIMENTS.values():
+        experiment.result(run)

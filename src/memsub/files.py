@@ -1,4 +1,8 @@
-"""Artifacts on disk: written atomically (a file is there whole, or as it was before), read with a check of what they are."""
+"""Artifacts on disk: written atomically, read with a check of what they are.
+
+A file is there whole, or as it was before. Tensors are safetensors, tables parquet, the rest JSON, text and PNG: no
+pickle.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,9 @@ from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+FORMAT = 2
+"""Of artifacts; another number is another set of names in them."""
+
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | Path, metadata: dict[str, str]) -> None:
     """Writes a safetensors file, atomically; folders are made as needed."""
@@ -24,9 +31,12 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | Path, metadata
 
 
 def save_artifact(tensors: Mapping[str, torch.Tensor], path: str | Path, kind: str, about: dict) -> None:
-    """Tensors with what they are and what made them. All of it is one entry: safetensors would write several in any order,
-    and equal artifacts should be equal to the byte."""
-    save_tensors(tensors, path, {"about": json.dumps({"kind": kind} | about)})
+    """Tensors with what they are and what made them.
+
+    All of it is one entry: safetensors would write several in any order, and equal artifacts should be equal to the
+        byte.
+    """
+    save_tensors(tensors, path, {"about": json.dumps({"kind": kind, "format": FORMAT} | about)})
 
 
 def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], dict]:
@@ -34,7 +44,7 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], 
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is truncated, or no artifact of this kind.
+        ValueError: the file is truncated, no artifact of this kind, or of another version of memsub.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no {kind} at {path}.")
@@ -43,6 +53,11 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], 
             about = json.loads((file.metadata() or {}).get("about", "{}"))
             if about.get("kind") != kind:
                 raise ValueError(f"{path} holds {about.get('kind') or 'no artifact of memsub'}, expected {kind}.")
+            if about.get("format") != FORMAT:
+                raise ValueError(
+                    f"{path} was written by another version of memsub (format {about.get('format', 1)}, expected "
+                    f"{FORMAT}): make it again."
+                )
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or no safetensors file: {error}.") from error
@@ -66,6 +81,21 @@ def load_table(path: str | Path) -> pd.DataFrame:
         return pd.read_parquet(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} is truncated or no parquet file: {error}.") from error
+
+
+def load_json(path: str | Path) -> Any:
+    """Reads JSON.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is truncated or something else.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no JSON file at {path}.")
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is truncated or no JSON: {error}.") from error
 
 
 def save_image(image: np.ndarray, path: str | Path) -> None:
@@ -101,6 +131,19 @@ def save_text(text: str, path: str | Path) -> None:
 def save_json(value: Any, path: str | Path) -> None:
     """Writes JSON, atomically; folders are made as needed."""
     save_text(json.dumps(value, indent=1) + "\n", path)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raises OSError if a file cannot be written there; to be called before expensive work."""
+    path = Path(path)
+    probe = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:

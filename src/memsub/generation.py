@@ -2,25 +2,55 @@
 
     generate(pipe, ["a red star on a plain green background"], seeds=3)
     generate(pipe, prompts, seeds=range(len(prompts)), batch_size=64)       # a noise of its own for each prompt
+    sample = partial(generate, pipe, steps=16)                              # a Sample: what metrics are given
 
-An image depends on its prompt and its seed alone: not on the batch it was drawn in, nor on its place in the list
+An image depends on its prompt and its seed alone: not on the batch it was sampled in, nor on its place in the list
 (to the last digits of float arithmetic, which can differ between batch sizes).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from tqdm.auto import tqdm
 
+from .denoiser import Pipeline, as_denoiser
 from .distributed import gathered, is_main, shard
 
 
+class Sample(Protocol):
+    """Samples one image a prompt, with a seed each: `generate` with everything else filled in, or a baseline."""
+
+    def __call__(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> np.ndarray: ...
+
+
+def one_seed_each(seeds: int | Sequence[int], prompts: int) -> list[int]:
+    """A seed a prompt: one for all, or as given.
+
+    Raises:
+        ValueError: another number of seeds than of prompts.
+    """
+    each = [int(seeds)] * prompts if isinstance(seeds, (int, np.integer)) else [int(s) for s in seeds]
+    if len(each) != prompts:
+        raise ValueError(f"{len(each)} seeds for {prompts} prompts: give one seed, or one a prompt.")
+    return each
+
+
+def check_request(prompts: list[str] | torch.Tensor, steps: int, batch_size: int) -> None:
+    """Raises ValueError for an empty list, prompts that are not text, and steps or a batch size below 1."""
+    if not len(prompts):
+        raise ValueError('no prompts: the list is empty. For the empty prompt, give [""].')
+    if isinstance(prompts, list) and (wrong := [p for p in prompts if not isinstance(p, str)]):
+        raise ValueError(f"prompts must be strings; got {wrong[0]!r}.")
+    if batch_size < 1 or steps < 1:
+        raise ValueError(f"batch_size and steps must be at least 1; got {batch_size} and {steps}.")
+
+
 def generate(
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     prompts: Sequence[str] | torch.Tensor,
     *,
     seeds: int | Sequence[int] = 0,
@@ -29,54 +59,42 @@ def generate(
     batch_size: int = 64,
     progress: bool = True,
 ) -> np.ndarray:
-    """Draws one image a prompt. Under `accelerate launch` each process draws a share, and all return every image.
+    """Samples one image a prompt. Under `accelerate launch` each process takes a share, and all return every image.
 
     Args:
         prompts: captions, or their embeddings (prompts, tokens, width).
         seeds: one seed for all prompts (they share the initial noise), or one a prompt.
         steps: denoising steps of the pipeline's own scheduler.
-        batch_size: images at a time; a UNet call holds twice as many under guidance.
+        batch_size: images at a time; a network call holds twice as many under guidance.
 
     Returns:
         uint8, shape (prompts, height, width, 3).
 
     Raises:
-        ValueError: no prompts, a prompt that is not text, another number of seeds than of prompts, or a batch size below 1.
+        ValueError: no prompts, a prompt that is not text, another number of seeds, or a batch size or steps below 1.
     """
+    denoiser = as_denoiser(pipe)
     embedded = isinstance(prompts, torch.Tensor)
-    prompts = prompts.to(pipe.device) if embedded else list(prompts)
-    if not len(prompts):
-        raise ValueError("no prompts to draw: the list is empty.")
-    if not embedded and (wrong := [p for p in prompts if not isinstance(p, str)]):
-        raise ValueError(f"prompts must be strings; got {wrong[0]!r}.")
-    seeds = [seeds] * len(prompts) if isinstance(seeds, (int, np.integer)) else [int(s) for s in seeds]
-    if len(seeds) != len(prompts):
-        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one seed, or one a prompt.")
-    if batch_size < 1 or steps < 1:
-        raise ValueError(f"batch_size and steps must be at least 1; got {batch_size} and {steps}.")
+    prompts = prompts.to(denoiser.device) if embedded else list(prompts)
+    check_request(prompts, steps, batch_size)
+    seeds = one_seed_each(seeds, len(prompts))
     mine = shard(range(len(prompts)))  # one process: all of them
     images: dict[int, np.ndarray] = {}
-    with tqdm(total=len(mine), desc="generating", unit="image", disable=not (progress and is_main())) as bar:
+    with tqdm(total=len(mine), desc="sampling", unit="image", disable=not (progress and is_main())) as bar:
         for start in range(0, len(mine), batch_size):
             part = list(mine[start : start + batch_size])
-            drawn = pipe(
-                **{"prompt_embeds": prompts[part]} if embedded else {"prompt": [prompts[i] for i in part]},
-                latents=initial_noise(pipe, [seeds[i] for i in part]),
-                num_inference_steps=steps,
-                guidance_scale=guidance_scale,
-                output_type="np",
-            ).images
-            images |= dict(zip(part, (drawn * 255).round().astype(np.uint8), strict=True))
+            chosen = prompts[part] if embedded else [prompts[i] for i in part]
+            noise = initial_noise(denoiser, [seeds[i] for i in part])
+            latents = denoiser.sample(chosen, noise, steps, guidance_scale)
+            images |= dict(zip(part, denoiser.decode(latents), strict=True))
             bar.update(len(part))
     images = gathered(images)
     return np.stack([images[i] for i in range(len(prompts))])
 
 
-def initial_noise(pipe: StableDiffusionPipeline, seeds: Sequence[int]) -> torch.Tensor:
+def initial_noise(pipe: Pipeline, seeds: Sequence[int]) -> torch.Tensor:
     """Standard normal latents, shape (seeds, channels, height, width), the same on every device."""
-    config = pipe.unet.config
-    size = (config.sample_size,) * 2 if isinstance(config.sample_size, int) else tuple(config.sample_size)
-    shape = (config.in_channels, *size)
+    denoiser = as_denoiser(pipe)
     # Drawn once a distinct seed: many prompts often share one.
-    noise = {s: torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in set(seeds)}
-    return torch.stack([noise[s] for s in seeds]).to(pipe.device, pipe.unet.dtype)
+    noise = {s: torch.randn(denoiser.latent_shape, generator=torch.Generator().manual_seed(s)) for s in set(seeds)}
+    return torch.stack([noise[s] for s in seeds]).to(denoiser.device, denoiser.dtype)

@@ -1,12 +1,10 @@
-"""Which weights are memorized: Wanda importance of prompts against that of the empty prompt (METHOD, steps 3 to 5).
+"""Which weights are memorized: Wanda importance of prompts against that of a contrast (METHOD, steps 3 to 5).
 
-    masks = locate(pipe, stats, null, sparsity=0.01)
-    masks.density()                              # (steps, layers)
-    masks.dense("down_blocks.0...", step=0)      # bool (d, f)
-    edit = masks.union(steps=10)
-
-Importance of weight (i, j) is S_ij = |W_ij| a_j. It is memorized at a step if S_ij is among the floor(s f) largest of
-row i (of equal ones the leftmost), and larger for the prompts than for the contrast (`null`).
+memorized(weight, ours, theirs, sparsity)    # the rule, for one layer and one step
+masks = locate(pipe, stats, null)            # ... for all of them; sparsity: the model's recommended one
+masks.density()                              # (steps, layers)
+masks.dense("down_blocks.0...", step=0)      # bool (d, f)
+edit = masks.union(steps=10)
 """
 
 from __future__ import annotations
@@ -15,12 +13,33 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 
 from .activations import ActivationStats
+from .denoiser import Pipeline, as_denoiser, check_model
 from .files import load_tensors, save_artifact
-from .models import check_model, ff_layers
+from .models import model_of
 from .pruning import Edit
+
+
+def importance(weight: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
+    """S_ij = |W_ij| a_j (Wanda, Sun et al. 2023; METHOD, step 3): weight (d, f), norms (f,) or (d, f) to (d, f)."""
+    return weight.float().abs() * norms
+
+
+def row_budget(sparsity: float, f: int) -> int:
+    """Weights of a row of f that may be memorized: floor(s f), at least one."""
+    return max(1, int(sparsity * f + 1e-9))  # 0.29 * 100 is a little less than 29 in floating point
+
+
+def memorized(weight: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor, sparsity: float) -> torch.Tensor:
+    """The rule (METHOD, step 4): among the floor(s f) largest of its row, and larger than for the contrast.
+
+    Of equal ones the leftmost come first. Weight (d, f), norms of prompts and contrast (f,) to bool (d, f).
+    """
+    scores, null_scores = importance(weight, ours), importance(weight, theirs)
+    first = scores.sort(dim=1, descending=True, stable=True).indices[:, : row_budget(sparsity, weight.shape[1])]
+    largest = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, first, True)
+    return largest & (scores > null_scores)
 
 
 @dataclass
@@ -47,16 +66,16 @@ class LayerMask:
 
 
 @dataclass
-class NeuronMasks:
+class WeightMasks:
     """Memorized weights at every step and layer.
 
     Attributes:
         layers: layer name to its mask, in execution order.
-        made: what made them: that of the statistics, and sparsity.
+        provenance: that of the statistics, and sparsity.
     """
 
     layers: dict[str, LayerMask]
-    made: dict
+    provenance: dict
 
     @property
     def steps(self) -> int:
@@ -76,8 +95,7 @@ class NeuronMasks:
     def union(self, steps: int = 10, threshold: float = 0.0) -> Edit:
         """The weights memorized at more than `threshold * steps` of the first `steps` steps (METHOD, step 7).
 
-        Raises:
-            ValueError: more steps than there are, fewer than one, or a threshold outside [0, 1).
+        Raises ValueError for more steps than there are, fewer than one, or a threshold outside [0, 1).
         """
         if not 1 <= steps <= self.steps:
             raise ValueError(f"steps must lie between 1 and {self.steps}, the steps of these masks; got {steps}.")
@@ -87,9 +105,9 @@ class NeuronMasks:
         for name, mask in self.layers.items():
             found, times = torch.cat([mask.flat(t) for t in range(steps)]).unique(return_counts=True)
             positions[name], shapes[name] = found[times > threshold * steps], mask.shape
-        return Edit(positions, shapes, self.made | {"union_steps": steps, "threshold": threshold})
+        return Edit(positions, shapes, self.provenance | {"union_steps": steps, "threshold": threshold})
 
-    def random(self, seed: int = 0) -> NeuronMasks:
+    def random(self, seed: int = 0) -> WeightMasks:
         """As many weights of each row at each step, chosen at random: the control of equal density."""
         generator = torch.Generator().manual_seed(seed)
         layers = {}
@@ -102,7 +120,7 @@ class NeuronMasks:
                 ascending = chosen.sort(dim=1).values
                 columns.append(ascending[ascending < f].to(mask.columns.dtype))
             layers[name] = LayerMask(mask.shape, torch.cat(columns), mask.counts)
-        return NeuronMasks(layers, self.made | {"random": seed})
+        return WeightMasks(layers, self.provenance | {"random": seed})
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file, atomically."""
@@ -110,63 +128,62 @@ class NeuronMasks:
         for name, mask in self.layers.items():
             tensors |= {f"{name}.columns": mask.columns, f"{name}.counts": mask.counts}
         shapes = {name: mask.shape for name, mask in self.layers.items()}
-        save_artifact(tensors, path, "NeuronMasks", {"shapes": shapes, "made": self.made})
+        save_artifact(tensors, path, "WeightMasks", {"shapes": shapes, "provenance": self.provenance})
 
     @classmethod
-    def load(cls, path: str | Path) -> NeuronMasks:
-        """Reads what `save` wrote.
-
-        Raises:
-            FileNotFoundError, ValueError: no such file; it is truncated or something else.
-        """
-        tensors, about = load_tensors(path, "NeuronMasks")
+    def load(cls, path: str | Path) -> WeightMasks:
+        """Reads what `save` wrote; raises FileNotFoundError or ValueError for another file."""
+        tensors, about = load_tensors(path, "WeightMasks")
         layers = {
             n: LayerMask(tuple(s), tensors[f"{n}.columns"], tensors[f"{n}.counts"]) for n, s in about["shapes"].items()
         }
-        return cls(layers, about["made"])
+        return cls(layers, about["provenance"])
 
 
 def locate(
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     stats: ActivationStats,
     null: ActivationStats,
-    sparsity: float = 0.01,
+    sparsity: float | None = None,
     group: str | None = None,
-) -> NeuronMasks:
+) -> WeightMasks:
     """Finds the memorized weights of one group of prompts against a contrast.
 
     Args:
         stats: of the memorized prompts; name the `group` if there are several.
         null: of the contrast, one group: the empty prompt (the paper's), or ordinary prompts.
-        sparsity: share s of each row's weights that may be memorized at a step; at least one weight a row.
+        sparsity: share s of each row's weights that may be memorized at a step, at least one weight a row; default the
+            one recommended for this model (`memsub.models.MODELS`), 1 % for a model that is not listed.
 
     Raises:
-        ValueError: the sparsity is not in (0, 1], or the statistics were made from another model or differ in how they were made.
+        ValueError: the sparsity is not in (0, 1], or the statistics are another model's or were made differently.
     """
+    sparsity = model_of(pipe).sparsity if sparsity is None else sparsity
     if not 0 < sparsity <= 1:
         raise ValueError(f"sparsity must lie in (0, 1]; got {sparsity}.")
-    check_model(pipe, stats.made["model"], "these statistics were captured from")
-    if differing := [k for k in stats.made if stats.made[k] != null.made.get(k)]:
-        told = "; ".join(f"{k}: {stats.made[k]!r} and {null.made.get(k)!r}" for k in differing)
-        raise ValueError(f"prompts and contrast were captured differently: {told}.")
-    ours, theirs = stats.norms(group), null.norms()
-    layers = {
-        name: _locate_layer(
-            linear.weight.detach(), ours[name].to(linear.weight.device), theirs[name].to(linear.weight.device), sparsity
-        )
-        for name, linear in ff_layers(pipe.unet).items()
-    }
-    return NeuronMasks(layers, stats.made | {"sparsity": sparsity, "prompts": stats.prompts, "null": null.prompts})
+    check_model(pipe, stats.provenance["model"], "these statistics were captured from")
+    stats.check_made_like(null)
+    found = {}
+    norms, null_norms = stats.norms(group), null.norms()
+    for name, linear in as_denoiser(pipe).layers().items():
+        weight = linear.weight.detach()
+        both = (of[name].to(weight.device) for of in (norms, null_norms))
+        found[name] = memorized_at_steps(weight, *both, sparsity)
+    located = {"sparsity": sparsity, "prompts": stats.prompts, "null": null.prompts}
+    return WeightMasks(found, stats.provenance | located)
 
+
+# --- the same rule at many steps, fast --------------------------------------------------------------------------
 
 _BLOCK = 10
 """Steps that share their candidates: norms drift slowly, so that few columns can come first at any of them."""
 
 
-def _locate_layer(weight: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor, sparsity: float) -> LayerMask:
+def memorized_at_steps(weight: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor, sparsity: float) -> LayerMask:
+    """What `memorized` gives for each step, norms (steps, f), without sorting every row at every step."""
     magnitude = weight.float().abs()
     d, f = magnitude.shape
-    k = max(1, int(sparsity * f))
+    k = row_budget(sparsity, f)
     columns, counts = [], []
     first = (magnitude * ours[0]).topk(k, dim=1, sorted=False).indices
     candidates, among = torch.arange(f, device=weight.device).expand(d, f), magnitude
@@ -176,13 +193,13 @@ def _locate_layer(weight: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor
         candidates, there = _candidates(magnitude, ours[block], known, reached)
         among = magnitude.gather(1, candidates).mul_(there)
         for our_norms, their_norms in zip(ours[block], theirs[block], strict=True):
-            importance = among * our_norms[candidates]
-            values, first = importance.topk(k, dim=1, sorted=False)
-            chosen = importance >= values.amin(1, keepdim=True)
-            if int(chosen.sum()) > k * d:  # ties at the k-th: the leftmost of them, so that it is the same every time
-                first = importance.sort(dim=1, descending=True, stable=True).indices[:, :k]
-                chosen = torch.zeros_like(chosen).scatter_(1, first, True)
-            kept = chosen & (importance > among * their_norms[candidates])
+            scores = importance(among, our_norms[candidates])
+            values, first = scores.topk(k, dim=1, sorted=False)
+            largest = scores >= values.amin(1, keepdim=True)
+            if int(largest.sum()) > k * d:  # ties at the k-th: the leftmost of them, so that it is the same every time
+                first = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
+                largest = torch.zeros_like(largest).scatter_(1, first, True)
+            kept = largest & (scores > importance(among, their_norms[candidates]))
             columns.append(candidates[kept].to(torch.int16 if f <= 32767 else torch.int32).cpu())
             counts.append(kept.sum(1, dtype=torch.int32).cpu())
     return LayerMask((d, f), torch.cat(columns), torch.stack(counts))
@@ -193,11 +210,9 @@ def _candidates(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Columns, ascending, that can be among the k largest of their row at any of some steps.
 
-    What a column reaches at most must not be below what the k `known` columns, of magnitude `reached`, reach at least.
-    So a full selection is needed once, not once a step.
-
-    Returns:
-        Columns (d, c), c those of the row that has most, and which of them are there, not filling (d, c).
+    What a column reaches at most must not be below what the k `known` columns, of magnitude `reached`, reach at least:
+    so a full selection is needed once, not once a step. Returns columns (d, c), c those of the row that has most, and
+    which of them are there, not filling.
     """
     floor = (reached * norms.amin(0)[known]).amin(1, keepdim=True)
     possible = magnitude * norms.amax(0) >= floor

@@ -12,12 +12,12 @@ from itertools import combinations, product
 
 import torch
 
-from .neurons import NeuronMasks
+from .neurons import WeightMasks
 
 
 def pairwise_iou(
-    sets: Sequence[NeuronMasks],
-    others: Sequence[NeuronMasks] | None = None,
+    sets: Sequence[WeightMasks],
+    others: Sequence[WeightMasks] | None = None,
     pairs: Sequence[tuple[int, int]] | None = None,
 ) -> torch.Tensor:
     """IoU of every two of `sets`, or of each of them with each of `others`; 0 where the union is empty.
@@ -26,18 +26,14 @@ def pairwise_iou(
         pairs: which of `sets` to compare with which of `sets` (or of `others`); default all.
 
     Returns:
-        float64, shape (pairs, steps, layers).
-
-    Raises:
-        ValueError: fewer than two sets, or sets of different models or numbers of steps.
+        float64, shape (pairs, steps, layers). Raises ValueError for fewer than two sets, or sets of different models.
     """
     everything = [*sets, *(others or [])]
-    first = everything[0] if everything else None
     if len(everything) < 2:
         raise ValueError(f"an overlap needs two sets or more; got {len(everything)}.")
-    for masks in everything:
-        if masks.made["model"] != first.made["model"] or masks.steps != first.steps:
-            raise ValueError("these sets of masks were made from different models or with different numbers of steps.")
+    first = everything[0]
+    if len({(masks.provenance["model"], masks.steps) for masks in everything}) > 1:
+        raise ValueError("these sets of masks were made from different models or with different numbers of steps.")
     if pairs is None:
         pairs = list(
             combinations(range(len(sets)), 2) if others is None else product(range(len(sets)), range(len(others)))

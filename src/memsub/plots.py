@@ -2,17 +2,17 @@
 
 image_grid({"training image": a, "seed 0": b}, captions)    # a labelled row for each entry, a column a caption
 similarity_histograms(frame, threshold)                     # one panel a kind of caption
-exposure_curve(ladder, threshold)                           # exposures -> probability of reproduction
-judge_roc(judge)                                            # how the copy judge's threshold was chosen
+exposure_curve(ladder, threshold)                           # exposures -> probability of replication
+copy_roc(metric)                                            # how the copy metric's threshold was chosen
 heatmaps({"memorized": (steps, layers), ...}, layers, "...") # a panel an entry, one colour scale
 sorted_norms({"memorized": (neurons,), ...}, "...")          # how unequal the neurons of a layer are
 curves({"memorized": [(steps, layers), ...]}, layers, "...") # per layer and per step, a line a subset, a row an entry
 spread({"m = 10": (pairs, steps, layers), ...}, layers, "") # per layer and per step, mean and spread over pairs
 sweep(frame, unedited)                                      # the same over sparsity, steps and contrast
-rivals(frame, x, y, labels)                                 # the same for other cures, a line a knob
+methods(frame, x, y, labels)                                # the same for other cures, a line a method
 extraction_curve(frame)                                     # exposures -> share of captions extracted
 roc({"unedited": curve, ...}, xlabel, ylabel)               # how well a score tells two kinds of captions apart
-tradeoff(frame)                                             # what is still reproduced against what is still drawn as asked
+tradeoff(frame)                                             # what is still replicated against what is drawn as asked
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .metrics import CopyJudge
+from .metrics import CopyMetric
 
 
 def image_grid(rows: Mapping[str, np.ndarray], captions: Sequence[str] = (), title: str = "") -> Figure:
@@ -66,7 +66,7 @@ def image_grid(rows: Mapping[str, np.ndarray], captions: Sequence[str] = (), tit
 
 
 def similarity_histograms(frame: pd.DataFrame, threshold: float) -> Figure:
-    """Distribution of copy similarity for each kind of caption, with the judge's threshold.
+    """Distribution of copy similarity for each kind of caption, with the metric's threshold.
 
     Args:
         frame: columns similarity and kind.
@@ -91,18 +91,20 @@ def exposure_curve(ladder: pd.DataFrame, others: pd.DataFrame | None = None) -> 
     """Share of draws that copy the training image against its exposures; 95 % intervals over captions (bootstrap).
 
     Args:
-        ladder: columns prompt, exposures, copied; one row a draw.
+        ladder: columns prompt, exposures, replicated; one row a draw.
         others: the same for kinds to show as single points (column kind).
     """
     figure, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
-    per_prompt = ladder.groupby(["exposures", "prompt"], as_index=False)["copied"].mean()
-    sns.lineplot(per_prompt, x="exposures", y="copied", marker="o", seed=0, label="ladder (10 pairs a rung)", ax=axis)
+    per_prompt = ladder.groupby(["exposures", "prompt"], as_index=False)["replicated"].mean()
+    sns.lineplot(
+        per_prompt, x="exposures", y="replicated", marker="o", seed=0, label="ladder (10 pairs a rung)", ax=axis
+    )
     if others is not None:
-        points = others.groupby("kind", sort=False)[["exposures", "copied"]].mean().reset_index()
+        points = others.groupby("kind", sort=False)[["exposures", "replicated"]].mean().reset_index()
         sns.scatterplot(
             points,
             x="exposures",
-            y="copied",
+            y="replicated",
             hue="kind",
             style="kind",
             markers=["s", "D", "^"][: len(points)],
@@ -114,7 +116,7 @@ def exposure_curve(ladder: pd.DataFrame, others: pd.DataFrame | None = None) -> 
     axis.set(
         xscale="log",
         xlabel="exposures of the pair in training",
-        ylabel="probability of verbatim reproduction",
+        ylabel="probability of replication",
         ylim=(-0.03, 1.03),
     )
     axis.legend(title=None, loc="upper left")
@@ -231,11 +233,11 @@ def tradeoff(frame: pd.DataFrame, x: str, y: str, labels: Mapping[str, str], hue
 
 
 def sweep(frame: pd.DataFrame, unedited: float, bar: tuple[float, float] = (1 / 3, 0.9)) -> Figure:
-    """Share of draws still reproduced against what is kept of the alignment: a panel a contrast, a line a number of steps.
+    """Replication rate against relative alignment: a panel a contrast, a line a number of steps.
 
     Args:
-        frame: columns contrast, steps, sparsity, reproduced, kept.
-        unedited: share reproduced by the unedited model.
+        frame: columns contrast, steps, sparsity, replication_rate, relative_alignment.
+        unedited: replication rate of the unedited model.
         bar: the corner aimed at: at most this share of `unedited`, at least this much kept.
     """
     contrasts = list(frame["contrast"].unique())
@@ -256,35 +258,40 @@ def sweep(frame: pd.DataFrame, unedited: float, bar: tuple[float, float] = (1 / 
         for tau, line in frame[frame["contrast"] == contrast].groupby("steps"):
             line = line.sort_values("sparsity")
             axis.plot(
-                100 * line["reproduced"], 100 * line["kept"], "o-", color=colours[tau], label=f"first {tau} steps"
+                100 * line["replication_rate"],
+                100 * line["relative_alignment"],
+                "o-",
+                color=colours[tau],
+                label=f"first {tau} steps",
             )
             for point in line.itertuples():
-                axis.annotate(f"{100 * point.sparsity:g} %", (100 * point.reproduced, 100 * point.kept), fontsize=7,
-                              xytext=(4, 3), textcoords="offset points")  # fmt: skip
+                at = (100 * point.replication_rate, 100 * point.relative_alignment)
+                told = f"{100 * point.sparsity:g} %"
+                axis.annotate(told, at, fontsize=7, xytext=(4, 3), textcoords="offset points")
         told = "weights at random" if contrast == "random" else f"against {contrast} prompts"
         axis.set_title(told if contrast != "empty" else "against the empty prompt", fontsize=10)
-        axis.set_xlabel("unused memorized captions reproduced (%)")
+        axis.set_xlabel("held-out memorized captions replicated (%)")
         axis.legend(fontsize=8, loc="lower right")
-    axes[0, 0].set(ylabel="alignment of never-seen captions kept (%)", xlim=(-2, 102), ylim=(None, 105))
+    axes[0, 0].set(ylabel="relative alignment of never-seen captions (%)", xlim=(-2, 102), ylim=(None, 105))
     sns.despine(figure)
     return figure
 
 
-def rivals(frame: pd.DataFrame, x: str, y: str, labels: Mapping[str, str], unit: str = " (%)") -> Figure:
-    """A line a rival through the settings of its knob; the best corner is the upper left.
+def methods(frame: pd.DataFrame, x: str, y: str, labels: Mapping[str, str], unit: str = " (%)") -> Figure:
+    """A line a method through its strengths; the best corner is the upper left.
 
     Args:
-        frame: columns rival, knob (a label), `x` and `y` (shares, or similarities; shown times 100).
+        frame: columns method, strength (a label), `x` and `y` (shares, or similarities; shown times 100).
         labels: axis label of `x` and of `y`.
     """
     figure, axis = plt.subplots(figsize=(7, 4.6), layout="constrained")
-    names = list(frame["rival"].unique())
+    names = list(frame["method"].unique())
     for name, colour in zip(names, sns.color_palette("deep", len(names)), strict=True):
-        part = frame[frame["rival"] == name]
+        part = frame[frame["method"] == name]
         axis.plot(100 * part[x], 100 * part[y], "*-" if name == "none" else "o-", color=colour, label=name)
         for point in part.itertuples():
             at = (100 * getattr(point, x), 100 * getattr(point, y))
-            axis.annotate(point.knob, at, fontsize=7, xytext=(4, 3), textcoords="offset points", color=colour)
+            axis.annotate(point.strength, at, fontsize=7, xytext=(4, 3), textcoords="offset points", color=colour)
     axis.set(xlabel=f"{labels[x]}{unit}", ylabel=f"{labels[y]}{unit}", xlim=(-3, 103))
     axis.legend(title=None, fontsize=8)
     sns.despine(figure)
@@ -342,18 +349,18 @@ def roc(lines: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str) -> Figure:
     return figure
 
 
-def judge_roc(judge: CopyJudge) -> Figure:
-    """ROC of the copy judge on held-out scenes: copies against distinct scenes of the same caption."""
+def copy_roc(metric: CopyMetric) -> Figure:
+    """ROC of the copy metric on held-out scenes: copies against distinct scenes of the same caption."""
     figure, axis = plt.subplots(figsize=(5, 3.6), layout="constrained")
-    roc = judge.roc["roc"]
+    roc = metric.roc["roc"]
     axis.plot(
         np.asarray(roc["false_positives"]) * 100,
         np.asarray(roc["true_positives"]) * 100,
         drawstyle="steps-post",
-        label="copy judge",
+        label="copy metric",
     )
-    point = (judge.roc["false_positives"] * 100, judge.roc["true_positives"] * 100)
-    axis.plot(*point, "ko", label=f"threshold {judge.threshold:.2f}: {point[1]:.1f} % at {point[0]:.2f} %")
+    point = (metric.roc["false_positives"] * 100, metric.roc["true_positives"] * 100)
+    axis.plot(*point, "ko", label=f"threshold {metric.threshold:.2f}: {point[1]:.1f} % at {point[0]:.2f} %")
     axis.axhline(98, color="gray", linestyle=":", linewidth=1)
     axis.axvline(0.5, color="gray", linestyle=":", linewidth=1, label="required: 98 % at 0.5 %")
     axis.set(

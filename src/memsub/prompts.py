@@ -13,19 +13,22 @@ from __future__ import annotations
 import difflib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from sklearn.feature_extraction.text import TfidfVectorizer
-from transformers import PreTrainedTokenizerBase
 
 from .downloads import SOURCES, fetch
 from .files import load_table
 from .testbed import dataset
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Prompts:
         return self.rows(kind)["prompt"].tolist()
 
     def images(self, kind: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Training images (scenes, for `heldout`) of the rows `start` to `stop` of one kind: uint8, (n, height, width, 3)."""
+        """Training images (scenes, for `heldout`) of rows `start` to `stop` of a kind: uint8, (n, height, width, 3)."""
         return np.array([dataset.decode(png) for png in self.rows(kind)["image"][start:stop]])
 
     def without_near_duplicates(self) -> Prompts:
@@ -88,11 +91,12 @@ def read_prompts(path: str | Path) -> pd.DataFrame:
     """A published prompt list.
 
     Reads a caption a line (`.txt`), JSON lines with `caption` (`.jsonl`), `;`- or `,`-separated tables with `Caption`
-    (`.csv`), and parquet with `caption`. Addresses (`url`), numbers (`index`) and types (`type` or `overfit_type`) are kept.
+    (`.csv`), and parquet with `caption`. Addresses (`url`), numbers (`index`) and types (`type` or `overfit_type`) are
+    kept.
 
     Returns:
-        Columns prompt, kind ("verbatim", "template", or "memorized" where the list does not say), and url and index where
-        the list has them. Rows that the list marks as not memorized (type N) are left out.
+        Columns prompt, kind ("verbatim", "template", or "memorized" where the list does not say), and url and index
+        where the list has them. Rows that the list marks as not memorized (type N) are left out.
 
     Raises:
         FileNotFoundError: no such file.
@@ -152,7 +156,9 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def near_duplicates(captions: Sequence[str], threshold: float = 0.8) -> list[int | None]:
-    """For each caption the first earlier one that it nearly repeats, or None: cosine of character 3- to 5-grams (TF-IDF)."""
+    """The first earlier caption that each nearly repeats, or None (cosine of TF-IDF of character 3- to 5-grams)."""
+    from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to import
+
     vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5)).fit_transform(captions)
     found: list[int | None] = []
     for i in range(len(captions)):
@@ -170,8 +176,8 @@ def too_long(captions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> dic
 def subsets(prompts: int, size: int, count: int, seed: int = 0) -> list[list[int]]:
     """`count` subsets of `size` indices below `prompts`, that share as little as possible.
 
-    The indices are shuffled and cut into disjoint subsets; when they run out, they are shuffled anew. Only subsets of one
-    shuffle are sure to be disjoint (`disjoint_pairs`): two that share prompts overlap for that reason alone.
+    The indices are shuffled and cut into disjoint subsets; when they run out, they are shuffled anew. Only subsets of
+    one shuffle are sure to be disjoint (`disjoint_pairs`): two that share prompts overlap for that reason alone.
 
     Raises:
         ValueError: a subset would be larger than the list.
@@ -195,8 +201,9 @@ def load_prompts(source: str | Path | Mapping[str, str | Path]) -> Prompts:
     """The prompts that belong to a model, or a list in a file.
 
     Args:
-        source: "tiny"; "sd14" or "sd20" (lists fetched on first use, see `memsub.downloads`); or a file (`read_prompts`),
-            all of whose captions count as memorized; or one file each for "memorized", "ordinary" and "heldout".
+        source: "tiny"; "sd14" or "sd20" (lists fetched on first use, see `memsub.downloads`); or a file
+            (`read_prompts`), all of whose captions count as memorized; or one file each for "memorized", "ordinary" and
+            "heldout".
 
     Raises:
         ValueError: there is no such list, or the file is not one; close matches are offered.
@@ -206,19 +213,27 @@ def load_prompts(source: str | Path | Mapping[str, str | Path]) -> Prompts:
     if isinstance(source, Mapping):
         return _from_files({kind: Path(path) for kind, path in source.items()})
     name = str(source)
-    if name == "tiny":
-        return Prompts(dataset.ground_truth())
-    if name in SOURCES:
-        return _from_files({kind: fetch(name, kind) for kind in SOURCES[name]})
+    if name in LISTS:
+        return LISTS[name]()
     if Path(name).suffix:
         return _from_files({"memorized": Path(name)})
-    known = ["tiny", *SOURCES]
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, LISTS, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"no prompt list named {name!r}.{hint} Expected one of {', '.join(known)}, or a file.")
+    raise ValueError(f"no prompt list named {name!r}.{hint} Expected one of {', '.join(LISTS)}, or a file.")
+
+
+def _fetched(name: str) -> Prompts:
+    return _from_files({kind: fetch(name, kind) for kind in SOURCES[name]})
 
 
 def _from_files(files: dict[str, Path]) -> Prompts:
     parts = [read_prompts(path) for path in files.values()]
     parts = [p if kind == "memorized" else p.assign(kind=kind) for kind, p in zip(files, parts, strict=True)]
     return Prompts(pd.concat(parts, ignore_index=True), ("verbatim", "template", "memorized"))
+
+
+LISTS: dict[str, Callable[[], Prompts]] = {
+    "tiny": lambda: Prompts(dataset.ground_truth()),
+    **{name: partial(_fetched, name) for name in SOURCES},
+}
+"""The lists that belong to models, by name."""

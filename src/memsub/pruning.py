@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 
+from .denoiser import Pipeline, as_denoiser, check_model
 from .files import load_tensors, save_artifact
-from .models import check_model, ff_layers
 
 
 @dataclass
@@ -28,40 +27,38 @@ class Edit:
     Attributes:
         positions: layer name to ascending positions i f + j in the layer's weight, int64.
         shapes: layer name to (d, f).
-        made: what made it, `model` being the fingerprint of the UNet it belongs to.
+        provenance: what made it, `model` being the fingerprint of the network it belongs to.
     """
 
     positions: dict[str, torch.Tensor]
     shapes: dict[str, tuple[int, int]]
-    made: dict
+    provenance: dict
 
     @property
     def density(self) -> float:
         """Share of all second feed-forward weights that the edit sets to zero."""
         return sum(map(len, self.positions.values())) / sum(d * f for d, f in self.shapes.values())
 
-    def apply(self, pipe: StableDiffusionPipeline) -> None:
+    def apply(self, pipe: Pipeline) -> None:
         """Sets the weights to zero, in place.
 
-        Raises:
-            ValueError: the edit belongs to another model; nothing is changed.
+        Raises ValueError if the edit belongs to another model; nothing is changed then.
         """
         with torch.no_grad():
             for weight, positions in self._weights(pipe):
                 weight.view(-1)[positions] = 0
 
-    def _weights(self, pipe: StableDiffusionPipeline) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        check_model(pipe, self.made["model"], "this edit was made for")
-        layers = ff_layers(pipe.unet)
+    def _weights(self, pipe: Pipeline) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        check_model(pipe, self.provenance["model"], "this edit was made for")
+        layers = as_denoiser(pipe).layers()
         return [(layers[n].weight, p.to(layers[n].weight.device)) for n, p in self.positions.items()]
 
     def _combine(self, other: Edit, name: str, keep: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Edit:
-        if self.made["model"] != other.made["model"]:
-            raise ValueError(
-                f"edits of two models do not combine: {self.made['model'][:12]} and {other.made['model'][:12]}."
-            )
+        ours, theirs = self.provenance["model"], other.provenance["model"]
+        if ours != theirs:
+            raise ValueError(f"edits of two models do not combine: {ours[:12]} and {theirs[:12]}.")
         positions = {layer: keep(p, other.positions[layer]) for layer, p in self.positions.items()}
-        return Edit(positions, self.shapes, {"model": self.made["model"], name: [self.made, other.made]})
+        return Edit(positions, self.shapes, {"model": ours, name: [self.provenance, other.provenance]})
 
     def __or__(self, other: Edit) -> Edit:
         return self._combine(other, "union", lambda a, b: torch.cat([a, b]).unique())
@@ -73,10 +70,9 @@ class Edit:
         return self._combine(other, "difference", lambda a, b: a[~torch.isin(a, b)])
 
     def only(self, layers: Iterable[str]) -> Edit:
-        """The part of the edit that lies in some layers, given by the beginnings of their names ("down_blocks", "mid_block").
+        """The part of the edit that lies in some layers, given by the beginnings of their names ("down_blocks").
 
-        Raises:
-            ValueError: a beginning that no layer has.
+        Raises ValueError for a beginning that no layer has.
         """
         wanted = tuple(layers)
         if missing := [w for w in wanted if not any(n.startswith(w) for n in self.positions)]:
@@ -84,40 +80,35 @@ class Edit:
                 f"no layer's name begins with {missing[0]!r}; the layers are: {', '.join(self.positions)}."
             )
         positions = {n: p if n.startswith(wanted) else p[:0] for n, p in self.positions.items()}
-        return Edit(positions, self.shapes, self.made | {"only": list(wanted)})
+        return Edit(positions, self.shapes, self.provenance | {"only": list(wanted)})
 
     def random(self, seed: int = 0) -> Edit:
-        """As many weights of each layer, chosen at random: the null rival of equal density."""
+        """As many weights of each layer, chosen at random: the control of equal density."""
         generator = torch.Generator().manual_seed(seed)
         positions = {
             n: torch.randperm(self.shapes[n][0] * self.shapes[n][1], generator=generator)[: len(p)].sort().values
             for n, p in self.positions.items()
         }
-        return Edit(positions, self.shapes, {"model": self.made["model"], "random": [self.made, seed]})
+        return Edit(positions, self.shapes, {"model": self.provenance["model"], "random": [self.provenance, seed]})
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file of coordinates, atomically."""
         small = {n: p.to(torch.int32) for n, p in self.positions.items()}
-        save_artifact(small, path, "Edit", {"shapes": self.shapes, "made": self.made})
+        save_artifact(small, path, "Edit", {"shapes": self.shapes, "provenance": self.provenance})
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:
-        """Reads what `save` wrote.
-
-        Raises:
-            FileNotFoundError, ValueError: no such file; it is truncated or something else.
-        """
+        """Reads what `save` wrote; raises FileNotFoundError or ValueError for another file."""
         tensors, about = load_tensors(path, "Edit")
         shapes = {n: tuple(s) for n, s in about["shapes"].items()}
-        return cls({n: tensors[n].long() for n in shapes}, shapes, about["made"])
+        return cls({n: tensors[n].long() for n in shapes}, shapes, about["provenance"])
 
 
 @contextmanager
-def pruned(pipe: StableDiffusionPipeline, edit: Edit | None) -> Iterator[StableDiffusionPipeline]:
-    """The pipeline with the edit applied (None: as it is); on leaving, also by an exception, the weights are what they were.
+def pruned(pipe: Pipeline, edit: Edit | None) -> Iterator[Pipeline]:
+    """The pipeline with the edit applied (None: as it is); the weights come back on leaving, also by an exception.
 
-    Raises:
-        ValueError: the edit belongs to another model.
+    Raises ValueError if the edit belongs to another model.
     """
     weights = edit._weights(pipe) if edit else []
     kept = [weight.detach().view(-1)[positions].clone() for weight, positions in weights]

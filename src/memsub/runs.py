@@ -1,224 +1,113 @@
-"""A run: validated parameters, a folder of artifacts, and what the notebooks share.
+"""A run: the data, artifacts and edits of one set of parameters, and what the notebooks share.
 
-    run = Run.from_notebook(globals())          # second cell of a notebook: checks what papermill injected
+    run = Run.from_notebook(In)                 # second cell of a notebook: reads the parameters cell
     run = Run(Parameters.load("papermill_params/tiny.yaml"))
-    run.pipe, run.prompts, run.judges           # loaded on first use
+    run.pipe, run.prompts, run.metrics          # loaded on first use
     run.grid                                    # statistics of all subsets, captured once
-    run.masks("memorized", 10, 0)               # memorized neurons of subset 0 of ten prompts
-    run.table("evaluation", make, ...)          # any table, computed once
+    run.masks("memorized", 10, 0)               # memorized weights of subset 0 of ten prompts
+    run.edit("memorized 10/0")                  # the edit that these prompts locate
+    run.evaluate(edit, captions)                # both sides of it, on memorized prompts that it never saw
 
-An artifact's file name holds a digest of everything it is a function of: a changed parameter, prompt or weight gives
-another file, never a stale one. A run that was killed goes on with what is there.
+The memorized prompts are split in three: an edit that the notebooks report is *located* on the first third, its setting
+was *chosen* on the second, and it is *reported* on the third.
 """
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Iterable
 from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
-import yaml
-from diffusers import StableDiffusionPipeline
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tqdm.auto import tqdm
 
 from .activations import ActivationStats, capture
-from .distributed import first_on_each_machine, is_main, wait
+from .denoiser import Denoiser, Pipeline, as_denoiser, sampler_fingerprint
+from .distributed import first_on_each_machine
 from .downloads import fetch_images
-from .evaluation import Draw, evaluate, summary
-from .files import image_files, load_table, load_tensors, read_images, save_artifact, save_json, save_table
-from .generation import generate
-from .metrics import Judges, clip, load_judges, sscd
-from .models import fingerprint, load_pipeline, resolve
-from .neurons import NeuronMasks, locate
+from .evaluation import alignment, score, summary
+from .files import image_files, read_images, save_json
+from .generation import Sample, generate
+from .metrics import Metrics, load_metrics
+from .models import Model, find_model, load_pipeline
+from .neurons import WeightMasks, locate
+from .parameters import Contrast, Parameters
 from .prompts import Prompts, load_prompts, near_duplicates, subsets, too_long
 from .pruning import Edit, pruned
+from .store import Store, code_version
 from .testbed.dataset import decode, training_images
 
 Kind = Literal["memorized", "ordinary"]
 CHUNK = 1024
 """Images in memory at a time where there can be tens of thousands."""
-Artifact = TypeVar("Artifact", ActivationStats, NeuronMasks, Edit)
-
-
-class Parameters(BaseModel):
-    """Everything a run can be told; the defaults are those of the embedded model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str = Field("tiny", description="a name, a folder, or a hub id")
-    run: str = Field("../runs/tiny", description="folder of the artifacts")
-    near_duplicates: Literal["keep", "drop"] = Field(
-        "keep", description="memorized captions that nearly repeat another"
-    )
-    prompts: str | dict[Literal["memorized", "ordinary", "heldout"], str] | None = Field(
-        None, description="a list by name, or files (default: the lists that belong to the model)"
-    )
-    copy_judge: str | None = Field(None, description="an SSCD by name or path (default: the judge of the model)")
-    prompt_judge: str | None = Field(None, description="a CLIP by name or folder (default: the judge of the model)")
-    images: str | None = Field(
-        None, description="folder of training images, <index>/*.png (default: gt_images in `run`)"
-    )
-    real: str | None = Field(None, description="folder of pictures for the FID, such as COCO's")
-    seed: int = Field(0, description="of the initial noise in capture, and of the subsets")
-    steps: int = Field(50, ge=1, description="denoising steps")
-    guidance_scale: float = Field(3.0, ge=1)
-    cfg_half: Literal["both", "cond"] = "both"
-    batch_size: int = Field(60, ge=1, description="prompts at a time")
-    memorized: int = Field(100, ge=2, description="memorized prompts to use, and as many ordinary ones")
-    subsets: int = Field(10, ge=2, description="subsets of each size")
-    sizes: list[int] = Field([10, 20, 30, 40, 50], description="prompts in a subset")
-    sparsity: float = Field(0.05, gt=0, le=1, description="of the masks shown in notebooks 02 and 03")
-    edit_sparsity: float = Field(0.35, gt=0, le=1, description="of the edit, chosen by the sweep of notebook 04")
-    edit_steps: int = Field(10, ge=1, description="tau: the edit unites the masks of the first steps")
-    edit_threshold: float = Field(0.0, ge=0, lt=1, description="r: ... memorized at more than r tau of them")
-    edit_contrast: Literal["empty", "ordinary"] = "empty"
-    edit_layers: list[str] | None = Field(
-        None, description="beginnings of the names of the layers to edit (default: all)"
-    )
-    sweep_sparsity: list[float] = Field([0.1, 0.2, 0.35, 0.5], description="sparsities of the sweep")
-    sweep_steps: list[int] = Field([10, 50], description="values of tau of the sweep")
-    judge_steps: int = Field(
-        16, ge=1, description="denoising steps of the images that judge an edit, a rival, an attack"
-    )
-    judged: int = Field(30, ge=2, description="captions of each kind that judge an edit")
-    fid_images: int = Field(150, ge=2, description="held-out captions of the FID")
-    rival_captions: int = Field(20, ge=2, description="notebook 05: memorized captions that compare the rivals")
-    rival_never_seen: int = Field(60, ge=2, description="notebook 05: never-seen captions that do")
-    rival_targets: list[float] = Field(
-        [1.0, 0.7, 0.4], description="notebook 05: targets of the embedding optimization"
-    )
-    rival_tokens: list[int] = Field([1, 2, 4], description="notebook 05: random tokens added to a prompt")
-    rival_deviations: list[float] = Field(
-        [0.5, 0.0],
-        description="notebook 05: deviations down to which value neurons are silenced (none: without this rival)",
-    )
-    rival_turns: int = Field(2, ge=1, description="notebook 05: times that the rivals are timed, in turns")
-    detection_calls: int = Field(3, ge=1, description="notebook 05: UNet calls that score a caption")
-    extraction_captions: int = Field(16, ge=2, description="notebook 05: captions a kind, and a rung, under extraction")
-    extraction_images: int = Field(5, ge=2, description="notebook 05: images a caption under extraction")
-    extraction_clique: int = Field(4, ge=2, description="notebook 05: near-duplicates that make a claim")
-    extraction_distance: float = Field(0.1, gt=0, description="notebook 05: tiled distance of near-duplicates")
-    embedding_images: int = Field(4, ge=1, description="notebook 05: images under the embedding attack")
-    embedding_iterations: int = Field(50, ge=1, description="notebook 05: steps of the embedding attack")
-    seeds: int = Field(2, ge=1, description="notebook 00: draws of a memorized caption")
-    never_seen: int = Field(200, ge=2, description="notebook 00: draws of captions that are not in the training set")
-
-    @classmethod
-    def checked(cls, given: Mapping[str, Any], source: str = "parameters") -> Parameters:
-        """Validated parameters.
-
-        Raises:
-            ValueError: an unknown key (the valid ones are listed), or a value out of bounds; names key and source.
-        """
-        known = list(cls.model_fields)
-        if unknown := [key for key in given if key not in known]:
-            close = difflib.get_close_matches(unknown[0], known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"unknown key {unknown[0]!r} in {source}.{hint} Valid keys: {', '.join(known)}.")
-        try:
-            return cls(**given)
-        except ValidationError as error:
-            told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors())
-            raise ValueError(f"{source}: {told}.") from None
-
-    @classmethod
-    def load(cls, path: str | Path) -> Parameters:
-        """Parameters from a YAML file.
-
-        Raises:
-            FileNotFoundError, ValueError: no such file; it is no YAML mapping, or `checked` objects to what it holds.
-        """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no parameter file at {path}.")
-        try:
-            given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is no YAML: {error}") from None
-        if not isinstance(given, dict):
-            raise ValueError(f"{path} must hold a mapping of parameters; it holds {type(given).__name__}.")
-        return cls.checked(given, str(path))
 
 
 class Run:
-    """The artifacts of one set of parameters, and the model, prompts and judges they are made with."""
+    """One set of parameters, its folder, and the model, prompts and metrics it works with."""
 
     def __init__(self, parameters: Parameters):
-        """Raises ValueError or FileNotFoundError for a model that is not there, before anything is loaded or written."""
-        resolve(parameters.model)
+        """Raises ValueError or FileNotFoundError for a model that is not there, before anything is loaded."""
+        self.model: Model = find_model(parameters.model)
         self.parameters = parameters
-        self.folder = Path(parameters.run)
+        self.folder = Path(parameters.folder)
+        self.store = Store(self.folder / "artifacts")
 
     @classmethod
-    def from_notebook(cls, variables: Mapping[str, Any]) -> Run:
+    def from_notebook(cls, cells: Iterable[str]) -> Run:
         """The run that a notebook's parameters cell (and what papermill injected below it) describes.
 
         Args:
-            variables: `globals()`, before anything else is defined: every public variable that holds plain data counts
-                as a parameter, so that a misspelt one is found.
+            cells: IPython's `In`, the sources of the cells that were executed. See `Parameters.from_cells`.
         """
-        plain = (str, int, float, list, dict, type(None))
-        given = {k: v for k, v in variables.items() if isinstance(v, plain) and not k.startswith("_")}
-        return cls(
-            Parameters.checked({k: v for k, v in given.items() if k not in ("In", "Out", "PAPERMILL_INPUT_PATH")})
-        )
+        return cls(Parameters.from_cells(cells))
+
+    # --- model, data, metrics -----------------------------------------------------------------------------------
 
     @cached_property
-    def pipe(self) -> StableDiffusionPipeline:
+    def pipe(self) -> Pipeline:
         return load_pipeline(self.parameters.model)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        return as_denoiser(self.pipe)
 
     @cached_property
     def prompts(self) -> Prompts:
-        prompts = load_prompts(self.parameters.prompts or self.parameters.model)
-        return prompts.without_near_duplicates() if self.parameters.near_duplicates == "drop" else prompts
+        prompts = load_prompts(self.parameters.data.prompts or self.model.prompts)
+        return prompts.without_near_duplicates() if self.parameters.data.near_duplicates == "drop" else prompts
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        names = self.parameters.metrics
+        metrics = load_metrics(self.parameters.model, self.denoiser.device, names.copy_, names.prompt, names.more)
+        if not self.model.drawn:  # large networks: as many pictures at a time as the model samples
+            metrics.copy.batch_size = metrics.prompt.batch_size = self.parameters.sampling.batch_size
+        return metrics
 
     def describe_prompts(self) -> str:
         """How many memorized captions nearly repeat another, and how many captions of the run the tokenizer cuts."""
         memorized, ordinary = self.captions("memorized"), self.captions("ordinary")
         repeats = sum(i is not None for i in near_duplicates(memorized))
-        cut, limit = too_long(memorized + ordinary, self.pipe.tokenizer), self.pipe.tokenizer.model_max_length
+        tokenizer = self.denoiser.tokenizer
+        cut, limit = too_long(memorized + ordinary, tokenizer), tokenizer.model_max_length
         return (
             f"{repeats} of {len(memorized)} memorized captions nearly repeat an earlier one\n"
             f"{len(cut)} of {len(memorized + ordinary)} captions are longer than {limit} tokens and are cut"
         )
 
-    @property
-    def draw(self) -> Draw:
-        """`generate` with the options of whatever is judged."""
-        p = self.parameters
-        options = {"steps": p.judge_steps, "guidance_scale": p.guidance_scale, "batch_size": p.batch_size}
-        return partial(generate, self.pipe, progress=False, **options)
-
-    @cached_property
-    def judges(self) -> Judges:
-        p, device = self.parameters, self.pipe.device
-        own = None if p.copy_judge and p.prompt_judge else load_judges(p.model, device)
-        copy = sscd(p.copy_judge, device, batch_size=p.batch_size) if p.copy_judge else own.copy
-        return Judges(copy, clip(p.prompt_judge, device, p.batch_size) if p.prompt_judge else own.prompt)
-
-    @cached_property
-    def corpus(self) -> np.ndarray:
-        """All training images that are known: of the embedded model every one, of others those of the memorized prompts."""
-        return training_images() if self.parameters.model == "tiny" else np.stack(list(self.references.values()))
-
     def captions(self, kind: Kind) -> list[str]:
         """The memorized prompts of this run, or the ordinary ones: equally many.
 
         Raises:
-            ValueError: the model's list holds fewer than the parameter `memorized` asks for.
+            ValueError: the model's list holds fewer than the parameter `grid.memorized` asks for.
         """
-        found, wanted = getattr(self.prompts, kind), self.parameters.memorized
+        found, wanted = getattr(self.prompts, kind), self.parameters.grid.memorized
         if len(found) < wanted:
             raise ValueError(
-                f"memorized: {wanted} prompts of each kind were asked for, but only {len(found)} are {kind}."
+                f"grid.memorized: {wanted} prompts of each kind were asked for, but only {len(found)} are {kind}."
             )
         return found[:wanted]
 
@@ -226,15 +115,16 @@ class Run:
     def references(self) -> dict[int, np.ndarray]:
         """Training images of memorized prompts, by the prompt's place in `captions`, as large as the pipeline's images.
 
-        Those of published lists are fetched into the folder `images`; most of their addresses are dead, so many are missing.
+        Those of published lists are fetched into the folder `data.images`; most of their addresses are dead, so many
+        are missing.
 
         Raises:
             ValueError: there is none at all; names the folder.
         """
-        rows = self.prompts.memorized_rows[: self.parameters.memorized]
+        rows = self.prompts.memorized_rows[: self.parameters.grid.memorized]
         if "image" in rows:
             return dict(enumerate(map(decode, rows["image"])))
-        folder = Path(self.parameters.images or self.folder / "gt_images")
+        folder = Path(self.parameters.data.images or self.folder / "gt_images")
         with first_on_each_machine():
             if not folder.is_dir():
                 print("training images:", fetch_images(rows, folder))
@@ -244,183 +134,197 @@ class Run:
             raise ValueError(f"{folder} holds no training image of these prompts; expected {folder}/<index>/*.png.")
         return found
 
+    @cached_property
+    def corpus(self) -> np.ndarray:
+        """All training images that are known: of a drawn world every one, else those of the memorized prompts."""
+        return training_images() if self.model.drawn else np.stack(list(self.references.values()))
+
     @property
     def _side(self) -> int:
-        return self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
+        return self.denoiser.image_shape[0]
 
     def real_images(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Pictures the model was not trained on: held-out scenes, or those in the folder `real`, by name.
+        """Pictures the model was not trained on: held-out scenes, or those in the folder `data.real`, by name.
 
         Raises:
-            ValueError: the parameter `real` names no folder of pictures.
+            ValueError: the parameter `data.real` names no folder of pictures.
         """
         if "image" in self.prompts.table:
             return self.prompts.images("heldout", start, stop)
-        files = image_files(Path(self.parameters.real)) if self.parameters.real else []
+        real = self.parameters.data.real
+        files = image_files(Path(real)) if real else []
         if not files:
             raise ValueError(
-                f"real: a folder of pictures for the FID is needed, such as COCO's; got {self.parameters.real!r}."
+                f"data.real: a folder of pictures, such as COCO's, is needed for KID and FID; got {real!r}."
             )
         return read_images(files[start:stop], self._side)
 
     @cached_property
     def real_features(self) -> np.ndarray:
-        """The prompt judge's features of all real pictures, the reference of the FID: (n, dim)."""
-        of = self.parameters.model_dump(include={"prompt_judge", "real"})
+        """The prompt metric's features of all real pictures: (n, dim)."""
+        features, starts = [], count(0, CHUNK)
+        for start in tqdm(starts, desc="features of real pictures", unit=f"{CHUNK} images", mininterval=2):
+            if not len(part := self.real_images(start, start + CHUNK)):
+                break
+            of = {"metric": self.metrics.prompt.identity, "images": part}
+            make = partial(_features, self.metrics, part)
+            features.append(self.store.arrays("real", make, **of)["features"])
+        return np.concatenate(features)
 
-        def make() -> dict[str, torch.Tensor]:
-            features, starts = [], count(0, CHUNK)
-            for start in tqdm(starts, desc="features of real pictures", unit=f"{CHUNK} images", mininterval=2):
-                if not len(part := self.real_images(start, start + CHUNK)):
-                    break
-                features.append(self.judges.prompt.image_features(part))
-            return {"features": torch.from_numpy(np.concatenate(features))}
+    # --- which prompts ------------------------------------------------------------------------------------------
 
-        return self.tensors("real", make, **of)["features"].numpy()
-
-    def unused(self, located_on: Collection[int]) -> list[int]:
-        """Places of the memorized prompts that did not locate an edit and whose training image is known: they judge it."""
-        return [i for i in range(self.parameters.memorized) if i not in set(located_on) and i in self.references]
+    @cached_property
+    def split(self) -> dict[str, list[int]]:
+        """Places of the memorized prompts that locate an edit, choose its setting, and report what it does: thirds."""
+        n = self.parameters.grid.memorized
+        order = np.random.default_rng([self.parameters.seed, 3]).permutation(n)
+        locating, choosing, reporting = np.array_split(order, 3)
+        return {"locate": locating.tolist(), "choose": choosing.tolist(), "report": reporting.tolist()}
 
     def members(self, size: int) -> list[list[int]]:
         """Subsets of `size` prompts, as indices into `captions`; the same for both kinds."""
-        return subsets(self.parameters.memorized, size, self.parameters.subsets, self.parameters.seed)
+        return subsets(self.parameters.grid.memorized, size, self.parameters.grid.subsets, self.parameters.seed)
 
-    # --- artifacts -----------------------------------------------------------------------------------------
+    def located_on(self, group: str) -> list[int]:
+        """Places of the prompts of a group of the grid, in the list of their kind."""
+        name = group.partition(" ")[2]
+        if name in self.split:
+            return self.split[name]
+        size, _, subset = name.partition("/")
+        return self.members(int(size))[int(subset)]
 
-    def path(self, name: str, suffix: str, **of: Any) -> Path:
-        """Where an artifact lies that is a function of the model and of `of`."""
-        key = json.dumps({"model": fingerprint(self.pipe.unet), **of}, sort_keys=True, default=str)
-        return self.folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}{suffix}"
-
-    def artifact(self, name: str, kind: type[Artifact], make: Callable[[], Artifact], **of: Any) -> Artifact:
-        """Reads the artifact if it is there, else makes and saves it.
+    def held_out(self, located_on: Collection[int], part: str = "report") -> list[int]:
+        """Places of a part's memorized prompts that did not locate an edit and whose training image is known.
 
         Raises:
-            ValueError: the file is truncated; names it.
+            ValueError: fewer than two are left.
         """
-        path = self.path(name, ".safetensors", **of)
-        self._make(path, make, lambda made: made.save(path))
-        return kind.load(path)
+        found = [i for i in self.split[part] if i not in set(located_on) and i in self.references]
+        if len(found) < 2:
+            raise ValueError(
+                f"only {len(found)} of the {len(self.split[part])} memorized prompts that {part} are held out and have "
+                "a training image: at least two are needed."
+            )
+        return found
 
-    def tensors(self, name: str, make: Callable[[], dict[str, torch.Tensor]], **of: Any) -> dict[str, torch.Tensor]:
-        """Reads the tensors if they are there, else makes and saves them."""
-        path = self.path(name, ".safetensors", **of)
-        self._make(path, make, lambda made: save_artifact(made, path, name, {}))
-        return load_tensors(path, name)[0]
+    # --- the method ---------------------------------------------------------------------------------------------
 
-    def table(self, name: str, make: Callable[[], pd.DataFrame], **of: Any) -> pd.DataFrame:
-        """Reads the table if it is there, else makes and saves it."""
-        path = self.path(name, ".parquet", **of)
-        self._make(path, make, lambda made: save_table(made, path))
-        return load_table(path)
-
-    @staticmethod
-    def _make(path: Path, make: Callable[[], Any], save: Callable[[Any], None]) -> None:
-        """All processes make it together, one saves it."""
-        missing = not path.is_file()
-        wait()  # until every process has looked
-        if missing:
-            made = make()
-            if is_main():
-                save(made)
-            wait()
-
-    # --- the method ----------------------------------------------------------------------------------------
-
-    def _capture(self, name: str, prompts: list[str], groups: dict[str, list[int]]) -> ActivationStats:
+    def captured(
+        self, kind: str, prompts: list[str], groups: dict[str, list[int]] | None = None, **changed: Any
+    ) -> ActivationStats:
+        """`memsub.capture` with the run's options, or with others; computed once."""
         p = self.parameters
-        options = p.model_dump(include={"steps", "guidance_scale", "seed", "cfg_half"})
-        of = options | {"prompts": prompts, "groups": groups}
-        partial = self.path(name, ".partial", **of)
-
-        def make() -> ActivationStats:
-            return capture(
-                self.pipe, prompts, groups=groups, checkpoint=partial, batch_size=p.batch_size, **options
-            )  # fmt: skip
-
-        return self.artifact(name, ActivationStats, make, **of)
+        options = p.capture.model_dump() | {"guidance_scale": p.sampling.guidance_scale} | changed
+        of = options | {"model": sampler_fingerprint(self.pipe), "prompts": prompts, "groups": groups}
+        checkpoint = self.store.path(kind, ".partial", capture, **of)
+        options |= {"batch_size": p.sampling.batch_size, "checkpoint": checkpoint}
+        make = partial(capture, self.pipe, prompts, groups=groups, **options)
+        return self.store.get(kind, ActivationStats, make, **of)
 
     @cached_property
     def grid(self) -> ActivationStats:
-        """Statistics of every subset of every size, memorized and ordinary, and of both lists whole, in one pass.
+        """Statistics of every subset of every size, memorized and ordinary, and of the split, in one pass.
 
-        Groups are named "memorized", "ordinary", "memorized 10/0", "ordinary 10/0", ...
+        Groups are named "memorized all", "ordinary all", "memorized locate", "memorized 10/0", "ordinary 10/0", ...
         """
-        n = self.parameters.memorized
+        n = self.parameters.grid.memorized
         groups: dict[str, list[int]] = {}
         for offset, kind in ((0, "memorized"), (n, "ordinary")):
-            groups[kind] = list(range(offset, offset + n))
-            for size in self.parameters.sizes:
+            groups[f"{kind} all"] = list(range(offset, offset + n))
+            groups[f"{kind} locate"] = [offset + j for j in self.split["locate"]]
+            for size in self.parameters.grid.sizes:
                 for i, chosen in enumerate(self.members(size)):
                     groups[f"{kind} {size}/{i}"] = [offset + j for j in chosen]
-        return self._capture("grid", self.captions("memorized") + self.captions("ordinary"), groups)
+        return self.captured("grid", self.captions("memorized") + self.captions("ordinary"), groups)
 
-    def null(self, contrast: Literal["empty", "ordinary"] = "empty") -> ActivationStats:
+    def null(self, contrast: Contrast = "empty") -> ActivationStats:
         """What memorized prompts are contrasted with: the empty prompt (the paper's rule), or ordinary prompts."""
         if contrast == "empty":
-            return self._capture("empty", [""], {"empty": [0]})
-        return self.grid.only("ordinary")
+            return self.captured("empty", [""])
+        return self.grid.only("ordinary all")
 
-    def masks(self, kind: Kind, size: int, subset: int, sparsity: float | None = None) -> NeuronMasks:
-        """Neurons of one subset against the empty prompt."""
-        sparsity = sparsity or self.parameters.sparsity
-        group, stats = f"{kind} {size}/{subset}", self.grid
-        return self.artifact(
-            "masks",
-            NeuronMasks,
-            lambda: locate(self.pipe, stats, self.null(), sparsity, group),
-            sparsity=sparsity,
-            group=group,
-            stats=stats.prompts,
-            made=stats.made,
-        )
+    def masks(self, kind: Kind, size: int, subset: int) -> WeightMasks:
+        """Memorized weights of one subset against the empty prompt, at the sparsity of masks that are shown."""
+        group, stats, null = f"{kind} {size}/{subset}", self.grid, self.null()
+        make = partial(locate, self.pipe, stats, null, self.parameters.mask_sparsity, group)
+        of = {"sparsity": self.parameters.mask_sparsity, "group": group, "stats": stats.prompts, "null": null.prompts}
+        return self.store.get("masks", WeightMasks, make, provenance=stats.provenance, **of)
 
     def edit(self, group: str, **changed: Any) -> Edit:
-        """The edit located on one group of the grid, by the parameters `edit_*`, or by others given without the prefix."""
-        p = self.parameters
-        by = {k: getattr(p, f"edit_{k}") for k in ("sparsity", "steps", "threshold", "contrast", "layers")} | changed
+        """The edit located on one group of the grid, by the parameters `edit`, or by others."""
+        by = self.parameters.edit.model_dump() | {"sparsity": self.parameters.edit_sparsity} | changed
         masks = locate(self.pipe, self.grid, self.null(by["contrast"]), by["sparsity"], group)
         edit = masks.union(by["steps"], by["threshold"])
         return edit.only(by["layers"]) if by["layers"] else edit
 
-    def judge(self, edit: Edit | None, located_on: Collection[int]) -> dict[str, float]:
-        """`summary` of `evaluate` for the edited model (or the unedited one), on prompts that did not locate the edit.
+    # --- evaluation ---------------------------------------------------------------------------------------------
+
+    @property
+    def sample(self) -> Sample:
+        """`generate` with the options of whatever is scored."""
+        return partial(generate, self.pipe, progress=False, **self.parameters.sampling.model_dump())
+
+    def scored_memorized(
+        self, chosen: Collection[int], sample: Sample | None = None, seeds: Iterable[int] = (0,), **of: Any
+    ) -> pd.DataFrame:
+        """`memsub.score` of memorized captions by the pipeline as it is now; computed once.
+
+        Args:
+            chosen: their places.
+            sample: something else than plain sampling, and what it is a function of.
+        """
+        captions = [self.captions("memorized")[i] for i in chosen]
+        references = np.stack([self.references[i] for i in chosen])
+        make = partial(score, sample or self.sample, self.metrics, captions, references, seeds=list(seeds))
+        return self.store.table("memorized", make, references=references, seeds=list(seeds), **self._of(captions), **of)
+
+    def scored_never_seen(self, n: int, sample: Sample | None = None, **of: Any) -> pd.DataFrame:
+        """`memsub.score` of the first n captions the model never saw, a few in memory at a time; computed once."""
+        captions = self.prompts.of("heldout")[:n]
+        starts = tqdm(range(0, len(captions), CHUNK), desc="sampling never-seen captions", disable=n <= CHUNK)
+        parts = []
+        for start in starts:
+            some = captions[start : start + CHUNK]
+            make = partial(score, _shifted(sample or self.sample, start), self.metrics, some)
+            parts.append(self.store.table("never-seen", make, start=start, **self._of(some), **of))
+        return pd.concat(parts, ignore_index=True)
+
+    def _of(self, captions: list[str]) -> dict[str, Any]:
+        """What scores are a function of."""
+        metrics = {
+            "copy": [self.metrics.copy.identity, self.metrics.copy.threshold],
+            "prompt": self.metrics.prompt.identity,
+            "more": {name: code_version(metric) for name, metric in self.metrics.more.items()},
+        }
+        sampling = self.parameters.sampling.model_dump(exclude={"batch_size"})
+        return {"captions": captions, "metrics": metrics, "model": sampler_fingerprint(self.pipe), **sampling}
+
+    def evaluate(self, edit: Edit | None, chosen: Collection[int]) -> dict[str, float]:
+        """`memsub.summary` of the edited model (None: the unedited one) on memorized prompts and never-seen ones.
 
         Returns:
-            Its entries, and kept (alignment of never-seen captions relative to the unedited model) and density.
+            Its entries, relative_alignment (of never-seen captions, to that of the unedited model) and density.
         """
-        unedited = self.unedited_alignment
+        n = self.parameters.evaluation.captions
         with pruned(self.pipe, edit):
-            found = summary(self.evaluate(located_on))
-        return found | {"kept": found["alignment"] / unedited, "density": edit.density if edit else 0.0}
+            found = summary(self.scored_memorized(list(chosen)[:n]), self.scored_never_seen(n))
+        relative = found["alignment"] / self.unedited_alignment
+        return found | {"relative_alignment": relative, "density": edit.density if edit else 0.0}
 
     @cached_property
     def unedited_alignment(self) -> float:
         """Alignment of never-seen captions in the unedited model: the same whatever located an edit."""
-        return summary(self.evaluate(()))["alignment"]
+        return alignment(self.scored_never_seen(self.parameters.evaluation.captions))
 
-    def evaluate(self, located_on: Collection[int]) -> pd.DataFrame:
-        """`memsub.evaluate` of the pipeline as it is now, on memorized prompts that did not locate the edit; computed once.
+    def record(self, notebook: str, **values: Any) -> None:
+        """Writes what a notebook found into `findings/<notebook>.json`: README, model card and report read it there."""
+        save_json(values, self.folder / "findings" / f"{notebook}.json")
 
-        Args:
-            located_on: places of the prompts that did.
-        """
-        p = self.parameters
-        chosen = self.unused(located_on)[: p.judged]
-        options = {"steps": p.judge_steps, "guidance_scale": p.guidance_scale}
 
-        def make() -> pd.DataFrame:
-            return evaluate(
-                self.draw,
-                self.judges,
-                [self.captions("memorized")[i] for i in chosen],
-                np.stack([self.references[i] for i in chosen]),
-                self.prompts.of("heldout")[: p.judged],
-            )
+def _features(metrics: Metrics, images: np.ndarray) -> dict[str, np.ndarray]:
+    return {"features": metrics.prompt.image_features(images)}
 
-        return self.table("evaluation", make, chosen=chosen, judged=p.judged, **options)
 
-    def save_parameters(self) -> None:
-        """Writes the parameters into the run folder, for whoever finds it."""
-        save_json(self.parameters.model_dump(), self.folder / "parameters.json")
+def _shifted(sample: Sample, start: int) -> Sample:
+    """The sample with seeds that go on from `start`: caption i of a long list has seed i."""
+    return lambda prompts, *, seeds: sample(prompts, seeds=[start + s for s in seeds])

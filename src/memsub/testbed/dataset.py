@@ -40,7 +40,7 @@ from tqdm.auto import tqdm
 from .. import downloads
 from ..distributed import first_on_each_machine
 from ..files import save_tensors
-from .scenes import Content, Layout, caption, draw, sample_content, sample_layout, sample_tail
+from .scenes import Content, Layout, caption, render, sample_content, sample_layout, sample_tail
 
 SEED = 0
 """Of the shipped model."""
@@ -129,7 +129,7 @@ def _verbatim(seed: int, taken: set) -> Iterator[Scene]:
 
 
 def _template(seed: int, taken: set) -> Iterator[Scene]:
-    """Groups cycle through what varies: an icon's colour, the background's colour, the other icon's colour, the tail."""
+    """Groups cycle through what varies: an icon's colour, the background's, the other icon's, the tail."""
     for i in range(TEMPLATE_GROUPS):
         rng = np.random.default_rng([seed, KINDS.index("template"), i])
         varied = ("colour0", "background", "colour1", "tail")[i % 4]
@@ -180,23 +180,23 @@ def build(seed: int = 0, ordinary: int = ORDINARY, workers: int | None = None, p
             "content": [caption(r.content) for r in rows],
         }
     )
-    images = render(rows, workers, progress)
+    images = render_scenes(rows, workers, progress)
     return Corpus(table, images, rows)
 
 
-def render(rows: list[Scene], workers: int | None = None, progress: bool = True) -> np.ndarray:
+def render_scenes(rows: list[Scene], workers: int | None = None, progress: bool = True) -> np.ndarray:
     """Draws scenes in parallel; uint8 array of shape (rows, 32, 32, 3)."""
     chunks = [rows[i : i + 500] for i in range(0, len(rows), 500)]
     bar = partial(tqdm, total=len(chunks), desc="drawing scenes", unit="x500", disable=not progress or len(chunks) < 4)
     workers = min(workers or os.cpu_count() or 1, len(chunks))
     if workers == 1:
-        return np.concatenate(list(bar(map(_draw_all, chunks))))
+        return np.concatenate(list(bar(map(_render_all, chunks))))
     with ProcessPoolExecutor(workers) as pool:
-        return np.concatenate(list(bar(pool.map(_draw_all, chunks))))
+        return np.concatenate(list(bar(pool.map(_render_all, chunks))))
 
 
-def _draw_all(rows: list[Scene]) -> np.ndarray:
-    return np.stack([draw(r.content, r.layout) for r in rows])
+def _render_all(rows: list[Scene]) -> np.ndarray:
+    return np.stack([render(r.content, r.layout) for r in rows])
 
 
 def write_ground_truth(corpus: Corpus, folder: Path) -> None:
@@ -212,8 +212,8 @@ def write_ground_truth(corpus: Corpus, folder: Path) -> None:
 def training_images(progress: bool = True) -> np.ndarray:
     """All images the shipped model was trained on, uint8 (60270, 32, 32, 3); drawn on first use, then cached.
 
-    Too many to ship, but a function of the seed. They go to the user's cache folder, 185 MB, under a name that tells the
-    shipped table they belong to: another version of the world is drawn anew.
+    Too many to ship, but a function of the seed. They go to the user's cache folder, 185 MB, under a name that tells
+    the shipped table they belong to: another version of the world is drawn anew.
     """
     version = hashlib.sha256((weights_folder() / _TABLE).read_bytes()).hexdigest()[:12]
     path = downloads.cache() / f"training-images-{version}.safetensors"
@@ -231,7 +231,7 @@ def ground_truth() -> pd.DataFrame:
 
 
 def weights_folder() -> Path:
-    """Where the shipped pipeline, judges and ground truth lie."""
+    """Where the shipped pipeline, scorers and ground truth lie."""
     return Path(str(files("memsub.testbed"))) / "weights"
 
 

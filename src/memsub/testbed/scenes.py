@@ -2,7 +2,7 @@
 
     content = sample_content(rng)            # what the caption says: icons, colours, background
     layout = sample_layout(rng, content)     # what it does not say: place, size, angle, hue, phase
-    draw(content, layout)                    # uint8 array of shape (32, 32, 3)
+    render(content, layout)                  # uint8 array of shape (32, 32, 3)
     caption(content)                         # "a red star and a blue fish on a dotted green background"
 
 A caption leaves the layout free, so a model that generalizes draws another picture for every seed, and a
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import colorsys
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import pairwise
@@ -228,6 +229,19 @@ def caption(content: Content, tail: str = "") -> str:
     return f"{text}, {tail}" if tail else text
 
 
+def alternatives(contents: Sequence[Content], n: int = 16, seed: int = 0) -> list[list[str]]:
+    """For each content its caption, and n - 1 different ones of contents that differ from it in one attribute."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for content in contents:
+        others: dict[tuple, Content] = {}
+        while len(others) < n - 1:
+            other = content.random_variant(rng)
+            others[other.key] = other
+        found.append([caption(content), *map(caption, others.values())])
+    return found
+
+
 _CAPTION = re.compile(r"(?P<items>.+?) on an? (?P<pattern>\w+) (?P<background>\w+) background(, .*)?")
 _ITEM = re.compile(r"an? (?P<colour>\w+) (?P<icon>\w+)")
 
@@ -247,7 +261,8 @@ def parse(text: str) -> Content:
         or not set(text.replace(",", " ,").split()) <= set(WORDS)
     ):
         raise ValueError(
-            f"{text!r} is no caption of this world; expected one like 'a red star and a blue fish on a dotted green background'."
+            f"{text!r} is no caption of this world; expected one like "
+            "'a red star and a blue fish on a dotted green background'."
         )
     return content
 
@@ -320,8 +335,8 @@ def sample_content(rng: np.random.Generator, n_items: int | None = None) -> Cont
 def sample_layout(rng: np.random.Generator, content: Content) -> Layout:
     """Places the icons inside the frame, with little overlap, and draws everything else a caption leaves free.
 
-    Centres lie on a grid of two pixels (which may push a rim one pixel over the frame) and stripes at multiples of 45 degrees:
-    free to the eye, and a small model learns icons with clean edges in an hour.
+    Centres lie on a grid of two pixels (which may push a rim one pixel over the frame) and stripes at multiples of 45
+    degrees: free to the eye, and a small model learns icons with clean edges in an hour.
     """
     low, high = (9.0, 12.0) if len(content.items) == 1 else (7.0, 9.0)
     while True:
@@ -351,7 +366,7 @@ def _jitter(rng: np.random.Generator) -> tuple[float, float, float]:
 # --- drawing -----------------------------------------------------------------------------------------------
 
 
-def draw(content: Content, layout: Layout) -> np.ndarray:
+def render(content: Content, layout: Layout) -> np.ndarray:
     """The scene as a uint8 array of shape (32, 32, 3).
 
     Raises:

@@ -1,8 +1,8 @@
 """Trains the embedded model: `python -m memsub.testbed.train --out DIR`.
 
-Stages, each resumable, and deterministic by seed up to the rounding of float sums: autoencoder, CLIP, UNet (with the CLIP's text tower, which
-conditions it), the decoder once more, and the two judges, which are trained on scenes of their own. `DIR` is then an ordinary diffusers pipeline
-with a folder `judges` in it.
+Stages, each resumable, and deterministic by seed up to the rounding of float sums: autoencoder, CLIP, UNet (with the
+CLIP's text tower, which conditions it), the decoder once more, and the two scorers, which are trained on scenes of
+their own. `DIR` is then an ordinary diffusers pipeline with a folder `scorers` in it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..files import save_json
-from . import dataset, judges, scenes
+from . import dataset, scenes, scorers
 from .fitting import fit, generator
 from .towers import CONTEXT, SceneCLIP, to_tensor
 
@@ -101,7 +101,7 @@ def _distortion(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 def sharpen_decoder(
     vae: AutoencoderKL, corpus: dataset.Corpus, folder: Path, seed: int, steps: int, device: str = "cpu"
 ) -> None:
-    """Trains the decoder on, in place: the latents, and so the UNet, stay as they are, and a step costs half as much."""
+    """Trains the decoder on, in place: the latents, and so the UNet, stay as they are; a step costs half as much."""
 
     def loss(step: int, rng: torch.Generator) -> torch.Tensor:
         rows = torch.randint(len(corpus.images), (32,), generator=rng, device=device).cpu().numpy()
@@ -124,7 +124,7 @@ def train_clip(
     device: str = "cpu",
     **widths: int,
 ) -> SceneCLIP:
-    """Contrastive training in batches of 64 images; against each stand also seven captions that differ in one attribute."""
+    """Contrastive training in batches of 64 images; against each also seven captions that differ in one attribute."""
     torch.manual_seed(generator(seed, name).initial_seed())
     clip = SceneCLIP(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **widths).to(device)
     hard = 7
@@ -184,10 +184,10 @@ def train_unet(
 ) -> UNet2DConditionModel:
     """Epsilon-prediction over the corpus' schedule, each row as often as its exposures say; `latents` are scaled.
 
-    Trains `text_encoder` along, in place: an earlier version, whose tower stayed as its CLIP had left it, could not tell icons apart.
-    Steps of much noise, where the layout is decided, hardly show in the plain epsilon loss of so small a picture. Hence
-    v-prediction's weighting, 1 / alpha-bar (Salimans & Ho 2022), capped at 2.5: with a higher cap the middle, where shapes are
-    decided, would be left too little. Timesteps are stratified over the batch.
+    Trains `text_encoder` along, in place: an earlier version, whose tower stayed as its CLIP had left it, could not
+    tell icons apart. Steps of much noise, where the layout is decided, hardly show in the plain epsilon loss of so
+    small a picture. Hence v-prediction's weighting, 1 / alpha-bar (Salimans & Ho 2022), capped at 2.5: with a higher
+    cap the middle, where shapes are decided, would be left too little. Timesteps are stratified over the batch.
     """
     torch.manual_seed(generator(seed, "unet").initial_seed())
     unet = make_unet().to(device)
@@ -225,7 +225,7 @@ def text_tower(clip: SceneCLIP) -> CLIPTextModel:
 
 
 def export(folder: Path, vae, text_encoder: CLIPTextModel, unet, tokenizer, scaling: float) -> None:
-    """Writes an ordinary diffusers pipeline in fp16; the config of the text tower says float32, so that is what loads."""
+    """Writes an ordinary diffusers pipeline in fp16; the text tower's config says float32, so that is what loads."""
     vae.register_to_config(scaling_factor=scaling)
     scheduler = DDIMScheduler(**NOISE_SCHEDULE, steps_offset=1, set_alpha_to_one=False)
     parts = {"vae": vae, "text_encoder": text_encoder, "unet": unet}
@@ -249,7 +249,7 @@ def train(
     device: str = "cpu",
     steps: dict[str, int] = STEPS,
     ordinary: int = dataset.ORDINARY,
-    judge_contents: int = judges.CONTENTS,
+    scorer_contents: int = scorers.CONTENTS,
 ) -> None:
     """All stages, then the export; smaller `steps` and sizes give a model for testing the code."""
     corpus = dataset.build(seed, ordinary)
@@ -264,11 +264,11 @@ def train(
     unet = train_unet(corpus, latents * scaling, text_encoder, tokenizer, checkpoints, seed, device)
     sharpen_decoder(vae, corpus, checkpoints, seed, steps["decoder"], device)
 
-    own = judges.judge_scenes(seed + 1, judge_contents)
+    own = scorers.scorer_scenes(seed + 1, scorer_contents)
     images, contents = own.flat()
-    returned = judges.round_trip(vae, images)
-    copy = judges.train_copy_judge(own, returned, checkpoints, seed, steps["copy"], device)
-    both = np.concatenate([images, returned])  # so that decoded pictures are no strangers to the alignment judge
+    returned = scorers.round_trip(vae, images)
+    copy = scorers.train_copy_descriptor(own, returned, checkpoints, seed, steps["copy"], device)
+    both = np.concatenate([images, returned])  # so that decoded pictures are no strangers to the alignment scorer
     alignment = train_clip(
         "alignment",
         both,
@@ -281,12 +281,12 @@ def train(
         text_width=128,
         dim=160,
     )
-    threshold, pairs, roc = judges.copy_roc(copy, judges.judge_scenes(seed + 2, judges.HELDOUT_CONTENTS), vae)
+    threshold, pairs, roc = scorers.copy_roc(copy, scorers.scorer_scenes(seed + 2, scorers.HELDOUT_CONTENTS), vae)
 
     export(out, vae, text_encoder, unet, tokenizer, scaling)
-    copy.half().save_pretrained(out / "judges" / "copy")
-    alignment.half().save_pretrained(out / "judges" / "alignment")
-    save_json(judges.describe_threshold(threshold, pairs, roc), out / "judges" / "copy" / "threshold.json")
+    copy.half().save_pretrained(out / "scorers" / "copy")
+    alignment.half().save_pretrained(out / "scorers" / "alignment")
+    save_json(scorers.describe_threshold(threshold, pairs, roc), out / "scorers" / "copy" / "threshold.json")
     dataset.write_ground_truth(corpus, out)
     logs = {
         name: json.loads((checkpoints / f"{name}.json").read_text())

@@ -1,4 +1,4 @@
-"""Speed and memory, measured: `python -m memsub.bench [NAME ...]`.
+"""Speed and memory, measured: `python -m tools.benchmarks [NAME ...]`.
 
     capture     capturing activations against plain generation of the same prompts
     grid        the paper's grid in one pass against one subset after the other, prompt by prompt
@@ -7,7 +7,8 @@
     edit        generation with an edit applied against without
     memory      peak memory of capture against generation, SD1.4's UNet in bfloat16
 
-Every ratio is taken within one run, from the medians of alternating repetitions: the machine may be slow, but equally slow for both.
+Every ratio is taken within one run, from the medians of alternating repetitions: the machine may be slow, but equally
+    slow for both.
 """
 
 from __future__ import annotations
@@ -26,16 +27,18 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
 
-from .activations import capture
+from memsub.activations import capture
+from memsub.denoiser import Pipeline, as_denoiser
+from memsub.files import save_json
+from memsub.generation import generate, initial_noise
+from memsub.models import load_pipeline
+from memsub.neurons import WeightMasks, locate, memorized_at_steps
+from memsub.overlap import pairwise_iou
+from memsub.prompts import load_prompts, subsets
+from memsub.pruning import pruned
+
 from .fullsize import UNETS, random_pipeline
-from .generation import generate, initial_noise
-from .models import ff_layers, load_pipeline
-from .neurons import NeuronMasks, _locate_layer, locate
-from .overlap import pairwise_iou
-from .prompts import load_prompts, subsets
-from .pruning import pruned
 
 GUIDANCE = 3.0
 
@@ -43,7 +46,7 @@ GUIDANCE = 3.0
 def _alternate(
     functions: list[Callable[[], object]], repetitions: int, within: Sequence[Callable] | None = None
 ) -> list[float]:
-    """Median seconds of each, called in turns after one warm-up; `within` makes contexts whose entering does not count."""
+    """Median seconds of each, called in turns after a warm-up; `within` makes contexts whose entering does not count."""
     seconds: list[list[float]] = [[] for _ in functions]
     for repetition in range(repetitions + 1):
         for function, times, context in zip(functions, seconds, within or [nullcontext] * len(functions), strict=True):
@@ -56,19 +59,13 @@ def _alternate(
     return [statistics.median(times) for times in seconds]
 
 
-def bench_capture(pipe: StableDiffusionPipeline, steps: int = 20, repetitions: int = 9) -> dict[str, float]:
+def bench_capture(pipe: Pipeline, steps: int = 20, repetitions: int = 9) -> dict[str, float]:
     """Capture against generation: the same prompts, batch, steps and latents, neither decoded."""
     prompts = load_prompts("tiny").memorized[:32]
     groups = {str(i): chosen for i, chosen in enumerate(subsets(len(prompts), 8, 10))}
 
     def plain() -> None:
-        pipe(
-            prompts,
-            latents=initial_noise(pipe, [0] * len(prompts)),
-            num_inference_steps=steps,
-            guidance_scale=GUIDANCE,
-            output_type="latent",
-        )
+        as_denoiser(pipe).sample(prompts, initial_noise(pipe, [0] * len(prompts)), steps, GUIDANCE)
 
     def captured() -> None:
         capture(
@@ -79,10 +76,10 @@ def bench_capture(pipe: StableDiffusionPipeline, steps: int = 20, repetitions: i
     return {"generation_s": generation, "capture_s": captures, "ratio": captures / generation}
 
 
-def bench_grid(pipe: StableDiffusionPipeline, steps: int = 2, sample: int = 30) -> dict[str, float]:
+def bench_grid(pipe: Pipeline, steps: int = 2, sample: int = 30) -> dict[str, float]:
     """The paper's grid, 10 subsets of each of 10, 20, ..., 50 prompts and the empty prompt as often, both ways.
 
-    The rival's cost is the same for every prompt, so it is measured on `sample` of its 3,000 runs and multiplied.
+    The other way's cost is the same for every prompt, so it is measured on `sample` of its 3,000 runs and multiplied.
     """
     prompts = load_prompts("tiny").memorized
     groups = {
@@ -100,11 +97,11 @@ def bench_grid(pipe: StableDiffusionPipeline, steps: int = 2, sample: int = 30) 
     for i in range(sample):
         _prompt_by_prompt(pipe, prompts[i] if i % 2 else "", steps)
     runs = 2 * sum(map(len, groups.values()))
-    rival = (time.perf_counter() - began) / sample * runs
-    return {"one_pass_s": one_pass, "prompt_by_prompt_s": rival, "runs": runs, "ratio": rival / one_pass}
+    each = (time.perf_counter() - began) / sample * runs
+    return {"one_pass_s": one_pass, "prompt_by_prompt_s": each, "runs": runs, "ratio": each / one_pass}
 
 
-def _prompt_by_prompt(pipe: StableDiffusionPipeline, prompt: str, steps: int) -> None:
+def _prompt_by_prompt(pipe: Pipeline, prompt: str, steps: int) -> None:
     """As the released code does: the gated map recomputed in a hook, every call's result copied to the host."""
     kept: list = []
 
@@ -113,18 +110,11 @@ def _prompt_by_prompt(pipe: StableDiffusionPipeline, prompt: str, steps: int) ->
         unit = hidden / hidden.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         kept.append(unit.square().sum((0, 1)).cpu().numpy())
 
-    unet = dict(pipe.unet.named_modules())
-    handles = [
-        unet[name.removesuffix(".net.2")].register_forward_hook(hook) for name in ff_layers(pipe.unet)
-    ]  # fmt: skip
+    denoiser = as_denoiser(pipe)
+    modules = dict(denoiser.network.named_modules())
+    handles = [modules[name.removesuffix(".net.2")].register_forward_hook(hook) for name in denoiser.layers()]
     try:
-        pipe(
-            prompt,
-            latents=initial_noise(pipe, [0]),
-            num_inference_steps=steps,
-            guidance_scale=GUIDANCE,
-            output_type="latent",
-        )
+        denoiser.sample([prompt], initial_noise(pipe, [0]), steps, GUIDANCE)
     finally:
         for handle in handles:
             handle.remove()
@@ -139,7 +129,7 @@ def sd14_layers(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def sd14_norms(layers: dict[str, torch.Tensor], steps: int, seed: int) -> dict[str, torch.Tensor]:
-    """Column norms (steps, f) that drift from step to step as captured ones do: a log-normal level a neuron, a slow walk over steps."""
+    """Column norms (steps, f) that drift as captured ones do: a log-normal level a neuron, a slow walk over steps."""
     common = torch.Generator().manual_seed(0)  # what neurons are like does not depend on the set
     own = torch.Generator().manual_seed(1 + seed)
     norms = {}
@@ -151,8 +141,10 @@ def sd14_norms(layers: dict[str, torch.Tensor], steps: int, seed: int) -> dict[s
     return norms
 
 
-def _masks(layers: dict[str, torch.Tensor], ours: dict, theirs: dict, sparsity: float) -> NeuronMasks:
-    return NeuronMasks({n: _locate_layer(w, ours[n], theirs[n], sparsity) for n, w in layers.items()}, {"model": ""})
+def _masks(layers: dict[str, torch.Tensor], ours: dict, theirs: dict, sparsity: float) -> WeightMasks:
+    return WeightMasks(
+        {n: memorized_at_steps(w, ours[n], theirs[n], sparsity) for n, w in layers.items()}, {"model": ""}
+    )
 
 
 def bench_masks(steps: int = 50, sparsity: float = 0.01, repetitions: int = 5) -> dict[str, float]:
@@ -191,7 +183,7 @@ def bench_overlap(sets: int = 10, steps: int = 50, sparsity: float = 0.01) -> di
     return {"overlap_s": seconds, "mean_iou": float(iou.mean()), "peak_gb": _peak_gb()}
 
 
-def bench_edit(pipe: StableDiffusionPipeline, repetitions: int = 7, steps: int = 10) -> dict[str, float]:
+def bench_edit(pipe: Pipeline, repetitions: int = 7, steps: int = 10) -> dict[str, float]:
     """Generation with an edit of 5 % of the weights applied, against without."""
     prompts = load_prompts("tiny").memorized[:32]
     options = {"steps": steps, "guidance_scale": GUIDANCE, "progress": False}
@@ -213,13 +205,13 @@ def bench_memory(sample_size: int = 32, steps: int = 2) -> dict[str, float]:
     pipe = random_pipeline("sd14", sample_size, dtype=torch.bfloat16)
 
     def plain() -> None:
-        pipe("", latents=initial_noise(pipe, [0]), num_inference_steps=steps, output_type="latent")
+        as_denoiser(pipe).sample([""], initial_noise(pipe, [0]), steps, 7.5)
 
     def captured() -> None:
         capture(pipe, [""], steps=steps, batch_size=1, progress=False)
 
     generation, captures = (_peak_allocated(function) for function in (plain, captured))
-    weights = sum(p.numel() * p.element_size() for p in pipe.unet.parameters()) / 1e6
+    weights = sum(p.numel() * p.element_size() for p in as_denoiser(pipe).network.parameters()) / 1e6
     return {
         "generation_mb": generation,
         "capture_mb": captures,
@@ -257,15 +249,18 @@ BENCHES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m memsub.bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", choices=[[], *BENCHES], help=f"which (default: all): {', '.join(BENCHES)}")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks.json"), help="(runs/benchmarks.json)")
     args = parser.parse_args()
+    found = {}
     for name in args.names or BENCHES:
         function, aim = BENCHES[name]
         needs_pipe = name in ("capture", "grid", "edit")
-        figures = function(load_pipeline("tiny", device="cpu")) if needs_pipe else function()
-        told = ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
+        found[name] = function(load_pipeline("tiny", device="cpu")) if needs_pipe else function()
+        told = ", ".join(f"{k} {v:.4g}" for k, v in found[name].items())
         print(f"{name:8} {told}   (aim: {aim})", flush=True)
+    save_json(found, args.out)
 
 
 if __name__ == "__main__":

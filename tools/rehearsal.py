@@ -1,8 +1,8 @@
 """The whole chain of notebooks on Stable Diffusion 1.4 and 2.0 at full size, with random weights: `make rehearse`.
 
-For each model a local folder with everything that a real run fetches (pipeline, prompt lists, training images, judges, pictures
-for the FID), then `memsub run` on it with small latents, few steps and few prompts. What the notebooks *show* means nothing
-here; that they run from loading to the report, and what that takes, does.
+For each model a local folder with everything that a real run fetches (pipeline, prompt lists, training images, metrics,
+real pictures), then `memsub run` on it with small latents, few steps and few prompts. What the notebooks *show* means
+nothing here; that they run from loading to the report, and what that takes, does.
 """
 
 from __future__ import annotations
@@ -21,38 +21,32 @@ import yaml
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from . import batch
-from .files import save_image, save_text
+from memsub import batch
+from memsub.files import save_image, save_text
+from memsub.prompts import load_prompts
+from memsub.testbed.dataset import weights_folder
+
 from .fullsize import UNETS, random_pipeline
-from .prompts import load_prompts
-from .testbed.dataset import weights_folder
 
 SMALL = {
-    "steps": 2,
-    "batch_size": 4,
-    "memorized": 4,
-    "subsets": 2,
-    "sizes": [2],
-    "sparsity": 0.01,
-    "edit_sparsity": 0.01,
-    "edit_steps": 2,
-    "sweep_sparsity": [0.01],
-    "sweep_steps": [2],
-    "judge_steps": 2,
-    "judged": 2,
-    "fid_images": 4,
-    "rival_captions": 2,
-    "rival_never_seen": 2,
-    "rival_targets": [1.0],
-    "rival_tokens": [1],
-    "rival_deviations": [],  # among 5,760 neurons that a search of random weights does not narrow down, it takes hours
-    "rival_turns": 1,
-    "detection_calls": 1,
-    "extraction_captions": 2,
-    "extraction_images": 2,
-    "extraction_clique": 2,
-    "embedding_images": 2,
-    "embedding_iterations": 2,
+    "metrics": {"more": ["sharpness"]},
+    "sampling": {"steps": 2, "batch_size": 4, "guidance_scale": 7.5},
+    "capture": {"steps": 2},
+    "grid": {"memorized": 6, "subsets": 2, "sizes": [2]},
+    "edit": {"steps": 2},
+    "sweep": {"sparsity": [0.01], "steps": [2]},
+    "evaluation": {"captions": 2, "models": 1, "controls": 1, "real_images": 4, "seed_captions": 2},
+    "baselines": {
+        "captions": 2,
+        "never_seen": 4,
+        # Among 5,760 neurons that a search of random weights does not narrow down, value neurons take hours.
+        "strengths": {"embedding optimization": [1.0], "random tokens": [1], "value neurons": []},
+        "timed": 2,
+        "turns": 1,
+    },
+    "detection": {"captions": 2, "calls": 1},
+    "extraction": {"captions": 2, "images": 2, "clique": 2},
+    "embedding_attack": {"images": 2, "iterations": 2, "noises": 2},
 }
 
 
@@ -84,28 +78,29 @@ def prepare(name: str, folder: Path, sample_size: int = 8) -> Path:
     save_small_clip(folder / "clip")
     torch.jit.script(MeanColours()).save(str(folder / "sscd.torchscript.pt"))
     prompts, rng = load_prompts("tiny"), np.random.default_rng(0)
-    rows = [{"caption": c, "index": i, "url": "http://localhost/gone"} for i, c in enumerate(prompts.memorized[:8])]
+    rows = [{"caption": c, "index": i, "url": "http://localhost/gone"} for i, c in enumerate(prompts.memorized[:12])]
     save_text("".join(json.dumps(row) + "\n" for row in rows), folder / "memorized.jsonl")
-    save_text("\n".join(prompts.ordinary[:8]) + "\n", folder / "ordinary.txt")
-    save_text("caption\n" + "\n".join(f'"{c}"' for c in prompts.of("heldout")[:4]) + "\n", folder / "heldout.csv")
-    for i in range(8):
+    save_text("\n".join(prompts.ordinary[:12]) + "\n", folder / "ordinary.txt")
+    save_text("caption\n" + "\n".join(f'"{c}"' for c in prompts.of("heldout")[:8]) + "\n", folder / "heldout.csv")
+    for i in range(12):
         save_image(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8), folder / "gt_images" / str(i) / "0.png")
         save_image(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8), folder / "real" / f"{i}.png")
     files = {"memorized": "memorized.jsonl", "ordinary": "ordinary.txt", "heldout": "heldout.csv"}
     given = SMALL | {
         "model": str(folder / "model"),
-        "prompts": {kind: str(folder / file) for kind, file in files.items()},
-        "images": str(folder / "gt_images"),
-        "real": str(folder / "real"),
-        "copy_judge": str(folder / "sscd.torchscript.pt"),
-        "prompt_judge": str(folder / "clip"),
+        "data": {
+            "prompts": {kind: str(folder / file) for kind, file in files.items()},
+            "images": str(folder / "gt_images"),
+            "real": str(folder / "real"),
+        },
+        "metrics": SMALL["metrics"] | {"copy": str(folder / "sscd.torchscript.pt"), "prompt": str(folder / "clip")},
     }
     save_text(yaml.safe_dump(given), folder / f"{name}.yaml")
     return folder / f"{name}.yaml"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m memsub.rehearsal", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tools.rehearsal", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", choices=[[], *UNETS], help=f"which (default: all): {', '.join(UNETS)}")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/rehearsal"), help="folder (runs/rehearsal); emptied first"

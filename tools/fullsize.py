@@ -3,8 +3,8 @@
     pipe = random_pipeline("sd14", sample_size=16)                  # UNet and scheduler; small stand-ins for the rest
     pipe = random_pipeline("sd14", sample_size=8, complete=True)    # text encoder and autoencoder too
 
-All of it but the side of the latents is exactly as published. The tokenizer is the embedded model's: a vocabulary of 49,408
-cannot be drawn at random.
+All of it but the side of the latents is exactly as published. The tokenizer is the embedded model's: a vocabulary of
+49,408 cannot be drawn at random.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from .testbed.dataset import weights_folder
+from memsub.testbed.dataset import weights_folder
 
 _COMMON = {
     "act_fn": "silu",
@@ -79,7 +79,7 @@ _NOISE |= {"steps_offset": 1}
 def random_unet(
     name: Literal["sd14", "sd20"], sample_size: int | None = None, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> UNet2DConditionModel:
-    """The UNet with normal weights of standard deviation 0.02, norms at one: 860 million parameters, about ten seconds."""
+    """The UNet with normal weights of standard deviation 0.02, norms at one: 860 million parameters, ten seconds."""
     config = UNETS[name] | ({"sample_size": sample_size} if sample_size else {})
     with torch.device("meta"):
         unet = UNet2DConditionModel(**config)
@@ -105,7 +105,7 @@ def random_pipeline(
 
     Args:
         sample_size: side of the latents; the published 64 and 96 take minutes a step on a CPU.
-        complete: also text encoder and autoencoder as published (another 207 or 424 million parameters), not small stand-ins.
+        complete: also text encoder and autoencoder as published (another 207 or 424 million parameters), not stand-ins.
     """
     torch.manual_seed(seed)
     tokenizer = CLIPTokenizer.from_pretrained(weights_folder() / "tokenizer", model_max_length=77)

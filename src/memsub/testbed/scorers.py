@@ -1,10 +1,10 @@
-"""Trains the two judges, on scenes of their own, and chooses the copy judge's threshold on held-out ones.
+"""Trains the two scorers, on scenes of their own, and chooses the copy threshold on held-out ones.
 
-    scenes = judge_scenes(seed)                      # contents, each under several layouts
-    train_copy_judge(scenes, ...)                    # is this the same picture?
+    scenes = scorer_scenes(seed)                      # contents, each under several layouts
+    train_copy_descriptor(scenes, ...)                    # is this the same picture?
     copy_roc(model, held_out, vae)                   # copies against distinct scenes of the same caption
 
-The alignment judge is a CLIP like the one that conditions the UNet, of other widths, from another seed, on these
+The alignment scorer is a CLIP like the one that conditions the UNet, of other widths, from another seed, on these
 scenes (`train.train_clip`).
 """
 
@@ -21,7 +21,7 @@ from diffusers import AutoencoderKL
 from sklearn.metrics import roc_curve
 from tqdm.auto import tqdm
 
-from .dataset import Scene, render
+from .dataset import Scene, render_scenes
 from .fitting import fit, generator
 from .scenes import Content, caption, sample_content, sample_layout
 from .towers import SceneEncoder, to_tensor
@@ -33,7 +33,7 @@ HELDOUT_CONTENTS = 500
 
 
 @dataclass
-class JudgeScenes:
+class ScorerScenes:
     """`images[i]` shows `contents[i]` under LAYOUTS layouts, then each of `variants[i]` under the first of them.
 
     A variant differs from the content in one attribute.
@@ -56,8 +56,8 @@ class JudgeScenes:
         return self.images.reshape(-1, *self.images.shape[2:]), per_image
 
 
-def judge_scenes(seed: int, contents: int = CONTENTS, workers: int | None = None) -> JudgeScenes:
-    """Scenes drawn for the judges alone; the embedded model never sees them."""
+def scorer_scenes(seed: int, contents: int = CONTENTS, workers: int | None = None) -> ScorerScenes:
+    """Scenes drawn for the scorers alone; the embedded model never sees them."""
     rows, originals, variants = [], [], []
     for i in range(contents):
         rng = np.random.default_rng([seed, 100, i])
@@ -67,9 +67,9 @@ def judge_scenes(seed: int, contents: int = CONTENTS, workers: int | None = None
         originals.append(content)
         variants.append(variant)
         pairs = [(content, layout) for layout in layouts] + [(v, layouts[0]) for v in variant]
-        rows += [Scene(caption(c), "judge", "", 0, c, layout) for c, layout in pairs]
-    images = render(rows, workers)
-    return JudgeScenes(originals, variants, images.reshape(contents, LAYOUTS + VARIANTS, *images.shape[1:]))
+        rows += [Scene(caption(c), "scorer", "", 0, c, layout) for c, layout in pairs]
+    images = render_scenes(rows, workers)
+    return ScorerScenes(originals, variants, images.reshape(contents, LAYOUTS + VARIANTS, *images.shape[1:]))
 
 
 @torch.no_grad()
@@ -123,10 +123,10 @@ def _augment(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     return noisy(x, strength[0] * on[0], rng)
 
 
-def train_copy_judge(
-    scenes: JudgeScenes, returned: np.ndarray, folder: Path, seed: int, steps: int, device: str = "cpu"
+def train_copy_descriptor(
+    scenes: ScorerScenes, returned: np.ndarray, folder: Path, seed: int, steps: int, device: str = "cpu"
 ) -> SceneEncoder:
-    """InfoNCE between two views of a picture, among 16 contents x (4 layouts and 3 one-attribute variants of the first).
+    """InfoNCE between two views of a picture, among 16 contents x (4 layouts, 3 one-attribute variants of the first).
 
     `returned` are the scenes' images, flat, after the autoencoder's round trip: one of the ways to be a copy.
     """
@@ -149,7 +149,7 @@ def train_copy_judge(
 
 @torch.no_grad()
 def copy_roc(
-    model: SceneEncoder, scenes: JudgeScenes, vae: AutoencoderKL, seed: int = 0
+    model: SceneEncoder, scenes: ScorerScenes, vae: AutoencoderKL, seed: int = 0
 ) -> tuple[float, pd.DataFrame, pd.DataFrame]:
     """Similarities of copies and of distinct scenes of one caption, the threshold between them, and the ROC.
 

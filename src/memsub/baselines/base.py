@@ -1,0 +1,51 @@
+"""What a baseline is: something done at inference time, for each prompt, that leaves the weights alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..denoiser import Pipeline
+from ..generation import Sample
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What a baseline may use.
+
+    Attributes:
+        pipe: the unedited model.
+        sample: plain sampling with everything but prompts and seeds filled in; a baseline hands it what it made of
+            them.
+        ordinary: captions that are not memorized.
+        steps: denoising steps of `sample`.
+        batch_size: prompts at a time; `gradient_rows`: rows of a network call that keeps its activations for a
+            gradient.
+    """
+
+    pipe: Pipeline
+    sample: Sample
+    ordinary: list[str]
+    steps: int
+    batch_size: int
+    gradient_rows: int
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One way to keep a model from replicating, at a strength.
+
+    Attributes:
+        changes: what it changes, for the table of methods.
+        strength: what its strength is, with its unit.
+        make: context and strength to a `Sample`.
+        strengths: the sweep, mildest first, unless the parameters give another.
+        label: a strength as text.
+    """
+
+    changes: str
+    strength: str
+    make: Callable[[Context, Any], Sample]
+    strengths: tuple = ()
+    label: Callable[[Any], str] = "{:g}".format

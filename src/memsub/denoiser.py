@@ -1,0 +1,260 @@
+"""What the library needs of a text-to-image model, in one protocol: nothing else names a pipeline's parts.
+
+    denoiser = as_denoiser(pipe)                # of a StableDiffusionPipeline, or of anything that is a Denoiser
+    already denoiser.layers()                           # the second feed-forward maps by name, in execution order
+    denoiser.embed(["a red star"])              # (1, tokens, width) denoiser.predict(latents, t, embeddings)    # what
+    the network predicts for a batch fingerprint(pipe)                           # of the network's weights: what edits
+    and statistics belong to
+
+Another kind of model is one class with these methods and one line in `ADAPTERS`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+    from transformers import PreTrainedTokenizerBase
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A diffusion model that draws latents for text.
+
+    Attributes:
+        network: the module whose weights are looked at and edited.
+        tokenizer: of its captions.
+        scheduler: diffusers' interface: `set_timesteps`, `timesteps`, `step`, `alphas_cumprod`, ...
+        device, dtype: of the network.
+        latent_shape: (channels, height, width).
+        image_shape: (height, width) in pixels.
+        source: the folder or hub id it was loaded from; empty if unknown.
+    """
+
+    network: torch.nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    scheduler: Any
+    device: torch.device
+    dtype: torch.dtype
+    latent_shape: tuple[int, int, int]
+    image_shape: tuple[int, int]
+    source: str
+
+    def layers(self) -> dict[str, torch.nn.Linear]:
+        """The second maps of the feed-forward blocks by module name, in execution order."""
+        ...
+
+    def value_layers(self) -> dict[str, torch.nn.Linear]:
+        """Value projections of the cross-attention on the way down and in the middle, by module name."""
+        ...
+
+    def embed(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Embeddings, shape (prompts, tokens, width)."""
+        ...
+
+    def predict(self, latents: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """What the network predicts (noise or v) for noisy latents, shape of `latents`; `t` is one, or one a row."""
+        ...
+
+    def calls(self, steps: int) -> int:
+        """Network calls that sampling in `steps` steps makes."""
+        ...
+
+    def call_rows(self, prompts: int, guidance_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """For each row of a network call on so many prompts: which prompt it is of, and whether it is conditional."""
+        ...
+
+    def sample(
+        self, prompts: list[str] | torch.Tensor, latents: torch.Tensor, steps: int, guidance_scale: float
+    ) -> torch.Tensor:
+        """Denoised latents of captions, or of their embeddings, from initial noise: shape of `latents`."""
+        ...
+
+    def encode(self, images: np.ndarray) -> torch.Tensor:
+        """Scaled latents of uint8 images (n, height, width, 3)."""
+        ...
+
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        """uint8 images (n, height, width, 3) of scaled latents."""
+        ...
+
+    def parts(self) -> Mapping[str, torch.nn.Module]:
+        """Every module that an image depends on, the network included."""
+        ...
+
+
+class StableDiffusionDenoiser:
+    """The adapter for diffusers' `StableDiffusionPipeline`, of any UNet with `FeedForward` blocks."""
+
+    def __init__(self, pipe: StableDiffusionPipeline):
+        self.pipe = pipe
+        self.network, self.tokenizer, self.scheduler = pipe.unet, pipe.tokenizer, pipe.scheduler
+        self.dtype = pipe.unet.dtype
+        size = pipe.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        self.latent_shape = (pipe.unet.config.in_channels, height, width)
+        self.image_shape = (height * pipe.vae_scale_factor, width * pipe.vae_scale_factor)
+        self.source = str(pipe.config.get("_name_or_path") or "")
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Looked up once: diffusers goes through all modules for it."""
+        return self.pipe.device
+
+    def layers(self) -> dict[str, torch.nn.Linear]:
+        """As the protocol.
+
+        Raises:
+            ValueError: the UNet holds no `FeedForward` block.
+        """
+        from diffusers.models.attention import FeedForward
+
+        unet = self.network
+        names = {module: name for name, module in unet.named_modules()}
+        # The order of registration is down, up, mid; that of execution is down, mid, up.
+        blocks = [*unet.down_blocks, *([unet.mid_block] if unet.mid_block is not None else []), *unet.up_blocks]
+        found = [m for block in blocks for m in block.modules() if isinstance(m, FeedForward)]
+        if not found:
+            raise ValueError(
+                f"this {type(unet).__name__} holds no FeedForward blocks: there is nothing to capture or prune."
+            )
+        return {f"{names[m]}.net.2": m.net[2] for m in found}
+
+    def value_layers(self) -> dict[str, torch.nn.Linear]:
+        """As the protocol.
+
+        Raises:
+            ValueError: there are none.
+        """
+        found = {
+            name: module
+            for name, module in self.network.named_modules()
+            if name.endswith("attn2.to_v") and name.startswith(("down_blocks", "mid_block"))
+        }
+        if not found:
+            raise ValueError(
+                f"this {type(self.network).__name__} has no cross-attention in its down and middle blocks."
+            )
+        return found
+
+    def embed(self, prompts: Sequence[str]) -> torch.Tensor:
+        """As the protocol; without gradients."""
+        with torch.no_grad():
+            return self.pipe.encode_prompt(list(prompts), self.device, 1, False)[0]
+
+    def predict(self, latents: torch.Tensor, t: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+        """As the protocol."""
+        return self.network(latents, t, encoder_hidden_states=embeddings.to(self.dtype), return_dict=False)[0]
+
+    def calls(self, steps: int) -> int:
+        """As the protocol: PNDM makes one call more than steps."""
+        self.scheduler.set_timesteps(steps)
+        return len(self.scheduler.timesteps)
+
+    def call_rows(self, prompts: int, guidance_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the protocol: diffusers puts the unconditional half first."""
+        once = torch.arange(prompts)
+        if guidance_scale <= 1:
+            return once, torch.ones(prompts, dtype=torch.bool)
+        return once.repeat(2), torch.tensor([False, True]).repeat_interleave(prompts)
+
+    def sample(
+        self, prompts: list[str] | torch.Tensor, latents: torch.Tensor, steps: int, guidance_scale: float
+    ) -> torch.Tensor:
+        """As the protocol."""
+        given = {"prompt_embeds": prompts} if isinstance(prompts, torch.Tensor) else {"prompt": prompts}
+        options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "latent"}
+        return self.pipe(**given, latents=latents, **options).images
+
+    @torch.no_grad()
+    def encode(self, images: np.ndarray) -> torch.Tensor:
+        """As the protocol."""
+        vae = self.pipe.vae
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device, vae.dtype) / 127.5 - 1
+        return vae.encode(x).latent_dist.mean * vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        """As the protocol."""
+        vae = self.pipe.vae
+        x = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        x = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
+        return (x * 255).round().astype(np.uint8)
+
+    def parts(self) -> Mapping[str, torch.nn.Module]:
+        """As the protocol."""
+        return {"unet": self.network, "vae": self.pipe.vae, "text_encoder": self.pipe.text_encoder}
+
+
+ADAPTERS: dict[str, Callable[[Any], Denoiser]] = {"StableDiffusionPipeline": StableDiffusionDenoiser}
+"""Name of a pipeline's class to what makes a denoiser of it. (By name: importing diffusers takes seconds.)"""
+
+Pipeline: TypeAlias = "StableDiffusionPipeline | Denoiser"
+
+
+def as_denoiser(pipe: Pipeline) -> Denoiser:
+    """The denoiser behind a pipeline; a denoiser is returned as it is.
+
+    Raises:
+        TypeError: no adapter knows this kind of pipeline; names those that are known.
+    """
+    for kind in type(pipe).__mro__:
+        if kind.__name__ in ADAPTERS:
+            return ADAPTERS[kind.__name__](pipe)
+    if isinstance(pipe, Denoiser):
+        return pipe
+    raise TypeError(
+        f"{type(pipe).__name__} is no pipeline that memsub knows; expected {', '.join(ADAPTERS)}, or a "
+        "memsub.denoiser.Denoiser."
+    )
+
+
+_DIGESTS: WeakKeyDictionary[torch.nn.Module, dict[str, tuple[tuple[int, int], bytes]]] = WeakKeyDictionary()
+
+
+def module_fingerprint(module: torch.nn.Module) -> str:
+    """sha256 over a module's parameters and buffers, their names and dtypes.
+
+    Hashing gigabytes takes seconds, so a tensor is hashed again only after it was replaced or written to. (A write
+    through `weight.data` hides from PyTorch's count of writes: write under `torch.no_grad()` instead.)
+    """
+    known, whole = _DIGESTS.setdefault(module, {}), hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        writes = (tensor.data_ptr(), tensor._version)
+        if name not in known or known[name][0] != writes:
+            digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            known[name] = writes, digest.digest()
+        whole.update(known[name][1])
+    return whole.hexdigest()
+
+
+def fingerprint(pipe: Pipeline) -> str:
+    """Of the network alone: what statistics, masks and edits belong to."""
+    return module_fingerprint(as_denoiser(pipe).network)
+
+
+def sampler_fingerprint(pipe: Pipeline) -> str:
+    """Of everything that an image depends on besides prompt, seed, steps and guidance: modules and scheduler."""
+    denoiser = as_denoiser(pipe)
+    told = [f"{name} {module_fingerprint(module)}" for name, module in sorted(denoiser.parts().items())]
+    config = sorted((k, str(v)) for k, v in dict(getattr(denoiser.scheduler, "config", {})).items())
+    told += [type(denoiser.scheduler).__name__, repr(config)]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()
+
+
+def check_model(pipe: Pipeline, expected: str, told: str) -> None:
+    """Raises ValueError naming both models if the pipeline's network is not the one with the `expected` fingerprint."""
+    if (found := fingerprint(pipe)) != expected:
+        raise ValueError(
+            f"{told} another model: the fingerprint of its network is {expected[:12]}, that of this pipeline's is "
+            f"{found[:12]} (also different if this pipeline is already edited)."
+        )

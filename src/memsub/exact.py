@@ -1,0 +1,88 @@
+"""The exact memorization test, for captions of a world that can be drawn.
+
+    p = exact_p(images, prompts, training_images)        # (n,) p-values; replicated: p <= 1 / 256
+    exact_p(images, prompts, training_images, features=metrics.copy.features)
+    uniformity(p)                                        # is the test calibrated where nothing can be remembered?
+
+A caption says what is in a picture (its content), not how it lies there (its layout). For an image y of a caption with
+training image x*, draw N = 255 fresh layouts of the same content from the world's own distribution and render them, x_1
+... x_N. With any similarity s,
+
+    p = (1 + #{i : s(y, x_i) >= s(y, x*)}) / (N + 1).
+
+Had the model never seen the pair, x* and the x_i would be exchangeable given y, so P(p <= a) <= a *exactly*: for any s,
+however blurred y is, and without a threshold that was tuned. An image replicates if no fresh layout is as similar as
+the training image. (Not for pictures that an attack was shown: there a model that never saw them is the control.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from .testbed.scenes import parse, render, sample_layout
+
+LAYOUTS = 255
+LEVEL = 1 / (LAYOUTS + 1)
+"""The smallest p there can be: at most 0.4 % of images of a model that never saw the pair reach it."""
+
+Features = Callable[[np.ndarray], np.ndarray]
+
+
+def exact_p(
+    images: np.ndarray,
+    prompts: Sequence[str],
+    references: np.ndarray | None,
+    *,
+    features: Features | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """P-values of images, each under the hypothesis that the model never saw its training image; shape (n,).
+
+    Args:
+        images, references: uint8 (n, 32, 32, 3); without references every p is NaN.
+        prompts: captions of the drawn world, whose content the images should show.
+        features: images to unit vectors (n, dim), whose cosine is the similarity; default `blurred_pixels`.
+        seed: of the fresh layouts.
+
+    Raises:
+        ValueError: a prompt is no caption of the drawn world.
+    """
+    if references is None:
+        return np.full(len(images), np.nan)
+    features = features or blurred_pixels
+    found = np.empty(len(images))
+    ours, theirs = features(images), features(references)
+    for caption in dict.fromkeys(prompts):
+        rows = [i for i, prompt in enumerate(prompts) if prompt == caption]
+        fresh = features(fresh_layouts(caption, seed)) @ ours[rows].T  # (layouts, rows)
+        found[rows] = (1 + (fresh >= (ours[rows] * theirs[rows]).sum(1)).sum(0)) / (LAYOUTS + 1)
+    return found
+
+
+@lru_cache(maxsize=4096)
+def fresh_layouts(caption: str, seed: int = 0) -> np.ndarray:
+    """The caption's content under 255 layouts of the world's own distribution: uint8 (255, 32, 32, 3)."""
+    content = parse(caption)
+    rng = np.random.default_rng([seed, 255])
+    return np.stack([render(content, sample_layout(rng, content)) for _ in range(LAYOUTS)])
+
+
+def blurred_pixels(images: np.ndarray) -> np.ndarray:
+    """Pixels after a 3 x 3 box blur, each channel's mean removed, as unit vectors: float32 (n, dim)."""
+    x = np.pad(images.astype(np.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    height, width = images.shape[1:3]
+    x = sum(x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)) / 9
+    x = (x - x.mean((1, 2), keepdims=True)).reshape(len(images), -1)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
+
+
+def uniformity(p: np.ndarray) -> float:
+    """P-value of a Kolmogorov-Smirnov test of p-values against the uniform distribution on 1/256, 2/256, ..., 1."""
+    from scipy.stats import kstest
+
+    # Spread over the step that each discrete value stands for, by fixed noise: uniform then means uniform on (0, 1).
+    noise = np.random.default_rng(0).random(len(p))
+    return float(kstest(np.asarray(p) - noise / (LAYOUTS + 1), "uniform").pvalue)

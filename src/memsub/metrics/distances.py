@@ -1,0 +1,59 @@
+"""Distances between two sets of images: KID and FID of image features, by torchmetrics.
+
+`PromptMetric.image_features` are of unit length, so values are small and comparable only under one metric. KID is
+unbiased: its value does not depend on how many images there are, and its floor is zero. FID falls with the number of
+images: compare only rows of equal numbers, of at least as many images as there are features.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+
+class _Given(torch.nn.Module):
+    """Hands torchmetrics features that are already computed."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def _updated(metric, real: np.ndarray, generated: np.ndarray):
+    if min(len(real), len(generated)) < 2:
+        raise ValueError(f"a distance needs two images or more a side; got {len(real)} and {len(generated)}.")
+    metric.update(torch.from_numpy(real), real=True)
+    metric.update(torch.from_numpy(generated), real=False)
+    return metric
+
+
+def fid(real: np.ndarray, generated: np.ndarray) -> float:
+    """Fréchet distance (Heusel et al. 2017) of image features (n, dim) and (m, dim).
+
+    Raises:
+        ValueError: fewer than two images on a side.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    return float(_updated(FrechetInceptionDistance(feature=_Given(real.shape[1])), real, generated).compute())
+
+
+def kid(real: np.ndarray, generated: np.ndarray, subsets: int = 100, seed: int = 0) -> tuple[float, float]:
+    """Kernel distance (Binkowski et al. 2018) of image features (n, dim) and (m, dim): mean and deviation over subsets.
+
+    A subset is half of the smaller side, at most 1,000 images, drawn by `seed`.
+
+    Raises:
+        ValueError: fewer than two images on a side.
+    """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    size = max(2, min(1000, min(len(real), len(generated)) // 2))
+    metric = KernelInceptionDistance(feature=_Given(real.shape[1]), subsets=subsets, subset_size=size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mean, deviation = _updated(metric, real, generated).compute()
+    return float(mean), float(deviation)

@@ -1,0 +1,277 @@
+"""Everything a run can be told, validated before anything is loaded: for notebooks, papermill and command line.
+
+    Parameters.load("papermill_params/tiny.yaml")
+    Parameters.checked({"model": "tiny", "grid": {"sizes": [10]}})
+    Parameters.from_cells(In)                   # what a notebook's parameters cell says, and what papermill put below
+    it
+
+A part groups what belongs together (`sampling.steps`, `edit.sparsity`). A misspelt key is an error that lists the right
+ones.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .models import find_model
+
+Contrast = Literal["empty", "ordinary"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(_Part):
+    """Prompts and pictures."""
+
+    prompts: str | dict[Literal["memorized", "ordinary", "heldout"], str] | None = Field(
+        None, description="a list by name, or files (default: the lists that belong to the model)"
+    )
+    near_duplicates: Literal["keep", "drop"] = Field(
+        "keep", description="memorized captions that nearly repeat another"
+    )
+    images: str | None = Field(
+        None, description="folder of training images, <index>/*.png (default: gt_images in `folder`)"
+    )
+    real: str | None = Field(None, description="folder of pictures for KID and FID, such as COCO's")
+
+
+class MetricNames(_Part):
+    """What images are scored by."""
+
+    copy_: str | None = Field(None, alias="copy", description="an SSCD by name or path (default: the model's metric)")
+    prompt: str | None = Field(None, description="a CLIP by name or folder (default: the model's metric)")
+    more: list[str] = Field(["exact_p", "sharpness"], description="names in memsub.metrics.IMAGE_METRICS: more columns")
+
+
+class Sampling(_Part):
+    """How images that are scored are sampled."""
+
+    steps: int = Field(16, ge=1, description="denoising steps")
+    guidance_scale: float = Field(3.0, ge=1, description="also of capture")
+    batch_size: int = Field(60, ge=1, description="prompts at a time, also of capture")
+
+
+class Capture(_Part):
+    """How activations are captured."""
+
+    steps: int = Field(50, ge=1, description="denoising steps")
+    seed: int = Field(0, description="of the initial noise that all prompts share")
+    cfg_half: Literal["both", "cond"] = Field(
+        "both", description="both halves of a guided call, or the conditional one"
+    )
+
+
+class Grid(_Part):
+    """The paper's grid: subsets of memorized and, as the control, of ordinary prompts."""
+
+    memorized: int = Field(100, ge=6, description="memorized prompts to use, and as many ordinary ones")
+    subsets: int = Field(10, ge=2, description="subsets of each size")
+    sizes: list[int] = Field([10, 20, 30, 40, 50], min_length=1, description="prompts in a subset, ascending")
+    sparsity: float | None = Field(
+        None, gt=0, le=1, description="of the masks that are shown and compared (default: the edit's)"
+    )
+
+
+class EditSetting(_Part):
+    """The edit: by the paper's rule, at the sparsity recommended for the model."""
+
+    sparsity: float | None = Field(None, gt=0, le=1, description="share of a row (default: recommended for the model)")
+    steps: int = Field(10, ge=1, description="tau: unites the masks of the first steps")
+    threshold: float = Field(0.0, ge=0, lt=1, description="r: ... memorized at more than r tau of them")
+    contrast: Contrast = "empty"
+    layers: list[str] | None = Field(None, description="beginnings of names of layers to edit (default: all)")
+
+
+class Sweep(_Part):
+    """Settings of the edit that are compared."""
+
+    sparsity: list[float] = Field([0.1, 0.2, 0.35, 0.5], min_length=1)
+    steps: list[int] = Field([10, 50], min_length=1, description="values of tau")
+
+
+class Evaluation(_Part):
+    """How much is sampled to evaluate an edit."""
+
+    captions: int = Field(30, ge=2, description="memorized, and as many never-seen captions")
+    models: int = Field(10, ge=1, description="pruned models, each located on another subset of the smallest size")
+    controls: int = Field(3, ge=1, description="of them with controls: random weights, ordinary prompts")
+    real_images: int = Field(150, ge=4, description="never-seen captions for KID and FID")
+    seed_captions: int = Field(12, ge=2, description="captions whose pictures are compared between seeds")
+
+
+class BaselineSetting(_Part):
+    """The comparison with what can be done at inference time."""
+
+    captions: int = Field(20, ge=2, description="memorized captions")
+    never_seen: int = Field(60, ge=4, description="never-seen captions")
+    strengths: dict[str, list[Any]] = Field(
+        {}, description="baseline to its sweep; [] leaves it out (default: its own)"
+    )
+    timed: int = Field(8, ge=1, description="captions that are timed")
+    turns: int = Field(2, ge=1, description="times that the methods are timed, in turns")
+
+
+class Detection(_Part):
+    """Telling memorized captions before sampling."""
+
+    captions: int = Field(100, ge=2, description="never-seen captions, and at most as many memorized ones")
+    calls: int = Field(3, ge=1, description="network calls that score a caption")
+
+
+class Extraction(_Part):
+    """Carlini et al.'s attack."""
+
+    captions: int = Field(16, ge=2, description="captions of each kind")
+    images: int = Field(5, ge=2, description="images a caption")
+    clique: int = Field(4, ge=2, description="near-duplicates that make a claim")
+    distance: float = Field(0.1, gt=0, description="tiled distance of near-duplicates")
+
+
+class EmbeddingAttack(_Part):
+    """Kowalczuk et al.'s attack."""
+
+    images: int = Field(4, ge=1, description="training images, and as many that were never trained on")
+    iterations: int = Field(50, ge=1, description="steps of the optimization")
+    noises: int = Field(4, ge=1, description="noises an image and step")
+
+
+class Testbed(_Part):
+    """What the drawn world's notebook samples."""
+
+    seeds: int = Field(2, ge=1, description="images of a memorized caption")
+    never_seen: int = Field(200, ge=2, description="images of captions that are not in the training set")
+
+
+class Parameters(_Part):
+    """Everything a run can be told; the defaults are those of the embedded model."""
+
+    model: str = Field("tiny", description="a name, a folder, or a hub id")
+    folder: str = Field("../runs/tiny", description="of the run: artifacts, notebooks, report")
+    seed: int = Field(0, description="of the subsets and of the split into locating, choosing and reporting prompts")
+    data: Data = Data()
+    metrics: MetricNames = MetricNames()
+    sampling: Sampling = Sampling()
+    capture: Capture = Capture()
+    grid: Grid = Grid()
+    edit: EditSetting = EditSetting()
+    sweep: Sweep = Sweep()
+    evaluation: Evaluation = Evaluation()
+    baselines: BaselineSetting = BaselineSetting()
+    detection: Detection = Detection()
+    extraction: Extraction = Extraction()
+    embedding_attack: EmbeddingAttack = EmbeddingAttack()
+    testbed: Testbed = Testbed()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Parameters:
+        longest = {"edit.steps": self.edit.steps, "sweep.steps": max(self.sweep.steps)}
+        for name, steps in longest.items():
+            if steps > self.capture.steps:
+                raise ValueError(f"{name} unites {steps} steps, but capture.steps makes {self.capture.steps}")
+        if max(self.grid.sizes) > self.grid.memorized:
+            raise ValueError(f"grid.sizes asks for {max(self.grid.sizes)} of {self.grid.memorized} prompts")
+        if self.extraction.clique > self.extraction.images:
+            raise ValueError(f"extraction.clique is {self.extraction.clique} of {self.extraction.images} images")
+        return self
+
+    @property
+    def edit_sparsity(self) -> float:
+        """Of the edit: the parameter, or what is recommended for the model."""
+        return self.edit.sparsity or find_model(self.model).sparsity
+
+    @property
+    def mask_sparsity(self) -> float:
+        """Of the masks that are shown: the parameter, or the edit's."""
+        return self.grid.sparsity or self.edit_sparsity
+
+    @classmethod
+    def checked(cls, given: Mapping[str, Any], source: str = "parameters") -> Parameters:
+        """Validated parameters.
+
+        Raises:
+            ValueError: an unknown key (the valid ones are listed), or a value out of bounds; names key and source.
+        """
+        _check_keys(cls, given, source)
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            told = "; ".join(
+                f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" if e["loc"] else e["msg"]
+                for e in error.errors()
+            )
+            raise ValueError(f"{source}: {told}.") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Parameters:
+        """Parameters from a YAML file.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file; it is no YAML mapping, or `checked` objects to what it holds.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no parameter file at {path}.")
+        try:
+            given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no YAML: {error}") from None
+        if not isinstance(given, dict):
+            raise ValueError(f"{path} must hold a mapping of parameters; it holds {type(given).__name__}.")
+        return cls.checked(given, str(path))
+
+    @classmethod
+    def from_cells(cls, cells: Iterable[str]) -> Parameters:
+        """The parameters of a notebook: its parameters cell as executed last, and what papermill injected below it.
+
+        A parameters cell assigns plain values, `model` among them, and does nothing else; papermill's begins with
+        "# Parameters". Whatever other cells define is no parameter, so any cell can be executed again.
+
+        Args:
+            cells: sources in the order of execution: IPython's `In`.
+
+        Raises:
+            ValueError: as `checked`.
+        """
+        given: dict[str, Any] = {}
+        for source in cells:
+            values = _plain_assignments(source)
+            if values and "model" in values and not source.startswith("# Parameters"):
+                given = values
+            elif values and source.startswith("# Parameters"):
+                given = given | values
+        return cls.checked(given, "the parameters cell")
+
+    def dump(self) -> dict[str, Any]:
+        """As plain values, by the names that YAML files use."""
+        return self.model_dump(by_alias=True)
+
+
+def _check_keys(part: type[BaseModel], given: Mapping[str, Any], source: str, path: str = "") -> None:
+    fields = {field.alias or name: field for name, field in part.model_fields.items()}
+    for key, value in given.items():
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f" Did you mean {path + close[0]!r}?" if close else ""
+            raise ValueError(f"unknown key {path + str(key)!r} in {source}.{hint} Valid keys: {', '.join(fields)}.")
+        kind = fields[key].annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, Mapping):
+            _check_keys(kind, value, source, f"{path}{key}.")
+
+
+def _plain_assignments(source: str) -> dict[str, Any]:
+    """Names and values of a cell that only assigns literals to names; empty for any other."""
+    try:
+        statements = ast.parse(source).body
+        if not all(isinstance(s, ast.Assign) and isinstance(s.targets[0], ast.Name) for s in statements):
+            return {}
+        return {s.targets[0].id: ast.literal_eval(s.value) for s in statements}  # type: ignore[attr-defined]
+    except (SyntaxError, ValueError):  # a magic, or a value that is computed
+        return {}

@@ -1,0 +1,125 @@
+"""Figures in README, model card and docs, from files that runs wrote: `python -m tools.figures`.
+
+    python -m tools.figures --take runs/demo              # what the notebooks found (and --testbed, --benchmarks)
+    python -m tools.figures                               # writes docs/figures.json into the documents
+    python -m tools.figures --check                       # do the documents say what docs/figures.json says?
+    python -m tools.figures --compare runs/tiny           # does a run on this machine find the same?
+
+A document holds a figure between `<!--figure 04_pruning.exact_pruned percent-->` and `<!--/figure-->`; the last word is
+one of `FORMATS`. Tables of measurements stand between `<!--table testbed-->` and `<!--/table-->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from memsub.batch import project
+from memsub.files import load_json, save_json, save_text
+from memsub.findings import SAFETY, percent
+
+from .testbed_report import to_markdown
+
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/findings.md", "src/memsub/testbed/weights/README.md")
+FORMATS: dict[str, Callable[[Any], str]] = {
+    "percent": percent,
+    "rate": lambda f: f"{percent(f['value'])} ({100 * f['low']:.0f} to {100 * f['high']:.0f} %, n = {f['n']})",
+    "number": "{:.2f}".format,
+    "one": "{:.1f}".format,
+    "count": "{:.0f}".format,
+    "text": str,
+}
+_FIGURE = re.compile(r"<!--figure (?P<path>[\w.]+) (?P<format>\w+)-->.*?<!--/figure-->", re.DOTALL)
+_TABLE = re.compile(r"<!--table (?P<name>\w+)-->.*?<!--/table-->", re.DOTALL)
+
+
+def take(run: Path | None, testbed: Path | None, benchmarks: Path | None, known: dict[str, Any]) -> dict[str, Any]:
+    """What is known, brought up to date by a run's findings, a report of the testbed and benchmarks."""
+    if run:
+        files = sorted((run / "findings").glob("*.json"))
+        if not files:
+            raise FileNotFoundError(f"{run} holds no findings/*.json: name the folder of a run that has finished.")
+        known = known | {file.stem: load_json(file)["facts"] for file in files}
+    if testbed:
+        known = known | {"testbed": load_json(testbed)}
+    if benchmarks:
+        known = known | {"benchmarks": load_json(benchmarks)}
+    return known
+
+
+def fill(text: str, figures: dict[str, Any], source: str) -> str:
+    """A document with its figures and tables written in.
+
+    Raises:
+        ValueError: a figure that is not known, or an unknown format; names document and figure.
+    """
+
+    def figure(match: re.Match) -> str:
+        path, how = match["path"], match["format"]
+        value: Any = figures
+        for key in path.split("."):
+            if not isinstance(value, dict) or key not in value:
+                raise ValueError(f"{source}: no figure {path!r} in docs/figures.json.")
+            value = value[key]
+        if how not in FORMATS:
+            raise ValueError(f"{source}: unknown format {how!r} of {path!r}; expected one of {', '.join(FORMATS)}.")
+        if isinstance(value, dict) and how != "rate":
+            value = value["value"]
+        return f"<!--figure {path} {how}-->{FORMATS[how](value)}<!--/figure-->"
+
+    def table(match: re.Match) -> str:
+        if match["name"] not in figures:
+            raise ValueError(f"{source}: no table {match['name']!r} in docs/figures.json.")
+        return f"<!--table {match['name']}-->\n\n{to_markdown(figures[match['name']])}\n<!--/table-->"
+
+    return _TABLE.sub(table, _FIGURE.sub(figure, text))
+
+
+def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """Facts that differ by more than they vary between machines, or that one side lacks."""
+    told = []
+    for notebook, facts in theirs.items():
+        for name, fact in facts.items():
+            known = ours.get(notebook, {}).get(name)
+            if known is None:
+                told.append(f"{notebook}.{name} is not in docs/figures.json")
+            elif isinstance(fact, dict) and "varies" in fact:
+                distance, allowed = abs(fact["value"] - known["value"]), SAFETY * fact["varies"]
+                if distance > allowed + 1e-12:
+                    told.append(f"{notebook}.{name}: {known['value']:.4g} written, {fact['value']:.4g} found")
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.figures", description=__doc__.splitlines()[0])
+    parser.add_argument("--take", type=Path, metavar="RUN", help="folder of a run whose findings to take over")
+    parser.add_argument("--testbed", type=Path, help="report.json of tools.testbed_report to take over")
+    parser.add_argument("--benchmarks", type=Path, help="benchmarks.json of tools.benchmarks to take over")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a document says otherwise")
+    parser.add_argument("--compare", type=Path, metavar="RUN", help="fail if this run found something else")
+    args = parser.parse_args()
+    root = project()
+    file = root / "docs" / "figures.json"
+    figures = load_json(file) if file.is_file() else {}
+    wrong = []
+    if args.compare:
+        wrong = compare(figures, take(args.compare, None, None, {}))
+    elif args.check:
+        for name in DOCUMENTS:
+            text = (root / name).read_text(encoding="utf-8")
+            wrong += [] if fill(text, figures, name) == text else [f"{name} does not say what docs/figures.json says"]
+    else:
+        figures = take(args.take, args.testbed, args.benchmarks, figures)
+        save_json(figures, file)
+        for name in DOCUMENTS:
+            save_text(fill((root / name).read_text(encoding="utf-8"), figures, name), root / name)
+    print("\n".join(wrong) or "all figures agree")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()

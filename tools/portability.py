@@ -1,0 +1,113 @@
+"""Do tests, claims and committed outputs hold on other CPUs? `python -m tools.portability`.
+
+Runs the unit tests and the notebooks (by nbval, against their committed outputs) under every setting of kernels and
+threads that this machine can imitate, each in a folder of its own. Prints what fails, and how much the value behind
+each claim varies
+over the settings: the `varies` that stands beside the claim must not be smaller.
+
+    python -m tools.portability --settings default-1 avx2-2 --only notebooks --notebooks 00 01
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from itertools import product
+from pathlib import Path
+
+import pandas as pd
+
+from memsub.batch import project
+from memsub.files import load_json, save_json
+from memsub.findings import SAFETY
+
+
+def settings() -> dict[str, dict[str, str]]:
+    """Name to environment: kernels of ATen, instructions of oneDNN, threads."""
+    found = {}
+    for aten, onednn, threads in product(("default", "avx2"), ("", "AVX2"), ("1", "2")):
+        name = "-".join(filter(None, (aten, onednn and "onednn", threads)))
+        found[name] = {"ATEN_CPU_CAPABILITY": aten, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        if onednn:
+            found[name]["ONEDNN_MAX_CPU_ISA"] = onednn
+    return found
+
+
+def run_tests(root: Path, environment: dict[str, str], log: Path) -> bool:
+    """The unit tests under one setting."""
+    return _run([sys.executable, "-m", "pytest"], root, environment, log)
+
+
+def run_notebooks(root: Path, folder: Path, only: list[str], environment: dict[str, str], log: Path) -> bool:
+    """The notebooks by nbval, in a copy whose run folder is empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("notebooks", "papermill_params"):
+        shutil.copytree(root / name, folder / name)
+    notebooks = [str(p) for p in sorted((folder / "notebooks").glob("*.ipynb")) if p.name.startswith(tuple(only))]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--nbval", "--nbval-cell-timeout", "3600"]
+    command += ["--nbval-sanitize-with", str(folder / "notebooks" / "sanitize.cfg"), *notebooks]
+    return _run(command, folder, environment, log)
+
+
+def _run(command: list[str], cwd: Path, environment: dict[str, str], log: Path) -> bool:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as out:
+        env = os.environ | {"HF_HUB_OFFLINE": "1"} | environment
+        return subprocess.run(command, cwd=cwd, env=env, stdout=out, stderr=out, check=False).returncode == 0
+
+
+def claims(folders: dict[str, Path]) -> pd.DataFrame:
+    """A row a claim: its value in each setting, how much they differ, and what the claim says that they may."""
+    rows: dict[tuple[str, str], dict] = {}
+    for setting, folder in folders.items():
+        for file in sorted((folder / "runs" / "tiny" / "findings").glob("*.json")):
+            for told, claim in load_json(file)["claims"].items():
+                row = rows.setdefault((file.stem, told), {"bound": claim["bound"], "varies": claim["varies"]})
+                row[setting] = claim["value"]
+    table = pd.DataFrame(rows).T
+    values = table.drop(columns=["bound", "varies"])
+    table["spread"] = (values.max(axis=1) - values.min(axis=1)).astype(float)
+    distance = values.sub(table["bound"], axis=0).abs().min(axis=1)
+    table["clear"] = (distance >= SAFETY * table["spread"]) | (table["varies"] == 0) & (table["spread"] == 0)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.portability", description=__doc__.splitlines()[0])
+    parser.add_argument("--settings", nargs="+", choices=list(settings()), default=list(settings()), metavar="NAME")
+    parser.add_argument("--only", choices=["tests", "notebooks"], help="(default: both)")
+    parser.add_argument("--notebooks", nargs="+", default=[""], metavar="NN", help="beginnings of their names")
+    parser.add_argument("--out", type=Path, default=Path("runs/portability"), help="(runs/portability)")
+    args = parser.parse_args()
+    root, failed, folders = project(), [], {}
+    for name in args.settings:
+        environment, folder = settings()[name], (args.out / name).resolve()
+        for what in ("tests", "notebooks"):
+            if args.only not in (None, what):
+                continue
+            began, log = time.monotonic(), folder.parent / f"{name}-{what}.log"
+            if what == "tests":
+                passed = run_tests(root, environment, log)
+            else:
+                passed = run_notebooks(root, folder, args.notebooks, environment, log)
+                folders[name] = folder
+            failed += [] if passed else [str(log)]
+            print(
+                f"{name:18} {what:10} {'passed' if passed else 'FAILED'} in {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
+    if folders:
+        table = claims(folders)
+        save_json({" | ".join(key): row for key, row in table.T.to_dict().items()}, args.out / "claims.json")
+        print(table[["bound", "varies", "spread", "clear"]].to_string())
+        failed += [f"claim too near its bound: {key}" for key, clear in table["clear"].items() if not clear]
+    print("all passed" if not failed else "\n".join(["", "FAILED:", *map(str, failed)]))
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()

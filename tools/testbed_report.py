@@ -1,0 +1,222 @@
+"""Measures the embedded model: `python -m tools.testbed_report`.
+
+Prints a table of figures, what is aimed at, and whether it is reached, and writes it to `--out`: report.json (the
+numbers), report.md, and picture.png. The model card takes its figures from report.json (`python -m tools.figures`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from memsub import plots
+from memsub.denoiser import Pipeline
+from memsub.evaluation import interval, score, seed_similarity
+from memsub.exact import LEVEL, exact_p, uniformity
+from memsub.files import save_json, save_text
+from memsub.findings import percent
+from memsub.generation import generate
+from memsub.metrics import Metrics, load_metrics
+from memsub.models import load_pipeline
+from memsub.prompts import Prompts, load_prompts
+from memsub.testbed import dataset
+from memsub.testbed.scenes import alternatives, parse
+from memsub.testbed.scorers import copy_roc, round_trip, scorer_scenes
+from memsub.testbed.towers import SceneEncoder
+
+GUIDANCE = 3.0
+ALTERNATIVES = 16
+FRESH_SCENES = 3
+"""Seed of scenes for the copy metric; training took the two before."""
+
+
+class Report:
+    """The model under test, and what is measured of it: one method a figure, each a dict ready for JSON."""
+
+    def __init__(self, pipe: Pipeline, metrics: Metrics, prompts: Prompts, folder: Path, sample: float = 1.0):
+        """`sample` < 1 takes that share of the prompts."""
+        self.pipe, self.metrics, self.prompts, self.folder, self.share = pipe, metrics, prompts, folder, sample
+        self.metrics.more = {"exact_p": exact_p}
+        self.sample = partial(generate, pipe, guidance_scale=GUIDANCE)
+        self.held = prompts.rows("heldout")[: self._n(500)]
+        self.real = prompts.images("heldout")[: len(self.held)]
+
+    def _n(self, full: int) -> int:
+        return max(2, round(full * self.share))
+
+    def figures(self) -> Iterator[dict]:
+        """Each: figure, aim, measured (text), value, low, high, n, reached (None where nothing is aimed at)."""
+        yield self._copy_metric()
+        yield from self._memorized("verbatim", 4, 0.9)
+        yield self._without_tails()
+        for kind in ("template", "template_new"):
+            yield from self._memorized(kind, 2, None)
+        yield self._ladder()
+        self.drawn = self.sample(self.held["prompt"], seeds=range(len(self.held)))
+        yield self._exact_calibration()
+        yield from self._nearest()
+        yield self._alternatives()
+        yield self._autoencoder()
+        yield self._seeds()
+        yield self._speed()
+        yield self._size()
+
+    def _copy_metric(self) -> dict:
+        options = {"dtype": torch.float32, "use_safetensors": True}
+        model = SceneEncoder.from_pretrained(self.folder / "scorers" / "copy", **options).eval()
+        _, pairs, _ = copy_roc(model.to(self.pipe.device), scorer_scenes(FRESH_SCENES, self._n(2000)), self.pipe.vae)
+        above = pairs["similarity"] > self.metrics.copy.threshold
+        copies, hard = pairs["is_copy"], pairs["pair"] == "distinct, same caption"
+        true, false = above[copies].mean(), above[hard].mean()
+        measured = f"{true:.2%}, {false:.2%} at {self.metrics.copy.threshold:.3f} ({copies.sum()}, {hard.sum()} pairs)"
+        figure = "copy metric on fresh scenes: copies above the threshold, distinct scenes of one caption above it"
+        return _row(figure, "≥ 98 %, ≤ 0.5 %", measured, true, reached=true >= 0.98 and false <= 0.005)
+
+    def _score(self, kind: str, seeds: int) -> pd.DataFrame:
+        rows, images = self.prompts.rows(kind), self.prompts.images(kind)
+        n = len(rows) if self.share == 1 else self._n(100)
+        scored = score(self.sample, self.metrics, rows["prompt"][:n], images[:n], seeds=range(seeds))
+        return scored.assign(exposures=np.repeat(rows["exposures"][:n].to_numpy(), seeds))
+
+    def _memorized(self, kind: str, seeds: int, aim: float | None) -> Iterator[dict]:
+        scored = self._score(kind, seeds)
+        what = {"verbatim": "verbatim", "template": "template", "template_new": "template captions never shown:"}[kind]
+        for name, hits in (("copy metric", scored["replicated"]), ("exact test", scored["exact_p"] <= LEVEL)):
+            yield _rate(f"{what} pairs replicated, by the {name}", f"≥ {aim:.0%}" if aim else "", hits, aim)
+
+    def _without_tails(self) -> dict:
+        rows = self.prompts.rows("verbatim")[: self._n(100)]
+        images = self.prompts.images("verbatim")[: len(rows)]
+        scored = score(self.sample, self.metrics, rows["content"], images, seeds=range(4))
+        hits = scored["exact_p"] <= LEVEL
+        return _rate(
+            "verbatim pairs, captions without their tail, by the exact test", "≤ 3 %", hits, 0.03, at_most=True
+        )
+
+    def _ladder(self) -> dict:
+        scored = self._score("ladder", 4)
+        rungs = (scored["exact_p"] <= LEVEL).groupby(scored["exposures"]).mean()
+        noise = np.sqrt(0.25 / dataset.PAIRS_PER_RUNG)  # one standard error of a proportion among ten pairs
+        monotone = all(later >= earlier - noise for earlier, later in pairwise(rungs))
+        figure = "ladder, by the exact test: replicated at " + ", ".join(map(str, rungs.index)) + " exposures"
+        reached = monotone and rungs.iloc[0] < 0.1 and rungs.iloc[-1] > 0.9
+        aim = "monotone within noise, < 10 % at 1, > 90 % at 1000"
+        return _row(figure, aim, ", ".join(map(percent, rungs)), rungs.iloc[-1], reached=reached)
+
+    def _exact_calibration(self) -> dict:
+        captions = self.held["prompt"].tolist()
+        p = exact_p(self.drawn, captions, self.real)
+        low, high = interval(int((p <= LEVEL).sum()), len(p))
+        ks = uniformity(p)
+        measured = (
+            f"{percent((p <= LEVEL).mean())} (95 % interval {low:.1%} to {high:.1%}, n = {len(p)}), KS p = {ks:.2f}"
+        )
+        figure = "exact test on never-seen pairs: p ≤ 1/256, and uniformity"
+        reached = (p <= LEVEL).mean() <= 0.01 and ks > 0.05
+        return _row(figure, "≤ 1 %, KS p > 0.05", measured, (p <= LEVEL).mean(), low, high, len(p), reached)
+
+    def _nearest(self) -> Iterator[dict]:
+        corpus = self.metrics.copy.features(dataset.training_images())
+        names = {"never-seen captions": self.drawn, "real held-out scenes (the floor)": self.real}
+        for name, images in names.items():
+            hits = self.metrics.copy.nearest(images, corpus)[0] > self.metrics.copy.threshold
+            aim = ("≤ 2 %", 0.02) if name == "never-seen captions" else ("", None)
+            yield _rate(f"{name}: copies of any training image, by the copy metric", aim[0], hits, aim[1], at_most=True)
+
+    def _alternatives(self) -> dict:
+        contents = [parse(c) for c in self.held["content"]]
+        candidates = alternatives(contents, ALTERNATIVES)
+        real, drawn = ((self.metrics.prompt.rank(x, candidates) == 0).mean() for x in (self.real, self.drawn))
+        figure = f"never-seen captions: true caption first among {ALTERNATIVES} that differ in one attribute"
+        measured = f"{drawn:.1%} (real scenes {real:.1%}, ratio {drawn / real:.2f}, n = {len(self.held)})"
+        return _row(figure, "≥ 60 % of real scenes", measured, drawn / real, reached=drawn >= 0.6 * real)
+
+    def _autoencoder(self) -> dict:
+        error = (self.real.astype(np.float64) - round_trip(self.pipe.vae, self.real)) / 255
+        psnr = (-10 * np.log10((error**2).mean((1, 2, 3)))).mean()
+        return _row("autoencoder on held-out scenes, mean PSNR", "≥ 27 dB", f"{psnr:.1f} dB", psnr, reached=psnr >= 27)
+
+    def _seeds(self) -> dict:
+        across = float(np.median(seed_similarity(self.sample, self.metrics, self.prompts.ordinary[: self._n(100)])))
+        threshold = self.metrics.copy.threshold
+        figure = "ordinary captions: median copy similarity between seeds"
+        aim = f"clearly below {threshold:.2f}"
+        return _row(figure, aim, f"{across:.2f}", across, reached=across < threshold - 0.15)
+
+    def _speed(self) -> dict:
+        began = time.perf_counter()
+        self.sample(self.prompts.ordinary[:100], seeds=range(100), progress=False)
+        seconds = time.perf_counter() - began
+        figure = f"100 images, 50 DDIM steps, guidance {GUIDANCE}, {torch.get_num_threads()} threads"
+        return _row(figure, "≤ 40 s", f"{seconds:.1f} s", seconds, reached=seconds <= 40)
+
+    def _size(self) -> dict:
+        files = [f for f in self.folder.rglob("*") if f.is_file() and f.suffix != ".parquet"]
+        size = sum(f.stat().st_size for f in files) / 1e6
+        return _row("pipeline and metrics on disk", "≤ 30 MB", f"{size:.1f} MB", size, reached=size <= 30)
+
+    def picture(self, columns: int = 5) -> Figure:
+        """Memorized captions on the left, never-seen ones on the right: the scene of the caption, then four seeds."""
+        kinds = ("verbatim", "heldout")
+        captions = [text for kind in kinds for text in self.prompts.of(kind)[:columns]]
+        scenes = np.concatenate([self.prompts.images(kind)[:columns] for kind in kinds])
+        rows = {"training image; never-seen scene": scenes}
+        for seed in range(4):
+            rows[f"model, seed {seed}"] = self.sample(captions, seeds=[seed] * len(captions), progress=False)
+        return plots.image_grid(rows, captions)
+
+
+def _row(figure: str, aim: str, measured: str, value: float, low=None, high=None, n=None, reached=None) -> dict:
+    numbers = {"value": value, "low": low, "high": high}
+    row = {name: None if number is None else float(number) for name, number in numbers.items()}
+    return {"figure": figure, "aim": aim, "measured": measured, "n": n, "reached": reached and bool(reached)} | row
+
+
+def _rate(figure: str, aim: str, hits: pd.Series | np.ndarray, bound: float | None, at_most: bool = False) -> dict:
+    low, high = interval(int(hits.sum()), len(hits))
+    value = float(hits.mean())
+    measured = f"{percent(value)} (95 % interval {low:.1%} to {high:.1%}, n = {len(hits)})"
+    reached = None if bound is None else value <= bound if at_most else value >= bound
+    return _row(figure, aim, measured, value, low, high, len(hits), reached)
+
+
+def to_markdown(rows: list[dict]) -> str:
+    """The table as Markdown."""
+    mark: Callable[[bool | None], str] = {True: "yes", False: "**no**", None: ""}.get
+    lines = [f"| {r['figure']} | {r['aim']} | {r['measured']} | {mark(r['reached'])} |" for r in rows]
+    return "\n".join(["| figure | aim | measured | reached |", "| --- | --- | --- | --- |", *lines]) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.testbed_report", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="tiny", help="'tiny', or a folder that memsub.testbed.train wrote")
+    parser.add_argument("--out", type=Path, default=Path("runs/testbed-report"), help="folder (runs/testbed-report)")
+    parser.add_argument("--sample", type=float, default=1.0, help="share of the prompts to take, for a quick look")
+    args = parser.parse_args()
+    if not 0 < args.sample <= 1:
+        parser.error(f"--sample must lie in (0, 1]; got {args.sample}")
+    folder = dataset.weights_folder() if args.model == "tiny" else Path(args.model)
+    own = folder / "ground_truth.parquet"
+    prompts = load_prompts("tiny") if args.model == "tiny" else Prompts(pd.read_parquet(own))
+    report = Report(load_pipeline(args.model), load_metrics(args.model), prompts, folder, args.sample)
+    rows = []
+    for row in report.figures():
+        rows.append(row)
+        print(f"{row['figure']}: {row['measured']}", flush=True)
+    save_json(rows, args.out / "report.json")
+    save_text(to_markdown(rows), args.out / "report.md")
+    report.picture().savefig(args.out / "picture.png", dpi=110)
+    print("\n" + to_markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
