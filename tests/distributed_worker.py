@@ -16,7 +16,8 @@ OPTIONS = {"steps": 2, "guidance_scale": 3.0, "batch_size": 2, "progress": False
 def main(out: Path, killed: int | None) -> None:
     torch.set_num_threads(1)
     assert distributed.processes() == int(os.environ.get("EXPECTED_PROCESSES", "1"))
-    pipe = memsub.load_pipeline("tiny", device="cpu")
+    # float64: what batches of other sizes differ by lies far below the float32 of the sums
+    pipe = memsub.load_pipeline("tiny", device="cpu", dtype=torch.float64)
     prompts = memsub.load_prompts("tiny").memorized[:7]
     if killed is not None:  # dies after its first batch is on disk
         save = memsub.ActivationStats.save
@@ -31,7 +32,7 @@ def main(out: Path, killed: int | None) -> None:
     stats = memsub.capture(pipe, prompts, groups=groups, checkpoint=out / "stats.partial", **OPTIONS)
     null = memsub.capture(pipe, [""], **OPTIONS)
     images = memsub.generate(pipe, prompts, seeds=range(7), **OPTIONS)
-    attacks.draw(pipe, prompts[:2], out / "extraction", images=3, **OPTIONS)
+    attacks.sample_to_folder(pipe, prompts[:2], out / "extraction", images=3, **OPTIONS)
     with distributed.first_on_each_machine():  # all are on this one
         if not (out / "first").exists():
             (out / "first").write_text(str(distributed.rank()))

@@ -1,11 +1,11 @@
 """Attacks on constructed cases whose answer is known, and in small on the embedded model."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from memsub import attacks
+from memsub.denoiser import as_denoiser
 from memsub.generation import generate
 
 RNG = np.random.default_rng(0)
@@ -35,10 +35,10 @@ def planted(folder, duplicates: int, others: int, picture: np.ndarray, caption: 
     for seed in range(duplicates + others):
         noise = RNG.integers(-6, 7, picture.shape) if seed < duplicates else RNG.integers(-255, 256, picture.shape)
         image = np.clip(picture.astype(int) + noise, 0, 255).astype(np.uint8)
-        attacks.save_image(image, attacks._path(folder, caption, seed))
+        attacks.save_image(image, attacks.image_path(folder, caption, seed))
 
 
-def test_planted_duplicates_are_claimed_and_checked(tmp_path, judges, prompts):
+def test_planted_duplicates_are_claimed_and_checked(tmp_path, metrics, prompts):
     pictures = prompts.images("verbatim")[:3]
     never = prompts.images("heldout")[:1]
     planted(tmp_path, 8, 4, pictures[0], 0)  # enough duplicates of a training image
@@ -48,57 +48,40 @@ def test_planted_duplicates_are_claimed_and_checked(tmp_path, judges, prompts):
     found = attacks.extract(tmp_path, threshold=0.1, clique=6)
     assert found["claimed"].tolist() == [True, False, True]
     assert found["size"].tolist() == [8, 3, 12]
-    checked = attacks.check_extraction(found, tmp_path, judges.copy, judges.copy.features(pictures))
+    checked = attacks.check_extraction(found, tmp_path, metrics.copy, metrics.copy.features(pictures))
     assert checked["extracted"].tolist() == [True, False, False]
     assert checked["nearest"][0] == 0
-    attacks._path(tmp_path, 1, 3).unlink()
-    with pytest.raises(FileNotFoundError, match="call `draw` again"):
+    attacks.image_path(tmp_path, 1, 3).unlink()
+    with pytest.raises(FileNotFoundError, match="call `sample_to_folder` again"):
         attacks.extract(tmp_path)
 
 
-def test_drawing_resumes_and_refuses_a_folder_of_something_else(tmp_path, pipe, prompts, monkeypatch):
+def test_sampling_resumes_and_refuses_a_folder_of_something_else(tmp_path, pipe, prompts, monkeypatch):
     captions, options = prompts.memorized[:2], {"images": 3, "steps": 2, "batch_size": 4, "progress": False}
-    attacks.draw(pipe, captions, tmp_path, **options)
+    attacks.sample_to_folder(pipe, captions, tmp_path, **options)
     files = sorted(tmp_path.rglob("*.png"))
     assert len(files) == 6
     before = files[4].read_bytes()
     files[4].unlink()
     asked = []
     monkeypatch.setattr(attacks, "generate", lambda p, c, **k: asked.append(c) or generate(p, c, **k))
-    attacks.draw(pipe, captions, tmp_path, **options)
+    attacks.sample_to_folder(pipe, captions, tmp_path, **options)
     assert asked == [[captions[1]]]
     assert files[4].read_bytes() == before
     with pytest.raises(ValueError, match="other captions"):
-        attacks.draw(pipe, prompts.memorized[2:4], tmp_path, **options)
+        attacks.sample_to_folder(pipe, prompts.memorized[2:4], tmp_path, **options)
     with pytest.raises(ValueError, match="no captions"):
-        attacks.draw(pipe, [], tmp_path)
+        attacks.sample_to_folder(pipe, [], tmp_path)
 
 
-def test_a_score_with_a_known_auc():
-    auc, curve = attacks.detection_roc(np.array([3.0, 2.0]), np.array([1.0, 2.5]))
-    assert auc == 0.75
-    assert isinstance(curve, pd.DataFrame)
-    assert curve["true_positives"].iloc[-1] == 1
-
-
-def test_the_text_matters_more_for_memorized_captions(pipe, prompts):
-    scores = [
-        attacks.first_step_scores(pipe, prompts.of(kind)[:16], seeds=2)["text magnitude"]
-        for kind in ("verbatim", "heldout")
-    ]
-    assert attacks.detection_roc(*scores)[0] > 0.8
-    assert attacks.first_step_scores(pipe, prompts.memorized[:3], seeds=2, batch_size=2)["noise change"].shape == (3,)
-
-
-def test_the_embedding_attack_brings_a_training_image_back_from_its_own_prompt(pipe, prompts, judges):
+def test_the_embedding_attack_brings_a_training_image_back_from_its_own_prompt(pipe, prompts, metrics):
     images = prompts.images("verbatim")[:3]
-    with torch.no_grad():
-        start = pipe.encode_prompt(prompts.memorized[:3], pipe.device, 1, False)[0]
-    found = attacks.embedding_attack(pipe, images, start, iterations=4, draws=2, progress=False)
+    start = as_denoiser(pipe).embed(prompts.memorized[:3])
+    found = attacks.embedding_attack(pipe, images, start, iterations=4, noises=2, progress=False)
     assert found.shape == start.shape
     assert not torch.equal(found, start)
-    drawn = generate(pipe, found, seeds=7, guidance_scale=3.0, progress=False)
-    assert judges.copy.similarity(drawn, images).mean() > 0.7
+    sampled = generate(pipe, found, seeds=7, guidance_scale=3.0, progress=False)
+    assert metrics.copy.similarity(sampled, images).mean() > 0.7
     assert all(p.grad is None for p in pipe.unet.parameters())
     with pytest.raises(ValueError, match="3 embeddings to start from for 2 images"):
         attacks.embedding_attack(pipe, images[:2], start)

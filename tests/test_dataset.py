@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from memsub.testbed import dataset
-from memsub.testbed.scenes import draw
+from memsub.testbed.scenes import render
 
 SMALL = 300
 
@@ -58,7 +58,9 @@ def test_schedule_shows_each_row_as_often_as_the_table_says(rows):
 
 
 def test_rendering_does_not_depend_on_the_workers(rows):
-    np.testing.assert_array_equal(dataset.render(rows[:1200], 1, False), dataset.render(rows[:1200], 2, False))
+    np.testing.assert_array_equal(
+        dataset.render_scenes(rows[:1200], 1, False), dataset.render_scenes(rows[:1200], 2, False)
+    )
 
 
 def test_the_shipped_table_is_what_the_code_draws(rows):
@@ -70,4 +72,4 @@ def test_the_shipped_table_is_what_the_code_draws(rows):
         assert part["prompt"].tolist() == [r.prompt for r in expected]
         assert part["exposures"].tolist() == [r.exposures for r in expected]
         for png, row in list(zip(part["image"], expected, strict=True))[::7]:
-            np.testing.assert_array_equal(dataset.decode(png), draw(row.content, row.layout))
+            np.testing.assert_array_equal(dataset.decode(png), render(row.content, row.layout))

@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -20,9 +21,10 @@ from PIL import Image
 
 import memsub
 from memsub import attacks
-from memsub.activations import _unit_squares, capture
+from memsub.activations import capture, unit_squares
+from memsub.batch import NOTEBOOKS
+from memsub.denoiser import StableDiffusionDenoiser, as_denoiser
 from memsub.files import read_images, save_image, save_table, save_tensors, save_text
-from memsub.models import ff_layers
 
 OPTIONS = {"steps": 2, "guidance_scale": 3.0, "progress": False}
 
@@ -97,7 +99,7 @@ def test_images_are_whole_after_a_kill_and_drawing_goes_on(pipe, prompts, tmp_pa
     folder = tmp_path / "images"
     code = (
         "import sys, memsub; from memsub import attacks; pipe = memsub.load_pipeline('tiny', device='cpu');"
-        "attacks.draw(pipe, memsub.load_prompts('tiny').memorized[:20], sys.argv[1], images=10, steps=1,"
+        "attacks.sample_to_folder(pipe, memsub.load_prompts('tiny').memorized[:20], sys.argv[1], images=10, steps=1,"
         "guidance_scale=3.0, batch_size=2, progress=False)"
     )
     kill_when([sys.executable, "-c", code, str(folder)], lambda: len(list(folder.rglob("*.png"))) > 5, tmp_path)
@@ -106,7 +108,7 @@ def test_images_are_whole_after_a_kill_and_drawing_goes_on(pipe, prompts, tmp_pa
     for path in there:
         Image.open(path).load()
     options = {"images": 10, "steps": 1, "guidance_scale": 3.0, "progress": False}
-    attacks.draw(pipe, prompts.memorized[:20], folder, **options)
+    attacks.sample_to_folder(pipe, prompts.memorized[:20], folder, **options)
     assert len(list(folder.rglob("*.png"))) == 200
     assert all(p.stat().st_mtime_ns == when for p, when in there.items())
 
@@ -115,17 +117,17 @@ def test_notebooks_go_on_after_a_kill(tmp_path):
     for name in ("notebooks", "papermill_params"):
         (tmp_path / name).mkdir()
     (tmp_path / "papermill_params" / "small.yaml").write_text("model: tiny\n")
-    parameters = new_code_cell("seed = 0", metadata={"tags": ["parameters"]})
+    parameters = new_code_cell('model = "tiny"\nfolder = ""', metadata={"tags": ["parameters"]})
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    first = new_code_cell("open(run + '/first', 'a').write('x');")
+    first = new_code_cell("open(folder + '/first', 'a').write('x');")
     second = new_code_cell(
-        "import os, time\nopen(run + '/second', 'a').write('x')\nos.path.exists('go') or time.sleep(600)"
+        "import os, time\nopen(folder + '/second', 'a').write('x')\nos.path.exists('go') or time.sleep(600)"
     )
     for i, cell in enumerate((first, second)):
-        path = tmp_path / "notebooks" / f"0{i}_n.ipynb"
+        path = tmp_path / "notebooks" / f"{list(NOTEBOOKS)[i]}.ipynb"
         nbformat.write(new_notebook(cells=[parameters, cell], metadata=kernel), path)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "memsub", "run", "small", "--out", str(out)]
+    command = [sys.executable, "-m", "memsub", "run", "small", "--out", str(out), "--notebooks", "00", "01"]
     kill_when(command, lambda: (out / "second").is_file(), tmp_path)
     assert not (out / "report.html").exists()
     (tmp_path / "notebooks" / "go").touch()
@@ -151,13 +153,13 @@ def test_capture_in_half_precision(pipe, prompts, dtype):
 
 def test_the_largest_halves_do_not_overflow():
     hidden = torch.full((2, 5, 4), torch.finfo(torch.float16).max, dtype=torch.float16)
-    torch.testing.assert_close(_unit_squares(hidden), torch.full((2, 4), 5 / 4))
+    torch.testing.assert_close(unit_squares(hidden), torch.full((2, 4), 5 / 4))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_activations_that_are_not_finite_are_named(pipe, prompts, value):
     broken = memsub.load_pipeline("tiny", device="cpu")
-    name, layer = list(ff_layers(broken.unet).items())[4]
+    name, layer = list(as_denoiser(broken).layers().items())[4]
     gate = broken.unet.get_submodule(name.removesuffix("net.2") + "net.0.proj")
     with torch.no_grad():
         gate.bias[0] = value
@@ -168,6 +170,7 @@ def test_activations_that_are_not_finite_are_named(pipe, prompts, value):
 
 def test_a_unet_without_feed_forward_blocks_is_named():
     blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "mid_block_type": None}
-    unet = UNet2DConditionModel(block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, **blocks)
+    unet = UNet2DConditionModel(sample_size=8, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, **blocks)
+    pipe = SimpleNamespace(unet=unet, tokenizer=None, scheduler=None, vae_scale_factor=8, config={})
     with pytest.raises(ValueError, match="UNet2DConditionModel holds no FeedForward blocks"):
-        ff_layers(unet)
+        StableDiffusionDenoiser(pipe).layers()

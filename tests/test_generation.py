@@ -18,12 +18,13 @@ def test_same_seed_same_bytes(pipe):
     )
 
 
-def test_batches_and_order_do_not_matter(pipe):
+def test_batches_and_order_do_not_matter(exact_pipe):
+    pipe = exact_pipe
     options = {"steps": 4, "progress": False}
     together = memsub.generate(pipe, TWO, seeds=[1, 2], **options)
     apart = memsub.generate(pipe, TWO[::-1], seeds=[2, 1], batch_size=1, **options)[::-1]
     assert together.shape == (2, 32, 32, 3) and together.dtype == np.uint8
-    assert np.abs(together.astype(int) - apart).max() <= 2  # float sums differ in the last digits between batch sizes
+    assert np.abs(together.astype(int) - apart).max() <= 1  # a value at the edge of rounding
 
 
 def test_seeds_and_prompts_matter(pipe):

@@ -1,72 +1,81 @@
-"""The judges, against answers known from the world's construction."""
+"""The metrics, against answers known from the world's construction."""
 
 import numpy as np
 import pytest
 import torch
+from tools.rehearsal import save_small_clip
 
 import memsub
-from memsub.metrics import clip, sscd
-from memsub.rehearsal import save_small_clip
-from memsub.testbed import judges as judging
+from memsub.metrics import clip, fid, kid, sscd
+from memsub.testbed import scorers
 from memsub.testbed.dataset import weights_folder
-from memsub.testbed.report import attribute_rank
-from memsub.testbed.scenes import caption, parse
+from memsub.testbed.scenes import alternatives, caption, parse
 from memsub.testbed.towers import SceneEncoder
 
 
 @pytest.fixture(scope="module")
 def fresh():
-    """Scenes no judge was trained on and no threshold chosen on."""
-    return judging.judge_scenes(seed=77, contents=60, workers=1)
+    """Scenes no metric was trained on and no threshold chosen on."""
+    return scorers.scorer_scenes(seed=77, contents=60, workers=1)
 
 
-def test_copies_above_and_distinct_scenes_below_the_threshold(pipe, judges, fresh):
-    model = SceneEncoder.from_pretrained(weights_folder() / "judges" / "copy", dtype=torch.float32).eval()
-    _, pairs, _ = judging.copy_roc(model, fresh, pipe.vae)
-    above = (pairs["similarity"] > judges.copy.threshold).groupby(pairs["pair"]).mean()
+def test_copies_above_and_distinct_scenes_below_the_threshold(pipe, metrics, fresh):
+    model = SceneEncoder.from_pretrained(weights_folder() / "scorers" / "copy", dtype=torch.float32).eval()
+    _, pairs, _ = scorers.copy_roc(model, fresh, pipe.vae)
+    above = (pairs["similarity"] > metrics.copy.threshold).groupby(pairs["pair"]).mean()
     for kind in ("noise", "blur", "autoencoder round trip", "shift", "crop"):
         assert above[kind] > 0.95, kind
     assert above["distinct, same caption"] < 0.02
     assert above["same layout, one attribute changed"] < 0.2
 
 
-def test_an_image_is_a_copy_of_itself(judges, fresh):
+def test_an_image_is_a_copy_of_itself(metrics, fresh):
     images = fresh.images[:20, 0]
-    np.testing.assert_allclose(judges.copy.similarity(images, images), 1, atol=1e-5)
-    nearest, which = judges.copy.nearest(images, judges.copy.features(images[::-1].copy()))
+    np.testing.assert_allclose(metrics.copy.similarity(images, images), 1, atol=1e-5)
+    nearest, which = metrics.copy.nearest(images, metrics.copy.features(images[::-1].copy()))
     assert which.tolist() == list(range(19, -1, -1))
     np.testing.assert_allclose(nearest, 1, atol=1e-5)
 
 
-def test_the_true_caption_wins(judges, fresh):
+def test_the_true_caption_wins(metrics, fresh):
     images, captions = fresh.images[:, 0], [caption(c) for c in fresh.contents]
-    right = judges.prompt.similarity(images, captions)
-    assert (right > judges.prompt.similarity(images, captions[1:] + captions[:1])).mean() > 0.95
-    # Chance is 1/16. The judge reaches about 0.5, as the model card states.
-    assert (attribute_rank(images, fresh.contents, judges) == 0).mean() > 0.4
+    right = metrics.prompt.similarity(images, captions)
+    assert (right > metrics.prompt.similarity(images, captions[1:] + captions[:1])).mean() > 0.95
+    # Chance is 1/16. The metric reaches about 0.5, as the model card states.
+    assert (metrics.prompt.rank(images, alternatives(fresh.contents)) == 0).mean() > 0.4
 
 
-def test_fid_tells_real_scenes_from_a_shifted_distribution(judges, prompts):
+def test_distances_tell_real_scenes_from_a_shifted_distribution(metrics, prompts):
     scenes = prompts.images("heldout")
-    real, others, dark = (judges.prompt.image_features(x) for x in (scenes[:1000], scenes[1000:], scenes[1000:] // 2))
-    same, darker = memsub.fid(real, others), memsub.fid(real, dark)
-    assert 0 <= same < 0.2 * darker
+    real, others, dark = (metrics.prompt.image_features(x) for x in (scenes[:1000], scenes[1000:], scenes[1000:] // 2))
+    assert 0 <= fid(real, others) < 0.2 * fid(real, dark)
+    assert abs(kid(real, others)[0]) < 0.2 * kid(real, dark)[0]
+    assert kid(real, dark) == kid(real, dark)  # the subsets are those of the seed
 
 
-def test_bad_images_are_named(judges):
+def test_kid_does_not_depend_on_how_many_pictures_there_are_as_fid_does(metrics, prompts):
+    features = metrics.prompt.image_features(prompts.images("heldout"))
+    reference, few, many = features[:800], features[800:900], features[900:1900]
+    assert fid(reference, few) > 2 * fid(reference, many)
+    assert abs(kid(reference, few)[0]) < 3 * kid(reference, few)[1]  # zero, within its own scatter
+
+
+def test_bad_images_are_named(metrics):
     images = np.zeros((2, 32, 32, 3), np.uint8)
     with pytest.raises(ValueError, match=r"uint8 array of shape .* got float64"):
-        judges.copy.features(images / 255)
+        metrics.copy.features(images / 255)
     with pytest.raises(ValueError, match="2 images against 1 references"):
-        judges.copy.similarity(images, images[:1])
+        metrics.copy.similarity(images, images[:1])
     with pytest.raises(ValueError, match="2 images against 1 prompts"):
-        judges.prompt.similarity(images, ["a red star on a plain green background"])
+        metrics.prompt.similarity(images, ["a red star on a plain green background"])
     with pytest.raises(ValueError, match="images is empty"):
-        judges.copy.features(images[:0])
+        metrics.copy.features(images[:0])
     with pytest.raises(ValueError, match="two images or more"):
-        memsub.fid(np.zeros((1, 4), np.float32), np.zeros((2, 4), np.float32))
-    with pytest.raises(FileNotFoundError, match="holds no folder `judges`"):
-        memsub.load_judges("somewhere")
+        fid(np.zeros((1, 4), np.float32), np.zeros((2, 4), np.float32))
+    with pytest.raises(ValueError, match="unknown model 'somewhere'"):
+        memsub.load_metrics("somewhere")
+    with pytest.raises(ValueError, match="unknown metric 'sharpnes'; expected some of exact_p, sharpness"):
+        memsub.load_metrics("tiny", more=["sharpnes"])
 
 
 def test_prompt_tables(prompts):
@@ -79,7 +88,7 @@ def test_prompt_tables(prompts):
         memsub.load_prompts("tinny")
 
 
-# --- published judges: the same code paths on small stand-ins with random weights ----------------------------
+# --- published metrics: the same code paths on small stand-ins with random weights ----------------------------
 
 
 class Descriptor(torch.nn.Module):
@@ -91,16 +100,16 @@ class Descriptor(torch.nn.Module):
 
 def test_sscd_reads_torchscript_and_sees_published_preprocessing(tmp_path):
     torch.jit.script(Descriptor()).save(str(tmp_path / "sscd.pt"))
-    judge = sscd(tmp_path / "sscd.pt")
+    metric = sscd(tmp_path / "sscd.pt")
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 48, 3), dtype=np.uint8)
-    np.testing.assert_allclose(judge.similarity(images, images), 1, atol=1e-5)
+    np.testing.assert_allclose(metric.similarity(images, images), 1, atol=1e-5)
     large = np.random.default_rng(1).integers(0, 256, (2, 320, 320, 3), dtype=np.uint8)  # needs no resizing
     x = torch.from_numpy(large).permute(0, 3, 1, 2) / 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = torch.nn.functional.normalize(Descriptor()((x - mean[:, None, None]) / std[:, None, None]), dim=1)
-    np.testing.assert_allclose(judge.features(large), expected, atol=1e-5)
-    assert judge.features(images).shape == (3, 12)
-    assert judge.threshold == 0.7
+    np.testing.assert_allclose(metric.features(large), expected, atol=1e-5)
+    assert metric.features(images).shape == (3, 12)
+    assert metric.threshold == 0.7
     (tmp_path / "half.pt").write_bytes((tmp_path / "sscd.pt").read_bytes()[:500])
     with pytest.raises(ValueError, match=r"half\.pt is no TorchScript file"):
         sscd(tmp_path / "half.pt")
@@ -110,12 +119,12 @@ def test_sscd_reads_torchscript_and_sees_published_preprocessing(tmp_path):
 
 def test_clip_loads_from_a_folder(tmp_path):
     save_small_clip(tmp_path)
-    judge = clip(tmp_path)
+    metric = clip(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (3, 40, 32, 3), dtype=np.uint8)
     prompts = ["a red star", "a blue fish on a plain red background", "x"]
-    together = judge.similarity(images, prompts)
-    alone = [judge.similarity(images[i : i + 1], prompts[i : i + 1])[0] for i in range(3)]
+    together = metric.similarity(images, prompts)
+    alone = [metric.similarity(images[i : i + 1], prompts[i : i + 1])[0] for i in range(3)]
     np.testing.assert_allclose(together, alone, atol=1e-5)  # padding does not matter
-    np.testing.assert_allclose(np.linalg.norm(judge.text_features(prompts), axis=1), 1, atol=1e-5)
-    features = judge.image_features(images)
-    assert memsub.fid(features, features) == pytest.approx(0, abs=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(metric.text_features(prompts), axis=1), 1, atol=1e-5)
+    features = metric.image_features(images)
+    assert fid(features, features) == pytest.approx(0, abs=1e-3)

@@ -137,7 +137,7 @@ def test_the_fetch_command_writes_the_checksums_it_saw(server, monkeypatch, tmp_
     rows.append({"caption": "gone", "index": 4, "url": server.address + "gone.png"})
     server.files |= {
         "list.jsonl": "\n".join(map(json.dumps, rows)).encode(),
-        "sscd.pt": b"judge",
+        "sscd.pt": b"metric",
         "red.png": png("red"),
     }
     sources(monkeypatch, server, "list.jsonl")
@@ -147,7 +147,7 @@ def test_the_fetch_command_writes_the_checksums_it_saw(server, monkeypatch, tmp_
     told = capsys.readouterr().out
     assert "1 of 2 training images" in told
     lock = json.loads((downloads.cache() / "checksums.json").read_text())
-    assert lock["sscd.pt"] == hashlib.sha256(b"judge").hexdigest()
+    assert lock["sscd.pt"] == hashlib.sha256(b"metric").hexdigest()
     assert all(checksum in told for checksum in lock.values())
     (downloads.cache() / "sscd.pt").write_bytes(b"something else")
     assert main(command) == 1

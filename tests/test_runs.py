@@ -1,72 +1,37 @@
-"""Parameters, run folders, and the two commands for people who do not open notebooks."""
+"""A run: which prompts locate, choose and report; artifacts made once; other content, other artifacts."""
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import memsub
-from memsub import batch
-from memsub.__main__ import main
+from memsub import experiments
 from memsub.files import save_image
+from memsub.metrics import CopyMetric, Metrics
+from memsub.parameters import Parameters
 from memsub.prompts import disjoint_pairs, subsets
-from memsub.runs import Parameters, Run
-
-SMALL = {"steps": 2, "memorized": 6, "sizes": [2, 3], "subsets": 3, "judged": 3, "judge_steps": 2, "batch_size": 6}
+from memsub.runs import Run
 
 
-@pytest.fixture
-def run(tmp_path, pipe, prompts, judges):
-    run = Run(Parameters(run=str(tmp_path / "run"), **SMALL))
-    run.pipe, run.prompts, run.judges = pipe, prompts, judges  # loaded already
-    return run
+def again(run: Run) -> Run:
+    """Another run in the same folder."""
+    other = Run(run.parameters)
+    other.pipe, other.prompts, other.metrics = run.pipe, run.prompts, run.metrics
+    return other
 
 
-# --- parameters ----------------------------------------------------------------------------------------------
-
-
-def test_a_typo_is_an_error_that_lists_the_keys(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text("model: tiny\nsparsty: 0.1\n")
-    with pytest.raises(ValueError, match=r"'sparsty' in .*mine.yaml. Did you mean 'sparsity'.* cfg_half"):
-        Parameters.load(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [
-        ("sparsity: 2", "sparsity: .* less than or equal to 1, got 2"),
-        ("cfg_half: left", "cfg_half"),
-        ("steps: many", "steps"),
-        ("- a list", "must hold a mapping"),
-        ("a: [", "no YAML"),
-        ("", "must hold a mapping"),
-    ],
-)
-def test_bad_values_are_named(tmp_path, text, told):
-    (tmp_path / "p.yaml").write_text(text)
-    with pytest.raises(ValueError, match=told):
-        Parameters.load(tmp_path / "p.yaml")
-
-
-def test_a_misspelt_variable_in_a_notebook_is_found():
-    assert Run.from_notebook({"model": "tiny", "In": [], "Out": {}, "_i": "", "exit": print}).parameters.model == "tiny"
-    with pytest.raises(ValueError, match=r"'stepz'.*'steps'"):
-        Run.from_notebook({"stepz": 2})
+def test_a_model_that_is_not_there_is_told_at_once():
     with pytest.raises(ValueError, match=r"unknown model 'tinny'\. Did you mean 'tiny'"):
-        Run.from_notebook({"model": "tinny"})
+        Run(Parameters(model="tinny"))
 
 
-def test_more_prompts_than_there_are(run):
-    run.parameters = run.parameters.model_copy(update={"memorized": 5000})
+def test_more_prompts_than_there_are(new_run):
     with pytest.raises(ValueError, match="5000 prompts of each kind were asked for, but only 100 are memorized"):
-        run.captions("memorized")
+        new_run(grid={"memorized": 5000}).captions("memorized")
 
 
-# --- subsets and captions -------------------------------------------------------------------------------------
+# --- which prompts --------------------------------------------------------------------------------------------
 
 
 def test_subsets_share_as_little_as_possible():
@@ -80,67 +45,118 @@ def test_subsets_share_as_little_as_possible():
         subsets(10, 11, 1)
 
 
+def test_prompts_that_locate_choose_and_report_are_others():
+    split = Run(Parameters()).split
+    assert [len(part) for part in split.values()] == [34, 33, 33]
+    assert sorted(i for part in split.values() for i in part) == list(range(100))
+    assert split == Run(Parameters()).split != Run(Parameters(seed=1)).split
+
+
+def test_an_edit_is_reported_on_prompts_that_neither_located_nor_chose_it(run):
+    located_on = run.located_on("memorized 3/1")
+    held_out = run.held_out(located_on)
+    assert set(held_out).isdisjoint(located_on)
+    assert set(held_out) <= set(run.split["report"])
+    assert run.located_on("memorized locate") == run.split["locate"]
+    with pytest.raises(ValueError, match="only 0 of the 3 memorized prompts that report are held out"):
+        run.held_out(range(9))
+
+
+def test_the_sweep_and_what_is_reported_share_no_prompt(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Run, "evaluate", lambda self, edit, chosen: asked.append(set(chosen)) or {})
+    experiments.sweep(run)
+    swept = set.union(*asked)
+    asked.clear()
+    experiments.models(run)
+    assert swept.isdisjoint(set.union(*asked))
+    assert swept.isdisjoint(run.split["locate"])
+
+
 # --- artifacts ------------------------------------------------------------------------------------------------
 
 
-def test_the_grid_is_captured_once_and_equals_separate_captures(run, pipe, monkeypatch):
-    stats = run.grid
-    group = run.members(3)[1]
-    alone = memsub.capture(
-        pipe, [run.captions("ordinary")[i] for i in group], steps=2, guidance_scale=3.0, progress=False
-    )
+def test_the_grid_is_captured_once_and_equals_separate_captures(new_run, exact_pipe, monkeypatch):
+    run = new_run()
+    run.pipe = exact_pipe
+    stats, group = run.grid, run.members(3)[1]
+    captions = [run.captions("ordinary")[i] for i in group]
+    alone = memsub.capture(exact_pipe, captions, steps=2, guidance_scale=3.0, progress=False)
     for name, norms in alone.norms().items():
-        torch.testing.assert_close(stats.norms("ordinary 3/1")[name], norms, rtol=2e-4, atol=1e-6)
-    masks, edit = run.masks("memorized", 3, 1), run.edit("memorized 3/1", steps=2)
-    again = Run(run.parameters)
-    again.pipe, again.prompts = pipe, run.prompts
+        torch.testing.assert_close(stats.norms("ordinary 3/1")[name], norms, rtol=1e-5, atol=1e-8)
+    masks, edit = run.masks("memorized", 3, 1), run.edit("memorized 3/1")
     monkeypatch.setattr("memsub.runs.capture", lambda *a, **k: pytest.fail("captured twice"))
+    other = again(run)
+    with pytest.raises(AssertionError):  # pytest.fail is in the key's code: another maker, another artifact
+        assert other.grid
+    monkeypatch.undo()
     for name, sums in stats.sums.items():
-        assert torch.equal(again.grid.sums[name], sums)
-    assert torch.equal(again.masks("memorized", 3, 1).density(), masks.density())
-    assert again.edit("memorized 3/1", steps=2).density == edit.density > 0
-    assert run.edit("memorized 3/1", steps=2, contrast="ordinary").density > 0
+        assert torch.equal(other.grid.sums[name], sums)
+    assert torch.equal(other.masks("memorized", 3, 1).density(), masks.density())
+    assert other.edit("memorized 3/1").density == edit.density > 0
+    assert run.edit("memorized 3/1", contrast="ordinary").density > 0
 
 
-def test_changed_parameters_or_a_truncated_file_do_not_go_unnoticed(run):
+def test_a_truncated_file_does_not_go_unnoticed(run):
     run.grid  # noqa: B018
-    (path,) = run.folder.glob("grid-*.safetensors")
+    (path,) = (run.store.folder / "grid").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:1000])
-    again = Run(run.parameters)
-    again.pipe, again.prompts = run.pipe, run.prompts
     with pytest.raises(ValueError, match=f"{path.name} is truncated"):
-        again.grid  # noqa: B018
-    other = Run(run.parameters.model_copy(update={"steps": 1}))
-    other.pipe, other.prompts = run.pipe, run.prompts
-    assert other.grid.sums[next(iter(other.grid.sums))].shape[1] == 1
+        again(run).grid  # noqa: B018
 
 
-def test_an_edit_is_judged_on_prompts_that_did_not_locate_it(run):
-    frame = run.evaluate(located_on=[0, 1])
-    assert set(frame[frame["kind"] == "memorized"]["prompt"]) == set(run.captions("memorized")[2:5])
-    pd.testing.assert_frame_equal(frame, run.evaluate(located_on=[0, 1]))
-    means = memsub.summary(frame)
-    assert 0 <= means["reproduced"] <= 1
-    assert frame.loc[frame["kind"] == "never seen", "copy_similarity"].isna().all()
-    unedited = run.judge(None, located_on=[0, 1])
-    assert unedited["kept"] == 1
-    assert unedited["density"] == 0
-    assert unedited["reproduced"] == means["reproduced"]
+def test_other_content_gives_other_scores(run, metrics, monkeypatch):
+    """Captions, training images, metrics, sampling, weights: a change in any is not served what was there."""
+    chosen = run.held_out([])
+    first = run.scored_memorized(chosen)
+    sampled = []
+    real = type(run).sample.fget
+    monkeypatch.setattr(type(run), "sample", property(lambda self: sampled.append(1) or real(self)))
+
+    def files() -> int:
+        return len(list((run.store.folder / "memorized").glob("*.parquet")))
+
+    pd.testing.assert_frame_equal(again(run).scored_memorized(chosen), first)
+    assert files() == 1
+    other = again(run)
+    other.metrics = Metrics(CopyMetric(metrics.copy.embed, 0.5, metrics.copy.identity), metrics.prompt)
+    other.scored_memorized(chosen)
+    assert files() == 2
+    other = again(run)
+    other.references = {i: image[::-1].copy() for i, image in run.references.items()}
+    assert not np.allclose(other.scored_memorized(chosen)["copy_similarity"], first["copy_similarity"])
+    assert files() == 3
+    with memsub.pruned(run.pipe, run.edit("memorized locate")):
+        again(run).scored_memorized(chosen)
+    assert files() == 4
+    Run.scored_memorized(again(run), chosen[:2])
+    assert files() == (5 if len(chosen) > 2 else 4)
 
 
-def test_training_images_of_a_published_list(run, tmp_path):
+def test_the_unedited_model_keeps_all_of_its_alignment(run):
+    found = run.evaluate(None, run.held_out([]))
+    assert found["relative_alignment"] == 1
+    assert found["density"] == 0
+    edited = run.evaluate(run.edit("memorized locate", sparsity=1.0), run.held_out([]))
+    assert edited["density"] > 0.3
+    assert edited["copy_similarity"] < found["copy_similarity"]
+
+
+def test_training_images_of_a_published_list(new_run, tmp_path):
     """Lists have addresses, not images: those in the folder are used, prompts without one are left out."""
-    table = pd.DataFrame({"prompt": ["a", "b", "c"], "kind": "memorized", "index": [7, 8, 9], "url": "x"})
+    run = new_run(data={"images": str(tmp_path / "gt")})
+    table = pd.DataFrame({"prompt": list("abcdefghi"), "kind": "memorized", "index": range(7, 16), "url": "x"})
     run.prompts = memsub.Prompts(table, ("memorized",))
-    run.parameters = run.parameters.model_copy(update={"memorized": 3, "images": str(tmp_path / "gt")})
     (tmp_path / "gt").mkdir()
     with pytest.raises(ValueError, match="holds no training image of these prompts"):
         run.references  # noqa: B018
-    save_image(np.full((20, 10, 3), 9, np.uint8), tmp_path / "gt" / "8" / "0.png")
-    assert list(run.references) == [1]
-    assert run.references[1].shape == (32, 32, 3)
-    assert run.unused([0]) == [1]
-    with pytest.raises(ValueError, match="real: a folder of pictures for the FID is needed"):
+    report = run.split["report"]
+    for i in report[:2]:
+        save_image(np.full((20, 10, 3), 9, np.uint8), tmp_path / "gt" / str(7 + i) / "0.png")
+    assert sorted(run.references) == sorted(report[:2])
+    assert run.references[report[0]].shape == (32, 32, 3)
+    assert run.held_out([]) == report[:2]
+    with pytest.raises(ValueError, match=r"data\.real: a folder of pictures"):
         run.real_images()
 
 
@@ -153,105 +169,21 @@ def test_random_masks_have_the_same_counts_a_row(run):
     assert not torch.equal(control.dense(name, 1), masks.random(2).dense(name, 1))
 
 
-# --- commands -------------------------------------------------------------------------------------------------
-
-
-def test_locate_then_prune_gives_a_pipeline_that_loads_anywhere(tmp_path, pipe, capsys):
-    captions = tmp_path / "captions.txt"
-    captions.write_text("\n".join(memsub.load_prompts("tiny").memorized[:3]))
-    edit, out = tmp_path / "edit.safetensors", tmp_path / "pruned"
-    assert main(["locate", "tiny", "--prompts", str(captions), "--steps", "2", "--tau", "2", "--out", str(edit)]) == 0
-    assert main(["prune", "tiny", "--edit", str(edit), "--out", str(out)]) == 0
-    assert "set to zero" in capsys.readouterr().out
-    repaired = StableDiffusionPipeline.from_pretrained(out)
-    found = memsub.Edit.load(edit)
-    for name, positions in found.positions.items():
-        assert not repaired.unet.get_submodule(name).weight.view(-1)[positions].any()
-    # The edit belongs to the unedited model: it says so instead of doing anything.
-    assert main(["prune", str(out), "--edit", str(edit), "--out", str(tmp_path / "twice")]) == 1
-    assert "made for another model" in capsys.readouterr().err
-    assert not (tmp_path / "twice").exists()
-    assert main(["prune", "tiny", "--edit", str(edit), "--out", str(out)]) == 1
-    assert "is not empty" in capsys.readouterr().err
-
-
-def test_bad_input_is_told_in_a_line(tmp_path, capsys):
-    for arguments, told in (
-        (["locate", "tinny", "--out", "e"], "Did you mean 'tiny'"),
-        (["locate", "tiny", "--prompts", str(tmp_path / "none.txt"), "--out", "e"], "no prompt file"),
-        (["prune", "tiny", "--edit", str(tmp_path / "none"), "--out", str(tmp_path / "o")], "no Edit at"),
-        (["run", "tinny"], "expected one of"),
-    ):
-        assert main(arguments) == 1
-        assert told in capsys.readouterr().err
-
-
-def test_dry_run_tells_the_cost_and_downloads_nothing(capsys):
-    assert main(["run", "tiny", "--dry-run"]) == 0
-    told = capsys.readouterr().out
-    assert "ms an image and step on cpu" in told
-    assert "MB of statistics" in told
-    row = next(line for line in told.splitlines() if "capture of the grid" in line)
-    assert row.split()[5:8] == ["201", "50", "200"]  # 100 memorized, 100 ordinary and the empty prompt, 60 at a time
-    assert main(["run", "sd14", "--dry-run"]) == 0
-    assert "no time estimate: the model is not on this machine yet" in capsys.readouterr().out
-
-
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """A project of two small notebooks."""
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "papermill_params").mkdir()
-    (tmp_path / "papermill_params" / "small.yaml").write_text("model: tiny\nseed: 3\n")
-    parameters = new_code_cell("seed = 0", metadata={"tags": ["parameters"]})
-    first = new_notebook(
-        cells=[parameters, new_markdown_cell("# First"), new_code_cell("print('seed', seed)\nopen(run + '/first', 'a').write('x');")]
-    )  # fmt: skip
-    second = new_notebook(
-        cells=[parameters, new_code_cell("import os\nassert os.path.exists(run + '/go'), 'not yet'\nprint('second')")]
-    )
-    for i, notebook in enumerate((first, second)):
-        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-        nbformat.write(notebook, tmp_path / "notebooks" / f"0{i}_n.ipynb")
-    monkeypatch.setattr(batch, "project", lambda: tmp_path)
-    return tmp_path
-
-
-def test_run_resumes_from_the_first_notebook_that_changed(checkout, capsys):
-    out = checkout / "out"
-    arguments = ["run", "small", "--out", str(out)]
-    assert main(arguments) == 1
-    assert "01_n.ipynb stopped at In [3]: AssertionError: not yet" in capsys.readouterr().err
-    (out / "go").touch()
-    assert main(arguments) == 0  # goes on with the second
-    assert (out / "first").read_text() == "x"
-    report = (out / "report.html").read_text()
-    assert "seed 3" in report
-    assert "open(run" not in report  # results, not code
-    assert main(arguments) == 0  # nothing changed, nothing is executed
-    assert (out / "first").read_text() == "x"
-    notebook = nbformat.read(checkout / "notebooks" / "00_n.ipynb", as_version=4)
-    notebook.cells[2].source += "\n"
-    nbformat.write(notebook, checkout / "notebooks" / "00_n.ipynb")
-    assert main(arguments) == 0
-    assert (out / "first").read_text() == "xx"
-
-
-def test_two_runs_with_one_seed_give_the_same_artifacts(tmp_path, pipe, prompts):
+def test_two_runs_with_one_seed_give_the_same_artifacts(new_run):
     files = []
     for name in ("one", "two"):
-        run = Run(Parameters(run=str(tmp_path / name), **SMALL))
-        run.pipe, run.prompts = pipe, prompts
+        run = new_run(name)
         run.masks("memorized", 3, 0)
-        run.edit("memorized 3/0", steps=2).save(run.folder / "edit.safetensors")
-        files.append(sorted(run.folder.iterdir()))
-    assert [p.name for p in files[0]] == [p.name for p in files[1]]
+        run.edit("memorized 3/0").save(run.folder / "edit.safetensors")
+        files.append({p.relative_to(run.folder): p for p in run.folder.rglob("*.safetensors")})
+    assert files[0].keys() == files[1].keys()
     assert len(files[0]) == 4
-    for one, two in zip(*files, strict=True):
-        if one.name.startswith(("masks", "edit")):  # whole numbers: to the byte
-            assert one.read_bytes() == two.read_bytes(), one.name
+    for name, one in files[0].items():
+        two = files[1][name]
+        if name.parts[-1] == "edit.safetensors" or "masks" in name.parts:  # whole numbers: to the byte
+            assert one.read_bytes() == two.read_bytes(), name
         else:  # sums of floats: threads may add in another order
             a, b = (memsub.ActivationStats.load(p) for p in (one, two))
-            assert (a.counts, a.made, a.prompts) == (b.counts, b.made, b.prompts)
+            assert (a.counts, a.provenance, a.prompts) == (b.counts, b.provenance, b.prompts)
             for layer, sums in a.sums.items():
                 torch.testing.assert_close(sums, b.sums[layer], rtol=1e-5, atol=1e-8)

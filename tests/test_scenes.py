@@ -8,8 +8,8 @@ from memsub.testbed.scenes import (
     WORDS,
     Content,
     caption,
-    draw,
     parse,
+    render,
     sample_content,
     sample_layout,
     sample_tail,
@@ -50,13 +50,13 @@ def test_every_word_of_a_caption_is_known():
 
 def test_drawing_is_deterministic_and_layouts_differ():
     one, other = (sample_layout(np.random.default_rng(s), STAR_AND_FISH) for s in (0, 1))
-    np.testing.assert_array_equal(draw(STAR_AND_FISH, one), draw(STAR_AND_FISH, one))
-    assert (draw(STAR_AND_FISH, one) != draw(STAR_AND_FISH, other)).mean() > 0.5
+    np.testing.assert_array_equal(render(STAR_AND_FISH, one), render(STAR_AND_FISH, one))
+    assert (render(STAR_AND_FISH, one) != render(STAR_AND_FISH, other)).mean() > 0.5
 
 
 def test_all_icons_look_different():
     layout = sample_layout(np.random.default_rng(0), Content((("star", "red"),), "plain", "white"))
-    pictures = [draw(Content(((icon, "red"),), "plain", "white"), layout).astype(int) for icon in ICONS]
+    pictures = [render(Content(((icon, "red"),), "plain", "white"), layout).astype(int) for icon in ICONS]
     assert len(ICONS) == 24
     for i, a in enumerate(pictures):
         for b in pictures[:i]:
@@ -85,4 +85,4 @@ def test_variants_differ_in_one_attribute():
 def test_a_layout_of_another_number_of_icons_is_refused():
     layout = sample_layout(np.random.default_rng(0), Content((("star", "red"),), "plain", "white"))
     with pytest.raises(ValueError, match="places 1 icons, content names 2"):
-        draw(STAR_AND_FISH, layout)
+        render(STAR_AND_FISH, layout)

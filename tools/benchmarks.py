@@ -46,7 +46,7 @@ GUIDANCE = 3.0
 def _alternate(
     functions: list[Callable[[], object]], repetitions: int, within: Sequence[Callable] | None = None
 ) -> list[float]:
-    """Median seconds of each, called in turns after a warm-up; `within` makes contexts whose entering does not count."""
+    """Median seconds of each, called in turns after a warm-up; entering the contexts of `within` does not count."""
     seconds: list[list[float]] = [[] for _ in functions]
     for repetition in range(repetitions + 1):
         for function, times, context in zip(functions, seconds, within or [nullcontext] * len(functions), strict=True):
@@ -198,7 +198,7 @@ def bench_edit(pipe: Pipeline, repetitions: int = 7, steps: int = 10) -> dict[st
 
 
 def bench_memory(sample_size: int = 32, steps: int = 2) -> dict[str, float]:
-    """Peak of what capture allocates against plain sampling, beside the weights: SD1.4's UNet, one prompt, small latents.
+    """Peak of what capture allocates against plain sampling, beside the weights: SD1.4's UNet, one prompt, few latents.
 
     One group: its sums are on the host, which here is where the tensors of the model are too.
     """

@@ -16,7 +16,7 @@ logging.getLogger("transformers.utils.import_utils").addFilter(lambda r: "requir
 
 from .activations import ActivationStats, capture
 from .denoiser import Denoiser, as_denoiser
-from .evaluation import score, seed_similarity, summary
+from .evaluation import interval, score, seed_similarity, summary
 from .findings import at_least, at_most, checks, exactly, say
 from .generation import generate
 from .metrics import CopyMetric, Metrics, PromptMetric, fid, kid, load_metrics
@@ -49,6 +49,7 @@ __all__ = [
     "fid",
     "generate",
     "importance",
+    "interval",
     "kid",
     "load_metrics",
     "load_pipeline",

@@ -22,7 +22,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .testbed.scenes import parse, render, sample_layout
+from .testbed.scenes import Content, parse, render, sample_layout
 
 LAYOUTS = 255
 LEVEL = 1 / (LAYOUTS + 1)
@@ -55,17 +55,17 @@ def exact_p(
     features = features or blurred_pixels
     found = np.empty(len(images))
     ours, theirs = features(images), features(references)
-    for caption in dict.fromkeys(prompts):
-        rows = [i for i, prompt in enumerate(prompts) if prompt == caption]
-        fresh = features(fresh_layouts(caption, seed)) @ ours[rows].T  # (layouts, rows)
+    contents = [parse(prompt) for prompt in prompts]
+    for content in dict.fromkeys(contents):
+        rows = [i for i, other in enumerate(contents) if other == content]
+        fresh = features(fresh_layouts(content, seed)) @ ours[rows].T  # (layouts, rows)
         found[rows] = (1 + (fresh >= (ours[rows] * theirs[rows]).sum(1)).sum(0)) / (LAYOUTS + 1)
     return found
 
 
 @lru_cache(maxsize=4096)
-def fresh_layouts(caption: str, seed: int = 0) -> np.ndarray:
-    """The caption's content under 255 layouts of the world's own distribution: uint8 (255, 32, 32, 3)."""
-    content = parse(caption)
+def fresh_layouts(content: Content, seed: int = 0) -> np.ndarray:
+    """A content under 255 layouts of the world's own distribution: uint8 (255, 32, 32, 3)."""
     rng = np.random.default_rng([seed, 255])
     return np.stack([render(content, sample_layout(rng, content)) for _ in range(LAYOUTS)])
 

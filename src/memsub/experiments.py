@@ -138,12 +138,15 @@ def sweep(run: Run) -> pd.DataFrame:
     return _evaluated(run, sweep_conditions(run.parameters), "choose", "sweep")
 
 
-def choose(table: pd.DataFrame, run: Run, kept: float = 0.9) -> pd.Series:
-    """The row of a sweep by the rule that sets the recommended edit: of the paper's contrast and the run's tau, the one
-    that replicates least while it keeps `kept` of the alignment; the sparsest of equals."""
-    own = table[(table["contrast"] == "empty") & (table["steps"] == run.parameters.edit.steps)]
-    keeping = own[own["relative_alignment"] >= kept]
-    return (keeping if len(keeping) else own).sort_values(["replication_rate", "density"]).iloc[0]
+def choose(table: pd.DataFrame, p: Parameters) -> pd.Series:
+    """The row of a sweep by the rule that sets the recommended edit.
+
+    Of the paper's contrast and the run's tau, the sparsest that takes the copy metric's replication rate under one half
+    and keeps 90 % of the alignment; where none does, the one that replicates least.
+    """
+    own = table[(table["contrast"] == "empty") & (table["steps"] == p.edit.steps)].sort_values("sparsity")
+    enough = own[(own["replication_rate"] < 0.5) & (own["relative_alignment"] >= 0.9)]
+    return enough.iloc[0] if len(enough) else own.sort_values("replication_rate").iloc[0]
 
 
 def variant_conditions(p: Parameters) -> list[Condition]:

@@ -101,7 +101,7 @@ class Sweep(_Part):
 class Evaluation(_Part):
     """How much is sampled to evaluate an edit."""
 
-    captions: int = Field(30, ge=2, description="memorized, and as many never-seen captions")
+    captions: int = Field(33, ge=2, description="memorized, and as many never-seen captions")
     models: int = Field(10, ge=1, description="pruned models, each located on another subset of the smallest size")
     controls: int = Field(3, ge=1, description="of them with controls: random weights, ordinary prompts")
     real_images: int = Field(150, ge=4, description="never-seen captions for KID and FID")
@@ -152,7 +152,7 @@ class Testbed(_Part):
 
 
 class Parameters(_Part):
-    """Everything a run can be told; the defaults are those of the embedded model."""
+    """Everything a run can be told; the defaults suit the embedded model."""
 
     model: str = Field("tiny", description="a name, a folder, or a hub id")
     folder: str = Field("../runs/tiny", description="of the run: artifacts, notebooks, report")

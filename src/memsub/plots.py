@@ -8,11 +8,14 @@ heatmaps({"memorized": (steps, layers), ...}, layers, "...") # a panel an entry,
 sorted_norms({"memorized": (neurons,), ...}, "...")          # how unequal the neurons of a layer are
 curves({"memorized": [(steps, layers), ...]}, layers, "...") # per layer and per step, a line a subset, a row an entry
 spread({"m = 10": (pairs, steps, layers), ...}, layers, "") # per layer and per step, mean and spread over pairs
-sweep(frame, unedited)                                      # the same over sparsity, steps and contrast
-methods(frame, x, y, labels)                                # the same for other cures, a line a method
-extraction_curve(frame)                                     # exposures -> share of captions extracted
-roc({"unedited": curve, ...}, xlabel, ylabel)               # how well a score tells two kinds of captions apart
-tradeoff(frame)                                             # what is still replicated against what is drawn as asked
+sweep(frame, unedited, measure)                             # the same over sparsity, steps and contrast
+exact_test(fresh, own, p)                                   # one image: similar to its training image, or to any
+layout? p_values({"verbatim": p, ...})                              # distribution of the test's p-values mask(values,
+title)                                         # which weights of a layer are marked methods(frame, x, y, labels)
+# the same for other cures, a line a method extraction_curve(frame)                                     # exposures ->
+share of captions extracted roc({"unedited": curve, ...}, xlabel, ylabel)               # how well a score tells two
+kinds of captions apart tradeoff(frame)                                             # what is still replicated against
+what is drawn as asked
 """
 
 from __future__ import annotations
@@ -79,8 +82,8 @@ def similarity_histograms(frame: pd.DataFrame, threshold: float) -> Figure:
         values = frame.loc[frame["kind"] == kind, "similarity"]
         sns.histplot(values, bins=np.linspace(-0.4, 1, 57), stat="percent", color=colour, ax=axis)
         axis.axvline(threshold, color="black", linestyle="--", linewidth=1)
-        axis.set_ylabel("draws (%)")
-        label = f"{kind}: {len(values)} draws, {(values > threshold).mean():.0%} above the threshold ({threshold:.2f})"
+        axis.set_ylabel("images (%)")
+        label = f"{kind}: {len(values)} images, {(values > threshold).mean():.0%} above the threshold ({threshold:.2f})"
         axis.set_title(label, loc="left", fontsize=9)
     np.atleast_1d(axes)[-1].set_xlabel("copy similarity to the training image (cosine of descriptors)")
     sns.despine(figure)
@@ -88,10 +91,10 @@ def similarity_histograms(frame: pd.DataFrame, threshold: float) -> Figure:
 
 
 def exposure_curve(ladder: pd.DataFrame, others: pd.DataFrame | None = None) -> Figure:
-    """Share of draws that copy the training image against its exposures; 95 % intervals over captions (bootstrap).
+    """Share of images that replicate against exposures; 95 % intervals over captions (bootstrap).
 
     Args:
-        ladder: columns prompt, exposures, replicated; one row a draw.
+        ladder: columns prompt, exposures, replicated; one row an image.
         others: the same for kinds to show as single points (column kind).
     """
     figure, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
@@ -232,48 +235,74 @@ def tradeoff(frame: pd.DataFrame, x: str, y: str, labels: Mapping[str, str], hue
     return figure
 
 
-def sweep(frame: pd.DataFrame, unedited: float, bar: tuple[float, float] = (1 / 3, 0.9)) -> Figure:
+MEASURES = {
+    "exact_rate": "held-out memorized captions replicated, exact test (%)",
+    "replication_rate": "held-out memorized captions replicated, copy metric (%)",
+}
+"""Axis labels of the two replication rates."""
+
+
+def sweep(frame: pd.DataFrame, unedited: pd.Series, measure: str) -> Figure:
     """Replication rate against relative alignment: a panel a contrast, a line a number of steps.
 
     Args:
-        frame: columns contrast, steps, sparsity, replication_rate, relative_alignment.
-        unedited: replication rate of the unedited model.
-        bar: the corner aimed at: at most this share of `unedited`, at least this much kept.
+        frame: columns contrast, steps, sparsity, `measure`, relative_alignment.
+        unedited: the same of the unedited model.
+        measure: a key of `MEASURES`.
     """
     contrasts = list(frame["contrast"].unique())
-    figure, axes = plt.subplots(
-        1,
-        len(contrasts),
-        figsize=(4 * len(contrasts), 4),
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-        layout="constrained",
-    )
+    size = (4 * len(contrasts), 4)
+    options = {"sharex": True, "sharey": True, "layout": "constrained"}
+    figure, axes = plt.subplots(1, len(contrasts), figsize=size, squeeze=False, **options)
     taus = sorted(frame["steps"].unique())
     colours = dict(zip(taus, sns.color_palette("viridis", len(taus)), strict=True))
+    titles = {"empty": "against the empty prompt", "random": "weights at random"}
     for axis, contrast in zip(axes[0], contrasts, strict=True):
-        axis.fill_between([0, 100 * bar[0] * unedited], 100 * bar[1], 105, color="tab:green", alpha=0.12, linewidth=0)
-        axis.plot(100 * unedited, 100, "k*", markersize=11, label="unedited")
+        axis.plot(100 * unedited[measure], 100, "k*", markersize=11, label="unedited")
         for tau, line in frame[frame["contrast"] == contrast].groupby("steps"):
             line = line.sort_values("sparsity")
-            axis.plot(
-                100 * line["replication_rate"],
-                100 * line["relative_alignment"],
-                "o-",
-                color=colours[tau],
-                label=f"first {tau} steps",
-            )
-            for point in line.itertuples():
-                at = (100 * point.replication_rate, 100 * point.relative_alignment)
-                told = f"{100 * point.sparsity:g} %"
-                axis.annotate(told, at, fontsize=7, xytext=(4, 3), textcoords="offset points")
-        told = "weights at random" if contrast == "random" else f"against {contrast} prompts"
-        axis.set_title(told if contrast != "empty" else "against the empty prompt", fontsize=10)
-        axis.set_xlabel("held-out memorized captions replicated (%)")
+            x, y = 100 * line[measure], 100 * line["relative_alignment"]
+            axis.plot(x, y, "o-", color=colours[tau], label=f"first {tau} steps")
+            for at, sparsity in zip(zip(x, y, strict=True), line["sparsity"], strict=True):
+                axis.annotate(f"{100 * sparsity:g} %", at, fontsize=7, xytext=(4, 3), textcoords="offset points")
+        axis.set_title(titles.get(contrast, f"against {contrast} prompts"), fontsize=10)
+        axis.set_xlabel(MEASURES[measure].replace(", ", ",\n"))
         axis.legend(fontsize=8, loc="lower right")
     axes[0, 0].set(ylabel="relative alignment of never-seen captions (%)", xlim=(-2, 102), ylim=(None, 105))
     sns.despine(figure)
+    return figure
+
+
+def exact_test(fresh: Sequence[float], own: float, p: float) -> Figure:
+    """Similarity of an image to fresh layouts of its content, and to its training image."""
+    figure, axis = plt.subplots(figsize=(6.5, 3), layout="constrained")
+    sns.histplot(np.asarray(fresh), bins=40, color="tab:blue", ax=axis, label=f"{len(fresh)} fresh layouts")
+    axis.axvline(own, color="tab:red", label=f"training image (p = {p:.3g})")
+    axis.set(xlabel="similarity to the sampled image (cosine of blurred pixels)", ylabel="layouts")
+    axis.legend(fontsize=8)
+    sns.despine(figure)
+    return figure
+
+
+def p_values(kinds: Mapping[str, np.ndarray]) -> Figure:
+    """Distribution of the exact test's p-values: the share of images at or below each, a line a kind of caption."""
+    figure, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
+    for (name, p), colour in zip(kinds.items(), sns.color_palette("deep"), strict=False):
+        axis.ecdf(p, color=colour, label=f"{name} ({len(p)} images)")
+    at = np.geomspace(1 / 256, 1, 200)
+    axis.plot(at, at, "k:", linewidth=1, label="uniform: nothing remembered")
+    axis.set(xscale="log", xlabel="p-value of the exact test", ylabel="share of images at or below it")
+    axis.axvline(1 / 256, color="gray", linewidth=0.8)
+    axis.legend(fontsize=8)
+    sns.despine(figure)
+    return figure
+
+
+def mask(values: np.ndarray, title: str) -> Figure:
+    """Which weights of a layer are marked: rows are outputs, columns neurons."""
+    figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
+    axis.imshow(values, aspect="auto", cmap="Greys", interpolation="nearest")
+    axis.set(xlabel="neuron j", ylabel="output i", title=f"{title} (black: marked)")
     return figure
 
 
@@ -314,7 +343,7 @@ def extraction_curve(frame: pd.DataFrame) -> Figure:
         frame: columns model, exposures, extracted; one row a caption.
     """
     figure, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
-    shares = frame.assign(extracted=100 * frame["extracted"])
+    shares = frame.assign(extracted=100 * frame["extracted"].astype(float))
     sns.lineplot(
         shares,
         x="exposures",

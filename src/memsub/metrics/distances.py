@@ -7,6 +7,8 @@ images: compare only rows of equal numbers, of at least as many images as there 
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 
@@ -52,7 +54,9 @@ def kid(real: np.ndarray, generated: np.ndarray, subsets: int = 100, seed: int =
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = max(2, min(1000, min(len(real), len(generated)) // 2))
-    metric = KernelInceptionDistance(feature=_Given(real.shape[1]), subsets=subsets, subset_size=size)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*save all extracted features.*")  # they are small here
+        metric = KernelInceptionDistance(feature=_Given(real.shape[1]), subsets=subsets, subset_size=size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mean, deviation = _updated(metric, real, generated).compute()

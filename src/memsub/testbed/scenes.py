@@ -411,27 +411,31 @@ def _grid() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _background(content: Content, layout: Layout) -> np.ndarray:
-    """Blends two shades of the background's colour by a mask in [0, 1] that depends on the pattern."""
-    x, y = _grid()
-    side = SIZE * SUPERSAMPLING
-    cos, sin = np.cos(np.radians(layout.angle)), np.sin(np.radians(layout.angle))
-    u, v = (x * cos + y * sin) / layout.pitch + layout.phase[0], (y * cos - x * sin) / layout.pitch + layout.phase[1]
-    if content.pattern == "plain":
-        blend = np.zeros((side, side), np.float32)
-    elif content.pattern == "striped":
-        blend = (u % 1 < 0.5).astype(np.float32)
-    elif content.pattern == "dotted":
-        blend = ((u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.09).astype(np.float32)
-    elif content.pattern == "checkered":
-        blend = (
-            (x / layout.pitch + layout.phase[0]).astype(np.int32)
-            + (y / layout.pitch + layout.phase[1]).astype(np.int32)
-        ) % 2
-    else:  # gradient, over the whole frame
-        blend = ((x - SIZE / 2) * cos + (y - SIZE / 2) * sin) / (1.2 * SIZE) + 0.5
+    """Two shades of the background's colour: a pattern of both, or a gradient from one to the other."""
     base = _shade(content.background, layout.hsv)
     # The second shade is darker, but lighter where the colour is so dark that darker would not show.
-    step = layout.contrast if base.max() < 90 else -layout.contrast * (2.0 if content.pattern == "gradient" else 1.0)
+    gradient = content.pattern == "gradient"
+    step = layout.contrast if base.max() < 90 else -layout.contrast * (2.0 if gradient else 1.0)
     other = _shade(content.background, layout.hsv, step)
-    blend = np.clip(blend, 0, 1)[..., None]
-    return (base * (1 - blend) + other * blend).round().astype(np.uint8)
+    x, y = _grid()
+    cos, sin = np.cos(np.radians(layout.angle)), np.sin(np.radians(layout.angle))
+    if gradient:  # over the whole frame
+        blend = np.clip(((x - SIZE / 2) * cos + (y - SIZE / 2) * sin) / (1.2 * SIZE) + 0.5, 0, 1)[..., None]
+        return (base * (1 - blend) + other * blend).round().astype(np.uint8)
+    shades = np.stack([base, other]).round().astype(np.uint8)
+    return shades[_pattern(content.pattern, layout, cos, sin).astype(np.intp)]
+
+
+def _pattern(name: str, layout: Layout, cos: float, sin: float) -> np.ndarray:
+    """Which of the two shades lies where, supersampled."""
+    x, y = _grid()
+    if name == "plain":
+        return np.zeros((SIZE * SUPERSAMPLING,) * 2, bool)
+    if name == "checkered":
+        across = (x / layout.pitch + layout.phase[0]).astype(np.int32)
+        return (across + (y / layout.pitch + layout.phase[1]).astype(np.int32)) % 2
+    u = (x * cos + y * sin) / layout.pitch + layout.phase[0]
+    if name == "striped":
+        return u % 1 < 0.5
+    v = (y * cos - x * sin) / layout.pitch + layout.phase[1]
+    return (u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.09

@@ -1,0 +1,62 @@
+"""All notebooks, headless: what is executed, what is skipped, what the report holds."""
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from memsub import batch
+from memsub.__main__ import main
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A project of two small notebooks."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "papermill_params").mkdir()
+    (tmp_path / "papermill_params" / "small.yaml").write_text("model: tiny\nseed: 3\n")
+    parameters = new_code_cell('model = "tiny"\nfolder = ""\nseed = 0', metadata={"tags": ["parameters"]})
+    code = "print('seed', seed)\nopen(folder + '/first', 'a').write('x');"
+    first = new_notebook(cells=[parameters, new_markdown_cell("# First"), new_code_cell(code)])
+    second = new_notebook(
+        cells=[
+            parameters,
+            new_code_cell("import os\nassert os.path.exists(folder + '/go'), 'not yet'\nprint('second')"),
+        ]
+    )
+    for i, notebook in enumerate((first, second)):
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, tmp_path / "notebooks" / f"0{i}_n.ipynb")
+    monkeypatch.setattr(batch, "project", lambda: tmp_path)
+    monkeypatch.setattr(batch, "NOTEBOOKS", dict.fromkeys(("00_n", "01_n"), batch.of_any_model))
+    return tmp_path
+
+
+def test_run_resumes_from_the_first_notebook_that_changed(checkout, capsys):
+    out = checkout / "out"
+    arguments = ["run", "small", "--out", str(out)]
+    assert main(arguments) == 1
+    assert "01_n.ipynb stopped at In [3]: AssertionError: not yet" in capsys.readouterr().err
+    (out / "go").touch()
+    assert main(arguments) == 0  # goes on with the second
+    assert (out / "first").read_text() == "x"
+    report = (out / "report.html").read_text()
+    assert "seed 3" in report
+    assert "open(folder" not in report  # results, not code
+    assert main(arguments) == 0  # nothing changed, nothing is executed
+    assert (out / "first").read_text() == "x"
+    notebook = nbformat.read(checkout / "notebooks" / "00_n.ipynb", as_version=4)
+    notebook.cells[2].source += "\n"
+    nbformat.write(notebook, checkout / "notebooks" / "00_n.ipynb")
+    assert main(arguments) == 0
+    assert (out / "first").read_text() == "xx"
+
+
+def test_a_model_without_ground_truth_gets_the_notebooks_that_are_for_it():
+    from memsub.models import MODELS
+
+    names = {model: [p.stem for p in batch.find_notebooks(MODELS[model])] for model in ("tiny", "sd14")}
+    assert names["tiny"] == list(batch.NOTEBOOKS)
+    assert names["sd14"] == [n for n in batch.NOTEBOOKS if n != "00_testbed"]
+    assert [p.stem[:2] for p in batch.find_notebooks(MODELS["sd14"], ["03", "00"])] == ["00", "03"]
+    with pytest.raises(ValueError, match="no notebook's name begins with 77; there are 00_testbed"):
+        batch.find_notebooks(MODELS["tiny"], ["77"])

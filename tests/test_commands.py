@@ -1,0 +1,59 @@
+"""The two commands for people who do not open notebooks, and the dry run."""
+
+import pytest
+from diffusers import StableDiffusionPipeline
+
+import memsub
+from memsub.__main__ import main
+
+
+def test_locate_then_prune_gives_a_pipeline_that_loads_anywhere(tmp_path, pipe, capsys):
+    captions = tmp_path / "captions.txt"
+    captions.write_text("\n".join(memsub.load_prompts("tiny").memorized[:3]))
+    edit, out = tmp_path / "edit.safetensors", tmp_path / "pruned"
+    assert main(["locate", "tiny", "--prompts", str(captions), "--steps", "2", "--tau", "2", "--out", str(edit)]) == 0
+    assert main(["prune", "tiny", "--edit", str(edit), "--out", str(out)]) == 0
+    assert "set to zero" in capsys.readouterr().out
+    repaired = StableDiffusionPipeline.from_pretrained(out)
+    found = memsub.Edit.load(edit)
+    for name, positions in found.positions.items():
+        assert not repaired.unet.get_submodule(name).weight.view(-1)[positions].any()
+    # The edit belongs to the unedited model: it says so instead of doing anything.
+    assert main(["prune", str(out), "--edit", str(edit), "--out", str(tmp_path / "twice")]) == 1
+    assert "made for another model" in capsys.readouterr().err
+    assert not (tmp_path / "twice").exists()
+    assert main(["prune", "tiny", "--edit", str(edit), "--out", str(out)]) == 1
+    assert "is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["locate", "tinny", "--out", "e"], "Did you mean 'tiny'"),
+        (["locate", "tiny", "--prompts", "none.txt", "--out", "e"], "no prompt file"),
+        (["locate", "tiny", "--steps", "0", "--out", "e"], "capture.steps: Input should be greater than or equal to 1"),
+        (["locate", "tiny", "--sparsity", "7", "--out", "e"], "edit.sparsity: Input should be less than or equal to 1"),
+        (["locate", "tiny", "--tau", "99", "--out", "e"], "edit.steps unites 99 steps, but capture.steps makes 50"),
+        (["locate", "tiny", "--batch-size", "0", "--out", "e"], "sampling.batch_size"),
+        (["locate", "tiny", "--out", "/proc/nowhere/e"], "cannot be written"),
+        (["prune", "tiny", "--edit", "none", "--out", "o"], "no Edit at"),
+        (["run", "tinny"], "expected one of"),
+    ],
+)
+def test_bad_input_is_told_in_a_line_before_anything_is_loaded(tmp_path, capsys, monkeypatch, arguments, told):
+    monkeypatch.setattr("memsub.__main__.load_pipeline", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_dry_run_tells_the_cost_and_downloads_nothing(capsys):
+    assert main(["run", "tiny", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "ms an image and step on cpu" in told
+    assert "MB of statistics" in told
+    row = next(line for line in told.splitlines() if "capture of the grid" in line)
+    # 100 memorized, 100 ordinary and the empty prompt, 60 at a time; 50 steps of each
+    assert row.split()[5:8] == ["201", "200", "10050"]
+    assert main(["run", "sd14", "--dry-run"]) == 0
+    assert "no time estimate: the model is not on this machine yet" in capsys.readouterr().out

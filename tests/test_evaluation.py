@@ -1,0 +1,94 @@
+"""Both sides of an edit, on pictures whose scores are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import memsub
+from memsub.evaluation import alignment, interval
+from memsub.metrics import CopyMetric, Metrics, PromptMetric
+
+
+def mean_colour(images: np.ndarray) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.from_numpy(images.reshape(len(images), -1, 3).mean(1) + 1e-3), dim=1)
+
+
+def named_colour(prompts: list[str]) -> torch.Tensor:
+    return torch.stack([torch.eye(3, dtype=torch.float64)["rgb".index(p[0])] for p in prompts])
+
+
+def one_colour(caption: str) -> np.ndarray:
+    return np.broadcast_to(np.eye(3, dtype=np.uint8)["rgb".index(caption[0])] * 200, (4, 4, 3)).copy()
+
+
+COLOURS = Metrics(CopyMetric(mean_colour, 0.9), PromptMetric(mean_colour, named_colour))
+
+
+def as_asked(prompts, *, seeds):
+    return np.stack([one_colour(p) for p in prompts])
+
+
+def always_red(prompts, *, seeds):
+    return np.stack([one_colour("r")] * len(prompts))
+
+
+def test_scores_of_known_pictures():
+    captions = ["red", "green", "blue"]
+    references = as_asked(captions, seeds=[0] * 3)
+    scored = memsub.score(always_red, COLOURS, captions, references, seeds=[4, 5])
+    assert scored["prompt"].tolist() == ["red", "red", "green", "green", "blue", "blue"]
+    assert scored["seed"].tolist() == [4, 5] * 3
+    assert scored["replicated"].tolist() == [True, True] + [False] * 4
+    np.testing.assert_allclose(scored["prompt_similarity"], [1, 1, 0, 0, 0, 0], atol=1e-4)
+    np.testing.assert_allclose(scored["chance"], [0, 0, 0, 0, 1, 1], atol=1e-4)  # that of the next caption
+    assert np.stack(scored["image_features"]).shape == (6, 3)
+
+
+def test_each_caption_has_a_seed_of_its_own_unless_told():
+    asked = []
+
+    def sample(prompts, *, seeds):
+        asked.append(list(seeds))
+        return as_asked(prompts, seeds=seeds)
+
+    memsub.score(sample, COLOURS, ["red", "green"])
+    memsub.score(sample, COLOURS, ["red", "green"], seeds=[7])
+    assert asked == [[0, 1], [7, 7]]
+
+
+def test_summary_of_known_scores():
+    captions = ["red", "green", "blue", "red too"]
+    references = as_asked(captions, seeds=[0] * 4)
+    found = memsub.summary(
+        memsub.score(always_red, COLOURS, captions, references), memsub.score(as_asked, COLOURS, captions[:3])
+    )
+    assert found["replication_rate"] == 0.5
+    assert (found["replication_low"], found["replication_high"]) == interval(2, 4)
+    assert found["n"] == 4
+    assert found["alignment"] == pytest.approx(1, abs=1e-3)
+    assert found["prompt_similarity"] == pytest.approx(1, abs=1e-3)
+    assert "exact_rate" not in found
+
+
+def test_summary_counts_the_exact_test_and_means_other_metrics():
+    scored = pd.DataFrame({"prompt_similarity": [1.0, 1.0], "chance": [0.0, 0.5], "copy_similarity": [1.0, 0.0]})
+    scored = scored.assign(replicated=[True, False], exact_p=[1 / 256, 2 / 256], sharpness=[2.0, 4.0])
+    found = memsub.summary(scored, scored)
+    assert (found["exact_rate"], found["sharpness"], alignment(scored)) == (0.5, 3.0, 0.75)
+
+
+def test_intervals_are_wilsons():
+    assert interval(0, 10) == pytest.approx((0, 0.2775), abs=1e-3)
+    assert interval(10, 10)[1] == 1
+
+
+def test_bad_input_is_named():
+    with pytest.raises(ValueError, match="2 captions with 1 training images"):
+        memsub.score(as_asked, COLOURS, ["red", "green"], np.zeros((1, 4, 4, 3), np.uint8))
+    with pytest.raises(ValueError, match="two captions or more expected; got 1"):
+        memsub.score(as_asked, COLOURS, ["red"])
+
+
+def test_seed_similarity_is_one_for_a_fixed_picture():
+    np.testing.assert_allclose(memsub.seed_similarity(always_red, COLOURS, ["red", "blue"], seeds=3), np.ones((2, 3)))

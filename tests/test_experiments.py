@@ -1,0 +1,124 @@
+"""Experiments: what they sample is what they declare, and what is registered stands in their tables."""
+
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from memsub import baselines, batch, detection, estimate, experiments, metrics
+from memsub.baselines import Baseline
+from memsub.denoiser import StableDiffusionDenoiser
+from memsub.experiments import EXPERIMENTS
+from memsub.models import MODELS
+
+
+@pytest.fixture
+def sampled(monkeypatch):
+    """Images times steps that the model samples."""
+    found = []
+    plain = StableDiffusionDenoiser.sample
+
+    def counted(self, prompts, latents, steps, guidance_scale):
+        found.append(len(latents) * steps)
+        return plain(self, prompts, latents, steps, guidance_scale)
+
+    monkeypatch.setattr(StableDiffusionDenoiser, "sample", counted)
+    return found
+
+
+SAMPLING = ("capture", "sweep", "variants", "models", "seeds", "distances", "baselines", "seconds", "extraction")
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+def test_the_estimate_is_what_is_sampled(new_run, sampled, name):
+    """An experiment by itself, in an empty folder; the grid, which is another experiment, is there already."""
+    run = new_run()
+    if name != "capture":
+        EXPERIMENTS["capture"].result(run)
+        sampled.clear()
+    EXPERIMENTS[name].result(run)
+    declared = sum(w.images * w.steps for w in EXPERIMENTS[name].cost(run.parameters) if w.weight == 1)
+    assert sum(sampled) == declared > 0
+
+
+def test_the_embedding_attack_samples_what_it_declares(new_run, sampled):
+    run = new_run()
+    EXPERIMENTS["capture"].result(run)
+    sampled.clear()
+    EXPERIMENTS["embeddings"].result(run)
+    images, attack = EXPERIMENTS["embeddings"].cost(run.parameters)
+    assert sum(sampled) == images.images * images.steps
+    assert attack.steps == run.parameters.embedding_attack.iterations
+
+
+def test_a_second_result_samples_nothing(new_run, sampled):
+    run = new_run()
+    first = EXPERIMENTS["models"].result(run)
+    sampled.clear()
+    assert EXPERIMENTS["models"].result(run).equals(first)
+    assert not sampled
+
+
+def test_every_experiment_is_in_the_estimate(run):
+    table = estimate.work(run.parameters)
+    assert table["part"].tolist() == [f"{e.notebook} {e.title}" for e in EXPERIMENTS.values()]
+    assert (table[["images", "network calls", "steps"]] > 0).all(None)
+
+
+# --- seams: one file and one registry line ------------------------------------------------------------------------
+
+
+def test_a_registered_baseline_stands_in_the_tables(new_run, monkeypatch):
+    def make(context, strength):
+        return lambda prompts, *, seeds: context.sample([f"{p}, poster" for p in prompts], seeds=seeds)
+
+    dummy = Baseline("adds a word", "words", make, (1, 2))
+    monkeypatch.setitem(baselines.BASELINES, "dummy", dummy)
+    run = new_run()
+    table = experiments.baselines(run)
+    assert table[table["method"] == "dummy"]["strength"].tolist() == ["1", "2"]
+    assert table[table["method"] == "dummy"]["replication_rate"].notna().all()
+    assert ("dummy", "1") in experiments.seconds(run).index
+    assert ("dummy", 2) in experiments.method_names(run.parameters)
+
+
+def test_a_baseline_that_there_is_not_is_named(new_run):
+    with pytest.raises(ValueError, match=r"baselines\.strengths: unknown 'random token'; expected some of"):
+        experiments.methods(new_run(baselines={"strengths": {"random token": [1]}}))
+
+
+def test_a_registered_detection_score_stands_in_the_tables(run, monkeypatch):
+    monkeypatch.setitem(detection.SCORES, "dummy", lambda start, unconditional, conditional: torch.ones(len(start)))
+    areas, curves = experiments.detection(run)
+    assert areas["dummy"].tolist() == [0.5, 0.5, 0.5]
+    assert "unedited, dummy: AUC 0.50" in curves
+
+
+def test_a_registered_metric_stands_in_the_tables(new_run, monkeypatch):
+    monkeypatch.setitem(metrics.IMAGE_METRICS, "dummy", lambda images, prompts, references: np.full(len(images), 7.0))
+    run = new_run(metrics={"more": ["dummy"]})
+    run.metrics = metrics.load_metrics("tiny", "cpu", more=run.parameters.metrics.more)
+    assert (experiments.models(run)["dummy"] == 7).all()
+    assert (experiments.baselines(run)["dummy"] == 7).all()
+
+
+def test_a_registered_notebook_is_run(monkeypatch):
+    monkeypatch.setitem(batch.NOTEBOOKS, "99_dummy", batch.of_any_model)
+    assert batch.find_notebooks(MODELS["sd14"])[-1].name == "99_dummy.ipynb"
+
+
+def test_the_rule_that_chooses_an_edit(run):
+    table = pd.DataFrame(
+        {
+            "contrast": ["empty", "empty", "empty", "ordinary", "empty"],
+            "steps": [2, 2, 2, 2, 1],
+            "sparsity": [0.5, 0.1, 0.3, 0.05, 0.05],
+            "replication_rate": [0.1, 0.9, 0.4, 0.0, 0.0],
+            "relative_alignment": [0.95, 1.0, 0.92, 1.0, 1.0],
+        }
+    )
+    assert experiments.choose(table, run.parameters)["sparsity"] == 0.3  # the sparsest under one half
+    worse = copy.deepcopy(table).assign(relative_alignment=0.5)
+    assert experiments.choose(worse, run.parameters)["sparsity"] == 0.5  # none keeps enough: the strongest

@@ -1,0 +1,67 @@
+"""Claims with margins, and sentences made of numbers."""
+
+import pytest
+from tools import figures
+
+from memsub.files import load_json
+from memsub.findings import at_least, at_most, checks, compared, exactly, fact, percent, rate
+
+
+def test_a_claim_holds_only_beyond_what_varies_between_machines():
+    assert at_least(0.9, 0.8, varies=0.03).verdict == "holds"
+    assert at_least(0.9, 0.8, varies=0.04).verdict == "open"
+    assert at_least(0.79, 0.8, varies=0.01).verdict == "open"
+    assert at_least(0.7, 0.8, varies=0.03).verdict == "FAILS"
+    assert at_most(0.1, 0.3, varies=0.05).verdict == "holds"
+    assert at_most(0.5, 0.3, varies=0.05).verdict == "FAILS"
+    assert (exactly(True).verdict, exactly(False).verdict) == ("holds", "FAILS")
+    assert at_least(float("nan"), 0.5, varies=0.1).verdict == "open"
+
+
+def test_checks_are_printed_and_recorded(run, capsys):
+    claims = {"most": at_least(0.9, 0.5, varies=0.01), "bits": exactly(True)}
+    checks(run, "07_x", claims, rate=fact(0.25, varies=0.01), word="b")
+    told = capsys.readouterr().out.splitlines()
+    assert told == ["holds: most [0.9, at least 0.5; margin 0.4, varies by 0.01]", "holds: bits [exact]"]
+    found = load_json(run.folder / "findings" / "07_x.json")
+    assert found["claims"]["most"] == {"verdict": "holds", "value": 0.9, "bound": 0.5, "varies": 0.01}
+    assert found["facts"] == {"rate": {"value": 0.25, "varies": 0.01}, "word": "b"}
+
+
+def test_words_for_numbers():
+    assert [percent(x) for x in (0, 1, 0.264, 0.004, 0.996)] == ["0 %", "100 %", "26 %", "0.4 %", "99.6 %"]
+    assert rate({"exact_rate": 0.5, "exact_low": 0.2, "exact_high": 0.8, "n": 4}, "exact") == (
+        "50 % (95 % interval 20 to 80 %, n = 4)"
+    )
+    assert [compared(a, 1.0, 0.1) for a in (1.05, 1.2, 0.8)] == ["as much", "more", "less"]
+
+
+def test_documents_say_what_the_figures_say():
+    known = {"04": {"rate": {"value": 0.264, "varies": 0.01}, "models": {"pruned": {"value": 0.5}}}}
+    text = "a <!--figure 04.rate percent-->9 %<!--/figure--> b <!--figure 04.models.pruned number--><!--/figure-->"
+    filled = figures.fill(text, known, "README.md")
+    assert (
+        filled
+        == "a <!--figure 04.rate percent-->26 %<!--/figure--> b <!--figure 04.models.pruned number-->0.50<!--/figure-->"
+    )
+    assert figures.fill(filled, known, "README.md") == filled
+    with pytest.raises(ValueError, match=r"README\.md: no figure '04\.rat' in docs/figures\.json"):
+        figures.fill("<!--figure 04.rat percent--><!--/figure-->", known, "README.md")
+    with pytest.raises(ValueError, match="unknown format 'percentage'"):
+        figures.fill("<!--figure 04.rate percentage--><!--/figure-->", known, "README.md")
+
+
+def test_a_run_that_finds_something_else_is_told():
+    known = {"04": {"rate": {"value": 0.26, "varies": 0.01}}}
+    assert not figures.compare(
+        known,
+        {
+            "04": {
+                "rate": {"value": 0.28, "varies": 0.01},
+            }
+        },
+    )
+    assert figures.compare(known, {"04": {"rate": {"value": 0.30, "varies": 0.01}}}) == [
+        "04.rate: 0.26 written, 0.3 found"
+    ]
+    assert figures.compare(known, {"05": {"x": 1}}) == ["05.x is not in docs/figures.json"]

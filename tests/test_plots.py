@@ -1,0 +1,88 @@
+"""Figures: axis labels, legends that say what was compared, one point or line for each thing that was given."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+from memsub import plots
+
+LAYERS = ["down_blocks.0.attentions.0.x", "mid_block.attentions.0.x"]
+XY = ("copy_similarity", "prompt_similarity")
+LADDER = pd.DataFrame({"prompt": list("aabb"), "exposures": [1, 1, 9, 9], "replicated": [0, 0, 1, 1]})
+RNG = np.random.default_rng(0)
+
+
+def labelled(figure) -> bool:
+    """Whether every axis that is drawn on says what it shows, somewhere in its row and column."""
+    axes = [a for a in figure.axes if a.has_data()]
+    return any(a.get_xlabel() for a in axes) and any(a.get_ylabel() for a in axes)
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def rates(n: int = 6) -> pd.DataFrame:
+    columns = ["exact_rate", "replication_rate", "relative_alignment", "copy_similarity", "prompt_similarity"]
+    frame = pd.DataFrame(RNG.random((n, len(columns))), columns=columns)
+    contrasts = np.resize(["empty", "ordinary", "random"], n)
+    return frame.assign(contrast=contrasts, steps=10, sparsity=0.1, method=contrasts, strength="1", model=contrasts)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: plots.heatmaps({"a": RNG.random((3, 2)), "b": RNG.random((3, 2))}, LAYERS, "norm"),
+        lambda: plots.sorted_norms({"a": RNG.random(5) + 0.1}, "layer"),
+        lambda: plots.curves({"a": [RNG.random((3, 2))] * 2}, LAYERS, "density (%)"),
+        lambda: plots.spread({"m = 1": RNG.random((4, 3, 2))}, LAYERS, "IoU"),
+        lambda: plots.tradeoff(rates(), *XY, dict(zip(XY, "xy", strict=True))),
+        lambda: plots.sweep(rates(), rates(1).iloc[0], "exact_rate"),
+        lambda: plots.methods(rates(), *XY, dict(zip(XY, "xy", strict=True))),
+        lambda: plots.exact_test(RNG.random(255), 0.9, 1 / 256),
+        lambda: plots.p_values({"a": RNG.random(9)}),
+        lambda: plots.mask(RNG.random((4, 8)) > 0.5, "layer"),
+        lambda: plots.exposure_curve(LADDER),
+        lambda: plots.similarity_histograms(pd.DataFrame({"kind": ["a", "b"], "similarity": [0.1, 0.9]}), 0.5),
+        lambda: plots.roc({"a": pd.DataFrame({"false_positives": [0, 1], "true_positives": [0, 1]})}, "x", "y"),
+        lambda: plots.extraction_curve(LADDER.assign(model=list("abab"), extracted=[False, True] * 2)),
+    ],
+)
+def test_axes_say_what_they_show(make):
+    assert labelled(make())
+
+
+def test_a_panel_a_contrast_and_a_point_a_setting():
+    figure = plots.sweep(rates(6), rates(1).iloc[0], "replication_rate")
+    assert [a.get_title() for a in figure.axes] == [
+        "against the empty prompt",
+        "against ordinary prompts",
+        "weights at random",
+    ]
+    assert "copy metric" in figure.axes[0].get_xlabel()
+    assert len(figure.axes[0].lines[1].get_xdata()) == 2
+
+
+def test_a_line_a_method():
+    labels = {"exact_rate": "replicated", "relative_alignment": "kept"}
+    figure = plots.methods(rates(6), "exact_rate", "relative_alignment", labels)
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["empty", "ordinary", "random"]
+    assert figure.axes[0].get_xlabel() == "replicated (%)"
+
+
+def test_pictures_stand_in_labelled_rows():
+    images = np.zeros((3, 4, 4, 3), np.uint8)
+    figure = plots.image_grid({"training image": images, "seed 0": images}, list("abc"))
+    assert len(figure.axes) == 6
+    assert figure.axes[0].get_title() == "a"
+    assert figure.axes[0].get_ylabel() == "training\nimage"
+    with pytest.raises(ValueError, match="rows of one length and a caption a column expected"):
+        plots.image_grid({"a": images, "b": images[:2]})
+
+
+def test_layers_are_named_by_block_and_place():
+    names = ["down_blocks.0.attentions.1.x", "mid_block.attentions.0.x", "up_blocks.3.attentions.2.x"]
+    assert [plots.layer_label(n) for n in names] == ["down 0.1", "mid", "up 3.2"]
