@@ -7,24 +7,28 @@ export MALLOC_MMAP_THRESHOLD_ = 1000000000
 export MALLOC_TOP_PAD_ = 67108864
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: demo test rehearse install lint
+.PHONY: demo test rehearse install lint types
 
 ## make demo: install, then run all notebooks on the embedded model; read runs/demo/report.html
 demo: install
 	$(BIN)/python -m memsub run tiny --out runs/demo
 
-## make test: install, lint, unit tests, then the notebooks as committed
-test: install lint
+## make test: install, lint, types, unit tests, the notebooks as committed, and the figures in README and model card
+test: install lint types
 	$(BIN)/pytest
-	$(BIN)/pytest --nbval --nbval-cell-timeout 600 $(NOTEBOOKS)
+	$(BIN)/pytest --nbval --nbval-cell-timeout 600 --nbval-sanitize-with notebooks/sanitize.cfg $(NOTEBOOKS)
+	$(BIN)/python -m tools.figures --compare runs/tiny
 
 ## make rehearse: all notebooks on SD1.4 and SD2.0 at full size with random weights, about 12 GB
 rehearse: install
-	$(BIN)/python -m memsub.rehearsal --out runs/rehearsal
+	$(BIN)/python -m tools.rehearsal --out runs/rehearsal
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
 
 install: $(BIN)/installed
 

@@ -17,7 +17,7 @@ from memsub.runs import Run
 SMALL = {
     "sampling": {"steps": 2, "batch_size": 6},
     "capture": {"steps": 2},
-    "grid": {"memorized": 9, "subsets": 3, "sizes": [2, 3], "sparsity": 0.05},
+    "grid": {"memorized": 12, "subsets": 3, "sizes": [2, 3], "sparsity": 0.05},
     "edit": {"steps": 2},
     "sweep": {"sparsity": [0.1, 0.3], "steps": [1, 2]},
     "evaluation": {"captions": 2, "models": 2, "controls": 1, "real_images": 4, "seed_captions": 2},

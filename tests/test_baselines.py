@@ -38,25 +38,27 @@ def test_random_tokens_are_added_at_random_places(pipe):
         baselines.add_random_tokens(pipe.tokenizer, [prompt], k=-1)
 
 
-def test_value_neurons_are_silenced_and_come_back(pipe):
-    layers = as_denoiser(pipe).value_layers()
+def test_value_neurons_are_silenced_and_come_back(exact_pipe):
+    layers = as_denoiser(exact_pipe).value_layers()
     assert len(layers) == 7  # two in each of three down blocks, one in the middle
     name, layer = next(iter(layers.items()))
-    x = torch.randn(2, 5, layer.in_features)
+    x = torch.randn(2, 5, layer.in_features, dtype=torch.float64)
     plain = layer(x)
     masks = torch.zeros(2, layer.out_features, dtype=torch.bool)
     masks[0, [1, 3]] = masks[1, 2] = True  # each prompt has its own
-    with pytest.raises(RuntimeError, match="planted"), baselines.deactivated(pipe, {name: masks}):
+    with pytest.raises(RuntimeError, match="planted"), baselines.deactivated(exact_pipe, {name: masks}):
         for half in layer(torch.cat([x, x])).chunk(2):  # as under guidance
             assert torch.equal(half == 0, masks[:, None].expand_as(half))
-            assert torch.equal(half[~masks[:, None].expand_as(half)], plain[~masks[:, None].expand_as(half)])
+            others = ~masks[:, None].expand_as(half)
+            torch.testing.assert_close(half[others], plain[others], rtol=1e-12, atol=1e-12)
         with pytest.raises(ValueError, match="neurons of 2 prompts do not fit a UNet call on 3 rows"):
             layer(torch.cat([x, x[:1]]))
         raise RuntimeError("planted")
     assert torch.equal(layer(x), plain)
 
 
-def test_value_neurons_of_memorized_prompts_lower_their_scores(pipe, prompts):
+def test_value_neurons_of_memorized_prompts_lower_their_scores(exact_pipe, prompts):
+    pipe = exact_pipe
     never_seen = prompts.of("heldout")[:50]
     statistics = baselines.value_statistics(pipe, never_seen)
     spread = 2.0  # under NeMo's one deviation hardly any memorized prompt of this model comes

@@ -34,7 +34,8 @@ SAMPLING = ("capture", "sweep", "variants", "models", "seeds", "distances", "bas
 @pytest.mark.parametrize("name", SAMPLING)
 def test_the_estimate_is_what_is_sampled(new_run, sampled, name):
     """An experiment by itself, in an empty folder; the grid, which is another experiment, is there already."""
-    run = new_run()
+    four = {"capture": {"steps": 4}, "edit": {"steps": 4}, "sweep": {"sparsity": [0.1, 0.3], "steps": [1, 4]}}
+    run = new_run(**four if name == "variants" else {})  # so that every threshold gives another edit
     if name != "capture":
         EXPERIMENTS["capture"].result(run)
         sampled.clear()

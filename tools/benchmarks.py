@@ -8,7 +8,7 @@
     memory      peak memory of capture against generation, SD1.4's UNet in bfloat16
 
 Every ratio is taken within one run, from the medians of alternating repetitions: the machine may be slow, but equally
-    slow for both.
+slow for both.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from contextlib import nullcontext
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -87,7 +88,7 @@ def bench_grid(pipe: Pipeline, steps: int = 2, sample: int = 30) -> dict[str, fl
         for size in (10, 20, 30, 40, 50)
         for i, chosen in enumerate(subsets(len(prompts), size, 10))
     }
-    options = {"steps": steps, "guidance_scale": GUIDANCE, "progress": False}
+    options: dict[str, Any] = {"steps": steps, "guidance_scale": GUIDANCE, "progress": False}
     capture(pipe, prompts[:2], **options)
     began = time.perf_counter()
     capture(pipe, prompts, groups=groups, batch_size=50, **options)
@@ -105,13 +106,13 @@ def _prompt_by_prompt(pipe: Pipeline, prompt: str, steps: int) -> None:
     """As the released code does: the gated map recomputed in a hook, every call's result copied to the host."""
     kept: list = []
 
-    def hook(module: torch.nn.Module, args: tuple, output: torch.Tensor) -> None:
+    def hook(module: Any, args: tuple, output: torch.Tensor) -> None:
         hidden = module.net[0](args[0])
         unit = hidden / hidden.norm(dim=-1, keepdim=True).clamp_min(1e-12)
         kept.append(unit.square().sum((0, 1)).cpu().numpy())
 
     denoiser = as_denoiser(pipe)
-    modules = dict(denoiser.network.named_modules())
+    modules: dict[str, Any] = dict(denoiser.network.named_modules())
     handles = [modules[name.removesuffix(".net.2")].register_forward_hook(hook) for name in denoiser.layers()]
     try:
         denoiser.sample([prompt], initial_noise(pipe, [0]), steps, GUIDANCE)
@@ -186,7 +187,7 @@ def bench_overlap(sets: int = 10, steps: int = 50, sparsity: float = 0.01) -> di
 def bench_edit(pipe: Pipeline, repetitions: int = 7, steps: int = 10) -> dict[str, float]:
     """Generation with an edit of 5 % of the weights applied, against without."""
     prompts = load_prompts("tiny").memorized[:32]
-    options = {"steps": steps, "guidance_scale": GUIDANCE, "progress": False}
+    options: dict[str, Any] = {"steps": steps, "guidance_scale": GUIDANCE, "progress": False}
     stats, null = (capture(pipe, p, steps=2, progress=False) for p in (prompts, [""]))
     edit = locate(pipe, stats, null, 0.05).union(2)
 
@@ -238,7 +239,7 @@ def _peak_gb() -> float:
     return peak / (1e9 if sys.platform == "darwin" else 1e6)
 
 
-BENCHES = {
+BENCHES: dict[str, tuple[Callable[..., dict[str, float]], str]] = {
     "masks": (bench_masks, "ratio ≤ 10, set_mb ≤ 100, peak_gb ≤ 4"),
     "overlap": (bench_overlap, "overlap_s ≤ 10, peak_gb ≤ 4"),
     "capture": (bench_capture, "ratio ≤ 1.05"),

@@ -9,7 +9,7 @@ All of it but the side of the latents is exactly as published. The tokenizer is 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import (
@@ -23,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from memsub.testbed.dataset import weights_folder
 
-_COMMON = {
+_COMMON: dict[str, Any] = {
     "act_fn": "silu",
     "block_out_channels": (320, 640, 1280, 1280),
     "center_input_sample": False,
@@ -38,7 +38,7 @@ _COMMON = {
     "flip_sin_to_cos": True,
     "freq_shift": 0,
 }
-UNETS = {
+UNETS: dict[str, dict[str, Any]] = {
     "sd14": _COMMON | {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
     "sd20": _COMMON
     | {
@@ -50,7 +50,7 @@ UNETS = {
 }
 """`unet/config.json` of CompVis/stable-diffusion-v1-4 and of stabilityai/stable-diffusion-2."""
 
-TEXT_ENCODERS = {
+TEXT_ENCODERS: dict[str, dict[str, Any]] = {
     "sd14": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
     "sd20": {
         "hidden_size": 1024,

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import argparse
 import gc
+import html
 import json
+import re
 import resource
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
+import nbformat
 import numpy as np
 import torch
 import yaml
@@ -28,11 +32,11 @@ from memsub.testbed.dataset import weights_folder
 
 from .fullsize import UNETS, random_pipeline
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "metrics": {"more": ["sharpness"]},
     "sampling": {"steps": 2, "batch_size": 4, "guidance_scale": 7.5},
     "capture": {"steps": 2},
-    "grid": {"memorized": 6, "subsets": 2, "sizes": [2]},
+    "grid": {"memorized": 12, "subsets": 2, "sizes": [2]},
     "edit": {"steps": 2},
     "sweep": {"sparsity": [0.01], "steps": [2]},
     "evaluation": {"captions": 2, "models": 1, "controls": 1, "real_images": 4, "seed_captions": 2},
@@ -71,7 +75,7 @@ def save_small_clip(folder: Path, seed: int = 0) -> None:
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
 
 
-def prepare(name: str, folder: Path, sample_size: int = 8) -> Path:
+def prepare(name: Any, folder: Path, sample_size: int = 8) -> Path:
     """Everything that a run on this model fetches, as files; returns those of its parameters."""
     pipe = random_pipeline(name, sample_size, dtype=torch.float16, complete=True)
     pipe.save_pretrained(folder / "model", safe_serialization=True)
@@ -99,6 +103,21 @@ def prepare(name: str, folder: Path, sample_size: int = 8) -> Path:
     return folder / f"{name}.yaml"
 
 
+def foreign_findings(report: str, notebooks: list[Path]) -> list[str]:
+    """Sentences and claims of the committed notebooks, of the embedded model, that a report of another one repeats."""
+    found = []
+    for path in notebooks:
+        for cell in nbformat.read(path, as_version=4).cells:
+            for output in cell.get("outputs", []):
+                text = output.get("data", {}).get("text/markdown") or (
+                    output.get("text", "") if output.get("name") == "stdout" else ""
+                )
+                # Of what was seen, sentences with numbers of the run; of claims, their values.
+                parts = re.findall(r"[^.:;\n]*\d\.\d\d+[^.:;\n]*|\[[^\]]*margin[^\]]*\]", text)
+                found += [part.strip() for part in parts if part.strip() in report]
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.rehearsal", description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", choices=[[], *UNETS], help=f"which (default: all): {', '.join(UNETS)}")
@@ -113,6 +132,10 @@ def main() -> None:
         parameters = prepare(name, folder)
         gc.collect()
         report = batch.run(str(parameters), folder / "run")
+        assert report is not None  # this is the main process
+        text = html.unescape(re.sub(r"<[^>]+>", "", report.read_text(encoding="utf-8")))
+        if foreign := foreign_findings(text, sorted((batch.project() / "notebooks").glob("*.ipynb"))):
+            raise SystemExit(f"{report} states what was found on the embedded model: {foreign[0]!r}")
         peak = [resource.getrusage(who).ru_maxrss / 1e6 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         minutes = (time.monotonic() - began) / 60
         print(f"{name}: {minutes:.1f} minutes; peak memory {peak[1]:.1f} GB (notebooks), {peak[0]:.1f} GB (this)")

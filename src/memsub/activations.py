@@ -28,7 +28,6 @@ from .distributed import is_main, rank, shard, summed, wait
 from .files import load_tensors, save_artifact
 from .generation import check_request, initial_noise
 
-CfgHalf = Literal["both", "cond"]
 PART = 2**22
 """Activations that are squared at a time: bounds what capture needs besides sampling to tens of megabytes."""
 
@@ -55,10 +54,9 @@ class ActivationStats:
         The division makes sets of any size comparable, and one empty prompt stand for m of them. Raises KeyError if
         there is no such group, or several and none is named.
         """
-        if group is None and len(self.counts) == 1:
-            (group,) = self.counts
-        row = self._row(group)
-        return {layer: (s[row] / self.counts[group]).sqrt() for layer, s in self.sums.items()}
+        name = next(iter(self.counts)) if group is None and len(self.counts) == 1 else str(group)
+        row = self._row(name)
+        return {layer: (s[row] / self.counts[name]).sqrt() for layer, s in self.sums.items()}
 
     def only(self, group: str) -> ActivationStats:
         """The statistics of one group; raises KeyError if there is no such group."""
@@ -66,7 +64,7 @@ class ActivationStats:
         sums = {layer: s[row : row + 1] for layer, s in self.sums.items()}
         return ActivationStats(sums, {group: self.counts[group]}, self.provenance, [*self.prompts, group])
 
-    def _row(self, group: str | None) -> int:
+    def _row(self, group: str) -> int:
         if group not in self.counts:
             raise KeyError(f"no group {group!r} in these statistics; they hold: {', '.join(self.counts)}.")
         return list(self.counts).index(group)
@@ -119,13 +117,14 @@ def unit_squares(hidden: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def _hooked(denoiser: Denoiser, weights: torch.Tensor, sums: dict[str, torch.Tensor], calls: int) -> Iterator[None]:
-    """While open, the activations of one batch's `calls` network calls are added to `sums`, which lie on the CPU.
+def _hooked(denoiser: Denoiser, weights: torch.Tensor, sums: dict[str, torch.Tensor]) -> Iterator[None]:
+    """While open, the activations of one batch's network calls are added to `sums`, which lie on the CPU.
 
     Only one call's (rows, neurons) are kept on the device, and copied once a call. `weights` says how often each row
     of a call counts for each group: (groups, rows).
     """
-    step, pending = -1, {}
+    step = -1
+    pending: dict[str, torch.Tensor] = {}
 
     def flush() -> None:
         for layer, per_row in pending.items():
@@ -136,7 +135,7 @@ def _hooked(denoiser: Denoiser, weights: torch.Tensor, sums: dict[str, torch.Ten
         nonlocal step
         flush()
         step += 1
-        if step >= calls:
+        if step >= (calls := next(iter(sums.values())).shape[1]):
             raise RuntimeError(f"the sampler made more than the {calls} calls that were expected.")
 
     def add(layer: str, hidden: torch.Tensor) -> None:
@@ -164,7 +163,7 @@ def capture(
     steps: int = 50,
     guidance_scale: float = 7.5,
     seed: int = 0,
-    cfg_half: CfgHalf = "both",
+    cfg_half: Literal["both", "cond"] = "both",
     batch_size: int = 16,
     checkpoint: str | Path | None = None,
     progress: bool = True,
@@ -176,22 +175,20 @@ def capture(
     Args:
         groups: name to indices of prompts; default one group "all". A prompt may be in any number of groups.
         cfg_half: sum both halves of a guided call (as the paper's code does), or the conditional one alone.
-        checkpoint: a file that is written after every batch (with the number of the process behind its name), and from
-            which a killed capture goes on.
+        checkpoint: a file written after every batch (and the process' number), from which a killed capture goes on.
 
     Raises:
         ValueError: no prompts, a group that is empty or names others, an option out of bounds, another's checkpoint.
         FloatingPointError: activations that are not finite; names layer and step.
     """
     prompts = list(prompts)
-    groups = {name: list(members) for name, members in (groups or {"all": range(len(prompts))}).items()}
-    _check(prompts, groups, cfg_half, steps, batch_size)
+    members = {name: list(indices) for name, indices in (groups or {"all": range(len(prompts))}).items()}
+    _check(prompts, members, cfg_half, steps, batch_size)
     denoiser = as_denoiser(pipe)
-    membership = torch.tensor([[members.count(i) for i in range(len(prompts))] for members in groups.values()])
-    stats = _empty(denoiser, prompts, groups, steps, guidance_scale, seed, cfg_half)
-    calls = denoiser.calls(steps)
+    membership = torch.stack([torch.bincount(torch.tensor(m), minlength=len(prompts)) for m in members.values()])
+    stats = _empty(denoiser, prompts, members, steps, guidance_scale, seed, cfg_half)
     mine = shard(range(len(prompts)))  # one process: all of them
-    checkpoint = checkpoint and Path(f"{checkpoint}.{rank()}")
+    checkpoint = Path(f"{checkpoint}.{rank()}") if checkpoint else None
     done = _resume(stats, checkpoint)
     bar = tqdm(total=len(mine), initial=done, desc="capturing", unit="prompt", disable=not (progress and is_main()))
     with bar:
@@ -199,7 +196,7 @@ def capture(
             part = list(mine[start : start + batch_size])
             prompt, conditional = denoiser.call_rows(len(part), guidance_scale)
             weights = membership[:, part][:, prompt] * (conditional | (cfg_half == "both"))
-            with _hooked(denoiser, weights.float(), stats.sums, calls):
+            with _hooked(denoiser, weights.float(), stats.sums):
                 noise = initial_noise(denoiser, [seed] * len(part))
                 denoiser.sample([prompts[i] for i in part], noise, steps, guidance_scale)
             bar.update(len(part))
@@ -216,7 +213,7 @@ def capture(
 
 
 def _empty(denoiser, prompts, groups, steps, guidance_scale, seed, cfg_half) -> ActivationStats:
-    layers = denoiser.layers()
+    layers, calls = denoiser.layers(), denoiser.calls(steps)
     provenance = {
         "model": fingerprint(denoiser),
         "layers": list(layers),
@@ -229,7 +226,6 @@ def _empty(denoiser, prompts, groups, steps, guidance_scale, seed, cfg_half) -> 
         "diffusers": version("diffusers"),
     }
     asked = hashlib.sha256(json.dumps([prompts, groups]).encode()).hexdigest()
-    calls = denoiser.calls(steps)
     sums = {name: torch.zeros(len(groups), calls, linear.in_features) for name, linear in layers.items()}
     return ActivationStats(sums, {name: len(members) for name, members in groups.items()}, provenance, [asked])
 

@@ -129,7 +129,9 @@ def largest_clique(distances: np.ndarray, threshold: float) -> list[int]:
     graph = nx.Graph()
     graph.add_nodes_from(range(len(distances)))
     graph.add_edges_from(np.argwhere(np.triu(distances < threshold, 1)).tolist())
-    return sorted(max(nx.find_cliques(graph), key=len)) if len(graph) else []
+    cliques: list[list[int]] = list(nx.find_cliques(graph))
+    largest: list[int] = max(cliques, key=len, default=[])
+    return sorted(largest)
 
 
 def extract(folder: str | Path, *, threshold: float = 0.1, clique: int = 10) -> pd.DataFrame:

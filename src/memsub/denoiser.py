@@ -194,7 +194,7 @@ class StableDiffusionDenoiser:
         return {"unet": self.network, "vae": self.pipe.vae, "text_encoder": self.pipe.text_encoder}
 
 
-ADAPTERS: dict[str, Callable[[Any], Denoiser]] = {"StableDiffusionPipeline": StableDiffusionDenoiser}
+ADAPTERS: dict[str, Callable[[Any], Any]] = {"StableDiffusionPipeline": StableDiffusionDenoiser}
 """Name of a pipeline's class to what makes a denoiser of it. (By name: importing diffusers takes seconds.)"""
 
 Pipeline: TypeAlias = "StableDiffusionPipeline | Denoiser"

@@ -144,7 +144,7 @@ def fetch_images(
             "http://", adapter := HTTPAdapter(max_retries=Retry(2, backoff_factor=0.5, status_forcelist=[502, 503]))
         )
         session.mount("https://", adapter)
-        got = pool.map(lambda pair: _image(session.get, *pair, timeout), todo)
+        got = pool.map(lambda pair: _image(session.get, pair[0], pair[1], timeout), todo)
         bar = tqdm(got, total=len(todo), desc="training images", unit="image", disable=not progress)
         found = sum(bar) + len(wanted) - len(todo)
     return {"found": found, "missing": len(wanted) - found}

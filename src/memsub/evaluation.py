@@ -58,7 +58,7 @@ def score(
     features, text = metrics.prompt.image_features(images), metrics.prompt.text_features(rows["prompt"].tolist())
     rows = rows.assign(
         prompt_similarity=(features * text).sum(1),
-        chance=(features * np.roll(text, times, axis=0)).sum(1),
+        chance=(features * np.roll(text, -times, axis=0)).sum(1),
         image_features=list(features),
     )
     if references is not None:

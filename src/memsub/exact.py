@@ -17,12 +17,16 @@ the training image. (Not for pictures that an attack was shown: there a model th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 
-from .testbed.scenes import Content, parse, render, sample_layout
+from .testbed.scenes import Content, caption, parse, render, sample_layout
 
 LAYOUTS = 255
 LEVEL = 1 / (LAYOUTS + 1)
@@ -56,25 +60,52 @@ def exact_p(
     found = np.empty(len(images))
     ours, theirs = features(images), features(references)
     contents = [parse(prompt) for prompt in prompts]
-    for content in dict.fromkeys(contents):
+    distinct = list(dict.fromkeys(contents))
+    for content, layouts in zip(distinct, _fresh(distinct, seed), strict=True):
         rows = [i for i, other in enumerate(contents) if other == content]
-        fresh = features(fresh_layouts(content, seed)) @ ours[rows].T  # (layouts, rows)
+        fresh = features(layouts) @ ours[rows].T
         found[rows] = (1 + (fresh >= (ours[rows] * theirs[rows]).sum(1)).sum(0)) / (LAYOUTS + 1)
     return found
 
 
-@lru_cache(maxsize=4096)
+_DRAWN: dict[tuple[Content, int], np.ndarray] = {}
+_KEPT = 512
+"""Contents whose fresh layouts are kept in memory: 400 MB."""
+
+
 def fresh_layouts(content: Content, seed: int = 0) -> np.ndarray:
     """A content under 255 layouts of the world's own distribution: uint8 (255, 32, 32, 3)."""
-    rng = np.random.default_rng([seed, 255])
+    return next(_fresh([content], seed))
+
+
+def _fresh(contents: Sequence[Content], seed: int) -> Iterator[np.ndarray]:
+    """The fresh layouts of each content in turn, many at a time by several processes."""
+    known = {content: _DRAWN[content, seed] for content in contents if (content, seed) in _DRAWN}
+    missing = [content for content in contents if content not in known]
+    with ExitStack() as stack:
+        draw = partial(_draw, seed=seed)
+        drawn: Iterator[np.ndarray] = map(draw, missing)
+        if len(missing) >= 8 and (workers := os.cpu_count() or 1) > 1:
+            drawn = stack.enter_context(ProcessPoolExecutor(workers)).map(draw, missing, chunksize=4)
+        for content in contents:
+            layouts = known[content] if content in known else next(drawn)
+            if (content, seed) not in _DRAWN and len(_DRAWN) >= _KEPT:
+                del _DRAWN[next(iter(_DRAWN))]  # the oldest
+            _DRAWN[content, seed] = layouts
+            yield layouts
+
+
+def _draw(content: Content, seed: int) -> np.ndarray:
+    # A stream a content: with one for all, the p-values of different captions would hang together.
+    rng = np.random.default_rng([seed, 255, zlib.crc32(caption(content).encode())])
     return np.stack([render(content, sample_layout(rng, content)) for _ in range(LAYOUTS)])
 
 
 def blurred_pixels(images: np.ndarray) -> np.ndarray:
     """Pixels after a 3 x 3 box blur, each channel's mean removed, as unit vectors: float32 (n, dim)."""
-    x = np.pad(images.astype(np.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    padded = np.pad(images.astype(np.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     height, width = images.shape[1:3]
-    x = sum(x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)) / 9
+    x = np.mean([padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)], axis=0)
     x = (x - x.mean((1, 2), keepdims=True)).reshape(len(images), -1)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
 

@@ -169,8 +169,8 @@ def variants(run: Run) -> pd.DataFrame:
     p = run.parameters
     table = _evaluated(run, variant_conditions(p), "report", "variants")
     captions = [run.captions("memorized")[i] for i in run.split["locate"]]
-    halves = [run.captured("conditional", some, cfg_half="cond") for some in (captions, [""])]
-    edit = locate(run.pipe, *halves, p.edit_sparsity).union(p.edit.steps, p.edit.threshold)
+    stats, null = (run.captured("conditional", some, cfg_half="cond") for some in (captions, [""]))
+    edit = locate(run.pipe, stats, null, p.edit_sparsity).union(p.edit.steps, p.edit.threshold)
     edit = edit.only(p.edit.layers) if p.edit.layers else edit
     row = {"variant": "conditional half alone"} | run.evaluate(edit, run.held_out(run.split["locate"]))
     return pd.concat([table, pd.DataFrame([row])], ignore_index=True)
@@ -365,14 +365,13 @@ def extraction(run: Run) -> pd.DataFrame:
     p, under_attack = run.parameters, attacked(run)
     captions = under_attack["prompt"].tolist()
     options = {"images": p.extraction.images} | p.sampling.model_dump(exclude={"batch_size"})
-    corpus = run.metrics.copy.features(run.corpus)
     tables = []
     for _, name in _under(run, conditions(p)):
         of = {"captions": captions, "model": sampler_fingerprint(run.pipe), **options}
         folder = run.store.path("extraction", "", attacks.sample_to_folder, **of)
         attacks.sample_to_folder(run.pipe, captions, folder, batch_size=p.sampling.batch_size, **options)
         found = attacks.extract(folder, threshold=p.extraction.distance, clique=p.extraction.clique)
-        checked = attacks.check_extraction(found, folder, run.metrics.copy, corpus)
+        checked = attacks.check_extraction(found, folder, run.metrics.copy, run.corpus_features)
         tables.append(checked.assign(kind=under_attack["kind"], exposures=under_attack["exposures"], model=name))
     return pd.concat(tables, ignore_index=True)
 
@@ -390,7 +389,8 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     memorized = [run.captions("memorized")[i] for i in run.held_out(run.split["locate"])]
     groups = memorized[: p.detection.captions], run.prompts.of("heldout")[: p.detection.captions]
     options = p.sampling.model_dump() | {"calls": p.detection.calls}
-    areas, curves = {}, {}
+    areas: dict[str, dict[str, float]] = {}
+    curves: dict[str, pd.DataFrame] = {}
     for _, name in _under(run, conditions(p)):
         scores = [first_step_scores(run.pipe, group, **options) for group in groups]
         rocs = {score: roc(scores[0][score], scores[1][score]) for score in scores[0]}
@@ -437,8 +437,8 @@ def _embedding(run: Run, captions: list[str], wanted: np.ndarray, start: str) ->
     options = {"iterations": p.iterations, "noises": p.noises}
 
     def make() -> dict[str, np.ndarray]:
-        more = {"batch_size": gradient_rows(run), "progress": False}
-        found = attacks.embedding_attack(run.pipe, wanted, begin, **options, **more)
+        more: dict[str, Any] = options | {"batch_size": gradient_rows(run), "progress": False}
+        found = attacks.embedding_attack(run.pipe, wanted, begin, **more)
         return {"embeddings": found.float().cpu().numpy()}
 
     of = {"model": sampler_fingerprint(run.pipe), "start": start, "captions": captions, "images": wanted, **options}

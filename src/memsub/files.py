@@ -34,7 +34,7 @@ def save_artifact(tensors: Mapping[str, torch.Tensor], path: str | Path, kind: s
     """Tensors with what they are and what made them.
 
     All of it is one entry: safetensors would write several in any order, and equal artifacts should be equal to the
-        byte.
+    byte.
     """
     save_tensors(tensors, path, {"about": json.dumps({"kind": kind, "format": FORMAT} | about)})
 
@@ -117,7 +117,8 @@ def read_images(files: Sequence[Path], side: int) -> np.ndarray:
     images = np.empty((len(files), side, side, 3), np.uint8)
     for i, file in enumerate(files):
         try:
-            images[i] = Image.open(file).convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+            picture = Image.open(file).convert("RGB").resize((side, side), Image.Resampling.LANCZOS)
+            images[i] = np.asarray(picture)
         except (UnidentifiedImageError, OSError) as error:
             raise ValueError(f"{file} is truncated or no picture: {error}.") from None
     return images

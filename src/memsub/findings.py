@@ -75,11 +75,11 @@ def checks(run: Run, notebook: str, claims: Mapping[str, Claim], **facts: Any) -
     """Prints each claim, whether it holds, and [value, bound, margin]; records claims and facts in the run's folder."""
     for told, claim in claims.items():
         print(f"{claim.verdict}: {told} [{claim}]")
-    told = {
+    values = {
         name: {"verdict": c.verdict, "value": c.value, "bound": c.bound, "varies": c.varies}
         for name, c in claims.items()
     }
-    run.record(notebook, claims=told, facts={name: plain(value) for name, value in facts.items()})
+    run.record(notebook, claims=values, facts={name: plain(value) for name, value in facts.items()})
 
 
 def fact(value: float, *, varies: float) -> dict[str, float]:

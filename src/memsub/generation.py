@@ -11,7 +11,7 @@ An image depends on its prompt and its seed alone: not on the batch it was sampl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,9 +22,9 @@ from .distributed import gathered, is_main, shard
 
 
 class Sample(Protocol):
-    """Samples one image a prompt, with a seed each: `generate` with everything else filled in, or a baseline."""
+    """Samples one image a prompt or embedding, with a seed each: `generate` with all else filled in, or a baseline."""
 
-    def __call__(self, prompts: Sequence[str], *, seeds: Sequence[int]) -> np.ndarray: ...
+    def __call__(self, prompts: Any, *, seeds: Sequence[int]) -> np.ndarray: ...
 
 
 def one_seed_each(seeds: int | Sequence[int], prompts: int) -> list[int]:
@@ -74,8 +74,7 @@ def generate(
         ValueError: no prompts, a prompt that is not text, another number of seeds, or a batch size or steps below 1.
     """
     denoiser = as_denoiser(pipe)
-    embedded = isinstance(prompts, torch.Tensor)
-    prompts = prompts.to(denoiser.device) if embedded else list(prompts)
+    prompts = prompts.to(denoiser.device) if isinstance(prompts, torch.Tensor) else list(prompts)
     check_request(prompts, steps, batch_size)
     seeds = one_seed_each(seeds, len(prompts))
     mine = shard(range(len(prompts)))  # one process: all of them
@@ -83,7 +82,7 @@ def generate(
     with tqdm(total=len(mine), desc="sampling", unit="image", disable=not (progress and is_main())) as bar:
         for start in range(0, len(mine), batch_size):
             part = list(mine[start : start + batch_size])
-            chosen = prompts[part] if embedded else [prompts[i] for i in part]
+            chosen = prompts[part] if isinstance(prompts, torch.Tensor) else [prompts[i] for i in part]
             noise = initial_noise(denoiser, [seeds[i] for i in part])
             latents = denoiser.sample(chosen, noise, steps, guidance_scale)
             images |= dict(zip(part, denoiser.decode(latents), strict=True))

@@ -58,9 +58,7 @@ class LayerMask:
 
     def flat(self, step: int) -> torch.Tensor:
         """Ascending positions i f + j of the weights memorized at a step, int64."""
-        per_step = self.counts.sum(1)
-        start = int(per_step[:step].sum())
-        columns = self.columns[start : start + int(per_step[step])].long()
+        columns = self.columns.split(self.counts.sum(1).tolist())[step].long()
         rows = torch.arange(self.shape[0]).repeat_interleave(self.counts[step])
         return rows * self.shape[1] + columns
 
@@ -97,10 +95,9 @@ class WeightMasks:
 
         Raises ValueError for more steps than there are, fewer than one, or a threshold outside [0, 1).
         """
-        if not 1 <= steps <= self.steps:
-            raise ValueError(f"steps must lie between 1 and {self.steps}, the steps of these masks; got {steps}.")
-        if not 0 <= threshold < 1:
-            raise ValueError(f"threshold must lie in [0, 1); got {threshold}.")
+        if not (1 <= steps <= self.steps and 0 <= threshold < 1):
+            told = f"steps must lie between 1 and {self.steps}, the steps of these masks, and threshold in [0, 1)"
+            raise ValueError(f"{told}; got {steps} and {threshold}.")
         positions, shapes = {}, {}
         for name, mask in self.layers.items():
             found, times = torch.cat([mask.flat(t) for t in range(steps)]).unique(return_counts=True)
@@ -112,8 +109,7 @@ class WeightMasks:
         generator = torch.Generator().manual_seed(seed)
         layers = {}
         for name, mask in self.layers.items():
-            d, f = mask.shape
-            columns = []
+            (d, f), columns = mask.shape, []
             for counts in mask.counts:
                 chosen = torch.rand(d, f, generator=generator).topk(int(counts.max()), dim=1).indices
                 chosen[torch.arange(chosen.shape[1]) >= counts[:, None]] = f  # beyond what the row holds
@@ -124,9 +120,8 @@ class WeightMasks:
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file, atomically."""
-        tensors = {}
-        for name, mask in self.layers.items():
-            tensors |= {f"{name}.columns": mask.columns, f"{name}.counts": mask.counts}
+        parts = ("columns", "counts")
+        tensors = {f"{name}.{part}": getattr(mask, part) for name, mask in self.layers.items() for part in parts}
         shapes = {name: mask.shape for name, mask in self.layers.items()}
         save_artifact(tensors, path, "WeightMasks", {"shapes": shapes, "provenance": self.provenance})
 
@@ -167,8 +162,8 @@ def locate(
     norms, null_norms = stats.norms(group), null.norms()
     for name, linear in as_denoiser(pipe).layers().items():
         weight = linear.weight.detach()
-        both = (of[name].to(weight.device) for of in (norms, null_norms))
-        found[name] = memorized_at_steps(weight, *both, sparsity)
+        ours, theirs = (of[name].to(weight.device) for of in (norms, null_norms))
+        found[name] = memorized_at_steps(weight, ours, theirs, sparsity)
     located = {"sparsity": sparsity, "prompts": stats.prompts, "null": null.prompts}
     return WeightMasks(found, stats.provenance | located)
 

@@ -35,9 +35,8 @@ def pairwise_iou(
     if len({(masks.provenance["model"], masks.steps) for masks in everything}) > 1:
         raise ValueError("these sets of masks were made from different models or with different numbers of steps.")
     if pairs is None:
-        pairs = list(
-            combinations(range(len(sets)), 2) if others is None else product(range(len(sets)), range(len(others)))
-        )
+        own = range(len(sets))
+        pairs = list(combinations(own, 2) if others is None else product(own, range(len(others))))
     if others is not None:
         pairs = [(a, len(sets) + b) for a, b in pairs]
     a, b = torch.tensor(pairs, dtype=torch.long).view(-1, 2).T

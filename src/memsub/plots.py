@@ -251,9 +251,8 @@ def sweep(frame: pd.DataFrame, unedited: pd.Series, measure: str) -> Figure:
         measure: a key of `MEASURES`.
     """
     contrasts = list(frame["contrast"].unique())
-    size = (4 * len(contrasts), 4)
-    options = {"sharex": True, "sharey": True, "layout": "constrained"}
-    figure, axes = plt.subplots(1, len(contrasts), figsize=size, squeeze=False, **options)
+    size: dict = {"figsize": (4 * len(contrasts), 4), "layout": "constrained"}
+    figure, axes = plt.subplots(1, len(contrasts), squeeze=False, sharex=True, sharey=True, **size)
     taus = sorted(frame["steps"].unique())
     colours = dict(zip(taus, sns.color_palette("viridis", len(taus)), strict=True))
     titles = {"empty": "against the empty prompt", "random": "weights at random"}
@@ -286,14 +285,14 @@ def exact_test(fresh: Sequence[float], own: float, p: float) -> Figure:
 
 def p_values(kinds: Mapping[str, np.ndarray]) -> Figure:
     """Distribution of the exact test's p-values: the share of images at or below each, a line a kind of caption."""
-    figure, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8.5, 3.8), layout="constrained")
     for (name, p), colour in zip(kinds.items(), sns.color_palette("deep"), strict=False):
         axis.ecdf(p, color=colour, label=f"{name} ({len(p)} images)")
     at = np.geomspace(1 / 256, 1, 200)
     axis.plot(at, at, "k:", linewidth=1, label="uniform: nothing remembered")
     axis.set(xscale="log", xlabel="p-value of the exact test", ylabel="share of images at or below it")
     axis.axvline(1 / 256, color="gray", linewidth=0.8)
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
     sns.despine(figure)
     return figure
 

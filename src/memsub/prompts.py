@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -197,7 +197,7 @@ def disjoint_pairs(members: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     return [(i, j) for i, j in combinations(range(len(members)), 2) if set(members[i]).isdisjoint(members[j])]
 
 
-def load_prompts(source: str | Path | Mapping[str, str | Path]) -> Prompts:
+def load_prompts(source: str | Path | Mapping[Any, str | Path]) -> Prompts:
     """The prompts that belong to a model, or a list in a file.
 
     Args:

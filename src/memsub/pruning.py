@@ -40,10 +40,7 @@ class Edit:
         return sum(map(len, self.positions.values())) / sum(d * f for d, f in self.shapes.values())
 
     def apply(self, pipe: Pipeline) -> None:
-        """Sets the weights to zero, in place.
-
-        Raises ValueError if the edit belongs to another model; nothing is changed then.
-        """
+        """Sets the weights to zero, in place; raises ValueError for another model, and changes nothing then."""
         with torch.no_grad():
             for weight, positions in self._weights(pipe):
                 weight.view(-1)[positions] = 0

@@ -139,6 +139,12 @@ class Run:
         """All training images that are known: of a drawn world every one, else those of the memorized prompts."""
         return training_images() if self.model.drawn else np.stack(list(self.references.values()))
 
+    @cached_property
+    def corpus_features(self) -> np.ndarray:
+        """The copy metric's descriptors of `corpus`: (n, dim)."""
+        of = {"metric": self.metrics.copy.identity, "images": self.corpus}
+        return self.store.arrays("corpus", partial(_descriptors, self.metrics, self.corpus), **of)["features"]
+
     @property
     def _side(self) -> int:
         return self.denoiser.image_shape[0]
@@ -323,6 +329,10 @@ class Run:
 
 def _features(metrics: Metrics, images: np.ndarray) -> dict[str, np.ndarray]:
     return {"features": metrics.prompt.image_features(images)}
+
+
+def _descriptors(metrics: Metrics, images: np.ndarray) -> dict[str, np.ndarray]:
+    return {"features": metrics.copy.features(images)}
 
 
 def _shifted(sample: Sample, start: int) -> Sample:

@@ -6,9 +6,9 @@
     images = store.arrays("samples", make, ...)
 
 A key is a digest of values: numbers and text, lists and mappings of them, the bytes of arrays, the `fingerprint` of
-    objects that have one, and the code that makes the artifact (the module of `make` and every module of this package
-    that it imports, without comments and docstrings). A change in any of these gives another file, never a stale one.
-    Files lie at `<kind>/<digest>.<suffix>`; `<digest>.json` beside it says what the key was made of.
+objects that have one, and the code that makes the artifact (the module of `make` and every module of this package
+that it imports, without comments and docstrings). A change in any of these gives another file, never a stale one.
+Files lie at `<kind>/<digest>.<suffix>`; `<digest>.json` beside it says what the key was made of.
 """
 
 from __future__ import annotations
@@ -175,5 +175,5 @@ def _without_docstrings(tree: ast.Module) -> str:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+            body[:] = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
     return ast.dump(tree)

@@ -108,10 +108,9 @@ def find_value_neurons(
     """The value neurons that carry each memorized prompt (NeMo, Hintersdorf et al., NeurIPS 2024, section 4).
 
     First selection: neurons whose activation is out of distribution by `z` deviations; z falls until silencing them
-        brings the memorization score under a threshold. Refinement: a layer, then a neuron, is left out if the score
-        stays under the threshold without it (here also parts of a layer, half as large at each round, which finds the
-        same with fewer calls). All prompts are searched at once, each by itself; a prompt whose score is under the
-        threshold has no neurons.
+    brings the memorization score under a threshold. Refinement: a layer, then a neuron, is left out if the score stays
+    under the threshold without it (here also parts of a layer, half as large at each round, which finds the same with
+    fewer calls). Each prompt is searched by itself; one whose score is under the threshold has no neurons.
 
     Args:
         spread: the threshold in deviations of the score above its mean on prompts that are not memorized (NeMo: 1).

@@ -4,7 +4,7 @@
     area, curve = roc(found["text magnitude"], first_step_scores(pipe, others)["text magnitude"])
 
 A score sees each of the first network calls: the initial noise and both predictions, each (n, channels, height, width),
-    and returns (n,). A new one is a file of this folder and a line in `SCORES`; it then stands in notebook 05's tables.
+and returns (n,). A new one is a file of this folder and a line in `SCORES`; it then stands in notebook 05's tables.
 """
 
 from __future__ import annotations
@@ -61,12 +61,13 @@ def first_step_scores(
         context = torch.cat([denoiser.embed([""]).expand_as(text), text])
         start = initial_noise(denoiser, np.repeat(range(seeds), len(part)).tolist())
         denoiser.scheduler.set_timesteps(steps)
-        x, totals = start * denoiser.scheduler.init_noise_sigma, dict.fromkeys(names, 0.0)
+        x = start * denoiser.scheduler.init_noise_sigma
+        totals = {name: torch.zeros(len(start), device=start.device) for name in names}
         for t in denoiser.scheduler.timesteps[:calls]:
             inputs = denoiser.scheduler.scale_model_input(torch.cat([x, x]), t)
             unconditional, conditional = denoiser.predict(inputs, t, context).chunk(2)
             for name in names:
-                totals[name] = totals[name] + SCORES[name](start, unconditional, conditional)
+                totals[name] += SCORES[name](start, unconditional, conditional)
             guided = unconditional + guidance_scale * (conditional - unconditional)
             x = denoiser.scheduler.step(guided, t, x).prev_sample
         for name, total in totals.items():

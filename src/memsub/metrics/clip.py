@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,6 @@ def clip(source: str | Path = "ViT-L/14", device: str | torch.device = "cpu", ba
     return PromptMetric(embed_images, embed_texts, f"clip {module_fingerprint(model)}", batch_size)
 
 
-def _tensor(output: object) -> torch.Tensor:
+def _tensor(output: Any) -> torch.Tensor:
     """transformers 5 wraps CLIP's features in an output object."""
     return output if isinstance(output, torch.Tensor) else output.pooler_output

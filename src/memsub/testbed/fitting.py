@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -23,6 +24,7 @@ from tqdm.auto import tqdm
 from ..files import save_json, save_tensors
 
 CHECKPOINT_SECONDS = 120
+M = TypeVar("M", bound=Any)
 
 
 def generator(*parts: object, device: torch.device | str = "cpu") -> torch.Generator:
@@ -31,7 +33,7 @@ def generator(*parts: object, device: torch.device | str = "cpu") -> torch.Gener
 
 
 def fit(
-    module: torch.nn.Module,
+    module: M,
     loss: Callable[[int, torch.Generator], torch.Tensor],
     *,
     steps: int,
@@ -41,7 +43,7 @@ def fit(
     name: str,
     warmup: int = 200,
     weight_decay: float = 0.01,
-) -> torch.nn.Module:
+) -> M:
     """Trains `module` in place with AdamW, linear warm-up and cosine decay to zero, and returns it in eval mode.
 
     Weights and optimizer state go to `folder/<name>.safetensors` every two minutes and at the end; a finished
@@ -52,7 +54,8 @@ def fit(
     module.to(memory_format=torch.channels_last)  # a tenth faster on CPUs
     params = dict(module.named_parameters())
     optimizer = torch.optim.AdamW(params.values(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
-    start, log = 0, {"seconds": 0.0, "steps": steps, "loss": []}
+    start = 0
+    log: dict[str, Any] = {"seconds": 0.0, "steps": steps, "loss": []}
     if path.exists():
         start, log = _load(path, log_path, module, params, optimizer, steps)
 

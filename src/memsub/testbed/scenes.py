@@ -13,6 +13,7 @@ generator handed in: the same seed gives the same bytes.
 from __future__ import annotations
 
 import colorsys
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -171,10 +172,11 @@ class Content:
 
     def with_attribute(self, attribute: str, value: str) -> Content:
         if attribute in ("pattern", "background"):
-            return replace(self, **{attribute: value})
-        items = [list(item) for item in self.items]
-        items[int(attribute[-1])][0 if attribute.startswith("icon") else 1] = value
-        return replace(self, items=tuple(map(tuple, items)))
+            return replace(self, pattern=value) if attribute == "pattern" else replace(self, background=value)
+        items, i = list(self.items), int(attribute[-1])
+        icon, colour = items[i]
+        items[i] = (value, colour) if attribute.startswith("icon") else (icon, value)
+        return replace(self, items=tuple(items))
 
     def is_visible(self) -> bool:
         """Icons must not have the background's colour, nor be the same thing twice."""
@@ -339,11 +341,13 @@ def sample_layout(rng: np.random.Generator, content: Content) -> Layout:
     degrees: free to the eye, and a small model learns icons with clean edges in an hour.
     """
     low, high = (9.0, 12.0) if len(content.items) == 1 else (7.0, 9.0)
+    n = len(content.items)
     while True:
-        radii = rng.uniform(low, high, len(content.items))
-        centres = 2 * rng.uniform(radii[:, None] / 2, (SIZE - radii[:, None]) / 2, (len(radii), 2)).round()
-        gaps = [np.linalg.norm(a - b) / (ra + rb) for (a, ra), (b, rb) in pairwise(zip(centres, radii, strict=True))]
-        if all(gap > 0.9 for gap in gaps):
+        radii = low + (high - low) * rng.random(n)
+        nearest = radii[:, None] / 2  # to the rim, in steps of the grid
+        centres = 2 * (nearest + ((SIZE - radii[:, None]) / 2 - nearest) * rng.random((n, 2))).round()
+        pairs = pairwise(zip(centres.tolist(), radii, strict=True))
+        if all(math.dist(a, b) / (ra + rb) > 0.9 for (a, ra), (b, rb) in pairs):
             break
     placements = tuple(
         Placement(float(x), float(y), float(r), float(rng.uniform(-12, 12)), bool(rng.random() < 0.5), _jitter(rng))
@@ -360,7 +364,8 @@ def sample_layout(rng: np.random.Generator, content: Content) -> Layout:
 
 
 def _jitter(rng: np.random.Generator) -> tuple[float, float, float]:
-    return tuple(float(v) for v in rng.uniform((-0.012, -0.06, -0.06), (0.012, 0.06, 0.06)))
+    hue, saturation, value = (float(u) for u in rng.random(3))
+    return -0.012 + 0.024 * hue, -0.06 + 0.12 * saturation, -0.06 + 0.12 * value
 
 
 # --- drawing -----------------------------------------------------------------------------------------------
@@ -374,7 +379,7 @@ def render(content: Content, layout: Layout) -> np.ndarray:
     """
     if len(content.items) != len(layout.placements):
         raise ValueError(f"layout places {len(layout.placements)} icons, content names {len(content.items)}")
-    canvas = Image.fromarray(_background(content, layout))
+    canvas = _background(content, layout)
     for (icon, colour), place in zip(content.items, layout.placements, strict=True):
         mask = Image.new("L", canvas.size, 0)
         pen = ImageDraw.Draw(mask)
@@ -410,32 +415,40 @@ def _grid() -> tuple[np.ndarray, np.ndarray]:
     return axis[None, :], axis[:, None]
 
 
-def _background(content: Content, layout: Layout) -> np.ndarray:
+def _background(content: Content, layout: Layout) -> Image.Image:
     """Two shades of the background's colour: a pattern of both, or a gradient from one to the other."""
     base = _shade(content.background, layout.hsv)
     # The second shade is darker, but lighter where the colour is so dark that darker would not show.
     gradient = content.pattern == "gradient"
     step = layout.contrast if base.max() < 90 else -layout.contrast * (2.0 if gradient else 1.0)
     other = _shade(content.background, layout.hsv, step)
-    x, y = _grid()
-    cos, sin = np.cos(np.radians(layout.angle)), np.sin(np.radians(layout.angle))
     if gradient:  # over the whole frame
+        x, y = _grid()
+        cos, sin = np.cos(np.radians(layout.angle)), np.sin(np.radians(layout.angle))
         blend = np.clip(((x - SIZE / 2) * cos + (y - SIZE / 2) * sin) / (1.2 * SIZE) + 0.5, 0, 1)[..., None]
-        return (base * (1 - blend) + other * blend).round().astype(np.uint8)
-    shades = np.stack([base, other]).round().astype(np.uint8)
-    return shades[_pattern(content.pattern, layout, cos, sin).astype(np.intp)]
+        return Image.fromarray((base * (1 - blend) + other * blend).round().astype(np.uint8))
+    canvas = Image.new("RGB", (SIZE * SUPERSAMPLING,) * 2, _whole(base))
+    if content.pattern != "plain":
+        mask = _pattern(content.pattern, layout).view(np.uint8) * np.uint8(255)
+        canvas.paste(_whole(other), mask=Image.fromarray(mask))
+    return canvas
 
 
-def _pattern(name: str, layout: Layout, cos: float, sin: float) -> np.ndarray:
-    """Which of the two shades lies where, supersampled."""
+def _whole(colour: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(v) for v in colour.round())
+
+
+def _pattern(name: str, layout: Layout) -> np.ndarray:
+    """Where the second shade lies, supersampled; bool."""
     x, y = _grid()
-    if name == "plain":
-        return np.zeros((SIZE * SUPERSAMPLING,) * 2, bool)
     if name == "checkered":
         across = (x / layout.pitch + layout.phase[0]).astype(np.int32)
-        return (across + (y / layout.pitch + layout.phase[1]).astype(np.int32)) % 2
+        return (across + (y / layout.pitch + layout.phase[1]).astype(np.int32)) % 2 == 1
+    cos, sin = np.cos(np.radians(layout.angle)), np.sin(np.radians(layout.angle))
     u = (x * cos + y * sin) / layout.pitch + layout.phase[0]
+    u -= np.floor(u)
     if name == "striped":
-        return u % 1 < 0.5
+        return u < 0.5
     v = (y * cos - x * sin) / layout.pitch + layout.phase[1]
-    return (u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < 0.09
+    v -= np.floor(v)
+    return (u - 0.5) ** 2 + (v - 0.5) ** 2 < 0.09
