@@ -67,7 +67,7 @@ def test_the_code_that_makes_an_artifact_is_part_of_its_key(monkeypatch):
     sources = {}
 
     def changed(module, old, new):
-        storing._version.cache_clear()
+        storing.module_version.cache_clear()
         read = storing.Path.read_text
 
         def read_text(self, *args, **kwargs):
@@ -81,7 +81,7 @@ def test_the_code_that_makes_an_artifact_is_part_of_its_key(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(storing.Path, "read_text", read_text)
             found = code_version(capture)
-        storing._version.cache_clear()
+        storing.module_version.cache_clear()
         return found
 
     assert changed("activations", "squares.sum(-1)", "squares.sum(-2)") != version

@@ -138,13 +138,14 @@ def code_version(function: Callable) -> str:
     while isinstance(function, partial):
         function = function.func
     if getattr(sys.modules.get(function.__module__), "__file__", None):
-        return _version(function.__module__)
+        return module_version(function.__module__)
     code = function.__code__  # defined in a notebook
     return hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()[:16]
 
 
 @cache
-def _version(module: str) -> str:
+def module_version(module: str) -> str:
+    """Digest of a module and of all modules of its package that it imports, without comments and docstrings."""
     package, seen, todo = module.partition(".")[0], {}, [module]
     while todo:
         name = todo.pop()
