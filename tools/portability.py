@@ -60,11 +60,11 @@ def _run(command: list[str], cwd: Path, environment: dict[str, str], log: Path) 
         return subprocess.run(command, cwd=cwd, env=env, stdout=out, stderr=out, check=False).returncode == 0
 
 
-def claims(folders: dict[str, Path]) -> pd.DataFrame:
-    """A row a claim: its value in each setting, how much they differ, and what the claim says that they may."""
+def claims(runs: dict[str, Path]) -> pd.DataFrame:
+    """A row a claim: its value in each run folder, how much they differ, and what the claim says that they may."""
     rows: dict[tuple[str, str], dict] = {}
-    for setting, folder in folders.items():
-        for file in sorted((folder / "runs" / "tiny" / "findings").glob("*.json")):
+    for setting, folder in runs.items():
+        for file in sorted((folder / "findings").glob("*.json")):
             for told, claim in load_json(file)["claims"].items():
                 row = rows.setdefault((file.stem, told), {"bound": claim["bound"], "varies": claim["varies"]})
                 row[setting] = claim["value"]
@@ -76,14 +76,34 @@ def claims(folders: dict[str, Path]) -> pd.DataFrame:
     return table
 
 
+def report(rows: list[str], runs: dict[str, Path], out: Path) -> list[str]:
+    """Writes what passed and how much each claim varied, as Markdown and JSON; returns what is wrong."""
+    lines = ["| setting | what | | seconds |", "| --- | --- | --- | --- |", *rows] if rows else []
+    table = claims(runs) if runs else pd.DataFrame({"clear": []})
+    if runs:
+        save_json({" | ".join(key): row for key, row in table.T.to_dict().items()}, out / "claims.json")
+        lines += ["", f"Over {', '.join(runs)}:", ""]
+        lines += ["| notebook | claim | bound | says it varies by | varied by |", "| --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| {notebook} | {told} | {c['bound']:.3g} | {c['varies']:.2g} | {c['spread']:.2g} |"
+            for (notebook, told), c in table.iterrows()
+        ]
+    save_text("\n".join([*lines, ""]), out / "report.md")
+    return [
+        f"varies more than it says, or too near its bound: {key}" for key, clear in table["clear"].items() if not clear
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.portability", description=__doc__.splitlines()[0])
-    parser.add_argument("--settings", nargs="+", choices=list(settings()), default=list(settings()), metavar="NAME")
+    parser.add_argument("--settings", nargs="*", choices=list(settings()), default=list(settings()), metavar="NAME")
     parser.add_argument("--only", choices=["tests", "notebooks"], help="(default: both)")
     parser.add_argument("--notebooks", nargs="+", default=[""], metavar="NN", help="beginnings of their names")
+    parser.add_argument("--collect", nargs="+", default=[], metavar="NAME=RUN", help="also compare runs made elsewhere")
     parser.add_argument("--out", type=Path, default=Path("runs/portability"), help="(runs/portability)")
     args = parser.parse_args()
-    root, failed, folders, rows = project(), [], {}, []
+    root, failed, rows = project(), [], []
+    runs = {name: Path(run) for name, _, run in (pair.partition("=") for pair in args.collect)}
     for name in args.settings:
         environment, folder = settings()[name], (args.out / name).resolve()
         for what in ("tests", "notebooks"):
@@ -94,30 +114,13 @@ def main() -> None:
                 passed = run_tests(root, environment, log)
             else:
                 passed = run_notebooks(root, folder, args.notebooks, environment, log)
-                folders[name] = folder
+                runs[name] = folder / "runs" / "tiny"
             failed += [] if passed else [str(log)]
-            print(
-                f"{name:18} {what:10} {'passed' if passed else 'FAILED'} in {time.monotonic() - began:.0f} s",
-                flush=True,
-            )
-    if folders:
-        table = claims(folders)
-        save_json({" | ".join(key): row for key, row in table.T.to_dict().items()}, args.out / "claims.json")
-        print(table[["bound", "varies", "spread", "clear"]].to_string())
-        rows += ["", "| notebook | claim | bound | says it varies by | varied by |", "| --- | --- | --- | --- | --- |"]
-        rows += [
-            f"| {notebook} | {told} | {c['bound']:.3g} | {c['varies']:.2g} | {c['spread']:.2g} |"
-            for (notebook, told), c in table.iterrows()
-        ]
-        failed += [
-            f"varies more than it says, or too near its bound: {key}"
-            for key, clear in table["clear"].items()
-            if not clear
-        ]
-    save_text(
-        "\n".join(["| setting | what | | seconds |", "| --- | --- | --- | --- |", *rows, ""]), args.out / "report.md"
-    )
-    print("all passed" if not failed else "\n".join(["", "FAILED:", *map(str, failed)]))
+            rows.append(f"| {name} | {what} | {'passed' if passed else 'FAILED'} | {time.monotonic() - began:.0f} |")
+            print(rows[-1], flush=True)
+    failed += report(rows, runs, args.out)
+    print((args.out / "report.md").read_text())
+    print("all passed" if not failed else "\n".join(["FAILED:", *failed]))
     sys.exit(bool(failed))
 
 
