@@ -24,7 +24,7 @@ from memsub.findings import SAFETY, percent
 
 from .testbed_report import to_markdown
 
-DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/findings.md", "src/memsub/testbed/weights/README.md")
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "src/memsub/testbed/weights/README.md")
 FORMATS: dict[str, Callable[[Any], str]] = {
     "percent": percent,
     "rate": lambda f: f"{percent(f['value'])} ({100 * f['low']:.0f} to {100 * f['high']:.0f} %, n = {f['n']})",
