@@ -1,0 +1,48 @@
+"""Executes the notebooks where they lie, as they are committed: `python -m tools.execute [NN ...]`.
+
+    python -m tools.execute 04 05        # by the beginnings of their names; default all
+    python -m tools.execute --tidy       # executes nothing
+
+Of what a kernel writes beside results, warnings with paths of this machine, progress bars and times are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+from tqdm.auto import tqdm
+
+from memsub.batch import NOTEBOOKS, project
+from memsub.files import save_text
+
+
+def tidy(notebook: NotebookNode) -> NotebookNode:
+    """Without what was written to stderr, and without the metadata of this execution."""
+    for cell in notebook.cells:
+        cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    notebook.metadata.pop("papermill", None)
+    return notebook
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.execute", description=__doc__.splitlines()[0])
+    parser.add_argument("notebooks", nargs="*", metavar="NN", help="beginnings of their names (default: all)")
+    parser.add_argument("--tidy", action="store_true", help="execute nothing, only leave out what is no result")
+    args = parser.parse_args()
+    folder: Path = project() / "notebooks"
+    for name in tqdm([n for n in NOTEBOOKS if n.startswith(tuple(args.notebooks or [""]))], unit="notebook"):
+        path = folder / f"{name}.ipynb"
+        notebook = nbformat.read(path, as_version=4)
+        if not args.tidy:
+            NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(folder)}}).execute()
+        save_text(nbformat.writes(tidy(notebook)) + "\n", path)
+
+
+if __name__ == "__main__":
+    main()
