@@ -109,12 +109,11 @@ def foreign_findings(report: str, notebooks: list[Path]) -> list[str]:
     for path in notebooks:
         for cell in nbformat.read(path, as_version=4).cells:
             for output in cell.get("outputs", []):
-                text = output.get("data", {}).get("text/markdown") or (
-                    output.get("text", "") if output.get("name") == "stdout" else ""
-                )
-                # Of what was seen, sentences with numbers of the run; of claims, their values.
-                parts = re.findall(r"[^.:;\n]*\d\.\d\d+[^.:;\n]*|\[[^\]]*margin[^\]]*\]", text)
-                found += [part.strip() for part in parts if part.strip() in report]
+                prose = output.get("data", {}).get("text/markdown", "")
+                sentences = [part for part in re.split(r"(?<=[.;:]) ", prose) if len(re.findall(r"\d+", part)) > 1]
+                # Claims whose value is no round number, which another model could share.
+                claims = re.findall(r"\[\d\.\d{3,}, [^\]]*margin[^\]]*\]", output.get("text", ""))
+                found += [part for part in (*sentences, *claims) if len(part) > 30 and part in report]
     return found
 
 
