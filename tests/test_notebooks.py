@@ -1,5 +1,6 @@
 """The committed notebooks: parameters, prose made from numbers, and outputs whose check can fail."""
 
+import ast
 import os
 import re
 import subprocess
@@ -54,6 +55,18 @@ def test_prose_that_states_a_result_is_made_from_numbers(path):
             assert not re.search(r"\d\.\d\d|\b\d+ of \d+\b", cell.source), cell.source
     assert any("memsub.say(" in c.source for c in notebook.cells if c.cell_type == "code")
     assert "memsub.checks(" in notebook.cells[-1].source
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_no_cell_overwrites_a_parameter(path):
+    """Else the cell that reads them could not be executed again."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
+            stored = [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.Name)]
+            assert not {n.id for n in stored if isinstance(n.ctx, ast.Store)} & set(Parameters.model_fields), (
+                cell.source
+            )
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -4,8 +4,6 @@ import pytest
 
 from memsub.parameters import Parameters
 
-CELL = 'model = "tiny"\ngrid = {"sizes": [10]}'
-
 
 def test_a_typo_is_an_error_that_lists_the_keys(tmp_path):
     path = tmp_path / "mine.yaml"
@@ -48,23 +46,32 @@ def test_the_edit_is_the_recommended_one_unless_told():
 
 
 def test_a_notebook_is_told_by_its_parameters_cell_alone():
-    """Whatever other cells define, and however often they are executed, is no parameter."""
-    cells = ["", CELL, "import memsub\nrun = 3", "size = 5", "layers = ['a']", "print(1)"]
-    assert Parameters.from_cells(cells) == Parameters.from_cells([*cells, *cells[2:]])
-    assert Parameters.from_cells(cells).grid.sizes == [10]
-    assert Parameters.from_cells([*cells, 'model = "sd14"']).model == "sd14"  # edited, and executed again
-    assert Parameters.from_cells([*cells, 'model = "sd14"']).grid.sizes != [10]
+    """What other cells define is no parameter, so any cell can be executed again."""
+    variables = {"model": "tiny", "grid": {"sizes": [10]}, "In": [], "Out": {}, "_i": "", "exit": print, "LEVEL": 0.1}
+    first = Parameters.from_notebook(variables)
+    assert first.grid.sizes == [10]
+    variables |= {"run": object(), "layers": ["a"], "size": 5}  # as later cells do
+    assert Parameters.from_notebook(variables) == first
+    variables["grid"] = {"sizes": [20]}  # the parameters cell edited and executed again
+    assert Parameters.from_notebook(variables).grid.sizes == [20]
+    variables["extraction"] = object()
+    with pytest.raises(
+        ValueError, match="extraction is a parameter and holds a object by now: run the parameters cell"
+    ):
+        Parameters.from_notebook(variables)
 
 
-def test_papermill_overrides_the_parameters_cell():
-    injected = '# Parameters\nmodel = "sd20"\nfolder = "x"\n'
-    found = Parameters.from_cells(["", CELL, injected, "seed = 1 + 1"])
-    assert (found.model, found.folder, found.grid.sizes) == ("sd20", "x", [10])
-    assert Parameters.from_cells(["", CELL, "# Parameters\nseed = 7"]).seed == 7
-    with pytest.raises(ValueError, match=r"unknown key 'sede' in the parameters cell\. Did you mean 'seed'"):
-        Parameters.from_cells(["", CELL, "# Parameters\nsede = 7"])
-    with pytest.raises(ValueError, match="unknown key 'stepz'"):
-        Parameters.from_cells(["", CELL + "\nstepz = 2"])
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({"model": "tiny", "sede": 7}, r"unknown key 'sede' in the parameters cell\. Did you mean 'seed'"),
+        ({"model": "tiny", "grid": {"size": [7]}}, r"unknown key 'grid\.size'.*Did you mean 'grid\.sizes'"),
+        ({"stepz": 2}, "unknown key 'stepz'"),
+    ],
+)
+def test_a_misspelt_parameter_in_a_notebook_is_found(variables, told):
+    with pytest.raises(ValueError, match=told):
+        Parameters.from_notebook(variables)
 
 
 def test_dumped_parameters_are_read_again():

@@ -11,9 +11,8 @@ ones.
 
 from __future__ import annotations
 
-import ast
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from .models import find_model
 
 Contrast = Literal["empty", "ordinary"]
+_PLAIN = (str, int, float, list, dict, type(None))
+_READ = "_memsub_parameters_were_read"
 
 
 class _Part(BaseModel):
@@ -228,26 +229,32 @@ class Parameters(_Part):
         return cls.checked(given, str(path))
 
     @classmethod
-    def from_cells(cls, cells: Iterable[str]) -> Parameters:
-        """The parameters of a notebook: its parameters cell as executed last, and what papermill injected below it.
-
-        A parameters cell assigns plain values, `model` among them, and does nothing else; papermill's begins with
-        "# Parameters". Whatever other cells define is no parameter, so any cell can be executed again.
+    def from_notebook(cls, variables: MutableMapping[str, Any]) -> Parameters:
+        """The parameters of a notebook: what its parameters cell, and what papermill injected below it, assigned.
 
         Args:
-            cells: sources in the order of execution: IPython's `In`.
+            variables: `globals()`. The first time in a kernel every public variable that holds plain data counts, so
+                that a misspelt one is found; after that only parameters' names do: the cell can be run again.
 
         Raises:
-            ValueError: as `checked`.
+            ValueError: as `checked`, or a parameter's name holds something else by now.
         """
-        given: dict[str, Any] = {}
-        for source in cells:
-            values = _plain_assignments(source)
-            if values and "model" in values and not source.startswith("# Parameters"):
-                given = values
-            elif values and source.startswith("# Parameters"):
-                given = given | values
-        return cls.checked(given, "the parameters cell")
+        names = {field.alias or name for name, field in cls.model_fields.items()}
+        ours = ("_", "PAPERMILL")
+        public = {k: v for k, v in variables.items() if not k.startswith(ours) and k not in ("In", "Out")}
+        if variables.get(_READ):
+            given = {k: v for k, v in public.items() if k in names}
+            if other := [k for k, v in given.items() if not isinstance(v, _PLAIN)]:
+                raise ValueError(
+                    f"{other[0]} is a parameter and holds a {type(given[other[0]]).__name__} by now: run the parameters"
+                    " cell again, and give that variable another name."
+                )
+        else:
+            # Names in capitals are constants that a cell imported.
+            given = {k: v for k, v in public.items() if isinstance(v, _PLAIN) and not k.isupper()}
+        found = cls.checked(given, "the parameters cell")
+        variables[_READ] = True
+        return found
 
     def dump(self) -> dict[str, Any]:
         """As plain values, by the names that YAML files use."""
@@ -264,14 +271,3 @@ def _check_keys(part: type[BaseModel], given: Mapping[str, Any], source: str, pa
         kind = fields[key].annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, Mapping):
             _check_keys(kind, value, source, f"{path}{key}.")
-
-
-def _plain_assignments(source: str) -> dict[str, Any]:
-    """Names and values of a cell that only assigns literals to names; empty for any other."""
-    try:
-        statements = ast.parse(source).body
-        if not all(isinstance(s, ast.Assign) and isinstance(s.targets[0], ast.Name) for s in statements):
-            return {}
-        return {s.targets[0].id: ast.literal_eval(s.value) for s in statements}  # type: ignore[attr-defined]
-    except (SyntaxError, ValueError):  # a magic, or a value that is computed
-        return {}

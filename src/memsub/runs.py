@@ -1,6 +1,6 @@
 """A run: the data, artifacts and edits of one set of parameters, and what the notebooks share.
 
-    run = Run.from_notebook(In)                 # second cell of a notebook: reads the parameters cell
+    run = Run.from_notebook(globals())          # second cell of a notebook: reads the parameters cell
     run = Run(Parameters.load("papermill_params/tiny.yaml"))
     run.pipe, run.prompts, run.metrics          # loaded on first use
     run.grid                                    # statistics of all subsets, captured once
@@ -14,7 +14,7 @@ was *chosen* on the second, and it is *reported* on the third.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, MutableMapping
 from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
@@ -56,13 +56,13 @@ class Run:
         self.store = Store(self.folder / "artifacts")
 
     @classmethod
-    def from_notebook(cls, cells: Iterable[str]) -> Run:
+    def from_notebook(cls, variables: MutableMapping[str, Any]) -> Run:
         """The run that a notebook's parameters cell (and what papermill injected below it) describes.
 
         Args:
-            cells: IPython's `In`, the sources of the cells that were executed. See `Parameters.from_cells`.
+            variables: `globals()`. See `Parameters.from_notebook`.
         """
-        return cls(Parameters.from_cells(cells))
+        return cls(Parameters.from_notebook(variables))
 
     # --- model, data, metrics -----------------------------------------------------------------------------------
 
