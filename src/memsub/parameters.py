@@ -2,8 +2,7 @@
 
     Parameters.load("papermill_params/tiny.yaml")
     Parameters.checked({"model": "tiny", "grid": {"sizes": [10]}})
-    Parameters.from_cells(In)                   # what a notebook's parameters cell says, and what papermill put below
-    it
+    Parameters.from_notebook(globals())         # what a notebook's parameters cell says, and papermill below it
 
 A part groups what belongs together (`sampling.steps`, `edit.sparsity`). A misspelt key is an error that lists the right
 ones.
