@@ -58,15 +58,13 @@ def test_prose_that_states_a_result_is_made_from_numbers(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_no_cell_overwrites_a_parameter(path):
-    """Else the cell that reads them could not be executed again."""
+def test_no_cell_uses_the_name_of_a_parameter(path):
+    """They are in `run.parameters`; overwritten, the cell that reads them could not be executed again."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", []):
-            stored = [n for n in ast.walk(ast.parse(cell.source)) if isinstance(n, ast.Name)]
-            assert not {n.id for n in stored if isinstance(n.ctx, ast.Store)} & set(Parameters.model_fields), (
-                cell.source
-            )
+            names = {node.id for node in ast.walk(ast.parse(cell.source)) if isinstance(node, ast.Name)}
+            assert not names & set(Parameters.model_fields), cell.source
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
