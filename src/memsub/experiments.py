@@ -92,11 +92,11 @@ def conditions(p: Parameters) -> list[Condition]:
     ]
 
 
-def _under(run: Run, wanted: Sequence[Condition]) -> Iterator[tuple[Condition, str]]:
-    """Each condition with its name, while the pipeline is that model."""
+def _under(run: Run, wanted: Sequence[Condition]) -> Iterator[str]:
+    """The name of each condition, while the pipeline is that model."""
     for condition in wanted:
         with pruned(run.pipe, condition.edit(run)):
-            yield condition, condition.labels["model"]
+            yield condition.labels["model"]
 
 
 def _evaluated(run: Run, wanted: Sequence[Condition], part: str, description: str) -> pd.DataFrame:
@@ -208,7 +208,7 @@ def seeds(run: Run) -> pd.DataFrame:
     memorized = [run.captions("memorized")[i] for i in run.held_out(run.split["locate"])]
     captions = {"memorized": memorized, "never seen": run.prompts.of("heldout")}
     rows = {}
-    for _, name in _under(run, conditions(p)):
+    for name in _under(run, conditions(p)):
         rows[name] = {
             kind: seed_similarity(run.sample, run.metrics, some[: p.evaluation.seed_captions], seeds=3).mean()
             for kind, some in captions.items()
@@ -231,14 +231,18 @@ def distances(run: Run) -> pd.DataFrame:
     enough = len(real) >= 2 * n
     reference = real[n:] if enough else real
     sets = {"real pictures": real[:n]} if enough else {}
-    for _, name in _under(run, conditions(run.parameters)):
+    for name in _under(run, conditions(run.parameters)):
         sets[name] = np.stack(run.scored_never_seen(n)["image_features"])
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, features in sets.items():
-        mean, deviation = kid(reference, features)
-        row = {"pictures": name, "kid": 1000 * mean, "kid_deviation": 1000 * deviation}
-        rows.append(row | {"fid": 1000 * fid(reference, features), "n": len(features)})
+        fid_row = {"fid": 1000 * fid(reference, features), "n": len(features)}
+        rows.append({"pictures": name, **_kid_row(reference, features), **fid_row})
     return pd.DataFrame(rows)
+
+
+def _kid_row(reference: np.ndarray, features: np.ndarray) -> dict[str, float]:
+    mean, deviation = kid(reference, features)
+    return {"kid": 1000 * mean, "kid_deviation": 1000 * deviation}
 
 
 def distances_cost(p: Parameters) -> list[Work]:
@@ -309,8 +313,7 @@ def baselines(run: Run) -> pd.DataFrame:
         with pruned(run.pipe, m.edit):
             never_seen = run.scored_never_seen(p.never_seen, **of)
             found = summary(run.scored_memorized(chosen, **of), never_seen)
-        mean, deviation = kid(reference, np.stack(never_seen["image_features"]))
-        measured = {"kid": 1000 * mean, "kid_deviation": 1000 * deviation}
+        measured = _kid_row(reference, np.stack(never_seen["image_features"]))
         rows.append({"method": m.name, "strength": m.strength} | found | measured)
     table = pd.DataFrame(rows)
     return table.assign(relative_alignment=table["alignment"] / table["alignment"][0])
@@ -366,7 +369,7 @@ def extraction(run: Run) -> pd.DataFrame:
     captions = under_attack["prompt"].tolist()
     options = {"images": p.extraction.images} | p.sampling.model_dump(exclude={"batch_size"})
     tables = []
-    for _, name in _under(run, conditions(p)):
+    for name in _under(run, conditions(p)):
         of = {"captions": captions, "model": sampler_fingerprint(run.pipe), **options}
         folder = run.store.path("extraction", "", attacks.sample_to_folder, **of)
         attacks.sample_to_folder(run.pipe, captions, folder, batch_size=p.sampling.batch_size, **options)
@@ -391,7 +394,7 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     options = p.sampling.model_dump() | {"calls": p.detection.calls}
     areas: dict[str, dict[str, float]] = {}
     curves: dict[str, pd.DataFrame] = {}
-    for _, name in _under(run, conditions(p)):
+    for name in _under(run, conditions(p)):
         scores = [first_step_scores(run.pipe, group, **options) for group in groups]
         rocs = {score: roc(scores[0][score], scores[1][score]) for score in scores[0]}
         areas[name] = {score: area for score, (area, _) in rocs.items()}
@@ -420,7 +423,7 @@ def targets(run: Run) -> dict[str, tuple[list[str], np.ndarray]]:
 def embeddings(run: Run) -> dict[tuple[str, str, str], np.ndarray]:
     """What the embedding attack brings up: (model, target, start) to images, with seeds that it did not use."""
     images = {}
-    for _, name in _under(run, conditions(run.parameters)):
+    for name in _under(run, conditions(run.parameters)):
         for target, (captions, wanted) in targets(run).items():
             seeds = range(1000, 1000 + len(wanted))
             for start in STARTS:
