@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -90,11 +91,13 @@ def test_a_run_under_the_launcher_makes_the_artifacts_of_one_process(tmp_path):
     """`accelerate launch -m memsub run`: everything that takes a GPU, shared out over two processes."""
     given = SMALL | {"model": "tiny"}
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(given))
+    run = Run(Parameters.checked(given | {"folder": str(tmp_path / "one")}))
+    experiments.precompute(run)
+    descriptors = "artifacts/corpus"  # of sixty thousand pictures: half a minute, once is enough
+    shutil.copytree(tmp_path / "one" / descriptors, tmp_path / "two" / descriptors)
     done = launch(2, "-m", "memsub", "run", tmp_path / "small.yaml", "--out", tmp_path / "two", "--notebooks", "02")
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "two" / "report.html").is_file()
-    run = Run(Parameters.checked(given | {"folder": str(tmp_path / "one")}))
-    experiments.precompute(run)
     one, two = ([p for p in (tmp_path / name / "artifacts").rglob("*.*") if p.is_file()] for name in ("one", "two"))
     kinds = [Counter(p.parent.name for p in files if p.suffix in (".safetensors", ".parquet")) for files in (one, two)]
     assert not kinds[0] - kinds[1]  # notebook 02 made masks besides
