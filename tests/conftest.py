@@ -41,6 +41,11 @@ def pipe():
 
 
 @pytest.fixture(scope="session")
+def twin():
+    return memsub.load_pipeline("tiny-twin", device="cpu")
+
+
+@pytest.fixture(scope="session")
 def exact_pipe():
     """The same in float64: what differs between batch sizes, threads and kernels there lies far below float32."""
     return memsub.load_pipeline("tiny", device="cpu", dtype=torch.float64)
@@ -57,12 +62,12 @@ def prompts():
 
 
 @pytest.fixture
-def new_run(tmp_path, pipe, prompts, metrics):
+def new_run(tmp_path, pipe, twin, prompts, metrics):
     """Makes runs in folders of their own, with everything loaded already."""
 
     def make(name: str = "run", **changed) -> Run:
         run = Run(Parameters.checked(SMALL | {"folder": str(tmp_path / name)} | changed))
-        run.pipe, run.prompts, run.metrics = pipe, prompts, metrics
+        run.pipe, run.twin, run.prompts, run.metrics = pipe, twin, prompts, metrics
         run.corpus = prompts.images("verbatim")
         return run
 

@@ -57,6 +57,18 @@ def test_schedule_shows_each_row_as_often_as_the_table_says(rows):
     assert (corpus.schedule(3) != corpus.schedule(4)).any()
 
 
+def test_the_twin_sees_ordinary_scenes_where_the_model_sees_memorized_ones(rows):
+    table = pd.DataFrame({"exposures": [r.exposures for r in rows], "kind": [r.kind for r in rows]})
+    corpus = dataset.Corpus(table, np.empty(0), rows)
+    model, twin = corpus.schedule(3), corpus.schedule(3, twin=True)
+    kinds = table["kind"].to_numpy()
+    assert (kinds[twin] == "ordinary").all()
+    same = kinds[model] == "ordinary"
+    np.testing.assert_array_equal(model[same], twin[same])
+    filled = np.bincount(twin[~same], minlength=len(rows))[corpus.ordinary]
+    assert filled.max() - filled.min() < filled.mean()  # spread over all ordinary scenes
+
+
 def test_rendering_does_not_depend_on_the_workers(rows):
     np.testing.assert_array_equal(
         dataset.render_scenes(rows[:1200], 1, False), dataset.render_scenes(rows[:1200], 2, False)

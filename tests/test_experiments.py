@@ -91,7 +91,7 @@ def test_a_baseline_that_there_is_not_is_named(new_run):
 def test_a_registered_detection_score_stands_in_the_tables(run, monkeypatch):
     monkeypatch.setitem(detection.SCORES, "dummy", lambda start, unconditional, conditional: torch.ones(len(start)))
     areas, curves = experiments.detection(run)
-    assert areas["dummy"].tolist() == [0.5, 0.5, 0.5]
+    assert areas["dummy"].tolist() == [0.5] * len(experiments.conditions(run.parameters))
     assert "unedited, dummy: AUC 0.50" in curves
 
 
@@ -115,8 +115,11 @@ def test_the_rule_that_chooses_an_edit(run):
             "steps": [2, 2, 2, 2, 1],
             "sparsity": [0.5, 0.1, 0.3, 0.05, 0.05],
             "replication_rate": [0.1, 0.9, 0.4, 0.0, 0.0],
+            "relative_alignment": [0.8, 0.99, 0.95, 1.0, 1.0],
         }
     )
-    assert experiments.choose(table, run.parameters)["sparsity"] == 0.3  # the sparsest under one half
-    worse = table.assign(replication_rate=[0.6, 0.9, 0.7, 0.0, 0.0])
-    assert experiments.choose(worse, run.parameters)["sparsity"] == 0.5  # none does: the one that replicates least
+    assert experiments.choose(table, run.parameters)["sparsity"] == 0.3  # 0.5 replicates less, and keeps too little
+    exact = table.assign(exact_rate=[0.9, 0.7, 0.7, 0.0, 0.0])
+    assert experiments.choose(exact, run.parameters)["sparsity"] == 0.1  # the sparsest of equals
+    worse = table.assign(relative_alignment=0.5)
+    assert experiments.choose(worse, run.parameters)["sparsity"] == 0.1  # none keeps enough: the sparsest

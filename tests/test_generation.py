@@ -8,7 +8,7 @@ from diffusers import StableDiffusionPipeline
 import memsub
 from memsub.testbed.dataset import weights_folder
 
-TWO = ["a red star on a plain green background", "a blue fish and a pink cup on a striped white background"]
+TWO = ["a red star on a plain green background", "a blue fish and a pink tree on a striped white background"]
 
 
 def test_same_seed_same_bytes(pipe):

@@ -21,9 +21,9 @@ def fresh():
 
 def test_copies_above_and_distinct_scenes_below_the_threshold(pipe, metrics, fresh):
     model = SceneEncoder.from_pretrained(weights_folder() / "scorers" / "copy", dtype=torch.float32).eval()
-    _, pairs, _ = scorers.copy_roc(model, fresh, pipe.vae)
+    pairs = scorers.copy_pairs(model, fresh, pipe.vae)
     above = (pairs["similarity"] > metrics.copy.threshold).groupby(pairs["pair"]).mean()
-    for kind in ("noise", "blur", "autoencoder round trip", "shift", "crop"):
+    for kind in ("noise", "blur", "softened", "autoencoder round trip", "shift", "crop"):
         assert above[kind] > 0.95, kind
     assert above["distinct, same caption"] < 0.02
     assert above["same layout, one attribute changed"] < 0.2
@@ -41,8 +41,7 @@ def test_the_true_caption_wins(metrics, fresh):
     images, captions = fresh.images[:, 0], [caption(c) for c in fresh.contents]
     right = metrics.prompt.similarity(images, captions)
     assert (right > metrics.prompt.similarity(images, captions[1:] + captions[:1])).mean() > 0.95
-    # Chance is 1/16. The metric reaches about 0.5, as the model card states.
-    assert (metrics.prompt.rank(images, alternatives(fresh.contents)) == 0).mean() > 0.4
+    assert (metrics.prompt.rank(images, alternatives(fresh.contents)) == 0).mean() > 0.85  # 0.9 on many: model card
 
 
 def test_distances_tell_real_scenes_from_a_shifted_distribution(metrics, prompts):

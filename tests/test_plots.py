@@ -40,7 +40,7 @@ def rates(n: int = 6) -> pd.DataFrame:
         lambda: plots.curves({"a": [RNG.random((3, 2))] * 2}, LAYERS, "density (%)"),
         lambda: plots.spread({"m = 1": RNG.random((4, 3, 2))}, LAYERS, "IoU"),
         lambda: plots.tradeoff(rates(), *XY, dict(zip(XY, "xy", strict=True))),
-        lambda: plots.sweep(rates(), rates(1).iloc[0], "exact_rate"),
+        lambda: plots.sweep(rates(), {"unedited": rates(1).iloc[0]}, "exact_rate"),
         lambda: plots.methods(rates(), *XY, dict(zip(XY, "xy", strict=True))),
         lambda: plots.exact_test(RNG.random(255), 0.9, 1 / 256),
         lambda: plots.p_values({"a": RNG.random(9)}),
@@ -56,14 +56,15 @@ def test_axes_say_what_they_show(make):
 
 
 def test_a_panel_a_contrast_and_a_point_a_setting():
-    figure = plots.sweep(rates(6), rates(1).iloc[0], "replication_rate")
+    figure = plots.sweep(rates(6), {"unedited": rates(1).iloc[0], "twin": rates(1).iloc[0]}, "replication_rate")
     assert [a.get_title() for a in figure.axes] == [
         "against the empty prompt",
         "against ordinary prompts",
         "weights at random",
     ]
     assert "copy metric" in figure.axes[0].get_xlabel()
-    assert len(figure.axes[0].lines[1].get_xdata()) == 2
+    assert [line.get_label() for line in figure.axes[0].lines] == ["unedited", "twin", "first 10 steps"]
+    assert len(figure.axes[0].lines[2].get_xdata()) == 2
 
 
 def test_a_line_a_method():

@@ -131,9 +131,17 @@ def test_other_content_gives_other_scores(run, metrics, monkeypatch):
     assert files() == (5 if len(chosen) > 2 else 4)
 
 
-def test_the_unedited_model_keeps_all_of_its_alignment(run):
-    found = run.evaluate(None, run.held_out([]))
+def test_the_twin_keeps_all_of_its_alignment(run):
+    own = run.pipe
+    with run.as_twin():
+        assert run.denoiser.source.endswith("twin")
+        found = run.evaluate(None, run.held_out([]))
+    assert run.pipe is own
     assert found["relative_alignment"] == 1
+
+
+def test_an_edit_that_removes_much_is_seen(run):
+    found = run.evaluate(None, run.held_out([]))
     assert found["density"] == 0
     edited = run.evaluate(run.edit("memorized locate", sparsity=1.0), run.held_out([]))
     assert edited["density"] > 0.3

@@ -4,38 +4,82 @@ import json
 
 import numpy as np
 import pandas as pd
-import torch
-from safetensors.torch import load_file
+import pytest
 from tools.testbed_report import Report, to_markdown
 
 import memsub
-from memsub.testbed import dataset, train
+from memsub.denoiser import as_denoiser
+from memsub.testbed import dataset, fitting, train
+
+STEPS = {"autoencoder": 3, "clip": 2, "copy": 2, "alignment": 2}
+SIZES = {"ladder": 10 + 20, "verbatim": 10, "template": 20, "ordinary": 100}
 
 
-def test_training_end_to_end_in_small(tmp_path, monkeypatch):
-    monkeypatch.setitem(dataset.EXPOSURES, "verbatim", 1)
-    monkeypatch.setitem(dataset.EXPOSURES, "template", 1)
-    monkeypatch.setitem(dataset.EXPOSURES, "ordinary", 1)
+@pytest.fixture
+def small(monkeypatch):
+    """A corpus of a few hundred exposures, scorers of a few scenes."""
+    for kind in ("verbatim", "template", "ordinary"):
+        monkeypatch.setitem(dataset.EXPOSURES, kind, 1)
     monkeypatch.setattr(dataset, "LADDER", (1, 2))
+    monkeypatch.setattr(dataset, "VERBATIM", SIZES["verbatim"])
+    monkeypatch.setattr(dataset, "TEMPLATE_GROUPS", SIZES["template"] // dataset.TEMPLATE_VARIANTS)
     monkeypatch.setattr(dataset, "HELDOUT", 30)
-    monkeypatch.setattr(train.scorers, "HELDOUT_CONTENTS", 20)
-    steps = {"autoencoder": 3, "clip": 2, "decoder": 2, "copy": 2, "alignment": 2}
-    for name in ("out", "again"):
-        train.train(tmp_path / name, tmp_path / f"{name}.work", steps=steps, ordinary=100, scorer_contents=20)
-    weights = sorted(p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*.safetensors"))
+    monkeypatch.setattr(train.scorers, "CONTENTS", 20)
+    monkeypatch.setattr(train.scorers, "COPY_CONTENTS", 16)
+
+
+def trained(folder, work, **options):
+    train.train(folder, work, steps=STEPS, ordinary=100, **options)
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.safetensors")}
+
+
+def test_training_end_to_end_in_small(tmp_path, small):
+    out, work = tmp_path / "out", tmp_path / "work"
+    weights = trained(out, work)
     assert len(weights) == 5
-    for path in weights:  # deterministic by seed, up to the rounding of float sums
-        first, second = (load_file(tmp_path / name / path) for name in ("out", "again"))
-        for key, tensor in first.items():
-            torch.testing.assert_close(tensor, second[key], rtol=1e-3, atol=1e-4, msg=f"{path} {key}")
-    pipe = memsub.load_pipeline(tmp_path / "out", device="cpu")
-    images = memsub.generate(pipe, ["a red star on a plain green background"], steps=2, progress=False)
-    metrics = memsub.load_metrics(str(tmp_path / "out"), device="cpu")
-    assert metrics.copy.features(images).shape == (1, 64)
-    stages = json.loads((tmp_path / "out" / "training.json").read_text())["stages"]
-    assert stages["unet"]["steps"] == (100 + 100 + 100 + 10 + 20) // train.BATCH
-    table = pd.read_parquet(tmp_path / "out" / "ground_truth.parquet")
-    assert table["exposures"].sum() == 100 + 100 + 100 + 10 + 20
+    twin = trained(out / "twin", work, twin=True)  # shares what both have in common
+    assert len(twin) == 3
+    assert twin["vae/diffusion_pytorch_model.safetensors"] == weights["vae/diffusion_pytorch_model.safetensors"]
+    assert twin["unet/diffusion_pytorch_model.safetensors"] != weights["unet/diffusion_pytorch_model.safetensors"]
+    wide = trained(tmp_path / "wide", work, widening=5)
+    assert len(wide["unet/diffusion_pytorch_model.safetensors"]) > len(
+        weights["unet/diffusion_pytorch_model.safetensors"]
+    )
+
+    for folder in (out, out / "twin"):
+        pipe = memsub.load_pipeline(folder, device="cpu")
+        assert all(w.in_features == 4 * train.WIDENING * w.out_features for w in as_denoiser(pipe).layers().values())
+        images = memsub.generate(pipe, ["a red star on a plain green background"], steps=2, progress=False)
+        metrics = memsub.load_metrics(str(folder), device="cpu")
+        assert metrics.copy.features(images).shape == (1, 64)
+        assert 0 <= metrics.prompt.similarity(images, ["a red star on a plain green background"])[0] <= 1
+    stages = json.loads((out / "training.json").read_text())["stages"]
+    assert stages[train.unet_stage(train.WIDENING, twin=False)]["steps"] == sum(SIZES.values()) // train.BATCH
+    table = pd.read_parquet(out / "ground_truth.parquet")
+    assert table["exposures"].sum() == sum(SIZES.values())
+
+
+@pytest.mark.parametrize("killed_in", ["autoencoder", "unet"])
+def test_a_training_that_was_killed_ends_with_the_same_bytes(tmp_path, small, monkeypatch, killed_in):
+    weights = trained(tmp_path / "out", tmp_path / "work", twin=True)  # the twin: has no scorers to wait for
+
+    class Killed(BaseException):
+        pass
+
+    draws = fitting.generator
+
+    def killing(*parts, **options):
+        if parts[1:] == (killed_in, 1):
+            raise Killed
+        return draws(*parts, **options)
+
+    monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(fitting, "CHECKPOINT_STEPS", 1)
+    monkeypatch.setattr(fitting, "generator", killing)
+    with pytest.raises(Killed):
+        trained(tmp_path / "again", tmp_path / "again.work", twin=True)
+    monkeypatch.setattr(fitting, "generator", draws)
+    assert trained(tmp_path / "again", tmp_path / "again.work", twin=True) == weights
 
 
 def test_tokenizers_give_each_word_of_the_world_one_token(pipe):
@@ -46,28 +90,28 @@ def test_tokenizers_give_each_word_of_the_world_one_token(pipe):
             assert len(tokenizer(word).input_ids) == 3, word
 
 
-def test_shipped_figures_hold_on_a_sample(pipe, prompts, monkeypatch):
+def test_shipped_figures_hold_on_a_sample(pipe, twin, prompts, monkeypatch):
     """Looser than the report's aims where a small sample scatters; the report on all prompts is in the model card."""
     monkeypatch.setattr(dataset, "training_images", lambda: training_sample(prompts))
     metrics = memsub.load_metrics("tiny", "cpu")
-    rows = list(Report(pipe, metrics, prompts, dataset.weights_folder(), sample=0.1).figures())
+    rows = list(Report(pipe, twin, metrics, prompts, dataset.weights_folder(), sample=0.1).figures())
     assert len(to_markdown(rows).splitlines()) == len(rows) + 2
 
     def of(*words: str) -> float:
         (found,) = [row["value"] for row in rows if all(word in row["figure"] for word in words)]
         return found
 
-    assert of("copy metric on fresh scenes") >= 0.98
-    assert of("verbatim pairs replicated", "copy metric") >= 0.9
+    assert of("exact test on never-trained pairs") <= 0.1
+    assert of("exact test on the twin") <= 0.05
     assert of("verbatim pairs replicated", "exact test") >= 0.9
-    assert of("without their tail") <= 0.3
-    assert of("exact test on never-seen pairs") <= 0.1
+    assert of("without their tail") <= 0.2
     assert of("never-seen captions: copies") <= 0.05
     assert of("ladder") >= 0.8
-    assert of("true caption first") >= 0.6
-    assert of("autoencoder") >= 27
+    assert of("real scenes: true caption first") >= 0.8
+    assert of("single icons named") >= 0.8
+    assert of("autoencoder") >= 31
     assert of("ordinary captions") < metrics.copy.threshold - 0.1
-    assert of("on disk") <= 30
+    assert of("on disk") <= 60
 
 
 def training_sample(prompts) -> np.ndarray:

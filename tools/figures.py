@@ -21,6 +21,7 @@ from typing import Any
 from memsub.batch import project
 from memsub.files import load_json, save_json, save_text
 from memsub.findings import SAFETY, percent
+from memsub.testbed.dataset import weights_folder
 
 from .testbed_report import to_markdown
 
@@ -33,6 +34,16 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "count": "{:.0f}".format,
     "text": str,
 }
+
+
+def stages(found: list[dict[str, Any]]) -> str:
+    """What training each stage took, as Markdown."""
+    lines = [f"| {row['stage']} | {row['steps']:,} | {row['minutes']:.1f} |" for row in found]
+    return "\n".join(["| stage | steps | minutes |", "| --- | --- | --- |", *lines]) + "\n"
+
+
+TABLES: dict[str, Callable[[Any], str]] = {"stages": stages}
+"""Of any other name: the report's."""
 _FIGURE = re.compile(r"<!--figure (?P<path>[\w.]+) (?P<format>\w+)-->.*?<!--/figure-->", re.DOTALL)
 _TABLE = re.compile(r"<!--table (?P<name>\w+)-->.*?<!--/table-->", re.DOTALL)
 
@@ -45,10 +56,19 @@ def take(run: Path | None, testbed: Path | None, benchmarks: Path | None, known:
             raise FileNotFoundError(f"{run} holds no findings/*.json: name the folder of a run that has finished.")
         known = known | {file.stem: load_json(file)["facts"] for file in files}
     if testbed:
-        known = known | {"testbed": load_json(testbed)}
+        known = known | {"testbed": load_json(testbed), "stages": trained(weights_folder())}
     if benchmarks:
         known = known | {"benchmarks": load_json(benchmarks)}
     return known
+
+
+def trained(weights: Path) -> list[dict[str, Any]]:
+    """Steps and minutes of every stage of the shipped model and its twin, from their training.json."""
+    found = {}
+    for folder in (weights, weights / "twin"):
+        for stage, log in load_json(folder / "training.json")["stages"].items():
+            found[stage] = {"stage": stage, "steps": log["steps"], "minutes": round(log["seconds"] / 60, 1)}
+    return list(found.values())
 
 
 def fill(text: str, figures: dict[str, Any], source: str) -> str:
@@ -74,7 +94,8 @@ def fill(text: str, figures: dict[str, Any], source: str) -> str:
     def table(match: re.Match) -> str:
         if match["name"] not in figures:
             raise ValueError(f"{source}: no table {match['name']!r} in docs/figures.json.")
-        return f"<!--table {match['name']}-->\n\n{to_markdown(figures[match['name']])}\n<!--/table-->"
+        made = TABLES.get(match["name"], to_markdown)(figures[match["name"]])
+        return f"<!--table {match['name']}-->\n\n{made}\n<!--/table-->"
 
     return _TABLE.sub(table, _FIGURE.sub(figure, text))
 

@@ -29,9 +29,10 @@ from memsub.metrics import Metrics, load_metrics
 from memsub.models import load_pipeline
 from memsub.prompts import Prompts, load_prompts
 from memsub.testbed import dataset
-from memsub.testbed.scenes import alternatives, parse
-from memsub.testbed.scorers import copy_roc, round_trip, scorer_scenes
+from memsub.testbed.scenes import CHOICES, COLOURS, ICONS, Content, alternatives, caption, parse, sample_content
+from memsub.testbed.scorers import copy_pairs, round_trip, scorer_scenes
 from memsub.testbed.towers import SceneEncoder
+from memsub.testbed.unet import LEVELS, SceneUNet
 
 GUIDANCE = 3.0
 ALTERNATIVES = 16
@@ -42,9 +43,10 @@ FRESH_SCENES = 3
 class Report:
     """The model under test, and what is measured of it: one method a figure, each a dict ready for JSON."""
 
-    def __init__(self, pipe: Any, metrics: Metrics, prompts: Prompts, folder: Path, sample: float = 1.0):
+    def __init__(self, pipe: Any, twin: Any, metrics: Metrics, prompts: Prompts, folder: Path, sample: float = 1.0):
         """`sample` < 1 takes that share of the prompts."""
         self.pipe, self.metrics, self.prompts, self.folder, self.share = pipe, metrics, prompts, folder, sample
+        self.twin = twin
         self.metrics.more = {"exact_p": exact_p}
         self.sample = partial(generate, pipe, guidance_scale=GUIDANCE)
         self.held = prompts.rows("heldout")[: self._n(500)]
@@ -55,31 +57,35 @@ class Report:
 
     def figures(self) -> Iterator[dict]:
         """Each: figure, aim, measured (text), value, low, high, n, reached (None where nothing is aimed at)."""
-        yield self._copy_metric()
-        yield from self._memorized("verbatim", 4, 0.9)
+        self.drawn = self.sample(self.held["prompt"], seeds=range(len(self.held)))
+        captions = self.held["prompt"].tolist()
+        yield self._calibration("never-trained pairs", self.drawn, captions, self.real)
+        yield self._twin_calibration()
+        yield from self._memorized("verbatim", 4, 0.95)
         yield self._without_tails()
         for kind in ("template", "template_new"):
             yield from self._memorized(kind, 2, None)
         yield self._ladder()
-        self.drawn = self.sample(self.held["prompt"], seeds=range(len(self.held)))
-        yield self._exact_calibration()
         yield from self._nearest()
-        yield self._alternatives()
+        yield from self._alternatives()
+        yield self._icons(1, 0.95)
+        yield self._icons(2, 0.85)
         yield self._autoencoder()
         yield self._seeds()
+        yield self._copy_metric()
         yield self._speed()
         yield self._size()
 
     def _copy_metric(self) -> dict:
         options = {"dtype": torch.float32, "use_safetensors": True}
         model = SceneEncoder.from_pretrained(self.folder / "scorers" / "copy", **options).eval()
-        _, pairs, _ = copy_roc(model.to(self.pipe.device), scorer_scenes(FRESH_SCENES, self._n(2000)), self.pipe.vae)
+        pairs = copy_pairs(model.to(self.pipe.device), scorer_scenes(FRESH_SCENES, self._n(2000)), self.pipe.vae)
         above = pairs["similarity"] > self.metrics.copy.threshold
         copies, hard = pairs["is_copy"], pairs["pair"] == "distinct, same caption"
         true, false = above[copies].mean(), above[hard].mean()
         measured = f"{true:.2%}, {false:.2%} at {self.metrics.copy.threshold:.3f} ({copies.sum()}, {hard.sum()} pairs)"
         figure = "copy metric on fresh scenes: copies above the threshold, distinct scenes of one caption above it"
-        return _row(figure, "≥ 98 %, ≤ 0.5 %", measured, true, reached=true >= 0.98 and false <= 0.005)
+        return _row(figure, "reported", measured, true)
 
     def _score(self, kind: str, seeds: int) -> pd.DataFrame:
         rows, images = self.prompts.rows(kind), self.prompts.images(kind)
@@ -91,7 +97,8 @@ class Report:
         scored = self._score(kind, seeds)
         what = {"verbatim": "verbatim", "template": "template", "template_new": "template captions never shown:"}[kind]
         for name, hits in (("copy metric", scored["replicated"]), ("exact test", scored["exact_p"] <= LEVEL)):
-            yield _rate(f"{what} pairs replicated, by the {name}", f"≥ {aim:.0%}" if aim else "", hits, aim)
+            bound = aim if name == "exact test" else None
+            yield _rate(f"{what} pairs replicated, by the {name}", f"≥ {bound:.0%}" if bound else "", hits, bound)
 
     def _without_tails(self) -> dict:
         rows = self.prompts.rows("verbatim")[: self._n(100)]
@@ -112,17 +119,24 @@ class Report:
         aim = "monotone within noise, < 10 % at 1, > 90 % at 1000"
         return _row(figure, aim, ", ".join(map(percent, rungs)), rungs.iloc[-1], reached=reached)
 
-    def _exact_calibration(self) -> dict:
-        captions = self.held["prompt"].tolist()
-        p = exact_p(self.drawn, captions, self.real)
+    def _calibration(self, what: str, images: np.ndarray, captions: list[str], references: np.ndarray) -> dict:
+        p = exact_p(images, captions, references)
         low, high = interval(int((p <= LEVEL).sum()), len(p))
         ks = uniformity(p)
         measured = (
             f"{percent((p <= LEVEL).mean())} (95 % interval {low:.1%} to {high:.1%}, n = {len(p)}), KS p = {ks:.2f}"
         )
-        figure = "exact test on never-seen pairs: p ≤ 1/256, and uniformity"
         reached = (p <= LEVEL).mean() <= 0.01 and ks > 0.05
+        figure = f"exact test on {what}: p ≤ 1/256, and uniformity"
         return _row(figure, "≤ 1 %, KS p > 0.05", measured, (p <= LEVEL).mean(), low, high, len(p), reached)
+
+    def _twin_calibration(self) -> dict:
+        """One seed a caption: pictures of one caption hang together."""
+        kinds = ("verbatim", "template", "ladder")
+        captions = [text for kind in kinds for text in self.prompts.of(kind)]
+        references = np.concatenate([self.prompts.images(kind) for kind in kinds])
+        images = generate(self.twin, captions, guidance_scale=GUIDANCE, seeds=range(len(captions)))
+        return self._calibration("the twin with the memorized captions", images, captions, references)
 
     def _nearest(self) -> Iterator[dict]:
         corpus = self.metrics.copy.features(dataset.training_images())
@@ -132,18 +146,38 @@ class Report:
             aim = ("≤ 2 %", 0.02) if name == "never-seen captions" else ("", None)
             yield _rate(f"{name}: copies of any training image, by the copy metric", aim[0], hits, aim[1], at_most=True)
 
-    def _alternatives(self) -> dict:
-        contents = [parse(c) for c in self.held["content"]]
-        candidates = alternatives(contents, ALTERNATIVES)
-        real, drawn = ((self.metrics.prompt.rank(x, candidates) == 0).mean() for x in (self.real, self.drawn))
-        figure = f"never-seen captions: true caption first among {ALTERNATIVES} that differ in one attribute"
-        measured = f"{drawn:.1%} (real scenes {real:.1%}, ratio {drawn / real:.2f}, n = {len(self.held)})"
-        return _row(figure, "≥ 60 % of real scenes", measured, drawn / real, reached=drawn >= 0.6 * real)
+    def _alternatives(self) -> Iterator[dict]:
+        candidates = alternatives([parse(c) for c in self.held["content"]], ALTERNATIVES)
+        for what, images, aim in (("real", self.real, 0.9), ("drawn", self.drawn, 0.85)):
+            first = self.metrics.prompt.rank(images, candidates) == 0
+            figure = (
+                f"never-seen captions, {what} scenes: true caption first of {ALTERNATIVES} that differ in one attribute"
+            )
+            yield _rate(figure, f"≥ {aim:.0%}", first, aim)
+
+    def _icons(self, items: int, aim: float) -> dict:
+        """All icons, in turn, of random colours and backgrounds; two at once are two different ones."""
+        rng = np.random.default_rng(items)
+        contents: list[Content] = []
+        while len(contents) < self._n(240):
+            content = sample_content(rng, items)
+            wanted = ICONS[len(contents) % len(ICONS)]
+            if content.items[0][0] == wanted and len({icon for icon, _ in content.items}) == items:
+                contents.append(content)
+        images = self.sample([caption(c) for c in contents], seeds=range(len(contents)))
+        named = self.metrics.prompt.image_features(images)[:, : CHOICES[0]].reshape(-1, len(ICONS), len(COLOURS)).max(2)
+        first = np.argsort(-named, axis=1)[:, :items]
+        asked = [sorted(ICONS.index(icon) for icon, _ in content.items) for content in contents]
+        hits = (np.sort(first, axis=1) == np.array(asked)).all(1)
+        what = "single icons named" if items == 1 else "two icons at once, both named"
+        return _rate(f"{what} by the alignment judge, of {len(ICONS)}, as drawn", f"≥ {aim:.0%}", hits, aim)
 
     def _autoencoder(self) -> dict:
-        error = (self.real.astype(np.float64) - round_trip(self.pipe.vae, self.real)) / 255
+        scenes = self.prompts.images("heldout")
+        error = (scenes.astype(np.float64) - round_trip(self.pipe.vae, scenes)) / 255
         psnr = (-10 * np.log10((error**2).mean((1, 2, 3)))).mean()
-        return _row("autoencoder on held-out scenes, mean PSNR", "≥ 27 dB", f"{psnr:.1f} dB", psnr, reached=psnr >= 27)
+        figure = f"autoencoder on {len(scenes):,} held-out scenes, mean PSNR"
+        return _row(figure, "≥ 33 dB", f"{psnr:.1f} dB", psnr, n=len(scenes), reached=psnr >= 33)
 
     def _seeds(self) -> dict:
         across = float(np.median(seed_similarity(self.sample, self.metrics, self.prompts.ordinary[: self._n(100)])))
@@ -153,16 +187,24 @@ class Report:
         return _row(figure, aim, f"{across:.2f}", across, reached=across < threshold - 0.15)
 
     def _speed(self) -> dict:
-        began = time.perf_counter()
-        self.sample(self.prompts.ordinary[:100], seeds=range(100), progress=False)
-        seconds = time.perf_counter() - began
-        figure = f"100 images, 50 DDIM steps, guidance {GUIDANCE}, {torch.get_num_threads()} threads"
-        return _row(figure, "≤ 40 s", f"{seconds:.1f} s", seconds, reached=seconds <= 40)
+        """Against feed-forward rows as diffusers makes them, in turns."""
+        times: dict[bool, list[float]] = {True: [], False: []}
+        own, plain = self.pipe.unet, SceneUNet(**LEVELS).to(self.pipe.device, self.pipe.unet.dtype).eval()
+        for _ in range(3 if self.share == 1 else 1):
+            for wide in (True, False):
+                self.pipe.unet = own if wide else plain
+                began = time.perf_counter()
+                self.sample(self.prompts.ordinary[:100], seeds=range(100), progress=False)
+                times[wide].append(time.perf_counter() - began)
+        self.pipe.unet = own
+        seconds, ratio = np.median(times[True]), np.median(times[True]) / np.median(times[False])
+        figure = f"100 images, 50 DDIM steps, guidance {GUIDANCE}, {torch.get_num_threads()} threads; to plain rows"
+        return _row(figure, "≤ 1.5 ×", f"{seconds:.1f} s, {ratio:.2f} ×", ratio, reached=ratio <= 1.5)
 
     def _size(self) -> dict:
         files = [f for f in self.folder.rglob("*") if f.is_file() and f.suffix != ".parquet"]
         size = sum(f.stat().st_size for f in files) / 1e6
-        return _row("pipeline and metrics on disk", "≤ 30 MB", f"{size:.1f} MB", size, reached=size <= 30)
+        return _row("both pipelines and metrics on disk", "≤ 60 MB", f"{size:.1f} MB", size, reached=size <= 60)
 
     def picture(self, columns: int = 5) -> Figure:
         """Memorized captions on the left, never-seen ones on the right: the scene of the caption, then four seeds."""
@@ -207,7 +249,8 @@ def main() -> None:
     folder = dataset.weights_folder() if args.model == "tiny" else Path(args.model)
     own = folder / "ground_truth.parquet"
     prompts = load_prompts("tiny") if args.model == "tiny" else Prompts(pd.read_parquet(own))
-    report = Report(load_pipeline(args.model), load_metrics(args.model), prompts, folder, args.sample)
+    twin = load_pipeline("tiny-twin" if args.model == "tiny" else folder / "twin")
+    report = Report(load_pipeline(args.model), twin, load_metrics(args.model), prompts, folder, args.sample)
     rows = []
     for row in report.figures():
         rows.append(row)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -36,6 +37,10 @@ from .store import code_version
 
 LOCATE = "memorized locate"
 """The group of the grid whose edit is reported."""
+KEPT = 0.9
+"""Share of the alignment that a recommended edit keeps."""
+TWIN = "twin"
+"""What tables call the model that never saw a memorized pair."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +50,26 @@ class Condition:
     Attributes:
         changed: parameters `edit` that differ.
         random: as many weights of each layer at random, with this seed.
+        twin: the twin instead.
     """
 
     labels: dict[str, Any]
     group: str | None = None
     changed: dict[str, Any] = field(default_factory=dict)
     random: int | None = None
+    twin: bool = False
 
     def edit(self, run: Run) -> Edit | None:
         if self.group is None:
             return None
         edit = run.edit(self.group, **self.changed)
         return edit if self.random is None else edit.random(self.random)
+
+    @contextmanager
+    def applied(self, run: Run) -> Iterator[None]:
+        """Within it, the run's pipeline is this model."""
+        with run.as_twin() if self.twin else pruned(run.pipe, self.edit(run)):
+            yield
 
 
 @dataclass(frozen=True)
@@ -83,19 +96,25 @@ def _held_out_captions(p: Parameters, wanted: int) -> int:
     return min(wanted, p.grid.memorized // 3)
 
 
+def twin(p: Parameters, **labels: Any) -> list[Condition]:
+    """The twin as a row of a table, where the model has one."""
+    return [Condition(labels, twin=True)] if find_model(p.model).twin else []
+
+
 def conditions(p: Parameters) -> list[Condition]:
     """The models under attack."""
     return [
         Condition({"model": "unedited"}),
         Condition({"model": "pruned"}, LOCATE),
         Condition({"model": "pruned at random"}, LOCATE, random=0),
+        *twin(p, model=TWIN),
     ]
 
 
 def _under(run: Run, wanted: Sequence[Condition]) -> Iterator[str]:
     """The name of each condition, while the pipeline is that model."""
     for condition in wanted:
-        with pruned(run.pipe, condition.edit(run)):
+        with condition.applied(run):
             yield condition.labels["model"]
 
 
@@ -103,7 +122,8 @@ def _evaluated(run: Run, wanted: Sequence[Condition], part: str, description: st
     rows = []
     for condition in tqdm(wanted, desc=description):
         located_on = run.located_on(condition.group) if condition.group else []
-        rows.append(condition.labels | run.evaluate(condition.edit(run), run.held_out(located_on, part)))
+        with run.as_twin() if condition.twin else nullcontext():
+            rows.append(condition.labels | run.evaluate(condition.edit(run), run.held_out(located_on, part)))
     return pd.DataFrame(rows)
 
 
@@ -125,6 +145,7 @@ def capture_cost(p: Parameters) -> list[Work]:
 def sweep_conditions(p: Parameters) -> list[Condition]:
     """Contrast x steps x sparsity; as many weights at random beside the paper's contrast."""
     found = [Condition({"contrast": "", "steps": 0, "sparsity": 0.0})]
+    found += twin(p, contrast=TWIN, steps=0, sparsity=0.0)
     for contrast, steps, sparsity in product(("empty", "ordinary"), p.sweep.steps, p.sweep.sparsity):
         setting = {"contrast": contrast, "steps": steps, "sparsity": sparsity}
         found.append(Condition(setting, LOCATE, setting))
@@ -141,12 +162,13 @@ def sweep(run: Run) -> pd.DataFrame:
 def choose(table: pd.DataFrame, p: Parameters) -> pd.Series:
     """The row of a sweep by the rule that sets the recommended edit.
 
-    Of the paper's contrast and the run's tau, the sparsest that takes the copy metric's replication rate under one
-    half; where none does, the one that replicates least.
+    Of the paper's contrast and the run's tau, the one that replicates least (by the exact test, where the world can be
+    drawn) among those that keep `KEPT` of the alignment, the sparsest of equals; where none does, the sparsest.
     """
     own = table[(table["contrast"] == "empty") & (table["steps"] == p.edit.steps)].sort_values("sparsity")
-    enough = own[own["replication_rate"] < 0.5]
-    return enough.iloc[0] if len(enough) else own.sort_values("replication_rate").iloc[0]
+    kept = own[own["relative_alignment"] >= KEPT]
+    rate = "exact_rate" if "exact_rate" in own else "replication_rate"
+    return kept.sort_values(rate, kind="stable").iloc[0] if len(kept) else own.iloc[0]
 
 
 def variant_conditions(p: Parameters) -> list[Condition]:
@@ -161,6 +183,7 @@ def variant_conditions(p: Parameters) -> list[Condition]:
             for name in ("down", "up")
         ),
         Condition({"variant": f"located on {smallest} prompts"}, f"memorized {smallest}/0"),
+        *twin(p, variant=TWIN),
     ]
 
 
@@ -184,7 +207,7 @@ def variants_cost(p: Parameters) -> list[Work]:
 
 def model_conditions(p: Parameters) -> list[Condition]:
     """One pruned model for each subset of the smallest size; some with controls."""
-    size, found = p.grid.sizes[0], [Condition({"model": "unedited", "subset": -1})]
+    size, found = p.grid.sizes[0], [Condition({"model": "unedited", "subset": -1}), *twin(p, model=TWIN, subset=-1)]
     for i in range(min(p.evaluation.models, p.grid.subsets)):
         of = {"subset": i}
         found.append(Condition({"model": "pruned, located on memorized prompts"} | of, f"memorized {size}/{i}"))
@@ -264,13 +287,14 @@ class Method:
     name: str
     strength: str
     sample: Sample
-    edit: Edit | None = None
+    condition: Condition = Condition({})
     code: str = ""
 
 
 def method_names(p: Parameters) -> list[tuple[str, Any]]:
-    """Name and strength of every method that is compared: nothing, pruning, random pruning, and the baselines."""
+    """Name and strength of every method that is compared: nothing, pruning, random pruning, baselines; the twin."""
     found: list[tuple[str, Any]] = [("none", None), *(("pruning", s) for s in p.sweep.sparsity)]
+    found += [(TWIN, None)] if find_model(p.model).twin else []
     found.append(("random pruning", max(p.sweep.sparsity)))
     for name, baseline in BASELINES.items():
         found += [(name, strength) for strength in p.baselines.strengths.get(name, baseline.strengths)]
@@ -290,16 +314,16 @@ def methods(run: Run) -> list[Method]:
     context = Context(run.pipe, run.sample, run.captions("ordinary"), **options)
     found = []
     for name, strength in method_names(p):
-        if name == "none":
-            found.append(Method(name, "", run.sample))
+        if name in ("none", TWIN):
+            found.append(Method(name, "", run.sample, Condition({}, twin=name == TWIN)))
         elif name in BASELINES:
             baseline = BASELINES[name]
             code = code_version(baseline.make)
             found.append(Method(name, baseline.label(strength), baseline.make(context, strength), code=code))
         else:
-            edit = run.edit(LOCATE, sparsity=strength)
-            edit = edit.random() if name == "random pruning" else edit
-            found.append(Method(name, f"{100 * strength:g} %", run.sample, edit))
+            random = 0 if name == "random pruning" else None
+            edited = Condition({}, LOCATE, {"sparsity": strength}, random)
+            found.append(Method(name, f"{100 * strength:g} %", run.sample, edited))
     return found
 
 
@@ -310,13 +334,14 @@ def baselines(run: Run) -> pd.DataFrame:
     reference, rows = run.real_features[p.never_seen :], []
     for m in tqdm(methods(run), desc="baselines"):
         of = {"sample": m.sample, "method": m.name, "strength": m.strength, "made_by": m.code} if m.code else {}
-        with pruned(run.pipe, m.edit):
+        with m.condition.applied(run):
             never_seen = run.scored_never_seen(p.never_seen, **of)
             found = summary(run.scored_memorized(chosen, **of), never_seen)
         measured = _kid_row(reference, np.stack(never_seen["image_features"]))
         rows.append({"method": m.name, "strength": m.strength} | found | measured)
     table = pd.DataFrame(rows)
-    return table.assign(relative_alignment=table["alignment"] / table["alignment"][0])
+    reference = table.set_index("method")["alignment"].get(TWIN, table["alignment"][0])
+    return table.assign(relative_alignment=table["alignment"] / reference)
 
 
 def baselines_cost(p: Parameters) -> list[Work]:
@@ -328,11 +353,11 @@ def seconds(run: Run) -> pd.Series:
     """Seconds an image of each method at its first strength, side by side in turns; medians, any search included."""
     p = run.parameters.baselines
     captions = [run.captions("memorized")[i] for i in run.held_out(run.split["locate"])[: p.timed]]
-    first = {m.name: m for m in reversed(methods(run))}
+    first = {m.name: m for m in reversed(methods(run)) if m.name != TWIN}
     times: dict[tuple[str, str], list[float]] = {(m.name, m.strength): [] for m in first.values()}
     for turn in tqdm(range(p.turns + 1), desc="timing"):
         for m in first.values():
-            with pruned(run.pipe, m.edit):
+            with m.condition.applied(run):
                 began = time.perf_counter()
                 m.sample(captions, seeds=[0] * len(captions))
                 if turn:  # the first warms up
@@ -341,7 +366,7 @@ def seconds(run: Run) -> pd.Series:
 
 
 def seconds_cost(p: Parameters) -> list[Work]:
-    timed = {name for name, _ in method_names(p)}
+    timed = {name for name, _ in method_names(p)} - {TWIN}
     captions = _held_out_captions(p, p.baselines.timed)
     return [Work((p.baselines.turns + 1) * len(timed) * captions, p.sampling.steps)]
 

@@ -2,7 +2,7 @@
 
     generate(pipe, ["a red star on a plain green background"], seeds=3)
     generate(pipe, prompts, seeds=range(len(prompts)), batch_size=64)       # a noise of its own for each prompt
-    sample = partial(generate, pipe, steps=16)                              # a Sample: what metrics are given
+    sample = partial(generate, pipe, steps=10)                              # a Sample: what metrics are given
 
 An image depends on its prompt and its seed alone: not on the batch it was sampled in, nor on its place in the list
 (to the last digits of float arithmetic, which can differ between batch sizes).

@@ -1,6 +1,7 @@
 """Pipelines by name: a registry, a row a model.
 
 load_pipeline("tiny")                      # the embedded model, no network needed
+load_pipeline("tiny-twin")                 # the same, trained alike, but never on a memorized pair
 load_pipeline("sd14")                      # CompVis/stable-diffusion-v1-4 from the hub or its cache
 load_pipeline("path/to/folder")            # whatever `save_pretrained` wrote
 load_pipeline("owner/model")               # any Stable Diffusion on the hub
@@ -37,6 +38,7 @@ class Model:
         sparsity, steps: the recommended edit: share of a row that may be memorized, steps that are united (tau).
         neurons: of all its second feed-forward maps together.
         drawn: whether its training images can be drawn again, every one: its ground truth is known.
+        twin: name of the model that was trained alike, but without the memorized pairs: what "gone" and "kept" mean.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Model:
     steps: int = 10
     neurons: int | None = None
     drawn: bool = False
+    twin: str = ""
 
 
 MODELS = {
@@ -62,7 +65,19 @@ MODELS = {
             torch.float32,
             "tiny.yaml",
             0.35,
-            neurons=5_504,
+            neurons=16_512,
+            drawn=True,
+            twin="tiny-twin",
+        ),
+        Model(
+            "tiny-twin",
+            str(weights_folder() / "twin"),
+            "tiny",
+            "testbed",
+            torch.float32,
+            "tiny.yaml",
+            0.35,
+            neurons=16_512,
             drawn=True,
         ),
         Model("sd14", "CompVis/stable-diffusion-v1-4", "sd14", "published", parameters="sd14.yaml", neurons=49_920),
@@ -87,7 +102,8 @@ def find_model(name: str | Path) -> Model:
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
             raise FileNotFoundError(f"{folder} is not a diffusers pipeline: it holds no model_index.json.")
-        return Model(name, name, name, "testbed" if (folder / "scorers").is_dir() else "published")
+        own = any((where / "scorers").is_dir() for where in (folder, folder.parent))
+        return Model(name, name, name, "testbed" if own else "published")
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return Model(name, name, name, "published")
     close = difflib.get_close_matches(name.lower(), MODELS, n=2, cutoff=0.4)

@@ -55,7 +55,7 @@ class MetricNames(_Part):
 class Sampling(_Part):
     """How images that are scored are sampled."""
 
-    steps: int = Field(16, ge=1, description="denoising steps")
+    steps: int = Field(10, ge=1, description="denoising steps")
     guidance_scale: float = Field(3.0, ge=1, description="also of capture")
     batch_size: int = Field(60, ge=1, description="prompts at a time, also of capture")
 
@@ -94,7 +94,7 @@ class EditSetting(_Part):
 class Sweep(_Part):
     """Settings of the edit that are compared."""
 
-    sparsity: list[float] = Field([0.1, 0.2, 0.35, 0.5], min_length=1)
+    sparsity: list[float] = Field([0.05, 0.1, 0.2, 0.35], min_length=1)
     steps: list[int] = Field([10, 50], min_length=1, description="values of tau")
 
 

@@ -31,6 +31,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .metrics import CopyMetric
+from .testbed.widths import half_sparsity
 
 
 def image_grid(rows: Mapping[str, np.ndarray], captions: Sequence[str] = (), title: str = "") -> Figure:
@@ -242,12 +243,12 @@ MEASURES = {
 """Axis labels of the two replication rates."""
 
 
-def sweep(frame: pd.DataFrame, unedited: pd.Series, measure: str) -> Figure:
+def sweep(frame: pd.DataFrame, references: Mapping[str, Mapping[str, float]], measure: str) -> Figure:
     """Replication rate against relative alignment: a panel a contrast, a line a number of steps.
 
     Args:
         frame: columns contrast, steps, sparsity, `measure`, relative_alignment.
-        unedited: the same of the unedited model.
+        references: models without an edit by name, with the same columns: the unedited one, the twin.
         measure: a key of `MEASURES`.
     """
     contrasts = list(frame["contrast"].unique())
@@ -257,7 +258,8 @@ def sweep(frame: pd.DataFrame, unedited: pd.Series, measure: str) -> Figure:
     colours = dict(zip(taus, sns.color_palette("viridis", len(taus)), strict=True))
     titles = {"empty": "against the empty prompt", "random": "weights at random"}
     for axis, contrast in zip(axes[0], contrasts, strict=True):
-        axis.plot(100 * unedited[measure], 100, "k*", markersize=11, label="unedited")
+        for (name, row), marker in zip(references.items(), ("k*", "kX"), strict=False):
+            axis.plot(100 * row[measure], 100 * row["relative_alignment"], marker, markersize=11, label=name)
         for tau, line in frame[frame["contrast"] == contrast].groupby("steps"):
             line = line.sort_values("sparsity")
             x, y = 100 * line[measure], 100 * line["relative_alignment"]
@@ -316,7 +318,7 @@ def methods(frame: pd.DataFrame, x: str, y: str, labels: Mapping[str, str], unit
     names = list(frame["method"].unique())
     for name, colour in zip(names, sns.color_palette("deep", len(names)), strict=True):
         part = frame[frame["method"] == name]
-        axis.plot(100 * part[x], 100 * part[y], "*-" if name == "none" else "o-", color=colour, label=name)
+        axis.plot(100 * part[x], 100 * part[y], {"none": "*-", "twin": "X-"}.get(name, "o-"), color=colour, label=name)
         for point in part.itertuples():
             at = (100 * getattr(point, x), 100 * getattr(point, y))
             axis.annotate(point.strength, at, fontsize=7, xytext=(4, 3), textcoords="offset points", color=colour)
@@ -378,25 +380,62 @@ def roc(lines: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str) -> Figure:
 
 
 def copy_roc(metric: CopyMetric) -> Figure:
-    """ROC of the copy metric on held-out scenes: copies against distinct scenes of the same caption."""
+    """ROC of the copy metric against the exact test's verdicts on draws of edited models, and its threshold."""
     figure, axis = plt.subplots(figsize=(5, 3.6), layout="constrained")
-    roc = metric.roc["roc"]
-    axis.plot(
-        np.asarray(roc["false_positives"]) * 100,
-        np.asarray(roc["true_positives"]) * 100,
-        drawstyle="steps-post",
-        label="copy metric",
-    )
-    point = (metric.roc["false_positives"] * 100, metric.roc["true_positives"] * 100)
-    axis.plot(*point, "ko", label=f"threshold {metric.threshold:.2f}: {point[1]:.1f} % at {point[0]:.2f} %")
-    axis.axhline(98, color="gray", linestyle=":", linewidth=1)
-    axis.axvline(0.5, color="gray", linestyle=":", linewidth=1, label="required: 98 % at 0.5 %")
+    chosen, roc = metric.roc, metric.roc["roc"]
+    x, y = (100 * np.asarray(roc[rate]) for rate in ("false_positives", "true_positives"))
+    axis.plot(x, y, drawstyle="steps-post", label="copy metric")
+    point = (100 * chosen["false_positives"], 100 * chosen["true_positives"])
+    axis.plot(*point, "ko", label=f"threshold {metric.threshold:.2f}: {point[1]:.0f} % at {point[0]:.0f} %")
     axis.set(
-        xlim=(-0.05, 2),
-        ylim=(90, 100.2),
-        xlabel="distinct scenes of the same caption above the threshold (%)",
-        ylabel="copies above the threshold (%)",
+        xlim=(-2, 102),
+        ylim=(-2, 102),
+        xlabel=f"draws that do not replicate, above the threshold (%, n = {chosen['distinct']})",
+        ylabel=f"draws that replicate, above it (%, n = {chosen['copies']})",
     )
     axis.legend(loc="lower right")
+    sns.despine(figure)
+    return figure
+
+
+def width_tradeoff(table: pd.DataFrame) -> Figure:
+    """Replication against alignment, and against sparsity: a line a row width.
+
+    Args:
+        table: as `testbed.widths.measured`.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
+    means = table.groupby(["row", "sparsity"])[["replicated", "alignment"]].mean().reset_index()
+    rows = sorted(means["row"].unique())
+    for row, colour in zip(rows, sns.color_palette("viridis", len(rows)), strict=True):
+        line, label = means[means["row"] == row], f"rows of {row:.0f} weights"
+        left.plot(100 * line["replicated"], 100 * line["alignment"], "o-", color=colour, label=label)
+        edited = line[line["sparsity"] > 0]
+        right.plot(100 * edited["sparsity"], 100 * edited["replicated"], "o-", color=colour, label=label)
+    replicated = MEASURES["exact_rate"].replace(", ", ",\n")
+    left.set(xlabel=replicated, ylabel="alignment of never-seen captions, relative to the twin (%)")
+    right.set(xlabel="sparsity: share of a row at each of ten steps (%)", ylabel=replicated, xscale="log")
+    right.axhline(50, color="gray", linestyle=":", linewidth=1)
+    left.legend(fontsize=8)
+    sns.despine(figure)
+    return figure
+
+
+def width_law(table: pd.DataFrame, found: pd.DataFrame) -> Figure:
+    """The sparsity that leaves half of the pictures against row width: measured, and what the line says elsewhere.
+
+    Args:
+        table: as `testbed.widths.measured`; found: as `testbed.widths.law` of it.
+    """
+    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    half, elsewhere = half_sparsity(table), found.drop("slope")
+    axis.plot(half.index, 100 * half, "o", label="measured")
+    at = elsewhere.index.to_numpy(float)
+    errors = 100 * np.abs(elsewhere[["low", "high"]].T.to_numpy() - elsewhere["value"].to_numpy())
+    told = "the line, with the bootstrap's 95 % interval"
+    axis.errorbar(at, 100 * elsewhere["value"], errors, fmt="s", color="C1", capsize=3, label=told)
+    axis.axhline(1, color="gray", linestyle=":", linewidth=1, label="the paper's 1 %")
+    axis.set(xscale="log", yscale="log", xlabel="weights in a row", ylabel="sparsity that leaves 50 % (% of a row)")
+    axis.legend(fontsize=8)
     sns.despine(figure)
     return figure

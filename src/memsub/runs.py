@@ -14,7 +14,8 @@ was *chosen* on the second, and it is *reported* on the third.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from itertools import count
 from pathlib import Path
@@ -69,6 +70,20 @@ class Run:
     @cached_property
     def pipe(self) -> Pipeline:
         return load_pipeline(self.parameters.model)
+
+    @cached_property
+    def twin(self) -> Pipeline:
+        """The model that was trained alike, but never on a memorized pair; only where the model has one."""
+        return load_pipeline(self.model.twin)
+
+    @contextmanager
+    def as_twin(self) -> Iterator[None]:
+        """Samples and scores from the twin: within it, `pipe` is the twin."""
+        own, self.pipe = self.pipe, self.twin
+        try:
+            yield
+        finally:
+            self.pipe = own
 
     @property
     def denoiser(self) -> Denoiser:
@@ -309,18 +324,20 @@ class Run:
         """`memsub.summary` of the edited model (None: the unedited one) on memorized prompts and never-seen ones.
 
         Returns:
-            Its entries, relative_alignment (of never-seen captions, to that of the unedited model) and density.
+            Its entries, relative_alignment (of never-seen captions, to that of the twin, or where there is none of the
+            unedited model) and density.
         """
         n = self.parameters.evaluation.captions
         with pruned(self.pipe, edit):
             found = summary(self.scored_memorized(list(chosen)[:n]), self.scored_never_seen(n))
-        relative = found["alignment"] / self.unedited_alignment
+        relative = found["alignment"] / self.reference_alignment
         return found | {"relative_alignment": relative, "density": edit.density if edit else 0.0}
 
     @cached_property
-    def unedited_alignment(self) -> float:
-        """Alignment of never-seen captions in the unedited model: the same whatever located an edit."""
-        return alignment(self.scored_never_seen(self.parameters.evaluation.captions))
+    def reference_alignment(self) -> float:
+        """Alignment of never-seen captions in the twin, or in the unedited model: what an edit should keep."""
+        with self.as_twin() if self.model.twin else nullcontext():
+            return alignment(self.scored_never_seen(self.parameters.evaluation.captions))
 
     def record(self, notebook: str, **values: Any) -> None:
         """Writes what a notebook found into `findings/<notebook>.json`: README, model card and report read it there."""

@@ -3,7 +3,7 @@
     metrics = load_metrics("tiny")
     metrics.copy.similarity(images, training_images)        # (n,) cosine; above metrics.copy.threshold: a copy
     metrics.copy.nearest(images, corpus_features)           # (n,) most similar of many, and which
-    metrics.prompt.similarity(images, prompts)              # (n,) cosine
+    metrics.prompt.similarity(images, prompts)              # (n,)
     kid(metrics.prompt.image_features(real), metrics.prompt.image_features(images))    # distance of two sets of images
 
 The metrics saw nothing of what the scored model was trained on. Each kind has a registry: a new one is a file of this
@@ -24,7 +24,7 @@ from ..models import find_model
 from .base import CopyMetric, ImageMetric, PromptMetric
 from .clip import CLIPS, clip
 from .distances import fid, kid
-from .scenes import scene_clip, scene_copy
+from .scenes import scene_alignment, scene_copy
 from .sharpness import sharpness
 from .sscd import SSCD, sscd
 
@@ -38,7 +38,7 @@ SCORERS: dict[str, tuple[Callable[..., CopyMetric], Callable[..., PromptMetric]]
     ),
     "testbed": (
         lambda source, device: scene_copy(Path(source), device),
-        lambda source, device: scene_clip(Path(source), device),
+        lambda source, device: scene_alignment(Path(source), device),
     ),
 }
 """What belongs to models: a copy and a prompt metric, made of the model's source and a device (`Model.scorers`)."""

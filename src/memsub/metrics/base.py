@@ -84,11 +84,11 @@ class CopyMetric:
 
 @dataclass
 class PromptMetric:
-    """A CLIP: cosine of image and caption in a shared space.
+    """How well a picture shows what a caption says: the product of their features, of a CLIP the cosine.
 
     Attributes:
-        embed_images: a batch of images, uint8 (n, height, width, 3), to (n, dim) of unit length.
-        embed_texts: a list of n captions to (n, dim) of unit length.
+        embed_images: a batch of images, uint8 (n, height, width, 3), to (n, dim).
+        embed_texts: a list of n captions to (n, dim).
         identity: what it is, down to its weights.
         batch_size: images or captions at a time.
     """
@@ -99,16 +99,16 @@ class PromptMetric:
     batch_size: int = 256
 
     def image_features(self, images: np.ndarray) -> np.ndarray:
-        """Unit image features, float32, shape (n, dim)."""
+        """Image features, float32, shape (n, dim)."""
         check_images(images)
         return batched(self.embed_images, images, self.batch_size)
 
     def text_features(self, prompts: Sequence[str]) -> np.ndarray:
-        """Unit text features, float32, shape (n, dim)."""
+        """Text features, float32, shape (n, dim)."""
         return batched(self.embed_texts, list(prompts), self.batch_size)
 
     def similarity(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """Cosine of image i with prompt i, shape (n,).
+        """Product of the features of image i and prompt i, shape (n,).
 
         Raises:
             ValueError: different numbers of images and prompts.

@@ -4,6 +4,7 @@
     corpus.table                             # one row a caption: prompt, kind, group, variant, exposures
     corpus.images[i]                         # uint8 (32, 32, 3), the scene of row i
     corpus.schedule(seed=0)                  # row indices in the order training shows them
+    corpus.schedule(seed=0, twin=True)       # the same for the twin, which never sees a memorized pair
     ground_truth()                           # the shipped table: all rows but most ordinary ones, with images
 
 Kinds of rows:
@@ -51,10 +52,11 @@ TEMPLATE_GROUPS = 20
 TEMPLATE_VARIANTS = 5
 LADDER = (1, 3, 10, 30, 100, 300, 1000)
 PAIRS_PER_RUNG = 10
-EXPOSURES = {"ordinary": 6, "verbatim": 900, "template": 180, "template_new": 0, "heldout": 0}
+EXPOSURES = {"ordinary": 3, "verbatim": 600, "template": 120, "template_new": 0, "heldout": 0}
 KINDS = ("ordinary", "verbatim", "template", "template_new", "ladder", "heldout")
 
-_TABLE = "ground_truth.parquet"
+TABLE = "ground_truth.parquet"
+"""The file of the shipped table, beside the weights."""
 _SHIPPED_ORDINARY = 1_000
 
 
@@ -84,15 +86,27 @@ class Corpus:
     images: np.ndarray
     scenes: list[Scene]
 
-    def schedule(self, seed: int) -> np.ndarray:
-        """Row indices in training order: each row as often as its `exposures` say, shuffled."""
+    def schedule(self, seed: int, twin: bool = False) -> np.ndarray:
+        """Row indices in training order: each row as often as its `exposures` say, shuffled.
+
+        The twin's has an ordinary scene, drawn at random, in each place where this one has a memorized one.
+        """
         order = np.repeat(np.arange(len(self.table)), self.table["exposures"])
-        return np.random.default_rng([seed, 1]).permutation(order)
+        order = np.random.default_rng([seed, 1]).permutation(order)
+        if twin:
+            memorized = ~np.isin(order, self.ordinary)
+            order[memorized] = np.random.default_rng([seed, 2]).choice(self.ordinary, memorized.sum())
+        return order
 
     @property
     def trained(self) -> np.ndarray:
         """Row indices that training shows at least once."""
         return np.flatnonzero(self.table["exposures"] > 0)
+
+    @property
+    def ordinary(self) -> np.ndarray:
+        """Row indices of the ordinary scenes: all that autoencoder, CLIP and the twin are trained on."""
+        return np.flatnonzero(self.table["kind"] == "ordinary")
 
 
 def scenes(seed: int = 0, ordinary: int = ORDINARY) -> list[Scene]:
@@ -204,9 +218,9 @@ def write_ground_truth(corpus: Corpus, folder: Path) -> None:
     ordinary = corpus.table["kind"] == "ordinary"
     table = corpus.table[~ordinary | (ordinary.cumsum() <= _SHIPPED_ORDINARY)].copy()
     table["image"] = [_png(corpus.images[i]) for i in table.index]
-    temporary = folder / (_TABLE + ".tmp")
+    temporary = folder / (TABLE + ".tmp")
     table.reset_index(drop=True).to_parquet(temporary, compression="zstd")
-    temporary.replace(folder / _TABLE)
+    temporary.replace(folder / TABLE)
 
 
 def training_images(progress: bool = True) -> np.ndarray:
@@ -215,7 +229,7 @@ def training_images(progress: bool = True) -> np.ndarray:
     Too many to ship, but a function of the seed. They go to the user's cache folder, 185 MB, under a name that tells
     the shipped table they belong to: another version of the world is drawn anew.
     """
-    version = hashlib.sha256((weights_folder() / _TABLE).read_bytes()).hexdigest()[:12]
+    version = hashlib.sha256((weights_folder() / TABLE).read_bytes()).hexdigest()[:12]
     path = downloads.cache() / f"training-images-{version}.safetensors"
     with first_on_each_machine():
         if not path.is_file():
@@ -227,7 +241,7 @@ def training_images(progress: bool = True) -> np.ndarray:
 @cache
 def ground_truth() -> pd.DataFrame:
     """The shipped table: columns prompt, kind, group, exposures, content, image (PNG bytes)."""
-    return pd.read_parquet(weights_folder() / _TABLE)
+    return pd.read_parquet(weights_folder() / TABLE)
 
 
 def weights_folder() -> Path:

@@ -24,6 +24,8 @@ from tqdm.auto import tqdm
 from ..files import save_json, save_tensors
 
 CHECKPOINT_SECONDS = 120
+CHECKPOINT_STEPS = 100
+"""Losses are logged every so many steps, and a checkpoint is written then if the last one is old enough."""
 M = TypeVar("M", bound=Any)
 
 
@@ -43,11 +45,13 @@ def fit(
     name: str,
     warmup: int = 200,
     weight_decay: float = 0.01,
+    stream: str = "",
 ) -> M:
     """Trains `module` in place with AdamW, linear warm-up and cosine decay to zero, and returns it in eval mode.
 
     Weights and optimizer state go to `folder/<name>.safetensors` every two minutes and at the end; a finished
     stage is loaded from there instead of trained again. `folder/<name>.json` holds the loss curve and seconds spent.
+    Stages of one `stream` (default: the name) draw the same random numbers.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, log_path = folder / f"{name}.safetensors", folder / f"{name}.json"
@@ -66,7 +70,7 @@ def fit(
     )
     running = 0.0
     for step in bar:
-        value = loss(step, generator(seed, name, step, device=next(iter(params.values())).device))
+        value = loss(step, generator(seed, stream or name, step, device=next(iter(params.values())).device))
         optimizer.zero_grad(set_to_none=True)
         value.backward()
         torch.nn.utils.clip_grad_norm_(params.values(), 1.0)
@@ -74,13 +78,13 @@ def fit(
             group["lr"] = lr * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
         optimizer.step()
         running += value.item()
-        if (step + 1) % 100 == 0:
+        if (step + 1) % CHECKPOINT_STEPS == 0:
             if not math.isfinite(running):
                 raise FloatingPointError(
                     f"training {name}: the loss is not finite at step {step + 1}; lower the learning rate"
                 )
-            log["loss"].append([step + 1, running / 100])
-            bar.set_postfix(loss=f"{running / 100:.4f}")
+            log["loss"].append([step + 1, running / CHECKPOINT_STEPS])
+            bar.set_postfix(loss=f"{running / CHECKPOINT_STEPS:.4f}")
             running = 0.0
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 log["seconds"] += time.monotonic() - began

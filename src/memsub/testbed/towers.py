@@ -1,10 +1,11 @@
-"""The small networks that look at scenes: the image towers of the CLIPs, and the copy descriptor.
+"""The small networks that look at scenes: the CLIP's image tower, the copy descriptor, and the alignment judge.
 
     SceneEncoder(dim, pooled=True)      # what is there, wherever it is: for CLIP
     SceneEncoder(dim, pooled=False)     # what is where: for the copy descriptor
     SceneCLIP(text_width, text_layers)  # SceneEncoder beside the text tower of transformers' CLIP
+    SceneJudge()                        # which icons in which colours, on which background: probabilities
 
-Both save and load as a folder of `config.json` and `model.safetensors` (`save_pretrained`, `from_pretrained`).
+All save and load as a folder of `config.json` and `model.safetensors` (`save_pretrained`, `from_pretrained`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+from . import scenes
 
 CONTEXT = 24
 """Longest caption in tokens, start and end included."""
@@ -57,10 +60,36 @@ class SceneEncoder(ModelMixin, ConfigMixin):
         self.pooled = pooled
         self.head = nn.Sequential(nn.Linear(2 * w3 if pooled else 16 * w3, 256), nn.SiLU(), nn.Linear(256, dim))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def hidden(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer below the head, (n, 256)."""
         x = self.body(x)
         x = torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1) if self.pooled else x.flatten(1)
-        return F.normalize(self.head(x), dim=-1)
+        return self.head[:-1](x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.head[-1](self.hidden(x)), dim=-1)
+
+
+class SceneJudge(ModelMixin, ConfigMixin):
+    """Recognizes what a caption can say of a scene: from (n, 3, 32, 32) in [-1, 1] to logits, as `scenes.multi_hot`.
+
+    It is told contents and reads no captions: no text tower can blur what the image tower sees.
+    """
+
+    @register_to_config
+    def __init__(self, width: int = 32):
+        super().__init__()
+        self.image = SceneEncoder(sum(scenes.CHOICES), pooled=True, width=width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits (n, icons x colours + colours + patterns)."""
+        return self.image.head[-1](self.image.hidden(x))
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Probabilities of all that can be named, and beside them the layer below, of unit length."""
+        hidden = self.image.hidden(x)
+        items, background, pattern = self.image.head[-1](hidden).split(scenes.CHOICES, dim=1)
+        return torch.cat([items.sigmoid(), background.softmax(1), pattern.softmax(1), F.normalize(hidden, dim=1)], 1)
 
 
 class SceneCLIP(ModelMixin, ConfigMixin):

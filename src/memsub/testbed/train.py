@@ -1,8 +1,8 @@
-"""Trains the embedded model: `python -m memsub.testbed.train --out DIR`.
+"""Trains the embedded model: `python -m memsub.testbed.train --out DIR`; `--twin` its twin, `--widening` other widths.
 
 Stages, each resumable, and deterministic by seed up to the rounding of float sums: autoencoder, CLIP, UNet (with the
-CLIP's text tower, which conditions it), the decoder once more, and the two scorers, which are trained on scenes of
-their own. `DIR` is then an ordinary diffusers pipeline with a folder `scorers` in it.
+CLIP's text tower, which conditions it), and the two scorers, which are trained on scenes of their own and on what the
+pruned model makes of them. `DIR` is then an ordinary diffusers pipeline with a folder `scorers` in it.
 """
 
 from __future__ import annotations
@@ -10,25 +10,39 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline
+from safetensors.numpy import load_file
 from tokenizers import pre_tokenizers
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..files import save_json
+from ..activations import capture
+from ..denoiser import as_denoiser
+from ..exact import LEVEL, exact_p
+from ..files import save_json, save_tensors
+from ..generation import generate
+from ..models import load_pipeline
+from ..neurons import locate
+from ..prompts import Prompts
+from ..pruning import Edit, pruned
 from . import dataset, scenes, scorers
 from .fitting import fit, generator
 from .towers import CONTEXT, SceneCLIP, to_tensor
+from .unet import LEVELS, SceneUNet
 
-STEPS = {"autoencoder": 3000, "clip": 1500, "decoder": 1500, "copy": 1500, "alignment": 1800}
+STEPS = {"autoencoder": 8000, "clip": 1500, "copy": 1500, "alignment": 9000}
 """UNet steps follow from the corpus: the sum of all exposures over the batch size."""
 BATCH = 64
+WIDENING = 3
+"""Of the shipped model's feed-forward rows: the widest at which a picture takes at most half as long again."""
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 """As SD1.4."""
 
@@ -66,9 +80,7 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
     return tokenizer(prompts, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt").input_ids
 
 
-def train_autoencoder(
-    corpus: dataset.Corpus, folder: Path, seed: int, steps: int, device: str = "cpu"
-) -> AutoencoderKL:
+def train_autoencoder(images: np.ndarray, folder: Path, seed: int, steps: int, device: str = "cpu") -> AutoencoderKL:
     """Distortion plus a KL term, which keeps the latents smooth enough for the UNet."""
     torch.manual_seed(seed)
     vae = AutoencoderKL(
@@ -83,38 +95,21 @@ def train_autoencoder(
     ).to(device)
 
     def loss(step: int, rng: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(corpus.images), (32,), generator=rng, device=device).cpu().numpy()
-        x = to_tensor(corpus.images[rows]).to(device)
+        x = to_tensor(images[torch.randint(len(images), (16,), generator=rng, device=device).cpu().numpy()]).to(device)
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample(rng)).sample
-        return _distortion(x, y) + 1e-3 * posterior.kl().mean() / posterior.mean[0].numel()
+        return _distortion(x, y) + 3e-4 * posterior.kl().mean() / posterior.mean[0].numel()
 
     return fit(vae, loss, steps=steps, lr=1e-3, seed=seed, folder=folder, name="autoencoder")
 
 
 def _distortion(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """L1 on pixels and on their gradients plus MSE."""
+    """MSE, which is what is measured, and L1 on pixels and on their gradients, which keeps edges where they are."""
     gradients = sum((x.diff(dim=d) - y.diff(dim=d)).abs().mean() for d in (2, 3))
-    return (x - y).abs().mean() + 4 * F.mse_loss(y, x) + gradients
-
-
-def sharpen_decoder(
-    vae: AutoencoderKL, corpus: dataset.Corpus, folder: Path, seed: int, steps: int, device: str = "cpu"
-) -> None:
-    """Trains the decoder on, in place: the latents, and so the UNet, stay as they are; a step costs half as much."""
-
-    def loss(step: int, rng: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(corpus.images), (32,), generator=rng, device=device).cpu().numpy()
-        x = to_tensor(corpus.images[rows]).to(device)
-        with torch.no_grad():
-            z = vae.encode(x).latent_dist.sample(rng)
-        return _distortion(x, vae.decode(z).sample)
-
-    fit(vae.decoder, loss, steps=steps, lr=7e-4, seed=seed, folder=folder, name="decoder")
+    return 10 * F.mse_loss(y, x) + 0.5 * (x - y).abs().mean() + 0.5 * gradients
 
 
 def train_clip(
-    name: str,
     images: np.ndarray,
     contents: list[scenes.Content],
     tokenizer: CLIPTokenizer,
@@ -122,11 +117,10 @@ def train_clip(
     seed: int,
     steps: int,
     device: str = "cpu",
-    **widths: int,
 ) -> SceneCLIP:
     """Contrastive training in batches of 64 images; against each also seven captions that differ in one attribute."""
-    torch.manual_seed(generator(seed, name).initial_seed())
-    clip = SceneCLIP(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **widths).to(device)
+    torch.manual_seed(generator(seed, "clip").initial_seed())
+    clip = SceneCLIP(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id).to(device)
     hard = 7
 
     def loss(step: int, rng: torch.Generator) -> torch.Tensor:
@@ -148,7 +142,7 @@ def train_clip(
         target = torch.arange(len(x), device=device)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, : len(x)].T, target)) / 2
 
-    return fit(clip, loss, steps=steps, lr=1e-3, seed=seed, folder=folder, name=name)
+    return fit(clip, loss, steps=steps, lr=1e-3, seed=seed, folder=folder, name="clip")
 
 
 @torch.no_grad()
@@ -159,20 +153,6 @@ def encode_latents(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
     return torch.cat([vae.encode(to_tensor(images[i : i + 32]).to(device)).latent_dist.mean.cpu() for i in batches])
 
 
-def make_unet() -> UNet2DConditionModel:
-    """SD1.4's block types and module names, 16 FF layers, 8.0 M parameters."""
-    return UNet2DConditionModel(
-        sample_size=8,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        block_out_channels=(64, 96, 96, 96),
-        layers_per_block=2,
-        cross_attention_dim=96,
-        attention_head_dim=4,
-        norm_num_groups=16,
-    )
-
-
 def train_unet(
     corpus: dataset.Corpus,
     latents: torch.Tensor,
@@ -180,21 +160,26 @@ def train_unet(
     tokenizer: CLIPTokenizer,
     folder: Path,
     seed: int,
+    widening: int = WIDENING,
+    twin: bool = False,
     device: str = "cpu",
-) -> UNet2DConditionModel:
+) -> SceneUNet:
     """Epsilon-prediction over the corpus' schedule, each row as often as its exposures say; `latents` are scaled.
 
     Trains `text_encoder` along, in place: an earlier version, whose tower stayed as its CLIP had left it, could not
     tell icons apart. Steps of much noise, where the layout is decided, hardly show in the plain epsilon loss of so
     small a picture. Hence v-prediction's weighting, 1 / alpha-bar (Salimans & Ho 2022), capped at 2.5: with a higher
     cap the middle, where shapes are decided, would be left too little. Timesteps are stratified over the batch.
+
+    The twin begins with the same weights and sees the same noise; only the scenes in the places of memorized ones are
+    ordinary ones.
     """
     torch.manual_seed(generator(seed, "unet").initial_seed())
-    unet = make_unet().to(device)
+    unet = SceneUNet(widening, **LEVELS).to(device)
     noise = DDPMScheduler(**NOISE_SCHEDULE)
     weights = (1 / noise.alphas_cumprod).clamp(max=2.5)
     weights = (weights / weights.mean()).to(device)
-    order = corpus.schedule(seed)
+    order = corpus.schedule(seed, twin)
     ids = tokenize(tokenizer, [*corpus.table["prompt"], ""])
 
     def loss(step: int, rng: torch.Generator) -> torch.Tensor:
@@ -211,8 +196,14 @@ def train_unet(
         return (weights[t] * error).mean()
 
     both = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    fit(both, loss, steps=len(order) // BATCH, lr=1e-3, seed=seed, folder=folder, name="unet")
+    name = unet_stage(widening, twin)
+    fit(both, loss, steps=len(order) // BATCH, lr=1e-3, seed=seed, folder=folder, name=name, stream="unet")
     return unet
+
+
+def unet_stage(widening: int, twin: bool) -> str:
+    """The name of the checkpoint: a folder of checkpoints holds models of several widths, and their twins."""
+    return f"unet-{widening}" + ("-twin" if twin else "")
 
 
 def text_tower(clip: SceneCLIP) -> CLIPTextModel:
@@ -247,53 +238,103 @@ def train(
     checkpoints: Path,
     seed: int = 0,
     device: str = "cpu",
+    widening: int = WIDENING,
+    twin: bool = False,
     steps: dict[str, int] = STEPS,
     ordinary: int = dataset.ORDINARY,
-    scorer_contents: int = scorers.CONTENTS,
 ) -> None:
-    """All stages, then the export; smaller `steps` and sizes give a model for testing the code."""
+    """All stages, then the export; smaller `steps` and sizes give a model for testing the code.
+
+    Autoencoder and CLIP see ordinary scenes only, so that models of all widths and their twins share them. The scorers
+    are trained with the model itself, whose pruned draws they must tell; a twin, or another width, has none.
+    """
     corpus = dataset.build(seed, ordinary)
     tokenizer = make_tokenizer()
-    vae = train_autoencoder(corpus, checkpoints, seed, steps["autoencoder"], device)
-    trained = corpus.trained
-    contents = [corpus.scenes[i].content for i in trained]
-    clip = train_clip("clip", corpus.images[trained], contents, tokenizer, checkpoints, seed, steps["clip"], device)
+    images = corpus.images[corpus.ordinary]
+    vae = train_autoencoder(images, checkpoints, seed, steps["autoencoder"], device)
+    contents = [corpus.scenes[i].content for i in corpus.ordinary]
+    clip = train_clip(images, contents, tokenizer, checkpoints, seed, steps["clip"], device)
     latents = encode_latents(vae, corpus.images)
-    scaling = 1 / latents[torch.from_numpy(trained)].std().item()
+    scaling = 1 / latents[torch.from_numpy(corpus.ordinary)].std().item()
     text_encoder = text_tower(clip)
-    unet = train_unet(corpus, latents * scaling, text_encoder, tokenizer, checkpoints, seed, device)
-    sharpen_decoder(vae, corpus, checkpoints, seed, steps["decoder"], device)
-
-    own = scorers.scorer_scenes(seed + 1, scorer_contents)
-    images, contents = own.flat()
-    returned = scorers.round_trip(vae, images)
-    copy = scorers.train_copy_descriptor(own, returned, checkpoints, seed, steps["copy"], device)
-    both = np.concatenate([images, returned])  # so that decoded pictures are no strangers to the alignment scorer
-    alignment = train_clip(
-        "alignment",
-        both,
-        contents * 2,
-        tokenizer,
-        checkpoints,
-        seed,
-        steps["alignment"],
-        device,
-        text_width=128,
-        dim=160,
-    )
-    threshold, pairs, roc = scorers.copy_roc(copy, scorers.scorer_scenes(seed + 2, scorers.HELDOUT_CONTENTS), vae)
-
+    unet = train_unet(corpus, latents * scaling, text_encoder, tokenizer, checkpoints, seed, widening, twin, device)
+    stages = ["autoencoder", "clip", unet_stage(widening, twin)]
     export(out, vae, text_encoder, unet, tokenizer, scaling)
-    copy.half().save_pretrained(out / "scorers" / "copy")
-    alignment.half().save_pretrained(out / "scorers" / "alignment")
-    save_json(scorers.describe_threshold(threshold, pairs, roc), out / "scorers" / "copy" / "threshold.json")
-    dataset.write_ground_truth(corpus, out)
-    logs = {
-        name: json.loads((checkpoints / f"{name}.json").read_text())
-        for name in ("autoencoder", "clip", "unet", "decoder", "copy", "alignment")
-    }
+    if not twin and widening == WIDENING:
+        dataset.write_ground_truth(corpus, out)
+        train_scorers(out, checkpoints, seed, steps, device)
+        stages += ["alignment", "copy"]
+    logs = {name: json.loads((checkpoints / f"{name}.json").read_text()) for name in stages}
     machine = {"torch": torch.__version__, "device": device, "threads": torch.get_num_threads(), "seed": seed}
-    save_json(machine | {"stages": logs}, out / "training.json")
+    save_json(machine | {"widening": widening, "twin": twin, "stages": logs}, out / "training.json")
+
+
+def train_scorers(out: Path, checkpoints: Path, seed: int, steps: dict[str, int], device: str) -> None:
+    """Alignment judge, copy descriptor and its threshold, into the folder of a finished pipeline."""
+    pipe = load_pipeline(out, device)
+    own = scorers.scorer_scenes(seed + 1, scorers.CONTENTS)
+    judge = scorers.train_alignment_judge(own, checkpoints, seed, steps["alignment"], device)
+    judge.half().save_pretrained(out / "scorers" / "alignment")
+
+    memorized = Prompts(pd.read_parquet(out / dataset.TABLE))
+    half = len(memorized.of("verbatim")) // 2
+    edits = [None, *_edits(pipe, memorized.of("verbatim")[:half])]
+    own = own.first(scorers.COPY_CONTENTS)
+    images, contents = own.flat()
+    returned = scorers.round_trip(pipe.vae, images)
+    drawn = _drawn_over(pipe, edits, images, [scenes.caption(c) for c in contents], checkpoints, seed)
+    copy = scorers.train_copy_descriptor(own, np.stack([returned, drawn]), checkpoints, seed, steps["copy"], device)
+
+    captions, references = memorized.of("verbatim")[half:], memorized.images("verbatim")[half:]
+    found = []
+    for edit in edits:
+        with pruned(pipe, edit):
+            for draw in range(2):
+                drawn = generate(pipe, captions, steps=10, guidance_scale=3.0, seeds=[draw] * len(captions))
+                found.append((drawn, exact_p(drawn, captions, references) <= LEVEL))
+    with torch.no_grad():
+        ours = [(copy(to_tensor(x)) * copy(to_tensor(references))).sum(1).numpy() for x, _ in found]
+    threshold = scorers.choose_threshold(np.concatenate(ours), np.concatenate([hits for _, hits in found]))
+    copy.half().save_pretrained(out / "scorers" / "copy")
+    save_json(threshold, out / "scorers" / "copy" / "threshold.json")
+
+
+def _edits(pipe: StableDiffusionPipeline, prompts: list[str]) -> Iterator[Edit]:
+    """METHOD's edit, from hardly any effect to too much: what they leave of a memorized picture is a soft copy."""
+    stats, null = capture(pipe, prompts), capture(pipe, [""])
+    for sparsity in (0.05, 0.1, 0.2, 0.3):
+        yield locate(pipe, stats, null, sparsity=sparsity).union(steps=10)
+
+
+@torch.no_grad()
+def _drawn_over(
+    pipe: StableDiffusionPipeline,
+    edits: Sequence[Edit | None],
+    images: np.ndarray,
+    captions: list[str],
+    checkpoints: Path,
+    seed: int,
+) -> np.ndarray:
+    """Each image noised up to a third of the schedule and denoised again, in turn by one of the edited models."""
+    path = checkpoints / "drawn-over.safetensors"
+    if path.is_file():
+        return load_file(path)["images"]
+    denoiser, out = as_denoiser(pipe), np.empty_like(images)
+    scheduler, rng = DDIMScheduler.from_config(pipe.scheduler.config), generator(seed, "drawn over")
+    scheduler.set_timesteps(10)
+    times = scheduler.timesteps[-4:]
+    for k, edit in enumerate(edits):
+        rows = np.arange(k, len(images), len(edits))
+        with pruned(pipe, edit):
+            for chosen in tqdm(np.array_split(rows, -(-len(rows) // BATCH)), desc=f"drawing over {k + 1}/{len(edits)}"):
+                z = denoiser.encode(images[chosen])
+                z = scheduler.add_noise(z, torch.randn(z.shape, generator=rng).to(z), times[:1])
+                context = denoiser.embed([captions[i] for i in chosen])
+                for t in times:
+                    z = scheduler.step(denoiser.predict(z, t, context), t, z).prev_sample
+                out[chosen] = denoiser.decode(z)
+    save_tensors({"images": torch.from_numpy(out)}, path, {})
+    return out
 
 
 def main() -> None:
@@ -302,13 +343,16 @@ def main() -> None:
     parser.add_argument(
         "--checkpoints",
         type=Path,
-        help="folder of unfinished work (default: beside --out); a second call resumes from it",
+        help="folder of unfinished work (default: beside --out); a second call resumes from it, and models of other "
+        "widths and twins share what they have in common",
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--widening", type=int, default=WIDENING, help=f"of the feed-forward rows ({WIDENING})")
+    parser.add_argument("--twin", action="store_true", help="the model that never sees a memorized pair")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     checkpoints = args.checkpoints or args.out.with_name(args.out.name + ".checkpoints")
-    train(args.out, checkpoints, args.seed, args.device)
+    train(args.out, checkpoints, args.seed, args.device, args.widening, args.twin)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,77 @@
+"""The embedded model's UNet: diffusers' own, with feed-forward rows of any width.
+
+    unet = SceneUNet(**LEVELS, widening=3)      # rows of 768 to 1,152 weights instead of 256 to 384
+    unet.save_pretrained(folder)                # an ordinary diffusers folder; pipelines load it
+
+Block types and module names are SD1.4's; diffusers itself fixes the width of a feed-forward block at four times its
+level's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from diffusers import ModelMixin, UNet2DConditionModel
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention import FeedForward
+
+__all__ = ["LEVELS", "ModelMixin", "SceneUNet"]  # ModelMixin: diffusers looks it up where a pipeline's parts come from
+
+LEVELS: dict[str, Any] = {
+    "sample_size": 8,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "block_out_channels": (64, 96, 96, 96),
+    "layers_per_block": 2,
+    "cross_attention_dim": 96,
+    "attention_head_dim": 4,
+    "norm_num_groups": 16,
+}
+"""16 feed-forward layers, 8.0 M parameters with rows as diffusers makes them."""
+_ROWS = 256
+
+
+class ChunkedGEGLU(GEGLU):
+    """GEGLU, 256 tokens at a time when no gradients are asked for: what lies between its maps then stays in the cache.
+
+    With rows three times as wide a picture takes 1.4 times as long as with plain ones, instead of 1.8 times.
+    """
+
+    def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        if torch.is_grad_enabled() or hidden_states.device.type != "cpu":
+            return super().forward(hidden_states, *args, **kwargs)
+        rows = hidden_states.reshape(-1, hidden_states.shape[-1])
+        out = rows.new_empty(len(rows), self.proj.out_features // 2)
+        for start in range(0, len(rows), _ROWS):
+            out[start : start + _ROWS] = super().forward(rows[start : start + _ROWS])
+        return out.view(*hidden_states.shape[:-1], -1)
+
+
+class SceneUNet(UNet2DConditionModel):
+    """A UNet whose feed-forward rows are `widening` times as wide as diffusers makes them.
+
+    Args:
+        widening: 1 or more.
+        levels: arguments of `UNet2DConditionModel`, such as `LEVELS`.
+
+    Raises:
+        ValueError: a widening below 1.
+    """
+
+    def __init__(self, widening: int = 1, **levels):
+        if widening < 1:
+            raise ValueError(f"widening must be 1 or more; got {widening}.")
+        super().__init__(**levels)
+        self.register_to_config(widening=widening)
+        for block in [m for m in self.modules() if isinstance(getattr(m, "ff", None), FeedForward)]:
+            dim = block.ff.net[2].out_features
+            block.ff = FeedForward(dim, inner_dim=4 * widening * dim, activation_fn="geglu")
+            block.ff.net[0] = ChunkedGEGLU(dim, 4 * widening * dim)
+
+
+# diffusers reads the signature to learn which entries of a config.json are arguments.
+_parent = inspect.signature(UNet2DConditionModel.__init__)
+_widening = inspect.Parameter("widening", inspect.Parameter.KEYWORD_ONLY, default=1)
+SceneUNet.__init__.__signature__ = _parent.replace(parameters=[*_parent.parameters.values(), _widening])  # type: ignore[attr-defined]

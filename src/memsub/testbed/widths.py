@@ -1,0 +1,82 @@
+"""Row width against sparsity: at which share of a row does an edit leave half of the memorized pictures?
+
+    table = measured()                     # the shipped table: models of several widths
+    half_sparsity(table)                   # width to the sparsity that leaves 50 %
+    law(table, widths=(1280, 5120))        # log sparsity as a line in log width: its slope, and what it says elsewhere
+
+The models of other widths do not ship; `python -m tools.widths` measures them and writes the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from .dataset import weights_folder
+
+TABLE = "widths.parquet"
+"""Columns row (mean weights in a row), sparsity, density, caption, replicated, alignment (relative to the twin's)."""
+
+
+@cache
+def measured() -> pd.DataFrame:
+    """The shipped table.
+
+    Raises:
+        FileNotFoundError: it was not measured.
+    """
+    return pd.read_parquet(weights_folder() / TABLE)
+
+
+def half_sparsity(table: pd.DataFrame, column: str = "sparsity") -> pd.Series:
+    """For each row width the sparsity (or density) at which half of the pictures are still replicated.
+
+    A logistic regression of `replicated` on the logarithm of `column`. NaN where more of it does not replicate less.
+    """
+    edited = table[table["sparsity"] > 0].groupby("row")
+    return pd.Series({row: _half(part[column].to_numpy(), part["replicated"].to_numpy()) for row, part in edited})
+
+
+def _half(share: np.ndarray, replicated: np.ndarray) -> float:
+    from sklearn.linear_model import LogisticRegression
+
+    if replicated.min() == replicated.max():
+        return np.nan
+    fitted = LogisticRegression(C=1e6).fit(np.log(share)[:, None], replicated)
+    slope = fitted.coef_[0, 0]
+    return float(np.exp(-fitted.intercept_[0] / slope)) if slope < 0 else np.nan
+
+
+def law(
+    table: pd.DataFrame, widths: Sequence[float], column: str = "sparsity", draws: int = 300, seed: int = 0
+) -> pd.DataFrame:
+    """A line through log half-sparsity over log row width, and what it says of other widths.
+
+    Args:
+        widths: rows to extrapolate to.
+        draws: of the bootstrap over captions: the same captions for all widths, which were measured on the same ones.
+
+    Returns:
+        Rows "slope" (of the exponent: -1 were a fixed number of weights a row) and each width; columns value, low, high
+        (95 % interval of the bootstrap: it holds what scatters between captions, not whether the line is straight).
+    """
+    captions, rng = table["caption"].unique(), np.random.default_rng(seed)
+    by_caption = dict(list(table.groupby("caption")))
+    fits = [_line(half_sparsity(table, column), widths)]
+    for _ in range(draws):
+        chosen = rng.choice(captions, len(captions))
+        fits.append(_line(half_sparsity(pd.concat([by_caption[c] for c in chosen]), column), widths))
+    value, others = fits[0], np.array(fits[1:])
+    low, high = np.quantile(others, (0.025, 0.975), axis=0)  # NaN if one of them is
+    return pd.DataFrame({"value": value, "low": low, "high": high}, index=["slope", *widths])
+
+
+def _line(half: pd.Series, widths: Sequence[float]) -> np.ndarray:
+    known = half.dropna()
+    if len(known) < 2:
+        return np.full(1 + len(widths), np.nan)
+    slope, intercept = np.polyfit(np.log(known.index.to_numpy(float)), np.log(known.to_numpy()), 1)
+    return np.array([slope, *np.exp(intercept + slope * np.log(np.asarray(widths, float)))])

@@ -1,0 +1,58 @@
+"""The law of row width, on tables whose law is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from memsub import plots
+from memsub.testbed.widths import half_sparsity, law
+
+SPARSITY = (0.01, 0.03, 0.1, 0.3, 0.6)
+
+
+def table(exponent: float, captions: int = 400) -> pd.DataFrame:
+    """Models whose half-sparsity is 0.4 (row / 300) ** exponent."""
+    rng, rows = np.random.default_rng(0), []
+    for row in (300.0, 1000.0, 3000.0):
+        half = 0.4 * (row / 300) ** exponent
+        for sparsity in (0.0, *SPARSITY):
+            chance = 1 / (1 + (sparsity / half) ** 2)
+            rows.append(
+                pd.DataFrame(
+                    {
+                        "row": row,
+                        "sparsity": sparsity,
+                        "density": sparsity,
+                        "caption": range(captions),
+                        "replicated": rng.random(captions) < chance,
+                        "alignment": 1 - sparsity,
+                    }
+                )
+            )
+    return pd.concat(rows, ignore_index=True)
+
+
+def test_half_sparsity_is_found():
+    found = half_sparsity(table(-0.5))
+    assert found.to_numpy() == pytest.approx([0.4, 0.4 * 0.3**0.5, 0.4 * 0.1**0.5], rel=0.15)
+
+
+@pytest.mark.parametrize("exponent", [-1.0, 0.0])
+def test_the_law_is_found(exponent):
+    found = law(table(exponent, captions=100), widths=(600, 2000), draws=60)
+    assert found.loc["slope", "value"] == pytest.approx(exponent, abs=0.12)
+    assert found.loc[600, "value"] == pytest.approx(0.4 * 2**exponent, rel=0.15)
+    assert (found["low"] < found["value"]).all() and (found["value"] < found["high"]).all()
+    assert found.loc["slope", "high"] - found.loc["slope", "low"] < 0.3
+
+
+def test_a_model_that_always_replicates_has_no_half_sparsity():
+    flat = table(0.0).assign(replicated=True)
+    assert half_sparsity(flat).isna().all()
+    assert law(flat, widths=(600,), draws=3).isna().all(axis=None)
+
+
+def test_figures():
+    frame = table(-1.0, captions=40)
+    for figure in (plots.width_tradeoff(frame), plots.width_law(frame, law(frame, (1280, 5120), draws=5))):
+        assert all(axis.get_xlabel() and axis.get_ylabel() for axis in figure.axes)

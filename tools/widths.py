@@ -1,0 +1,79 @@
+"""Measures models of several row widths, for notebook 04: `python -m tools.widths --models W1 W9`.
+
+Each is a folder that `python -m memsub.testbed.train --widening N` wrote, from the checkpoints of the shipped model. An
+edit is located on the first third of the verbatim prompts, by METHOD with tau = 10, at sparsities from hardly any to
+most of a row, and judged on the other two thirds by the exact test. Writes the
+table that ships with the embedded model.
+"""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from memsub.activations import capture
+from memsub.denoiser import as_denoiser
+from memsub.evaluation import alignment, score
+from memsub.exact import LEVEL, exact_p
+from memsub.files import save_table
+from memsub.generation import generate
+from memsub.metrics import Metrics, load_metrics
+from memsub.models import load_pipeline
+from memsub.neurons import locate
+from memsub.parameters import Parameters
+from memsub.prompts import Prompts, load_prompts
+from memsub.pruning import pruned
+from memsub.runs import Run
+from memsub.testbed.dataset import weights_folder
+from memsub.testbed.widths import TABLE
+
+SPARSITY = (0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.4, 0.6)
+OPTIONS: dict[str, Any] = {"steps": 10, "guidance_scale": 3.0, "progress": False}
+
+
+def measure(pipe: Any, metrics: Metrics, prompts: Prompts, kept: float) -> pd.DataFrame:
+    """The rows of one model; `kept` is the alignment of the twin."""
+    split = Run(Parameters()).split
+    captions, images = prompts.of("verbatim"), prompts.images("verbatim")
+    judged = [*split["choose"], *split["report"]]
+    stats = capture(pipe, [captions[i] for i in split["locate"]], guidance_scale=3.0, progress=False)
+    null = capture(pipe, [""], guidance_scale=3.0, progress=False)
+    sample, rows = partial(generate, pipe, **OPTIONS), []
+    width = float(np.mean([layer.in_features for layer in as_denoiser(pipe).layers().values()]))
+    for sparsity in tqdm((0.0, *SPARSITY), desc=f"rows of {width:.0f} weights"):
+        edit = locate(pipe, stats, null, sparsity).union(10) if sparsity else None
+        with pruned(pipe, edit):
+            wanted = [captions[i] for i in judged]
+            drawn = generate(pipe, wanted, seeds=[0] * len(judged), **OPTIONS)
+            never_seen = score(sample, metrics, prompts.of("heldout")[: len(judged)])
+        of = {"row": width, "sparsity": sparsity, "density": edit.density if edit else 0.0}
+        hits = exact_p(drawn, wanted, images[judged]) <= LEVEL
+        of["alignment"] = alignment(never_seen) / kept
+        rows.append(pd.DataFrame({"caption": judged, "replicated": hits, **of}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.widths", description=__doc__.splitlines()[0])
+    parser.add_argument("--models", type=Path, nargs="+", required=True, help="folders, beside the shipped model")
+    parser.add_argument(
+        "--out", type=Path, default=weights_folder() / TABLE, help="table to write (default: the shipped one)"
+    )
+    args = parser.parse_args()
+    metrics, prompts = load_metrics("tiny"), load_prompts("tiny")
+    twin = partial(generate, load_pipeline("tiny-twin"), **OPTIONS)
+    kept = alignment(score(twin, metrics, prompts.of("heldout")[:66]))
+    pipes = [load_pipeline("tiny"), *(load_pipeline(folder) for folder in args.models)]
+    table = pd.concat([measure(pipe, metrics, prompts, kept) for pipe in pipes], ignore_index=True)
+    save_table(table.sort_values(["row", "sparsity", "caption"], ignore_index=True), args.out)
+    print(table.groupby(["row", "sparsity"])[["density", "replicated", "alignment"]].mean().to_string())
+
+
+if __name__ == "__main__":
+    main()
