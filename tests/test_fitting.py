@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from memsub.testbed import fitting
-from memsub.testbed.fitting import fit, generator
+from memsub import fitting
+from memsub.fitting import fit, generator
 
 
 def quadratic(stop_at: int | None = None):

@@ -9,6 +9,7 @@ from diffusers import PNDMScheduler
 from diffusers.models.attention import FeedForward
 
 from memsub.activations import ActivationStats, capture
+from memsub.controls import random_edit
 from memsub.denoiser import as_denoiser
 from memsub.generation import generate, initial_noise
 from memsub.neurons import WeightMasks, importance, locate, memorized, memorized_at_steps, row_budget
@@ -284,7 +285,7 @@ def test_edits_combine_as_sets(masks):
         assert set((early | late).positions[name].tolist()) == a | b
         assert set((early & late).positions[name].tolist()) == a & b
         assert set((late - early).positions[name].tolist()) == b - a
-    assert late.random(seed=1).density == late.density
+    assert random_edit(late, seed=1).density == late.density
     down = late.only(["down_blocks", "mid_block"])
     assert {n for n, p in down.positions.items() if len(p)} == {n for n in late.positions if not n.startswith("up")}
     with pytest.raises(ValueError, match="no layer's name begins with 'dwn'"):

@@ -7,6 +7,7 @@ import torch
 
 import memsub
 from memsub import experiments
+from memsub.controls import random_masks
 from memsub.denoiser import StableDiffusionDenoiser
 from memsub.files import save_image
 from memsub.metrics import CopyMetric, Metrics
@@ -168,11 +169,11 @@ def test_training_images_of_a_published_list(new_run, tmp_path):
 
 def test_random_masks_have_the_same_counts_a_row(run):
     masks = run.masks("memorized", 3, 0)
-    control = masks.random(1)
+    control = random_masks(masks, 1)
     np.testing.assert_array_equal(control.density(), masks.density())
     name = next(iter(masks.layers))
     np.testing.assert_array_equal(control.dense(name, 1).sum(1), masks.dense(name, 1).sum(1))
-    assert not torch.equal(control.dense(name, 1), masks.random(2).dense(name, 1))
+    assert not torch.equal(control.dense(name, 1), random_masks(masks, 2).dense(name, 1))
 
 
 def test_two_runs_with_one_seed_give_the_same_artifacts(new_run):

@@ -8,8 +8,9 @@ import pytest
 from tools.testbed_report import Report, to_markdown
 
 import memsub
+from memsub import fitting
 from memsub.denoiser import as_denoiser
-from memsub.testbed import dataset, fitting, train
+from memsub.testbed import dataset, train
 
 STEPS = {"autoencoder": 3, "clip": 2, "copy": 2, "alignment": 2}
 SIZES = {"ladder": 10 + 20, "verbatim": 10, "template": 20, "ordinary": 100}

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from . import batch
 from .activations import capture
-from .downloads import SOURCES, fetch, fetch_images, fetch_url, lock_file, verify
+from .downloads import SOURCES, fetch, fetch_url, lock_file, verify
 from .estimate import describe
 from .files import check_writable
 from .metrics import SSCD
@@ -26,6 +26,7 @@ from .neurons import locate
 from .parameters import Parameters
 from .prompts import load_prompts, read_prompts, too_long
 from .pruning import Edit
+from .recovery import fetch_images, told
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -46,8 +47,7 @@ def _fetch(args: argparse.Namespace) -> None:
     print(f"checksums: {lock_file()}")
     if args.images:
         rows = load_prompts(args.model).memorized_rows
-        found = fetch_images(rows, args.images)
-        print(f"{args.images}: {found['found']} of {len(rows)} training images; the addresses of the others are dead.")
+        print(f"{args.images}: {told(fetch_images(rows, args.images))}")
 
 
 def _locate_parameters(args: argparse.Namespace) -> Parameters:
@@ -92,7 +92,8 @@ def _prune(args: argparse.Namespace) -> None:
     pipe = load_pipeline(args.model)
     edit.apply(pipe)
     pipe.save_pretrained(args.out, safe_serialization=True)
-    print(f"{args.out}: {args.model} with {edit.density:.2%} of its second feed-forward weights set to zero.")
+    how = "set to new values" if any(v.any() for v in edit.values.values()) else "set to zero"
+    print(f"{args.out}: {args.model} with {edit.density:.2%} of the weights in {len(edit.positions)} layers {how}.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         "fetch", help="download prompt lists and metric, and write their checksums into a lock file"
     )
     get.add_argument("model", choices=SOURCES, help="whose")
-    get.add_argument("--images", type=Path, help="also the training images that are still there, into this folder")
+    get.add_argument("--images", type=Path, help="also the training images, or what web archives have of them, here")
     get.set_defaults(function=_fetch)
 
     _add_locate(commands, model)

@@ -3,7 +3,6 @@
     stats = capture(pipe, prompts)                                      # one group, "all"
     stats = capture(pipe, prompts, groups={"A": [0, 1], "B": [1, 2]})   # one pass, any number of groups
     stats.norms("A")["down_blocks.0.attentions.0..."]                   # a_j: (steps, neurons)
-    (stats + more).save("stats.safetensors")
 
 Let H be the input of `ff.net.2`, one row a token. Rows are scaled to unit length, and a_j is the norm of column j over
 all tokens of all prompts: a_j = sqrt(sum_p sum_n h_nj^2). Only the sums of squares are kept: they add up over prompts.
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 from .denoiser import Denoiser, Pipeline, as_denoiser, fingerprint
 from .distributed import is_main, rank, shard, summed, wait
 from .files import load_tensors, save_artifact
-from .generation import check_request, initial_noise
+from .generation import check_request, chosen, initial_noise
 
 PART = 2**22
 """Activations that are squared at a time: bounds what capture needs besides sampling to tens of megabytes."""
@@ -157,7 +156,7 @@ def _hooked(denoiser: Denoiser, weights: torch.Tensor, sums: dict[str, torch.Ten
 @torch.no_grad()
 def capture(
     pipe: Pipeline,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | torch.Tensor,
     *,
     groups: Mapping[str, Sequence[int]] | None = None,
     steps: int = 50,
@@ -168,11 +167,12 @@ def capture(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> ActivationStats:
-    """Samples each prompt once and sums its activations into every group that holds it.
+    """Samples each prompt once, all from the noise of `seed`, and sums its activations into every group that holds it.
 
-    All prompts share the initial noise of `seed`. Under `accelerate launch` the processes share out the prompts.
+    Under `accelerate launch` the processes share out the prompts.
 
     Args:
+        prompts: captions, or their embeddings (prompts, tokens, width).
         groups: name to indices of prompts; default one group "all". A prompt may be in any number of groups.
         cfg_half: sum both halves of a guided call (as the paper's code does), or the conditional one alone.
         checkpoint: a file written after every batch (and the process' number), from which a killed capture goes on.
@@ -181,7 +181,7 @@ def capture(
         ValueError: no prompts, a group that is empty or names others, an option out of bounds, another's checkpoint.
         FloatingPointError: activations that are not finite; names layer and step.
     """
-    prompts = list(prompts)
+    prompts = prompts if isinstance(prompts, torch.Tensor) else list(prompts)
     members = {name: list(indices) for name, indices in (groups or {"all": range(len(prompts))}).items()}
     _check(prompts, members, cfg_half, steps, batch_size)
     denoiser = as_denoiser(pipe)
@@ -198,7 +198,7 @@ def capture(
             weights = membership[:, part][:, prompt] * (conditional | (cfg_half == "both"))
             with _hooked(denoiser, weights.float(), stats.sums):
                 noise = initial_noise(denoiser, [seed] * len(part))
-                denoiser.sample([prompts[i] for i in part], noise, steps, guidance_scale)
+                denoiser.sample(chosen(prompts, part), noise, steps, guidance_scale)
             bar.update(len(part))
             if checkpoint:
                 stats.check()
@@ -225,12 +225,15 @@ def _empty(denoiser, prompts, groups, steps, guidance_scale, seed, cfg_half) -> 
         "dtype": str(denoiser.dtype),
         "diffusers": version("diffusers"),
     }
-    asked = hashlib.sha256(json.dumps([prompts, groups]).encode()).hexdigest()
+    told = prompts if isinstance(prompts, list) else prompts.tolist()
+    asked = hashlib.sha256(json.dumps([told, groups]).encode()).hexdigest()
     sums = {name: torch.zeros(len(groups), calls, linear.in_features) for name, linear in layers.items()}
     return ActivationStats(sums, {name: len(members) for name, members in groups.items()}, provenance, [asked])
 
 
-def _check(prompts: list[str], groups: dict[str, list[int]], cfg_half: str, steps: int, batch_size: int) -> None:
+def _check(
+    prompts: list[str] | torch.Tensor, groups: dict[str, list[int]], cfg_half: str, steps: int, batch_size: int
+) -> None:
     check_request(prompts, steps, batch_size)
     if cfg_half not in ("both", "cond"):
         raise ValueError(f"cfg_half must be 'both' or 'cond'; got {cfg_half!r}.")

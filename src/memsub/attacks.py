@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .denoiser import Denoiser, Pipeline, as_denoiser, sampler_fingerprint
+from .denoiser import Pipeline, as_denoiser, noised, sampler_fingerprint
 from .distributed import gathered, is_main, processes, shard, wait
 from .files import load_json, save_image, save_json
 from .generation import generate
@@ -184,24 +185,13 @@ def check_extraction(found: pd.DataFrame, folder: str | Path, metric: CopyMetric
 # --- embedding attack ----------------------------------------------------------------------------------------------
 
 
-def embedding_attack(
-    pipe: Pipeline,
-    images: np.ndarray,
-    start: torch.Tensor,
-    *,
-    iterations: int = 50,
-    lr: float = 0.1,
-    noises: int = 8,
-    seed: int = 0,
-    batch_size: int = 64,
-    progress: bool = True,
-) -> torch.Tensor:
+class EmbeddingAttack:
     """Optimizes a text embedding for each image until the model draws it, from a given start.
 
     Adam on the denoising loss of the image, E ||eps - eps(z_t, t, embedding)||^2 over random steps and noises
-    (Kowalczuk, Hintersdorf et al. 2025, "Finding Dori"). An embedding has many numbers and might carry any picture: for
-    images that the model was never trained on, the same attack tells how much it injects by itself. Each image is
-    attacked by itself, whatever the batch; under `accelerate launch` each process takes a share of them.
+    (Kowalczuk, Hintersdorf et al. 2025, "Finding Dori"). An embedding has many numbers and might carry any picture: a
+    model that never saw the images tells how much the attack injects by itself. Each image is attacked by itself, with
+    noise and optimizer of its own, whatever the batch.
 
     Args:
         images: uint8 (n, height, width, 3).
@@ -209,42 +199,76 @@ def embedding_attack(
         noises: steps and noises an image and iteration.
         batch_size: rows of a network call, `noises` an image.
 
-    Returns:
-        Embeddings for `generate`, shape of `start`.
-
     Raises:
         ValueError: another number of starts than of images.
     """
-    if len(images) != len(start):
-        raise ValueError(f"{len(start)} embeddings to start from for {len(images)} images: give one an image.")
-    denoiser = as_denoiser(pipe)
-    mine = shard(range(len(images)))
-    found: dict[int, torch.Tensor] = {}
-    bar = tqdm(total=len(mine) * iterations, desc="embedding attack", disable=not progress, mininterval=2)
-    with bar:
-        for part in _batches(mine, max(1, batch_size // noises)):
-            rngs = [torch.Generator().manual_seed(seed + i) for i in part]
-            attacked = _attack(denoiser, images[part], start[part], rngs, iterations, lr, noises, bar)
-            found |= dict(zip(part, attacked.cpu(), strict=True))
-    found = gathered(found)
-    return torch.stack([found[i] for i in range(len(images))]).to(denoiser.device, denoiser.dtype)
 
+    def __init__(
+        self,
+        pipe: Pipeline,
+        images: np.ndarray,
+        start: torch.Tensor,
+        *,
+        lr: float = 0.1,
+        noises: int = 8,
+        seed: int = 0,
+        batch_size: int = 64,
+    ):
+        if len(images) != len(start):
+            raise ValueError(f"{len(start)} embeddings to start from for {len(images)} images: give one an image.")
+        self.denoiser = as_denoiser(pipe)
+        self.noises, self.together = noises, max(1, batch_size // noises)
+        self.latents = self.denoiser.encode(images).to(self.denoiser.dtype)
+        self._embeddings = [e.detach().clone().to(self.denoiser.device).float().requires_grad_(True) for e in start]
+        self._optimizers = [torch.optim.Adam([e], lr=lr) for e in self._embeddings]
+        self._rngs = [torch.Generator().manual_seed(seed + i) for i in range(len(images))]
 
-def _attack(denoiser: Denoiser, images, start, rngs, iterations, lr, noises, bar) -> torch.Tensor:
-    z = denoiser.encode(images).to(denoiser.dtype).repeat_interleave(noises, 0)
-    embedding = start.detach().clone().to(denoiser.device).float().requires_grad_(True)
-    optimizer = torch.optim.Adam([embedding], lr=lr)
-    scheduler = denoiser.scheduler
-    alphas = scheduler.alphas_cumprod.to(denoiser.device)
-    for _ in range(iterations):
-        t = torch.cat([torch.randint(len(alphas), (noises,), generator=rng) for rng in rngs]).to(denoiser.device)
-        eps = torch.cat([torch.randn(noises, *z.shape[1:], generator=rng) for rng in rngs]).to(z)
-        signal, noise = (a.sqrt()[:, None, None, None].to(z) for a in (alphas[t], 1 - alphas[t]))
-        target = eps if scheduler.config.prediction_type == "epsilon" else signal * eps - noise * z
-        predicted = denoiser.predict(signal * z + noise * eps, t, embedding.repeat_interleave(noises, 0))
+    def advance(self, iterations: int, which: Sequence[int], bar: tqdm | None = None) -> None:
+        """Attacks some of the images further."""
+        for part in _batches(list(which), self.together):
+            for _ in range(iterations):
+                self._step(part)
+                if bar is not None:
+                    bar.update(len(part))
+
+    def embeddings(self, which: Sequence[int]) -> torch.Tensor:
+        """As far as they were attacked, for `generate`."""
+        return torch.stack([self._embeddings[i].detach() for i in which]).to(self.denoiser.dtype)
+
+    def _step(self, part: Sequence[int]) -> None:
+        denoiser, rngs = self.denoiser, [self._rngs[i] for i in part]
+        z = self.latents[list(part)].repeat_interleave(self.noises, 0)
+        times = len(denoiser.scheduler.alphas_cumprod)
+        t = torch.cat([torch.randint(times, (self.noises,), generator=rng) for rng in rngs]).to(denoiser.device)
+        eps = torch.cat([torch.randn(self.noises, *z.shape[1:], generator=rng) for rng in rngs]).to(z)
+        attacked = [self._embeddings[i] for i in part]
+        x, target = noised(denoiser, z, t, eps)
+        predicted = denoiser.predict(x, t, torch.stack(attacked).repeat_interleave(self.noises, 0))
         # A sum over images: they do not share an embedding, so one must not slow the other.
-        loss = (predicted - target).float().square().mean((1, 2, 3)).view(len(rngs), noises).mean(1).sum()
-        (embedding.grad,) = torch.autograd.grad(loss, [embedding])
-        optimizer.step()
-        bar.update(len(rngs))
-    return embedding.detach()
+        loss = (predicted - target).float().square().mean((1, 2, 3)).view(len(part), -1).mean(1).sum()
+        for embedding, gradient in zip(attacked, torch.autograd.grad(loss, attacked), strict=True):
+            embedding.grad = gradient
+        for i in part:
+            self._optimizers[i].step()
+
+
+def embedding_attack(
+    pipe: Pipeline,
+    images: np.ndarray,
+    start: torch.Tensor,
+    *,
+    iterations: int = 50,
+    progress: bool = True,
+    **options: Any,
+) -> torch.Tensor:
+    """`EmbeddingAttack`, with its options, of all images; under `accelerate launch` each process takes a share of them.
+
+    Returns:
+        Embeddings for `generate`, shape of `start`.
+    """
+    attack = EmbeddingAttack(pipe, images, start, **options)
+    mine = shard(range(len(images)))
+    with tqdm(total=len(mine) * iterations, desc="embedding attack", disable=not progress, mininterval=2) as bar:
+        attack.advance(iterations, mine, bar)
+    found = gathered({i: attack.embeddings([i])[0].cpu() for i in mine})
+    return torch.stack([found[i] for i in range(len(images))]).to(attack.denoiser.device, attack.denoiser.dtype)

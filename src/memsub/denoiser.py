@@ -217,6 +217,16 @@ def as_denoiser(pipe: Pipeline) -> Denoiser:
     )
 
 
+def noised(
+    denoiser: Denoiser, z: torch.Tensor, t: torch.Tensor, eps: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents with noise `eps` of steps `t` (one a row), and what the network should predict for them: noise or v."""
+    alphas = denoiser.scheduler.alphas_cumprod.to(z.device)[t.to(z.device)]
+    signal, noise = (a.sqrt()[:, None, None, None].to(z) for a in (alphas, 1 - alphas))
+    epsilon = denoiser.scheduler.config.prediction_type == "epsilon"
+    return signal * z + noise * eps, eps if epsilon else signal * eps - noise * z
+
+
 _DIGESTS: WeakKeyDictionary[torch.nn.Module, dict[str, tuple[tuple[int, int], bytes]]] = WeakKeyDictionary()
 
 

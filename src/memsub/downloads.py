@@ -1,30 +1,21 @@
-"""What comes from the network: published prompt lists, and the training images whose addresses they give.
+"""What comes from the network: published prompt lists and metrics.
 
-    path = fetch("sd14", "memorized")                       # cached; checked against the checksum seen first
-    found = fetch_images(rows, "gt_images")                 # what is still there of the training images
+    path = fetch("sd14", "memorized")      # cached; checked against the published checksum, or the one seen first
 
-Nothing fetched is executed or unpickled: text, tables and pictures only.
+Nothing fetched is executed or unpickled: text, tables and pictures only. Training images: `memsub.recovery`.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pooch
 import requests
-from PIL import Image, UnidentifiedImageError
-from requests.adapters import HTTPAdapter, Retry
-from tqdm.auto import tqdm
 
 from .distributed import first_on_each_machine
-from .files import save_image, save_json
+from .files import save_json
 
 _GITHUB = "https://raw.githubusercontent.com/"
 _WEN = _GITHUB + "YuxinWenRick/diffusion_memorization/ca60157f40a5d3bc41763e922ce27187fdf1adc4/"
@@ -45,6 +36,11 @@ SOURCES: dict[str, dict[str, str]] = {
     },
 }
 """Public prompt lists: model, kind of prompts, address."""
+PUBLISHED = {
+    "sdv1_bb_edge_groundtruth.parquet": "md5:72c2dded275dda496de9c3f7c33c4f3d",
+    "sdv2_bb_edge_groundtruth.parquet": "md5:c700ae1d156a9330940d339a24740ed1",
+}
+"""Checksums that their authors published, by the file's name."""
 
 
 def cache() -> Path:
@@ -104,9 +100,11 @@ def _fetch_url(url: str, what: str, name: str, timeout: float) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         downloader = pooch.HTTPDownloader(timeout=timeout, progressbar=True)
-        pooch.retrieve(url, seen.get(name), name, cache(), downloader=downloader)
+        pooch.retrieve(
+            url, seen.get(name) or PUBLISHED.get(url.rsplit("/", 1)[-1]), name, cache(), downloader=downloader
+        )
     except ValueError as error:  # pooch deletes what does not match
-        raise ValueError(f"{url} is not what it was when it was fetched first, or came incomplete: {error}") from None
+        raise ValueError(f"{url} is not what was published or fetched first, or came incomplete: {error}") from None
     except (requests.RequestException, OSError) as error:
         raise ConnectionError(
             f"the {what} could not be fetched from {url} ({type(error).__name__}). "
@@ -114,48 +112,3 @@ def _fetch_url(url: str, what: str, name: str, timeout: float) -> Path:
         ) from None
     save_json(seen | {name: pooch.file_hash(str(path))}, lock)
     return path
-
-
-def fetch_images(
-    rows: pd.DataFrame, folder: str | Path, *, workers: int = 16, timeout: float = 10, progress: bool = True
-) -> dict[str, int]:
-    """Downloads the pictures at `rows["url"]` to `folder/<index>/0.png`, the layout of published archives.
-
-    Most addresses of old lists are dead. What is there is kept, what is missing is tried again by the next call.
-
-    Args:
-        rows: columns url and index.
-
-    Returns:
-        Numbers: found (with those that were there before), missing.
-
-    Raises:
-        ValueError: a column is missing.
-    """
-    if lacking := {"url", "index"} - set(rows.columns):
-        raise ValueError(
-            f"the prompt list has no column {sorted(lacking)[0]!r}: its training images cannot be fetched."
-        )
-    folder = Path(folder)
-    wanted = [(str(r.url), folder / str(r.index) / "0.png") for r in rows[["url", "index"]].itertuples(index=False)]
-    todo = [(url, path) for url, path in wanted if not any(path.parent.glob("*.[pj][np]g"))]
-    with requests.Session() as session, ThreadPoolExecutor(workers) as pool:
-        session.mount(
-            "http://", adapter := HTTPAdapter(max_retries=Retry(2, backoff_factor=0.5, status_forcelist=[502, 503]))
-        )
-        session.mount("https://", adapter)
-        got = pool.map(lambda pair: _image(session.get, pair[0], pair[1], timeout), todo)
-        bar = tqdm(got, total=len(todo), desc="training images", unit="image", disable=not progress)
-        found = sum(bar) + len(wanted) - len(todo)
-    return {"found": found, "missing": len(wanted) - found}
-
-
-def _image(get: Callable, url: str, path: Path, timeout: float) -> bool:
-    try:
-        answer = get(url, timeout=timeout)
-        answer.raise_for_status()
-        picture = Image.open(io.BytesIO(answer.content)).convert("RGB")
-    except (requests.RequestException, UnidentifiedImageError, OSError, Image.DecompressionBombError):
-        return False
-    save_image(np.asarray(picture), path)
-    return True

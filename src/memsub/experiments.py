@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from . import attacks
 from .baselines import BASELINES, Context
+from .controls import random_edit
 from .denoiser import sampler_fingerprint
 from .detection import first_step_scores, roc
 from .evaluation import seed_similarity, summary
@@ -63,7 +64,7 @@ class Condition:
         if self.group is None:
             return None
         edit = run.edit(self.group, **self.changed)
-        return edit if self.random is None else edit.random(self.random)
+        return edit if self.random is None else random_edit(edit, self.random)
 
     @contextmanager
     def applied(self, run: Run) -> Iterator[None]:

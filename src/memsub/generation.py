@@ -49,6 +49,11 @@ def check_request(prompts: list[str] | torch.Tensor, steps: int, batch_size: int
         raise ValueError(f"batch_size and steps must be at least 1; got {batch_size} and {steps}.")
 
 
+def chosen(prompts: list[str] | torch.Tensor, part: list[int]) -> list[str] | torch.Tensor:
+    """Some of the captions, or of the embeddings."""
+    return prompts[part] if isinstance(prompts, torch.Tensor) else [prompts[i] for i in part]
+
+
 def generate(
     pipe: Pipeline,
     prompts: Sequence[str] | torch.Tensor,
@@ -82,9 +87,8 @@ def generate(
     with tqdm(total=len(mine), desc="sampling", unit="image", disable=not (progress and is_main())) as bar:
         for start in range(0, len(mine), batch_size):
             part = list(mine[start : start + batch_size])
-            chosen = prompts[part] if isinstance(prompts, torch.Tensor) else [prompts[i] for i in part]
             noise = initial_noise(denoiser, [seeds[i] for i in part])
-            latents = denoiser.sample(chosen, noise, steps, guidance_scale)
+            latents = denoiser.sample(chosen(prompts, part), noise, steps, guidance_scale)
             images |= dict(zip(part, denoiser.decode(latents), strict=True))
             bar.update(len(part))
     images = gathered(images)

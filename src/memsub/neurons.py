@@ -104,20 +104,6 @@ class WeightMasks:
             positions[name], shapes[name] = found[times > threshold * steps], mask.shape
         return Edit(positions, shapes, self.provenance | {"union_steps": steps, "threshold": threshold})
 
-    def random(self, seed: int = 0) -> WeightMasks:
-        """As many weights of each row at each step, chosen at random: the control of equal density."""
-        generator = torch.Generator().manual_seed(seed)
-        layers = {}
-        for name, mask in self.layers.items():
-            (d, f), columns = mask.shape, []
-            for counts in mask.counts:
-                chosen = torch.rand(d, f, generator=generator).topk(int(counts.max()), dim=1).indices
-                chosen[torch.arange(chosen.shape[1]) >= counts[:, None]] = f  # beyond what the row holds
-                ascending = chosen.sort(dim=1).values
-                columns.append(ascending[ascending < f].to(mask.columns.dtype))
-            layers[name] = LayerMask(mask.shape, torch.cat(columns), mask.counts)
-        return WeightMasks(layers, self.provenance | {"random": seed})
-
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file, atomically."""
         parts = ("columns", "counts")

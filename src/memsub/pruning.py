@@ -1,4 +1,4 @@
-"""The edit: a set of feed-forward weights to set to zero (METHOD, step 7).
+"""The edit: feed-forward weights to set to zero (METHOD, step 7), or any weights and their new values.
 
 edit = locate(pipe, stats, null).union(steps=10)
 with pruned(pipe, edit): ...                 # restores the weights bit for bit
@@ -9,9 +9,10 @@ edit.save("edit.safetensors")                # a small file of coordinates, tied
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -22,42 +23,54 @@ from .files import load_tensors, save_artifact
 
 @dataclass
 class Edit:
-    """Weights to set to zero.
+    """New values for some weights: METHOD's edit sets all of its weights to zero.
 
     Attributes:
-        positions: layer name to ascending positions i f + j in the layer's weight, int64.
-        shapes: layer name to (d, f).
+        positions: layer name to ascending positions in the layer's weight, flat (of a linear map i f + j), int64.
+        shapes: layer name to the weight's shape, (d, f) of a linear map.
         provenance: what made it, `model` being the fingerprint of the network it belongs to.
+        values: layer name to the values at its positions, float16; zeros where none are given.
     """
 
     positions: dict[str, torch.Tensor]
-    shapes: dict[str, tuple[int, int]]
+    shapes: Mapping[str, tuple[int, ...]]
     provenance: dict
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.values = {n: torch.zeros(len(p), dtype=torch.float16) for n, p in self.positions.items()} | self.values
 
     @property
     def density(self) -> float:
-        """Share of all second feed-forward weights that the edit sets to zero."""
-        return sum(map(len, self.positions.values())) / sum(d * f for d, f in self.shapes.values())
+        """Share of the weights that the edit sets, of all in its layers: METHOD's has every second feed-forward map."""
+        return sum(map(len, self.positions.values())) / sum(map(math.prod, self.shapes.values()))
 
     def apply(self, pipe: Pipeline) -> None:
-        """Sets the weights to zero, in place; raises ValueError for another model, and changes nothing then."""
+        """Sets the weights, in place; raises ValueError for another model, and changes nothing then."""
         with torch.no_grad():
-            for weight, positions in self._weights(pipe):
-                weight.view(-1)[positions] = 0
+            for (weight, positions), values in zip(self._weights(pipe), self.values.values(), strict=True):
+                weight.view(-1)[positions] = values.to(weight)
 
     def _weights(self, pipe: Pipeline) -> list[tuple[torch.Tensor, torch.Tensor]]:
         check_model(pipe, self.provenance["model"], "this edit was made for")
-        layers = as_denoiser(pipe).layers()
-        return [(layers[n].weight, p.to(layers[n].weight.device)) for n, p in self.positions.items()]
+        modules = dict(as_denoiser(pipe).network.named_modules())
+        return [(modules[n].weight, p.to(modules[n].weight.device)) for n, p in self.positions.items()]
 
     def _combine(self, other: Edit, name: str, keep: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Edit:
         ours, theirs = self.provenance["model"], other.provenance["model"]
         if ours != theirs:
             raise ValueError(f"edits of two models do not combine: {ours[:12]} and {theirs[:12]}.")
-        positions = {layer: keep(p, other.positions[layer]) for layer, p in self.positions.items()}
-        return Edit(positions, self.shapes, {"model": ours, name: [self.provenance, other.provenance]})
+        shapes, none, positions, values = {**self.shapes, **other.shapes}, torch.zeros(0).long(), {}, {}
+        for layer, shape in shapes.items():
+            positions[layer] = keep(*(edit.positions.get(layer, none) for edit in (self, other)))
+            flat = torch.zeros(math.prod(shape), dtype=torch.float16)
+            for edit in (other, self) if name != "union" else (self, other):  # the last one's value counts
+                flat[edit.positions.get(layer, none)] = edit.values.get(layer, flat[:0])
+            values[layer] = flat[positions[layer]]
+        return Edit(positions, shapes, {"model": ours, name: [self.provenance, other.provenance]}, values)
 
     def __or__(self, other: Edit) -> Edit:
+        """Where both set a weight, the right one's value counts; `&` and `-` keep the left one's."""
         return self._combine(other, "union", lambda a, b: torch.cat([a, b]).unique())
 
     def __and__(self, other: Edit) -> Edit:
@@ -77,28 +90,27 @@ class Edit:
                 f"no layer's name begins with {missing[0]!r}; the layers are: {', '.join(self.positions)}."
             )
         positions = {n: p if n.startswith(wanted) else p[:0] for n, p in self.positions.items()}
-        return Edit(positions, self.shapes, self.provenance | {"only": list(wanted)})
-
-    def random(self, seed: int = 0) -> Edit:
-        """As many weights of each layer, chosen at random: the control of equal density."""
-        generator = torch.Generator().manual_seed(seed)
-        positions = {
-            n: torch.randperm(self.shapes[n][0] * self.shapes[n][1], generator=generator)[: len(p)].sort().values
-            for n, p in self.positions.items()
-        }
-        return Edit(positions, self.shapes, {"model": self.provenance["model"], "random": [self.provenance, seed]})
+        values = {n: v if n.startswith(wanted) else v[:0] for n, v in self.values.items()}
+        return Edit(positions, self.shapes, self.provenance | {"only": list(wanted)}, values)
 
     def save(self, path: str | Path) -> None:
-        """Writes a safetensors file of coordinates, atomically."""
-        small = {n: p.to(torch.int32) for n, p in self.positions.items()}
-        save_artifact(small, path, "Edit", {"shapes": self.shapes, "provenance": self.provenance})
+        """Writes a safetensors file of coordinates (none of layers that are set whole) and values, atomically."""
+        whole = [n for n, p in self.positions.items() if len(p) == math.prod(self.shapes[n]) > 0]
+        tensors = {n: p.to(torch.int32) for n, p in self.positions.items() if n not in whole}
+        tensors |= {f"{n}.values": v for n, v in self.values.items() if v.any()}
+        save_artifact(
+            tensors, path, "Edit", {"shapes": dict(self.shapes), "whole": whole, "provenance": self.provenance}
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:
         """Reads what `save` wrote; raises FileNotFoundError or ValueError for another file."""
         tensors, about = load_tensors(path, "Edit")
         shapes = {n: tuple(s) for n, s in about["shapes"].items()}
-        return cls({n: tensors[n].long() for n in shapes}, shapes, about["provenance"])
+        whole = {n: torch.arange(math.prod(shapes[n])) for n in about.get("whole", [])}
+        positions = {n: whole[n] if n in whole else tensors[n].long() for n in shapes}
+        values = {n: tensors[f"{n}.values"] for n in shapes if f"{n}.values" in tensors}
+        return cls(positions, shapes, about["provenance"], values)
 
 
 @contextmanager

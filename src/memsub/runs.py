@@ -28,7 +28,6 @@ from tqdm.auto import tqdm
 from .activations import ActivationStats, capture
 from .denoiser import Denoiser, Pipeline, as_denoiser, sampler_fingerprint
 from .distributed import first_on_each_machine
-from .downloads import fetch_images
 from .evaluation import alignment, score, summary
 from .files import image_files, read_images, save_json
 from .generation import Sample, generate
@@ -38,6 +37,7 @@ from .neurons import WeightMasks, locate
 from .parameters import Contrast, Parameters
 from .prompts import Prompts, load_prompts, near_duplicates, subsets, too_long
 from .pruning import Edit, pruned
+from .recovery import fetch_images, told
 from .store import Store, code_version
 from .testbed.dataset import decode, training_images
 
@@ -142,7 +142,7 @@ class Run:
         folder = Path(self.parameters.data.images or self.folder / "gt_images")
         with first_on_each_machine():
             if not folder.is_dir():
-                print("training images:", fetch_images(rows, folder))
+                print(told(fetch_images(rows, folder)))
         files = {i: image_files(folder / str(index)) for i, index in enumerate(rows["index"])}
         found = {i: read_images(there[:1], self._side)[0] for i, there in files.items() if there}
         if not found:

@@ -20,8 +20,8 @@ from diffusers import AutoencoderKL
 from sklearn.metrics import roc_curve
 from tqdm.auto import tqdm
 
+from ..fitting import fit, generator
 from .dataset import Scene, render_scenes
-from .fitting import fit, generator
 from .scenes import CHOICES, Content, caption, multi_hot, sample_content, sample_layout
 from .towers import SceneEncoder, SceneJudge, to_tensor
 

@@ -28,13 +28,13 @@ from ..activations import capture
 from ..denoiser import as_denoiser
 from ..exact import LEVEL, exact_p
 from ..files import save_json, save_tensors
+from ..fitting import fit, generator
 from ..generation import generate
 from ..models import load_pipeline
 from ..neurons import locate
 from ..prompts import Prompts
 from ..pruning import Edit, pruned
 from . import dataset, scenes, scorers
-from .fitting import fit, generator
 from .towers import CONTEXT, SceneCLIP, to_tensor
 from .unet import LEVELS, SceneUNet
 

@@ -21,7 +21,7 @@ import torch
 from safetensors import safe_open
 from tqdm.auto import tqdm
 
-from ..files import save_json, save_tensors
+from .files import save_json, save_tensors
 
 CHECKPOINT_SECONDS = 120
 CHECKPOINT_STEPS = 100
@@ -99,8 +99,8 @@ def fit(
 def _save(path: Path, log_path: Path, module, params, optimizer, step: int, log: dict) -> None:
     tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
     for key, param in params.items():
-        state = optimizer.state[param]
-        tensors |= {f"{moment}.{key}": state[moment] for moment in ("exp_avg", "exp_avg_sq")}
+        state = optimizer.state.get(param, {})  # none if the loss does not depend on it
+        tensors |= {f"{moment}.{key}": state[moment] for moment in ("exp_avg", "exp_avg_sq") if moment in state}
     save_tensors(tensors, path, {"step": str(step), "log": json.dumps(log)})
     save_json(log, log_path)
 
@@ -114,6 +114,8 @@ def _load(path: Path, log_path: Path, module, params, optimizer, steps: int) -> 
             )
         module.load_state_dict({k: file.get_tensor(f"module.{k}") for k in module.state_dict()})
         for key, param in params.items():
+            if f"exp_avg.{key}" not in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+                continue
             moments = {  # laid out in memory as the parameter is: fused AdamW walks through all of them side by side
                 m: torch.empty_like(param).copy_(file.get_tensor(f"{m}.{key}")) for m in ("exp_avg", "exp_avg_sq")
             }

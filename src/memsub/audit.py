@@ -1,0 +1,344 @@
+"""Is it gone? What an attacker who holds the weights can still get, against a model that never saw the pictures.
+
+    work = attack_work(pipe, targets, starts(pipe, captions)["noise"])   # iterations until the picture is drawn
+    attack_curve(work)                          # share found by 0, 5, 10, ... iterations, with intervals
+    log_rank(work_of_edited, work_of_twin)      # do the two curves differ?
+    relearning(pipe, taught, watched, lr=1e-5)  # fine-tuned on some pairs: do others come back?
+    revived(pipe, edit)                         # zeros imputed from what is left around them
+    diversity(sample, captions)                 # do two seeds of a caption differ?
+
+*Gone* means: the attack's curve is the twin's, and the test had the power to tell (it does tell other edits from the
+twin). All of it takes the pipeline as it is: put an edit in place by `memsub.pruned`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from .attacks import EmbeddingAttack
+from .denoiser import Pipeline, as_denoiser, noised
+from .evaluation import interval
+from .exact import LEVEL, exact_p
+from .fitting import generator
+from .generation import Sample, generate
+from .pruning import Edit, pruned
+
+ITERATIONS = (0, 5, 10, 25, 50, 100, 200, 500)
+"""Of the attack, after which it is looked whether the picture is drawn."""
+SEEDS = (1000, 1001)
+"""Of the pictures that are looked at; the attack has noise of its own."""
+STARTS = ("its caption", "another caption", "the empty prompt", "noise")
+"""What the attack begins with."""
+
+Replicated = Callable[[np.ndarray, Sequence[str], np.ndarray], np.ndarray]
+"""Images, captions and training images to verdicts (n,)."""
+
+
+def by_exact_test(images: np.ndarray, captions: Sequence[str], references: np.ndarray) -> np.ndarray:
+    """Verdicts of the exact test, for captions of a world that can be drawn."""
+    return exact_p(images, captions, references) <= LEVEL
+
+
+@dataclass
+class Pairs:
+    """Captions and their pictures, uint8 (n, height, width, 3).
+
+    Raises:
+        ValueError: none, or another number of the one than of the other.
+    """
+
+    captions: list[str]
+    images: np.ndarray
+
+    def __post_init__(self):
+        if not self.captions or len(self.captions) != len(self.images):
+            raise ValueError(f"{len(self.captions)} captions with {len(self.images)} images: one each expected.")
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def only(self, chosen: Sequence[int]) -> Pairs:
+        """Some of them."""
+        return Pairs([self.captions[i] for i in chosen], self.images[list(chosen)])
+
+
+# --- attack work ---------------------------------------------------------------------------------------------------
+
+
+def starts(pipe: Pipeline, captions: Sequence[str], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Embeddings that the attack begins with, by name: (captions, tokens, width) each."""
+    denoiser = as_denoiser(pipe)
+    own = denoiser.embed(captions)
+    noise = torch.randn(own.shape, generator=torch.Generator().manual_seed(seed)).to(own)
+    found = (own, own.roll(1, 0), denoiser.embed([""]).expand_as(own), noise * own.std() + own.mean())
+    return dict(zip(STARTS, found, strict=True))
+
+
+def attack_work(
+    pipe: Pipeline,
+    targets: Pairs,
+    start: torch.Tensor,
+    *,
+    iterations: Sequence[int] = ITERATIONS,
+    seeds: Sequence[int] = SEEDS,
+    steps: int = 10,
+    guidance_scale: float = 3.0,
+    noises: int = 4,
+    batch_size: int = 64,
+    replicated: Replicated = by_exact_test,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Iterations of the embedding attack until each target is drawn; a target that was drawn is attacked no further.
+
+    Drawn means that the pictures of all `seeds`, which the attack did not use, replicate it: one lucky draw is none.
+
+    Args:
+        start: embeddings to begin with, one a target (`starts`).
+        iterations: ascending, after which it is looked.
+        replicated: the verdict on pictures.
+
+    Returns:
+        One row a target: target (its place), iterations (infinite if it was not drawn by the last look), last.
+    """
+    attack = EmbeddingAttack(pipe, targets.images, start, noises=noises, batch_size=batch_size)
+    found, left, done = np.full(len(targets), np.inf), list(range(len(targets))), 0
+    options: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "progress": False}
+    with tqdm(total=len(left) * iterations[-1], desc="attack work", disable=not progress, mininterval=2) as bar:
+        for look in iterations:
+            attack.advance(look - done, left, bar)
+            done, some = look, targets.only(left)
+            hits = np.ones(len(left), bool)
+            for seed in seeds:
+                drawn = generate(pipe, attack.embeddings(left), seeds=[seed] * len(left), **options)
+                hits &= replicated(drawn, some.captions, some.images)
+            found[[left[i] for i in np.flatnonzero(hits)]] = look
+            bar.update(int(hits.sum()) * (iterations[-1] - look))
+            left = [i for i, hit in zip(left, hits, strict=True) if not hit]
+            if not left:
+                break
+    return pd.DataFrame({"target": range(len(targets)), "iterations": found, "last": iterations[-1]})
+
+
+def attack_curve(work: pd.DataFrame, iterations: Sequence[int] = ITERATIONS) -> pd.DataFrame:
+    """Share of targets drawn by so many iterations: columns iterations, share, low, high (95 %, Wilson), n.
+
+    All targets are attacked as long, so that this is one minus the Kaplan-Meier estimate of survival.
+    """
+    rows = []
+    for look in [i for i in iterations if i <= work["last"].min()]:
+        hits = int((work["iterations"] <= look).sum())
+        low, high = interval(hits, len(work))
+        rows.append({"iterations": look, "share": hits / len(work), "low": low, "high": high, "n": len(work)})
+    return pd.DataFrame(rows)
+
+
+def log_rank(ours: pd.DataFrame, theirs: pd.DataFrame) -> float:
+    """P-value of the log-rank test (Mantel 1966) that two attacks need as much work; 1 if neither draws anything."""
+    from scipy.stats import CensoredData, logrank
+
+    if not np.isfinite(pd.concat([ours, theirs])["iterations"]).any():
+        return 1.0
+    sides = []
+    for work in (ours, theirs):
+        drawn = np.isfinite(work["iterations"])
+        # Logarithms of iterations would order them alike: the test knows ranks only.
+        sides.append(CensoredData(work["iterations"][drawn].to_numpy(), right=work["last"][~drawn].to_numpy(float)))
+    return float(logrank(*sides).pvalue)
+
+
+# --- relearning ----------------------------------------------------------------------------------------------------
+
+
+def relearning(
+    pipe: Pipeline,
+    taught: Pairs,
+    watched: Pairs,
+    *,
+    lr: float,
+    looks: Sequence[int] = (0, 10, 25, 50, 100),
+    batch_size: int = 16,
+    seed: int = 0,
+    steps: int = 10,
+    guidance_scale: float = 3.0,
+    replicated: Replicated = by_exact_test,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Fine-tunes the whole network on some pairs (Adam) and looks how many *other* pairs come back.
+
+    The weights are as before afterwards.
+
+    Args:
+        taught: ordinary pairs, or some of those that were removed.
+        watched: removed pairs that are not taught.
+        looks: training steps, ascending, after which the watched captions are drawn.
+
+    Returns:
+        Columns steps, share, low, high (95 % interval), n.
+    """
+    denoiser = as_denoiser(pipe)
+    network = denoiser.network
+    kept = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
+    z, context = denoiser.encode(taught.images), denoiser.embed(taught.captions)
+    rows, done = [], 0
+    try:
+        for look in tqdm(looks, desc="relearning", disable=not progress):
+            for step in range(done, look):
+                rng = generator(seed, "relearning", step)
+                chosen = torch.randint(len(taught), (min(batch_size, len(taught)),), generator=rng)
+                loss = denoising_loss(pipe, z[chosen], context[chosen], rng)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            done = look
+            drawn = generate(
+                pipe, watched.captions, seeds=0, steps=steps, guidance_scale=guidance_scale, progress=False
+            )
+            hits = int(replicated(drawn, watched.captions, watched.images).sum())
+            low, high = interval(hits, len(watched))
+            share = hits / len(watched)
+            rows.append({"steps": look, "share": share, "low": low, "high": high, "n": len(watched)})
+    finally:
+        with torch.no_grad():
+            for name, weight in network.named_parameters():
+                weight.copy_(kept[name])
+                weight.grad = None
+    return pd.DataFrame(rows)
+
+
+def denoising_loss(pipe: Pipeline, z: torch.Tensor, context: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """The loss that the model was trained by: mean squared error at one random step and noise a latent."""
+    denoiser = as_denoiser(pipe)
+    t = torch.randint(len(denoiser.scheduler.alphas_cumprod), (len(z),), generator=rng).to(z.device)
+    x, target = noised(denoiser, z, t, torch.randn(z.shape, generator=rng).to(z))
+    return (denoiser.predict(x, t, context) - target).float().square().mean()
+
+
+# --- revival of zeros ----------------------------------------------------------------------------------------------
+
+
+def revived(pipe: Pipeline, edit: Edit, rank: int = 8, iterations: int = 30) -> Edit:
+    """The edit with imputed values where it has zeros: what an attacker who sees the zeros puts there.
+
+    Of each weight matrix the entries that the edit does not set are known. Iterated completion of low rank (Mazumder et
+    al. 2010, with a hard threshold): fill the gaps from the first `rank` singular vectors, and repeat. That pruned
+    concepts can be revived from the places of zeros alone is shown in "Roots Beneath the Cut" (CVPR 2026).
+
+    Raises:
+        ValueError: the edit belongs to another model.
+    """
+    values = {}
+    with pruned(pipe, edit):
+        modules = dict(as_denoiser(pipe).network.named_modules())
+        for layer, positions in edit.positions.items():
+            weight = modules[layer].weight.detach().float().clone().flatten(1)
+            gaps = positions.to(weight.device)
+            for _ in range(iterations if len(gaps) else 0):
+                u, s, v = torch.linalg.svd(weight, full_matrices=False)
+                weight.view(-1)[gaps] = ((u[:, :rank] * s[:rank]) @ v[:rank]).reshape(-1)[gaps]
+            values[layer] = weight.reshape(-1)[gaps].half().cpu()
+    about = {"model": edit.provenance["model"], "revived": [edit.provenance, rank, iterations]}
+    return Edit(edit.positions, edit.shapes, about, values)
+
+
+# --- all of it -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Subjects:
+    """What a removal is judged on.
+
+    Attributes:
+        removed: pairs that it was told to remove.
+        unseen: memorized pairs that it was not told.
+        fresh: pairs that no model was ever trained on.
+        ordinary: pairs to fine-tune on.
+    """
+
+    removed: Pairs
+    unseen: Pairs
+    fresh: Pairs
+    ordinary: Pairs
+
+
+def replication(sample: Sample, pairs: Pairs, seeds: Sequence[int] = (0, 1)) -> pd.DataFrame:
+    """Exact p of each caption's draws: columns target, seed, p."""
+    rows = []
+    for seed in seeds:
+        drawn = sample(pairs.captions, seeds=[seed] * len(pairs))
+        p = exact_p(drawn, pairs.captions, pairs.images)
+        rows.append(pd.DataFrame({"target": range(len(pairs)), "seed": seed, "p": p}))
+    return pd.concat(rows, ignore_index=True)
+
+
+def audited(
+    pipe: Pipeline,
+    subjects: Subjects,
+    *,
+    targets: int = 40,
+    iterations: Sequence[int] = ITERATIONS,
+    begin: Sequence[str] = STARTS,
+    taught: int = 10,
+    rates: Sequence[float] = (1e-5, 1e-4),
+    looks: Sequence[int] = (0, 10, 25, 50, 100),
+    progress: bool = True,
+) -> dict[str, pd.DataFrame]:
+    """The whole audit of the pipeline as it is; once of an edited model and once of its twin, it says what is left.
+
+    Args:
+        targets: removed, and as many fresh pairs, under the embedding attack.
+        begin: names of `starts`.
+        taught: removed pairs that are taught again, while the others are watched.
+        rates: of relearning.
+
+    Returns:
+        Tables replication (`pairs`: "removed", "unseen", "fresh"), attack (`pairs`, `start`), relearning (`taught`,
+        `lr`), diversity (`p` of each removed caption).
+    """
+    options: dict[str, Any] = {"steps": 10, "guidance_scale": 3.0, "progress": False}
+    sample, named = partial(generate, pipe, **options), vars(subjects)
+    judged = {name: named[name] for name in ("removed", "unseen", "fresh")}
+    tables = {"replication": _side_by_side("pairs", {n: replication(sample, pairs) for n, pairs in judged.items()})}
+    attacks = []
+    for name in ("removed", "fresh"):
+        some = named[name].only(range(min(targets, len(named[name]))))
+        begins = starts(pipe, some.captions)
+        for start in begin:
+            found = attack_work(pipe, some, begins[start], iterations=iterations, progress=progress)
+            attacks.append(found.assign(pairs=name, start=start))
+    tables["attack"] = pd.concat(attacks, ignore_index=True)
+    again = subjects.removed.only(range(taught))
+    others = subjects.removed.only(range(taught, len(subjects.removed)))
+    learned = []
+    for what, some in (("ordinary pairs", subjects.ordinary), ("removed pairs", again)):
+        for lr in rates:
+            found = relearning(pipe, some, others, lr=lr, looks=looks, progress=progress)
+            learned.append(found.assign(taught=what, lr=lr))
+    tables["relearning"] = pd.concat(learned, ignore_index=True)
+    p = diversity(sample, subjects.removed.captions)
+    return tables | {"diversity": pd.DataFrame({"target": range(len(p)), "p": p})}
+
+
+def _side_by_side(column: str, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat([table.assign(**{column: name}) for name, table in tables.items()], ignore_index=True)
+
+
+# --- quality -------------------------------------------------------------------------------------------------------
+
+
+def diversity(sample: Sample, captions: Sequence[str], seeds: tuple[int, int] = (0, 1)) -> np.ndarray:
+    """Exact p of one seed's picture against the other's as if that were a training image, shape (captions,).
+
+    A model that draws a layout of its own for every seed gives p that are spread; one whose arrangement is still fixed
+    gives small ones. The share at 1/256 is compared with the twin's.
+    """
+    first, second = (sample(list(captions), seeds=[seed] * len(captions)) for seed in seeds)
+    return exact_p(first, captions, second)

@@ -1,0 +1,99 @@
+"""Removal by setting located weights to zero: METHOD's edit, other contrasts, chosen layers, repeated under attack."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..activations import capture
+from ..attacks import embedding_attack
+from ..audit import Pairs
+from ..denoiser import Pipeline, as_denoiser
+from ..neurons import locate
+from ..overlap import pairwise_iou
+from ..prompts import subsets
+from ..pruning import Edit, pruned
+from .base import Removal
+
+CAPTURE: dict[str, Any] = {"steps": 50, "guidance_scale": 3.0}
+PAPER = "Chavhan et al. 2024, Memorized Images in Diffusion Models share a Subspace that can be Located and Deleted"
+
+
+def prune(
+    pipe: Pipeline,
+    memorized: Pairs,
+    ordinary: Pairs,
+    *,
+    contrast: str = "empty",
+    sparsity: float | None = None,
+    steps: int = 10,
+    layers: int | None = None,
+    folder: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Edit:
+    """METHOD's edit: weights that are memorized at any of the first steps are set to zero.
+
+    Args:
+        contrast: "empty" (the paper's), "ordinary" captions, or "without tail": the memorized captions up to their last
+            comma: the same content in other words, so that the difference is what the wording adds.
+        layers: only so many, those in which sets of memorized prompts overlap most; default all.
+
+    Raises:
+        ValueError: an unknown contrast.
+    """
+    others = {
+        "empty": [""],
+        "ordinary": ordinary.captions,
+        "without tail": [caption.rpartition(", ")[0] or caption for caption in memorized.captions],
+    }
+    if contrast not in others:
+        raise ValueError(f"unknown contrast {contrast!r}; expected one of {', '.join(others)}.")
+    groups = {str(i): part for i, part in enumerate(subsets(len(memorized), len(memorized) // 4, 4, seed))}
+    groups["all"] = list(range(len(memorized)))
+    stats = capture(pipe, memorized.captions, groups=groups, progress=progress, **CAPTURE)
+    null = capture(pipe, others[contrast], progress=progress, **CAPTURE)
+    edit = locate(pipe, stats, null, sparsity, "all").union(steps)
+    if layers is None:
+        return edit
+    masks = [locate(pipe, stats, null, sparsity, str(i)) for i in range(4)]
+    overlap = pairwise_iou(masks).mean((0, 1))
+    names = list(edit.positions)
+    return edit.only([names[i] for i in np.argsort(-np.asarray(overlap))[:layers]])
+
+
+def prune_under_attack(
+    pipe: Pipeline,
+    memorized: Pairs,
+    ordinary: Pairs,
+    *,
+    rounds: int = 3,
+    iterations: int = 50,
+    sparsity: float | None = None,
+    steps: int = 10,
+    folder: str | Path | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Edit:
+    """Adversarial pruning: attack the pruned model, locate on the attacked embeddings, unite; `rounds` times."""
+    null = capture(pipe, [""], progress=progress, **CAPTURE)
+    edit = prune(pipe, memorized, ordinary, sparsity=sparsity, steps=steps, seed=seed, progress=progress)
+    start = as_denoiser(pipe).embed(memorized.captions)
+    for k in range(rounds):
+        with pruned(pipe, edit):
+            options: dict[str, Any] = {"iterations": iterations, "noises": 4, "seed": seed + 1000 * k}
+            attacked = embedding_attack(pipe, memorized.images, start, progress=progress, **options)
+        stats = capture(pipe, attacked, progress=progress, **CAPTURE)
+        edit = edit | locate(pipe, stats, null, sparsity).union(steps)
+    return edit
+
+
+REMOVALS: dict[str, Removal] = {
+    "pruning": Removal("weights to zero", prune, PAPER, {}),
+    "pruning, against ordinary": Removal("weights to zero", prune, PAPER, {"contrast": "ordinary"}),
+    "pruning, against other wording": Removal("weights to zero", prune, PAPER, {"contrast": "without tail"}),
+    "pruning, half of the layers": Removal("weights to zero", prune, PAPER, {"layers": 8}),
+    "adversarial pruning": Removal("weights to zero", prune_under_attack, "this project", {}),
+}

@@ -1,0 +1,210 @@
+"""Removals and what audits them: edits that carry values, fine-tuning that is undone, attacks whose work is counted."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from memsub import audit
+from memsub.activations import capture
+from memsub.audit import Pairs
+from memsub.denoiser import as_denoiser, fingerprint
+from memsub.pruning import Edit, pruned
+from memsub.removal import REMOVALS, pruning, training
+from memsub.removal.base import fine_tuned
+
+
+@pytest.fixture(scope="module")
+def memorized(prompts):
+    return Pairs(prompts.of("verbatim")[:6], prompts.images("verbatim", 0, 6))
+
+
+@pytest.fixture(scope="module")
+def ordinary(prompts):
+    return Pairs(prompts.of("ordinary")[:20], prompts.images("ordinary", 0, 20))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setitem(pruning.CAPTURE, "steps", 10)
+    monkeypatch.setattr(training, "BATCH", 4)
+
+
+def some_layer(pipe) -> tuple[str, torch.nn.Linear]:
+    return next(iter(as_denoiser(pipe).layers().items()))
+
+
+def edit_of(pipe, positions, values) -> Edit:
+    name, layer = some_layer(pipe)
+    return Edit(
+        {name: torch.tensor(positions)},
+        {name: tuple(layer.weight.shape)},
+        {"model": fingerprint(pipe)},
+        {name: torch.tensor(values, dtype=torch.float16)},
+    )
+
+
+# --- edits with values -------------------------------------------------------------------------------------------
+
+
+def test_values_are_written_and_taken_back(pipe, tmp_path):
+    edit, (_, layer) = edit_of(pipe, [0, 5, 9], [0.5, 0.0, -2.0]), some_layer(pipe)
+    before = layer.weight.detach().clone()
+    edit.save(tmp_path / "edit.safetensors")
+    for one in (edit, Edit.load(tmp_path / "edit.safetensors")):
+        with pruned(pipe, one):
+            assert layer.weight.view(-1)[[0, 5, 9]].tolist() == [0.5, 0.0, -2.0]
+            assert torch.equal(layer.weight.view(-1)[10:], before.view(-1)[10:])
+        assert torch.equal(layer.weight, before)
+
+
+def test_edits_with_values_combine(pipe):
+    name, _ = some_layer(pipe)
+    a, b = edit_of(pipe, [0, 5], [1.0, 2.0]), edit_of(pipe, [5, 9], [3.0, 4.0])
+    for edit, positions, values in (
+        (a | b, [0, 5, 9], [1, 3, 4]),
+        (b | a, [0, 5, 9], [1, 2, 4]),
+        (a & b, [5], [2]),
+        (a - b, [0], [1]),
+    ):
+        assert edit.positions[name].tolist() == positions
+        assert edit.values[name].tolist() == values
+
+
+def test_an_edit_of_a_whole_layer_needs_no_positions_on_disk(pipe, tmp_path):
+    name, layer = some_layer(pipe)
+    n = layer.weight.numel()
+    whole = Edit(
+        {name: torch.arange(n)}, {name: tuple(layer.weight.shape)}, {"model": fingerprint(pipe)}, {name: torch.ones(n)}
+    )
+    whole.values[name] = whole.values[name].half()
+    whole.save(tmp_path / "whole.safetensors")
+    assert (tmp_path / "whole.safetensors").stat().st_size < 2 * n + 4000
+    assert Edit.load(tmp_path / "whole.safetensors").positions[name].tolist() == list(range(n))
+
+
+# --- removals ------------------------------------------------------------------------------------------------------
+
+
+def test_fine_tuning_reaches_what_its_loss_asks_for_and_leaves_the_network_as_it_was(pipe, tmp_path):
+    name, layer = some_layer(pipe)
+    before, asked = fingerprint(pipe), [p.requires_grad for p in pipe.unet.parameters()]
+    only = edit_of(pipe, [3, 7], [0, 0])
+
+    def loss(step, rng, parameters):
+        return (layer.weight.view(-1)[[3, 7, 8]] - 1).square().sum()
+
+    options = {"lr": 0.3, "folder": tmp_path, "seed": 0, "about": {}}
+    edit = fine_tuned(pipe, loss, steps=60, only=only, name="some", **options)
+    assert edit.positions[name].tolist() == [3, 7]
+    assert edit.values[name].tolist() == pytest.approx([1, 1], abs=0.05)
+    assert fingerprint(pipe) == before
+    assert [p.requires_grad for p in pipe.unet.parameters()] == asked
+    everything = fine_tuned(pipe, loss, steps=60, only=None, name="all", **options)
+    assert everything.values[name][[3, 7, 8]].tolist() == pytest.approx([1, 1, 1], abs=0.05)
+    assert len(everything.positions) > 16
+    again = fine_tuned(pipe, loss, steps=60, only=only, name="some", **options)  # from its checkpoint
+    assert torch.equal(again.values[name], edit.values[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("pruning, against other wording", {"sparsity": 0.1}),
+        ("pruning, half of the layers", {"sparsity": 0.1}),
+        ("adversarial pruning", {"sparsity": 0.1, "rounds": 1, "iterations": 2}),
+        ("adversarial fine-tuning", {"epochs": 1, "iterations": 2}),
+        ("adversarial fine-tuning, the located weights", {"epochs": 1, "iterations": 2}),
+        ("SISS", {"steps": 2}),
+        ("ReTrack, as many random weights", {"steps": 2}),
+    ],
+)
+def test_every_removal_makes_an_edit(pipe, memorized, ordinary, quick, tmp_path, name, options):
+    before = fingerprint(pipe)
+    edit = REMOVALS[name].edit(pipe, memorized, ordinary, folder=tmp_path, progress=False, **options)
+    assert fingerprint(pipe) == before
+    assert edit.provenance["model"] == before
+    assert sum(map(len, edit.positions.values())) > 100
+    if "weights" in REMOVALS[name].changes and "trains" in REMOVALS[name].changes:
+        assert any(v.any() for v in edit.values.values())
+    if "half" in name:
+        assert sum(len(p) > 0 for p in edit.positions.values()) == 8
+    edit.save(tmp_path / "edit.safetensors")
+    with pruned(pipe, Edit.load(tmp_path / "edit.safetensors")):
+        assert fingerprint(pipe) != before
+
+
+def test_statistics_of_embeddings_are_those_of_their_captions(exact_pipe, memorized):
+    captions = memorized.captions[:2]
+    options = {"steps": 2, "guidance_scale": 3.0, "progress": False}
+    told = capture(exact_pipe, captions, **options)
+    shown = capture(exact_pipe, as_denoiser(exact_pipe).embed(captions), **options)
+    for name, sums in told.sums.items():
+        torch.testing.assert_close(shown.sums[name], sums, rtol=1e-6, atol=1e-9)
+
+
+# --- the audit -----------------------------------------------------------------------------------------------------
+
+
+def test_attack_work_is_none_where_the_caption_is_enough(pipe, twin, memorized):
+    options = {"iterations": (0, 2), "progress": False}
+    work = audit.attack_work(pipe, memorized, audit.starts(pipe, memorized.captions)["its caption"], **options)
+    assert (work["iterations"] == 0).mean() > 0.6
+    never = audit.attack_work(twin, memorized, audit.starts(twin, memorized.captions)["its caption"], **options)
+    assert np.isinf(never["iterations"]).all()
+    curve = audit.attack_curve(work, (0, 2))
+    assert curve["share"].is_monotonic_increasing
+    assert (curve["low"] <= curve["share"]).all() and (curve["share"] <= curve["high"]).all()
+
+
+def test_log_rank_tells_early_from_late():
+    def work(iterations):
+        return pd.DataFrame({"target": range(len(iterations)), "iterations": iterations, "last": 100})
+
+    early, late, never = work([5.0] * 20 + [10.0] * 20), work([50.0] * 20 + [100.0] * 20), work([np.inf] * 40)
+    assert audit.log_rank(early, late) < 1e-6
+    assert audit.log_rank(early, never) < 1e-6
+    assert audit.log_rank(early, early) == pytest.approx(1)
+    assert audit.log_rank(never, never) == 1
+
+
+def test_relearning_brings_back_what_is_taught_and_leaves_the_weights(twin, memorized):
+    before = fingerprint(twin)
+    found = audit.relearning(twin, memorized, memorized, lr=1e-3, looks=(0, 60), progress=False)
+    assert found["share"].tolist()[0] == 0 < found["share"].tolist()[1]
+    assert fingerprint(twin) == before
+
+
+def test_zeros_in_a_weight_of_low_rank_are_revived(pipe):
+    """Of a weight of rank 2 with a tenth of it set to zero, completion finds what was there."""
+    name, layer = some_layer(pipe)
+    kept = layer.weight.detach().clone()
+    rng = torch.Generator().manual_seed(0)
+    d, f = layer.weight.shape
+    low = torch.randn(d, 2, generator=rng) @ torch.randn(2, f, generator=rng)
+    with torch.no_grad():
+        layer.weight.copy_(low)
+    try:
+        positions = torch.randperm(d * f, generator=rng)[: d * f // 10].sort().values
+        edit = Edit({name: positions}, {name: (d, f)}, {"model": fingerprint(pipe)})
+        found = audit.revived(pipe, edit, rank=2, iterations=30).values[name]
+        assert torch.corrcoef(torch.stack([found.float(), low.view(-1)[positions]]))[0, 1] > 0.99
+    finally:
+        with torch.no_grad():
+            layer.weight.copy_(kept)
+
+
+def test_seeds_of_the_twin_differ(pipe, twin, memorized):
+    from functools import partial
+
+    from memsub.generation import generate
+
+    options = {"steps": 10, "guidance_scale": 3.0, "progress": False}
+    fixed = audit.diversity(partial(generate, pipe, **options), memorized.captions)
+    free = audit.diversity(partial(generate, twin, **options), memorized.captions)
+    assert (fixed <= audit.LEVEL).mean() > (free <= audit.LEVEL).mean()
+
+
+def test_pairs_that_do_not_match_are_refused(memorized):
+    with pytest.raises(ValueError, match="1 captions with 6 images"):
+        Pairs(["a"], memorized.images)
