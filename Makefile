@@ -7,7 +7,7 @@ export MALLOC_MMAP_THRESHOLD_ = 1000000000
 export MALLOC_TOP_PAD_ = 67108864
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: demo test rehearse install lint types
+.PHONY: demo test rehearse docs install lint types
 
 ## make demo: install, then run all notebooks on the embedded model; read runs/demo/report.html
 demo: install
@@ -22,6 +22,15 @@ test: install lint types
 ## make rehearse: all notebooks on SD1.4 and SD2.0 at full size with random weights, about 12 GB
 rehearse: install
 	$(BIN)/python -m tools.rehearsal --out runs/rehearsal
+
+## make docs: the site into site/, a broken link is an error
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+
+.venv-docs/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet "mkdocs-jupyter>=0.25" "mkdocs-material>=9.5,<10" "mkdocstrings[python]>=0.27" ruff
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .

@@ -101,7 +101,8 @@ def tiled_distance(images: np.ndarray, others: np.ndarray | None = None, tiles: 
     The maximum keeps two pictures with a large plain background from passing for duplicates.
 
     Args:
-        images, others: uint8 (n, height, width, 3) and (m, height, width, 3); `others` defaults to `images`.
+        images: uint8 (n, height, width, 3).
+        others: uint8 (m, height, width, 3); default `images`.
 
     Returns:
         float32, shape (n, m).

@@ -46,8 +46,9 @@ def exact_p(
     """P-values of images, each under the hypothesis that the model never saw its training image; shape (n,).
 
     Args:
-        images, references: uint8 (n, 32, 32, 3); without references every p is NaN.
+        images: uint8 (n, 32, 32, 3).
         prompts: captions of the drawn world, whose content the images should show.
+        references: training images, as many; without them every p is NaN.
         features: images to unit vectors (n, dim), whose cosine is the similarity; default `blurred_pixels`.
         seed: of the fresh layouts.
 

@@ -35,6 +35,7 @@ from .parameters import Parameters
 from .pruning import Edit, pruned
 from .runs import Run
 from .store import code_version
+from .testbed.dataset import LADDER, PAIRS_PER_RUNG, TEMPLATE_GROUPS
 
 LOCATE = "memorized locate"
 """The group of the grid whose edit is reported."""
@@ -408,7 +409,8 @@ def extraction(run: Run) -> pd.DataFrame:
 def extraction_cost(p: Parameters) -> list[Work]:
     captions = _held_out_captions(p, p.extraction.captions) + p.extraction.captions
     if find_model(p.model).drawn:
-        captions += min(20, p.extraction.captions) + 7 * min(10, max(2, p.extraction.captions // 5))
+        captions += min(TEMPLATE_GROUPS, p.extraction.captions)
+        captions += len(LADDER) * min(PAIRS_PER_RUNG, max(2, p.extraction.captions // 5))
     return [Work(len(conditions(p)) * captions * p.extraction.images, p.sampling.steps)]
 
 

@@ -34,7 +34,7 @@ class Model:
         prompts: name of the prompt lists that belong to it (`memsub.load_prompts`).
         scorers: name of its metrics (`memsub.load_metrics`).
         gpu_dtype: it is loaded with on a GPU.
-        parameters: parameter file in papermill_params/.
+        parameters: parameter file in papermill_params/, if it has one.
         sparsity, steps: the recommended edit: share of a row that may be memorized, steps that are united (tau).
         neurons: of all its second feed-forward maps together.
         drawn: whether its training images can be drawn again, every one: its ground truth is known.
@@ -75,7 +75,7 @@ MODELS = {
             "tiny",
             "testbed",
             torch.float32,
-            "tiny.yaml",
+            "",
             0.35,
             neurons=16_512,
             drawn=True,

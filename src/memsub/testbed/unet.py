@@ -60,7 +60,7 @@ class SceneUNet(UNet2DConditionModel):
         ValueError: a widening below 1.
     """
 
-    def __init__(self, widening: int = 1, **levels):
+    def __init__(self, widening: int = 1, **levels: Any):
         if widening < 1:
             raise ValueError(f"widening must be 1 or more; got {widening}.")
         super().__init__(**levels)
