@@ -10,6 +10,7 @@ from memsub.baselines import Baseline
 from memsub.denoiser import StableDiffusionDenoiser
 from memsub.experiments import EXPERIMENTS
 from memsub.models import MODELS
+from memsub.parameters import Parameters
 
 
 @pytest.fixture
@@ -50,6 +51,26 @@ def test_the_embedding_attack_samples_what_it_declares(new_run, sampled):
     images, attack = EXPERIMENTS["embeddings"].cost(run.parameters)
     assert sum(sampled) == images.images * images.steps
     assert attack.steps == run.parameters.embedding_attack.iterations
+
+
+def test_the_twin_stands_in_the_tables(run):
+    tables = {
+        "contrast": experiments.sweep(run),
+        "model": experiments.models(run),
+        "method": experiments.baselines(run),
+    }
+    for column, table in tables.items():
+        (row,) = table[table[column] == experiments.TWIN].to_dict("records")
+        assert row["relative_alignment"] == pytest.approx(1)
+        assert row.get("density", 0.0) == 0.0
+    assert experiments.TWIN in experiments.detection(run)[0].index
+    assert {name for name, _, _ in experiments.embeddings(run)} >= {"unedited", experiments.TWIN}
+    assert run.denoiser.source == run.model.source  # and the pipeline is the model again
+
+
+def test_a_model_without_a_twin_has_no_such_row():
+    found = experiments.conditions(Parameters(model="sd14"))
+    assert experiments.TWIN not in [c.labels["model"] for c in found]
 
 
 def test_a_second_result_samples_nothing(new_run, sampled):

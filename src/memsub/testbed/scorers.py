@@ -28,7 +28,7 @@ from .towers import SceneEncoder, SceneJudge, to_tensor
 LAYOUTS = 4
 VARIANTS = 3
 CONTENTS = 9_000
-COPY_CONTENTS = 3_000
+COPY_CONTENTS = 2_000
 """Of which the copy descriptor is trained: the model draws over each of their scenes, which takes minutes."""
 
 
