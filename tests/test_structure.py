@@ -13,7 +13,7 @@ from memsub.store import imported
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "memsub"
 ORDER = """
-files distributed downloads recovery fitting testbed prompts denoiser models generation activations pruning neurons
+files distributed downloads recovery fitting testbed prompts denoiser models generation activations hub pruning neurons
 overlap controls exact metrics evaluation detection attacks audit baselines removal parameters store runs experiments
 plots findings batch estimate __main__
 """.split()  # noqa: SIM905

@@ -83,8 +83,7 @@ class ActivationStats:
     def check_made_like(self, other: ActivationStats) -> None:
         """Raises ValueError naming what differs if the two were made from different models or in different ways."""
         ours, theirs = self.provenance, other.provenance
-        told = [f"{k}: {ours[k]!r} and {theirs.get(k)!r}" for k in ours if ours[k] != theirs.get(k)]
-        if told:
+        if told := [f"{k}: {ours[k]!r} and {theirs.get(k)!r}" for k in ours if ours[k] != theirs.get(k)]:
             raise ValueError(f"these statistics were made differently: {'; '.join(told)}.")
 
     def check(self) -> None:

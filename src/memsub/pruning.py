@@ -19,10 +19,11 @@ import torch
 
 from .denoiser import Pipeline, as_denoiser, check_model
 from .files import load_tensors, save_artifact
+from .hub import HubMixin
 
 
 @dataclass
-class Edit:
+class Edit(HubMixin):
     """New values for some weights: METHOD's edit sets all of its weights to zero.
 
     Attributes:
