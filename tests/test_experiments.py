@@ -132,15 +132,15 @@ def test_a_registered_notebook_is_run(monkeypatch):
 def test_the_rule_that_chooses_an_edit(run):
     table = pd.DataFrame(
         {
-            "contrast": ["empty", "empty", "empty", "ordinary", "empty"],
-            "steps": [2, 2, 2, 2, 1],
-            "sparsity": [0.5, 0.1, 0.3, 0.05, 0.05],
-            "replication_rate": [0.1, 0.9, 0.4, 0.0, 0.0],
-            "relative_alignment": [0.8, 0.99, 0.95, 1.0, 1.0],
+            "contrast": ["", "empty", "empty", "empty", "ordinary", "empty"],
+            "steps": [0, 2, 2, 2, 2, 1],
+            "sparsity": [0.0, 0.5, 0.1, 0.3, 0.05, 0.05],
+            "replication_rate": [1.0, 0.1, 0.9, 0.4, 0.0, 0.0],
+            "relative_alignment": [0.95, 0.8, 0.94, 0.9, 1.0, 1.0],
         }
     )
     assert experiments.choose(table, run.parameters)["sparsity"] == 0.3  # 0.5 replicates less, and keeps too little
-    exact = table.assign(exact_rate=[0.9, 0.7, 0.7, 0.0, 0.0])
+    exact = table.assign(exact_rate=[1.0, 0.9, 0.7, 0.7, 0.0, 0.0])
     assert experiments.choose(exact, run.parameters)["sparsity"] == 0.1  # the sparsest of equals
-    worse = table.assign(relative_alignment=0.5)
+    worse = table.assign(relative_alignment=[1.0] + [0.5] * 5)
     assert experiments.choose(worse, run.parameters)["sparsity"] == 0.1  # none keeps enough: the sparsest

@@ -40,7 +40,7 @@ from .testbed.dataset import LADDER, PAIRS_PER_RUNG, TEMPLATE_GROUPS
 LOCATE = "memorized locate"
 """The group of the grid whose edit is reported."""
 KEPT = 0.9
-"""Share of the alignment that a recommended edit keeps."""
+"""Share of the unedited model's alignment that a recommended edit keeps."""
 TWIN = "twin"
 """What tables call the model that never saw a memorized pair."""
 
@@ -165,10 +165,14 @@ def choose(table: pd.DataFrame, p: Parameters) -> pd.Series:
     """The row of a sweep by the rule that sets the recommended edit.
 
     Of the paper's contrast and the run's tau, the one that replicates least (by the exact test, where the world can be
-    drawn) among those that keep `KEPT` of the alignment, the sparsest of equals; where none does, the sparsest.
+    drawn) among those that keep `KEPT` of the unedited model's alignment, the sparsest of equals; where none does, the
+    sparsest.
+
+    Args:
+        table: of `sweep`, the unedited model first.
     """
     own = table[(table["contrast"] == "empty") & (table["steps"] == p.edit.steps)].sort_values("sparsity")
-    kept = own[own["relative_alignment"] >= KEPT]
+    kept = own[own["relative_alignment"] >= KEPT * table["relative_alignment"].iloc[0]]
     rate = "exact_rate" if "exact_rate" in own else "replication_rate"
     return kept.sort_values(rate, kind="stable").iloc[0] if len(kept) else own.iloc[0]
 
