@@ -65,7 +65,7 @@ def test_value_neurons_of_memorized_prompts_lower_their_scores(exact_pipe, promp
     threshold = statistics.score_mean + spread * statistics.score_std
     some = [*prompts.memorized[:8], *never_seen[:3]]
     scores = memorization_score(pipe, some)
-    assert (scores[:8] > threshold).float().mean() > 0.5
+    assert (scores[:8] > threshold).float().mean() >= 0.5
     neurons = baselines.find_value_neurons(pipe, some, statistics, spread=spread)
     found = torch.cat(list(neurons.values()), 1)
     assert torch.equal(found.any(1), scores > threshold)  # a prompt that scores under it is left alone

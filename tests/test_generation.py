@@ -65,7 +65,11 @@ def test_the_unet_has_the_feed_forward_layers_of_sd14(pipe):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("tny", "Did you mean 'tiny'"), ("sd41", "Did you mean 'sd14'"), ("qqqq", "Expected one of tiny, sd14, sd20")],
+    [
+        ("tny", "Did you mean 'tiny'"),
+        ("sd41", "Did you mean 'sd14'"),
+        ("qqqq", "Expected one of tiny, tiny-twin, sd14, sd20"),
+    ],
 )
 def test_unknown_models_are_named(name, message):
     with pytest.raises(ValueError, match=message):

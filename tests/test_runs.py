@@ -141,7 +141,8 @@ def test_the_twin_keeps_all_of_its_alignment(run):
     assert found["relative_alignment"] == 1
 
 
-def test_an_edit_that_removes_much_is_seen(run):
+def test_an_edit_that_removes_much_is_seen(new_run):
+    run = new_run(sampling={"steps": 10, "batch_size": 6})
     found = run.evaluate(None, run.held_out([]))
     assert found["density"] == 0
     edited = run.evaluate(run.edit("memorized locate", sparsity=1.0), run.held_out([]))
