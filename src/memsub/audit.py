@@ -135,9 +135,13 @@ def attack_curve(work: pd.DataFrame, iterations: Sequence[int] = ITERATIONS) -> 
     rows = []
     for look in [i for i in iterations if i <= work["last"].min()]:
         hits = int((work["iterations"] <= look).sum())
-        low, high = interval(hits, len(work))
-        rows.append({"iterations": look, "share": hits / len(work), "low": low, "high": high, "n": len(work)})
+        rows.append({"iterations": look} | _share(hits, len(work)))
     return pd.DataFrame(rows)
+
+
+def _share(hits: int, n: int) -> dict[str, float]:
+    low, high = interval(hits, n)
+    return {"share": hits / n, "low": low, "high": high, "n": n}
 
 
 def log_rank(ours: pd.DataFrame, theirs: pd.DataFrame) -> float:
@@ -203,9 +207,7 @@ def relearning(
                 pipe, watched.captions, seeds=0, steps=steps, guidance_scale=guidance_scale, progress=False
             )
             hits = int(replicated(drawn, watched.captions, watched.images).sum())
-            low, high = interval(hits, len(watched))
-            share = hits / len(watched)
-            rows.append({"steps": look, "share": share, "low": low, "high": high, "n": len(watched)})
+            rows.append({"steps": look} | _share(hits, len(watched)))
     finally:
         with torch.no_grad():
             for name, weight in network.named_parameters():

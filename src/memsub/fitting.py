@@ -1,4 +1,4 @@
-"""One training loop for every part of the embedded model.
+"""One training loop for every part of the embedded model, and for removals that train.
 
     fit(module, loss, steps=1000, lr=1e-3, seed=0, folder=out / "checkpoints", name="unet")
 

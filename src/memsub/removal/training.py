@@ -192,7 +192,8 @@ def retrack(
     softmax(-||v_k||^2 / 2); half of that loss and half the ordinary one.
     """
     denoiser = as_denoiser(pipe)
-    _, only = _subset(pipe, memorized, ordinary, where, seed)
+    # The edit takes a capture of all captions, and is needed only where it says what to train.
+    only = None if where == "all" else _subset(pipe, memorized, ordinary, where, seed)[1]
     kept = Batches(pipe, ordinary)
     forget, context = denoiser.encode(memorized.images), denoiser.embed(memorized.captions)
     near = torch.cdist(forget.flatten(1), kept.latents.flatten(1)).topk(neighbours, largest=False).indices
