@@ -31,6 +31,7 @@ SMALL = {
     "detection": {"captions": 3, "calls": 1},
     "extraction": {"captions": 2, "images": 2, "clique": 2},
     "embedding_attack": {"images": 2, "iterations": 2, "noises": 2},
+    "deletion": {"targets": 2, "iterations": [0, 2], "noises": 2},
 }
 """Parameters of a run that takes seconds."""
 

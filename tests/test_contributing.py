@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import memsub
+from memsub.audit import Pairs
 from memsub.baselines import BASELINES, Context
+from memsub.denoiser import fingerprint
 from memsub.detection import SCORES, first_step_scores
 from memsub.metrics import IMAGE_METRICS
 
@@ -34,8 +36,8 @@ def example(monkeypatch):
 
 
 def test_there_is_an_example_of_each():
-    assert sorted(path.split("/")[1] for path in EXAMPLES) == ["baselines", "detection", "metrics"]
-    for line in ("lower_guidance.BASELINE,", "text_share,", "brightness,"):
+    assert sorted(path.split("/")[1] for path in EXAMPLES) == ["baselines", "detection", "metrics", "removal"]
+    for line in ("lower_guidance.BASELINE,", "text_share,", "brightness,", "further_training.REMOVALS,"):
         assert line in TEXT
 
 
@@ -59,3 +61,18 @@ def test_the_score(example, pipe, monkeypatch):
 def test_the_metric(example, monkeypatch):
     monkeypatch.setitem(IMAGE_METRICS, "brightness", example("memsub/metrics/brightness").brightness)
     np.testing.assert_allclose(IMAGE_METRICS["brightness"](np.full((2, 4, 4, 3), 9, np.uint8), [], None), [9, 9])
+
+
+def test_the_removal(example, pipe, prompts, tmp_path, monkeypatch):
+    removals = example("memsub/removal/further_training").REMOVALS
+    assert list(removals) == [
+        "further training",
+        "further training, the located weights",
+        "further training, as many random weights",
+    ]
+    pairs = Pairs(prompts.of("ordinary")[:4], prompts.images("ordinary", 0, 4))
+    edit = removals["further training"].edit(pipe, pairs, pairs, folder=tmp_path, epochs=1)
+    before = fingerprint(pipe)
+    with memsub.pruned(pipe, edit):
+        assert fingerprint(pipe) != before
+    assert fingerprint(pipe) == before

@@ -27,7 +27,18 @@ def sampled(monkeypatch):
     return found
 
 
-SAMPLING = ("capture", "sweep", "variants", "models", "seeds", "distances", "baselines", "seconds", "extraction")
+SAMPLING = (
+    "capture",
+    "sweep",
+    "variants",
+    "models",
+    "seeds",
+    "distances",
+    "baselines",
+    "seconds",
+    "extraction",
+    "revival",
+)
 
 
 @pytest.mark.parametrize("name", SAMPLING)
@@ -51,6 +62,28 @@ def test_the_embedding_attack_samples_what_it_declares(new_run, sampled):
     images, attack = EXPERIMENTS["embeddings"].cost(run.parameters)
     assert sum(sampled) == images.images * images.steps
     assert attack.steps == run.parameters.embedding_attack.iterations
+
+
+def test_a_picture_that_is_drawn_is_attacked_no_further(new_run, sampled):
+    run = new_run()
+    work = EXPERIMENTS["deletion"].result(run)
+    looks, attack = EXPERIMENTS["deletion"].cost(run.parameters)
+    assert 0 < sum(sampled) <= looks.images * looks.steps
+    assert attack.steps == 2
+    models = [c.labels["model"] for c in experiments.deletion_conditions(run.parameters)]
+    assert models[0] == "unedited"
+    assert models[-1] == experiments.TWIN
+    assert work.groupby(["model", "pairs"]).size().to_dict() == {
+        (m, k): 2 for m in models for k in ("removed", "fresh")
+    }
+
+
+def test_edits_made_elsewhere_are_attacked(new_run, tmp_path):
+    run = new_run()
+    run.edit("memorized locate").save(tmp_path / "edit.safetensors")
+    files = {"mine": str(tmp_path / "edit.safetensors")}
+    other = new_run("other", deletion={"targets": 2, "iterations": [0, 1], "noises": 1, "edits": files})
+    assert set(experiments.deletion(other)["model"]) == {"unedited", "mine", experiments.TWIN}
 
 
 def test_the_twin_stands_in_the_tables(run):

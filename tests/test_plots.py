@@ -32,6 +32,17 @@ def rates(n: int = 6) -> pd.DataFrame:
     return frame.assign(contrast=contrasts, steps=10, sparsity=0.1, method=contrasts, strength="1", model=contrasts)
 
 
+LEARNED = pd.DataFrame(
+    {"model": ["a", "twin"] * 2, "taught": "ordinary pairs", "lr": 1e-4, "steps": [0, 0, 9, 9], "share": 0.1, "n": 9}
+)
+AUDITED = pd.DataFrame({"attacked": [0.5, 0.1], "attacked_low": 0.1, "attacked_high": 0.6}, index=["a", "twin"])
+
+
+def attack_work() -> pd.DataFrame:
+    work = pd.DataFrame({"model": ["a", "a", "twin", "twin"], "iterations": [0, 10, 50, np.inf], "last": 50})
+    return pd.concat([work.assign(pairs=pairs) for pairs in ("removed", "fresh")])
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -49,6 +60,9 @@ def rates(n: int = 6) -> pd.DataFrame:
         lambda: plots.similarity_histograms(pd.DataFrame({"kind": ["a", "b"], "similarity": [0.1, 0.9]}), 0.5),
         lambda: plots.roc({"a": pd.DataFrame({"false_positives": [0, 1], "true_positives": [0, 1]})}, "x", "y"),
         lambda: plots.extraction_curve(LADDER.assign(model=list("abab"), extracted=[False, True] * 2)),
+        lambda: plots.attack_curves(attack_work(), (0, 10, 50)),
+        lambda: plots.relearning(LEARNED),
+        lambda: plots.intervals(AUDITED, {"attacked": "drawn (%)"}),
     ],
 )
 def test_axes_say_what_they_show(make):
@@ -72,6 +86,16 @@ def test_a_line_a_method():
     figure = plots.methods(rates(6), "exact_rate", "relative_alignment", labels)
     assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["empty", "ordinary", "random"]
     assert figure.axes[0].get_xlabel() == "replicated (%)"
+
+
+def test_an_attack_has_a_panel_for_each_kind_of_pairs_and_a_line_a_model():
+    figure = plots.attack_curves(attack_work(), (0, 10, 50))
+    assert [a.get_title() for a in figure.axes] == [
+        "memorized pictures, n = 2 a model",
+        "pictures never trained on, n = 2 a model",
+    ]
+    lines = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
+    assert lines == {"a": [50, 100, 100], "twin": [0, 0, 50]}
 
 
 def test_pictures_stand_in_labelled_rows():

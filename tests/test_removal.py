@@ -10,8 +10,8 @@ from memsub.activations import capture
 from memsub.audit import Pairs
 from memsub.denoiser import as_denoiser, fingerprint
 from memsub.pruning import Edit, pruned
-from memsub.removal import REMOVALS, pruning, training
-from memsub.removal.base import fine_tuned
+from memsub.removal import REMOVALS, fine_tuning, pruning
+from memsub.removal.fine_tuning import fine_tuned
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,6 @@ def ordinary(prompts):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setitem(pruning.CAPTURE, "steps", 10)
-    monkeypatch.setattr(training, "BATCH", 4)
 
 
 def some_layer(pipe) -> tuple[str, torch.nn.Linear]:
@@ -86,25 +85,50 @@ def test_an_edit_of_a_whole_layer_needs_no_positions_on_disk(pipe, tmp_path):
 # --- removals ------------------------------------------------------------------------------------------------------
 
 
-def test_fine_tuning_reaches_what_its_loss_asks_for_and_leaves_the_network_as_it_was(pipe, tmp_path):
+def test_fine_tuning_reaches_what_its_loss_asks_for_and_leaves_the_network_as_it_was(
+    pipe, memorized, ordinary, tmp_path, monkeypatch
+):
     name, layer = some_layer(pipe)
     before, asked = fingerprint(pipe), [p.requires_grad for p in pipe.unet.parameters()]
     only = edit_of(pipe, [3, 7], [0, 0])
+    monkeypatch.setattr(fine_tuning, "prune", lambda *args, **options: only)
 
-    def loss(step, rng, parameters):
-        return (layer.weight.view(-1)[[3, 7, 8]] - 1).square().sum()
+    def objective(pipe, memorized, ordinary, *, located, seed):
+        def loss(step, rng, parameters):
+            return (layer.weight.view(-1)[[3, 7, 8]] - 1).square().sum()
 
-    options = {"lr": 0.3, "folder": tmp_path, "seed": 0, "about": {}}
-    edit = fine_tuned(pipe, loss, steps=60, only=only, name="some", **options)
+        return loss
+
+    def trained(where):
+        options = {"name": "to one", "folder": tmp_path, "epochs": 60, "lr": 0.3, "where": where}
+        return fine_tuned(pipe, memorized, ordinary, objective, **options)
+
+    edit = trained("located")
     assert edit.positions[name].tolist() == [3, 7]
     assert edit.values[name].tolist() == pytest.approx([1, 1], abs=0.05)
     assert fingerprint(pipe) == before
     assert [p.requires_grad for p in pipe.unet.parameters()] == asked
-    everything = fine_tuned(pipe, loss, steps=60, only=None, name="all", **options)
+    everything = trained("all")
     assert everything.values[name][[3, 7, 8]].tolist() == pytest.approx([1, 1, 1], abs=0.05)
     assert len(everything.positions) > 16
-    again = fine_tuned(pipe, loss, steps=60, only=only, name="some", **options)  # from its checkpoint
+    assert len(list((tmp_path / "unfinished").glob("*.safetensors"))) == 2  # a checkpoint for each
+    again = trained("located")  # from its checkpoint
     assert torch.equal(again.values[name], edit.values[name])
+    with pytest.raises(ValueError, match="unknown weights 'some' to train; expected one of all"):
+        trained("some")
+
+
+def test_noise_goes_before_training(pipe, memorized, ordinary, tmp_path):
+    """With a learning rate of next to nothing the noise is what is left."""
+
+    def objective(pipe, memorized, ordinary, *, located, seed):
+        return lambda step, rng, parameters: sum(p.square().sum() for p in parameters)
+
+    name, layer = some_layer(pipe)
+    options = {"name": "noise", "folder": tmp_path, "epochs": 1, "lr": 1e-9, "noise": 0.5}
+    edit = fine_tuned(pipe, memorized, ordinary, objective, **options)
+    added = edit.values[name].float() - layer.weight.flatten()
+    assert added.std() == pytest.approx(0.5 * layer.weight.std().item(), rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +139,10 @@ def test_fine_tuning_reaches_what_its_loss_asks_for_and_leaves_the_network_as_it
         ("adversarial pruning", {"sparsity": 0.1, "rounds": 1, "iterations": 2}),
         ("adversarial fine-tuning", {"epochs": 1, "iterations": 2}),
         ("adversarial fine-tuning, the located weights", {"epochs": 1, "iterations": 2}),
-        ("SISS", {"steps": 2}),
-        ("ReTrack, as many random weights", {"steps": 2}),
+        ("SISS", {"epochs": 2}),
+        ("ReTrack, as many random weights", {"epochs": 2}),
+        ("replacement", {"epochs": 2, "attacked": 2, "iterations": 2}),
+        ("replacement, the located weights", {"epochs": 2, "attacked": 0}),
     ],
 )
 def test_every_removal_makes_an_edit(pipe, memorized, ordinary, quick, tmp_path, name, options):
@@ -192,6 +218,26 @@ def test_zeros_in_a_weight_of_low_rank_are_revived(pipe):
     finally:
         with torch.no_grad():
             layer.weight.copy_(kept)
+
+
+def audit_tables(p: float, iterations: float, share: float, alignment: float) -> dict[str, pd.DataFrame]:
+    return {
+        "replication": pd.DataFrame({"pairs": ["removed"] * 10 + ["unseen"] * 10, "p": [p] * 10 + [0.5] * 10}),
+        "attack": pd.DataFrame({"pairs": "removed", "iterations": [iterations] * 20, "last": 100}),
+        "relearning": pd.DataFrame({"taught": "removed pairs", "lr": 1e-4, "steps": [0, 9], "share": [0.0, share]}),
+        "diversity": pd.DataFrame({"p": [0.5] * 10}),
+        "quality": pd.DataFrame({"alignment": alignment + np.arange(10) / 1000, "kid": 0.01}),
+    }
+
+
+def test_an_audit_is_summed_up_against_the_twin():
+    twin = audit_tables(0.5, np.inf, 0.1, 0.5)
+    found = audit.summary({"twin": twin, "a": audit_tables(1 / 256, 5.0, 0.7, 0.4)}, at=50)
+    assert found.loc["a", ["removed", "unseen", "attacked", "same"]].tolist() == [1, 0, 1, 0]
+    assert found.loc["a", "relearned"] == pytest.approx(0.6)
+    assert found.loc["a", "log_rank"] < 1e-6 < found.loc["twin", "log_rank"] == 1
+    assert found.loc["a", "alignment_low"] <= found.loc["a", "alignment"] <= found.loc["a", "alignment_high"] < 0.9
+    assert found.loc["twin", ["removed", "attacked", "relearned", "alignment"]].tolist() == [0, 0, 0, 1]
 
 
 def test_seeds_of_the_twin_differ(pipe, twin, memorized):

@@ -13,8 +13,8 @@ from memsub.store import imported
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "memsub"
 ORDER = """
-files distributed downloads recovery fitting testbed prompts denoiser models generation activations hub pruning neurons
-overlap controls exact metrics evaluation detection attacks audit baselines removal parameters store runs experiments
+files distributed store downloads recovery fitting testbed prompts denoiser models generation activations hub pruning
+neurons overlap controls exact metrics evaluation detection attacks audit baselines removal parameters runs experiments
 plots findings batch estimate __main__
 """.split()  # noqa: SIM905
 """From the ground up; `pruning` holds the edit that `neurons` makes."""

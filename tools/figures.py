@@ -18,9 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from memsub.audit import summary
 from memsub.batch import project
 from memsub.files import load_json, save_json, save_text
 from memsub.findings import SAFETY, percent
+from memsub.testbed import deletion
 from memsub.testbed.dataset import weights_folder
 
 from .testbed_report import to_markdown
@@ -42,7 +44,19 @@ def stages(found: list[dict[str, Any]]) -> str:
     return "\n".join(["| stage | steps | minutes |", "| --- | --- | --- |", *lines]) + "\n"
 
 
-TABLES: dict[str, Callable[[Any], str]] = {"stages": stages}
+def removals(found: list[dict[str, Any]]) -> str:
+    """What the audits of the removals say, as Markdown: shares in percent, minutes on the threads of the run."""
+    head = ["", "told", "not told", "attacked", "relearned", "alignment", "minutes", "MB"]
+    lines = [
+        f"| {r['model']} | {100 * r['removed']:.0f} | {100 * r['unseen']:.0f} | {100 * r['attacked']:.0f} | "
+        f"{100 * r['relearned']:+.0f} | {100 * r['alignment']:.0f} | "
+        + (f"{r['minutes']:.1f} | {r['bytes'] / 1e6:.1f} |" if r["bytes"] else "| |")
+        for r in found
+    ]
+    return "\n".join([f"| {' | '.join(head)} |", "| --- " * len(head) + "|", *lines]) + "\n"
+
+
+TABLES: dict[str, Callable[[Any], str]] = {"stages": stages, "removals": removals}
 """Of any other name: the report's."""
 _FIGURE = re.compile(r"<!--figure (?P<path>[\w.]+) (?P<format>\w+)-->.*?<!--/figure-->", re.DOTALL)
 _TABLE = re.compile(r"<!--table (?P<name>\w+)-->.*?<!--/table-->", re.DOTALL)
@@ -55,6 +69,8 @@ def take(run: Path | None, testbed: Path | None, benchmarks: Path | None, known:
         if not files:
             raise FileNotFoundError(f"{run} holds no findings/*.json: name the folder of a run that has finished.")
         known = known | {file.stem: load_json(file)["facts"] for file in files}
+    if run or testbed:
+        known = known | {"removals": audited()}
     if testbed:
         known = known | {"testbed": load_json(testbed), "stages": trained(weights_folder())}
     if benchmarks:
@@ -69,6 +85,13 @@ def trained(weights: Path) -> list[dict[str, Any]]:
         for stage, log in load_json(folder / "training.json")["stages"].items():
             found[stage] = {"stage": stage, "steps": log["steps"], "minutes": round(log["seconds"] / 60, 1)}
     return list(found.values())
+
+
+def audited() -> list[dict[str, Any]]:
+    """The shipped audits, a row a model, with what each removal took."""
+    nothing = {"minutes": None, "bytes": 0}
+    found = summary(deletion.audits()).to_dict("index")
+    return [{"model": name} | row | nothing | deletion.costs().get(name, {}) for name, row in found.items()]
 
 
 def fill(text: str, figures: dict[str, Any], source: str) -> str:

@@ -51,6 +51,7 @@ SMALL: dict[str, Any] = {
     "detection": {"captions": 2, "calls": 1},
     "extraction": {"captions": 2, "images": 2, "clique": 2},
     "embedding_attack": {"images": 2, "iterations": 2, "noises": 2},
+    "deletion": {"targets": 2, "iterations": [0, 2], "noises": 2},
 }
 
 

@@ -1,28 +1,42 @@
-"""Makes every removal's edit on the embedded model and audits it: `python -m tools.removals --out runs/removals`.
+"""Makes the removals' edits on the embedded model and audits them: `python -m tools.removals --out runs/removals`.
 
-The first two thirds of the verbatim pairs are removed, the last third is not told. Edits, seconds and tables go to
-`--out`, one model after another: a second call goes on where the first one stopped.
+The first two thirds of the verbatim pairs are removed, the last third is not told. Edits, minutes and tables go to
+`--out` under keys of what they are a function of: a second call goes on where the first one stopped. `--ship` writes
+the tables, pictures of the audited models, and the edits named by `--edits` to the folder that ships with the model.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 
-from memsub.audit import Pairs, Subjects, attack_curve, audited, log_rank
+from memsub.attacks import embedding_attack
+from memsub.audit import Pairs, Subjects, audited, starts, summary
+from memsub.denoiser import as_denoiser, fingerprint
 from memsub.files import load_json, load_table, save_json, save_table
+from memsub.generation import generate
+from memsub.metrics import load_metrics
 from memsub.models import load_pipeline
 from memsub.prompts import Prompts, load_prompts
 from memsub.pruning import Edit, pruned
 from memsub.removal import REMOVALS
-from memsub.testbed import dataset
+from memsub.store import Store, module_version
+from memsub.testbed import dataset, deletion
 
 REMOVED = 67
-ORDINARY = 320
-TABLES = ("replication", "attack", "relearning", "diversity")
+ORDINARY = 1000
+FRESH = 200
+SHOWN = 8
+"""Removed pairs whose pictures are kept."""
 
 
 def subjects(prompts: Prompts) -> Subjects:
@@ -35,34 +49,82 @@ def subjects(prompts: Prompts) -> Subjects:
     return Subjects(
         removed=pairs("verbatim", 0, REMOVED),
         unseen=pairs("verbatim", REMOVED, dataset.VERBATIM),
-        fresh=pairs("heldout", 0, REMOVED),
+        fresh=pairs("heldout", 0, FRESH),
         ordinary=pairs("ordinary", 0, ORDINARY),
     )
 
 
-def made(name: str, pipe, of: Subjects, out: Path) -> Edit:
-    """The edit of a removal, from `out` if it lies there; how long it took beside it."""
-    path = out / "edits" / f"{slug(name)}.safetensors"
-    if not path.is_file():
-        began = time.monotonic()
-        edit = REMOVALS[name].edit(pipe, of.removed, of.ordinary, folder=out / "unfinished")
-        edit.save(path)
-        about = {"minutes": (time.monotonic() - began) / 60, "bytes": path.stat().st_size, "density": edit.density}
-        save_json(about, path.with_suffix(".json"))
-    return Edit.load(path)
+class Bench:
+    """The models under audit, and a store of what was made of them."""
+
+    def __init__(self, out: Path, **options: Any):
+        self.store, self.options = Store(out), options
+        self.of, self.metrics = subjects(load_prompts("tiny")), load_metrics("tiny")
+        self.pipe, self.twin = load_pipeline("tiny"), load_pipeline("tiny-twin")
+
+    def edit(self, name: str) -> tuple[Edit, dict[str, Any]]:
+        """A removal's edit, and what it took (minutes, bytes)."""
+        told: dict[str, Any] = {"name": name, "model": fingerprint(self.pipe), "captions": self.of.removed.captions}
+        told |= {"kept": self.of.ordinary.captions, "options": REMOVALS[name].options}
+        path = self.store.path("edits", ".safetensors", None, **told, code=module_version("memsub.removal"))
+        if not path.is_file():
+            began = time.monotonic()
+            edit = REMOVALS[name].edit(self.pipe, self.of.removed, self.of.ordinary, folder=self.store.folder)
+            edit.save(path)
+            minutes = (time.monotonic() - began) / 60
+            about = {"minutes": minutes, "threads": torch.get_num_threads(), "bytes": path.stat().st_size}
+            save_json(about | {"name": name}, path.with_suffix(".json"))
+        return Edit.load(path), load_json(path.with_suffix(".json"))
+
+    @contextmanager
+    def model(self, name: str) -> Iterator[Any]:
+        """The pipeline as "twin", "unedited", or with a removal's edit."""
+        if name == "twin":
+            yield self.twin
+        else:
+            with pruned(self.pipe, None if name == "unedited" else self.edit(name)[0]):
+                yield self.pipe
+
+    def audit(self, name: str) -> dict[str, pd.DataFrame]:
+        """The tables of one model."""
+        with self.model(name) as pipe:
+            told = {"model": fingerprint(pipe), "captions": self.of.removed.captions, "options": self.options}
+            code = module_version("memsub.audit")
+            paths = {
+                table: self.store.path("audit", f"-{table}.parquet", None, **told, code=code)
+                for table in deletion.TABLES
+            }
+            if not all(path.is_file() for path in paths.values()):
+                for table, found in audited(pipe, self.of, self.metrics, **self.options).items():
+                    save_table(found, paths[table])
+        return {table: load_table(path) for table, path in paths.items()}
+
+    def pictures(self, name: str, iterations: int = 100) -> dict[str, np.ndarray]:
+        """What a model draws for some removed captions, and for embeddings that were attacked from them."""
+        some = self.of.removed.only(range(SHOWN))
+        with self.model(name) as pipe:
+            sample = partial(generate, pipe, steps=10, guidance_scale=3.0, progress=False)
+            start = starts(pipe, some.captions)["its caption"]
+
+            def draw() -> dict[str, np.ndarray]:
+                attacked = embedding_attack(pipe, some.images, start, iterations=iterations, noises=4)
+                embeddings = {"caption": as_denoiser(pipe).embed(some.captions), "attacked": attacked}
+                return {key: sample(e, seeds=[1000] * SHOWN) for key, e in embeddings.items()}
+
+            told = {"model": fingerprint(pipe), "captions": some.captions, "iterations": iterations}
+            return self.store.arrays("pictures", draw, **told)
 
 
-def slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name).replace("--", "-")
-
-
-def audit_of(name: str, pipe, of: Subjects, out: Path, **options) -> dict[str, pd.DataFrame]:
-    """The tables of one model, from `out` if they lie there."""
-    paths = {table: out / "audit" / f"{slug(name)}-{table}.parquet" for table in TABLES}
-    if not all(path.is_file() for path in paths.values()):
-        for table, found in audited(pipe, of, **options).items():
-            save_table(found, paths[table])
-    return {table: load_table(path) for table, path in paths.items()}
+def shipped(bench: Bench, tables: dict[str, dict[str, pd.DataFrame]], edits: list[str]) -> None:
+    """Writes what ships with the embedded model."""
+    pictures = {"training images": bench.of.removed.images[:SHOWN]}
+    for name in tables:
+        drawn = bench.pictures(name)
+        pictures |= {name: drawn["caption"], f"{name}, attacked": drawn["attacked"]}
+    files = {name: "".join(c if c.isalnum() else "-" for c in name) + ".safetensors" for name in edits}
+    for name, file in files.items():
+        bench.edit(name)[0].save(deletion.folder() / file)
+    deletion.ship(tables, {name: bench.edit(name)[1] for name in tables if name in REMOVALS}, pictures, files)
 
 
 def main() -> None:
@@ -71,26 +133,24 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(REMOVALS), help="names of removals (default: all)")
     parser.add_argument("--iterations", type=int, nargs="*", default=[0, 5, 10, 25, 50, 100], help="when to look")
     parser.add_argument("--starts", nargs="*", default=["its caption", "noise"], help="what the attack begins with")
+    parser.add_argument("--attacked", nargs="*", default=["removed"], help="kinds of pairs that are attacked")
+    parser.add_argument("--noises", type=int, default=2, help="of the attack, an iteration")
+    parser.add_argument("--rates", type=float, nargs="*", default=[1e-5, 1e-4], help="of relearning")
+    parser.add_argument("--looks", type=int, nargs="*", default=[0, 10, 25, 50, 100], help="steps of relearning")
+    parser.add_argument("--edits", nargs="*", default=[], help="names of removals whose edits ship")
+    parser.add_argument("--ship", action="store_true", help="into the folder of the embedded model")
     args = parser.parse_args()
-    if unknown := [name for name in args.only if name not in REMOVALS]:
+    if unknown := [name for name in [*args.only, *args.edits] if name not in REMOVALS]:
         parser.error(f"no removal {unknown[0]!r}; expected some of {', '.join(REMOVALS)}")
-    of, pipe, twin = subjects(load_prompts("tiny")), load_pipeline("tiny"), load_pipeline("tiny-twin")
-    options = {"iterations": args.iterations, "begin": args.starts}
-    tables = {"twin": audit_of("twin", twin, of, args.out, **options)}
-    tables["unedited"] = audit_of("unedited", pipe, of, args.out, **options)
-    for name in args.only:
-        with pruned(pipe, made(name, pipe, of, args.out)):
-            tables[name] = audit_of(name, pipe, of, args.out, **options)
-    for name, found in tables.items():
-        told = found["replication"].assign(hit=found["replication"]["p"] <= 1 / 256).groupby("pairs")["hit"].mean()
-        print(f"{name}: replicated", ", ".join(f"{pairs} {share:.1%}" for pairs, share in told.items()))
-        for start, work in found["attack"][found["attack"]["pairs"] == "removed"].groupby("start"):
-            reference = tables["twin"]["attack"].query("pairs == 'removed' and start == @start")
-            curve = attack_curve(work, args.iterations)
-            shares = ", ".join(f"{r.iterations:.0f}: {r.share:.0%}" for r in curve.itertuples())
-            print(f"    attacked from {start}: {shares}; log-rank against the twin p = {log_rank(work, reference):.1e}")
-        edit = args.out / "edits" / f"{slug(name)}.json"
-        print("   ", load_json(edit) if edit.is_file() else "")
+    options = {name: getattr(args, name) for name in ("iterations", "attacked", "noises", "rates", "looks")}
+    bench = Bench(args.out, begin=args.starts, **options)
+    tables, names = {}, ["twin", "unedited", *args.only]
+    for name in names:
+        tables[name] = bench.audit(name)
+        found = summary(tables)
+        print(found.to_string(float_format="{:.3f}".format), flush=True)
+    if args.ship:
+        shipped(bench, tables, args.edits)
 
 
 if __name__ == "__main__":

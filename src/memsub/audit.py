@@ -13,7 +13,7 @@ twin). All of it takes the pipeline as it is: put an edit in place by `memsub.pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,10 +25,11 @@ from tqdm.auto import tqdm
 
 from .attacks import EmbeddingAttack
 from .denoiser import Pipeline, as_denoiser, noised
-from .evaluation import interval
+from .evaluation import interval, score
 from .exact import LEVEL, exact_p
 from .fitting import generator
 from .generation import Sample, generate
+from .metrics import Metrics, kid
 from .pruning import Edit, pruned
 
 ITERATIONS = (0, 5, 10, 25, 50, 100, 200, 500)
@@ -187,18 +188,17 @@ def relearning(
     Returns:
         Columns steps, share, low, high (95 % interval), n.
     """
-    denoiser = as_denoiser(pipe)
-    network = denoiser.network
+    network = as_denoiser(pipe).network
     kept = {name: weight.detach().clone() for name, weight in network.named_parameters()}
     optimizer = torch.optim.Adam(network.parameters(), lr=lr)
-    z, context = denoiser.encode(taught.images), denoiser.embed(taught.captions)
+    known = Encoded(pipe, taught)
     rows, done = [], 0
     try:
         for look in tqdm(looks, desc="relearning", disable=not progress):
             for step in range(done, look):
                 rng = generator(seed, "relearning", step)
-                chosen = torch.randint(len(taught), (min(batch_size, len(taught)),), generator=rng)
-                loss = denoising_loss(pipe, z[chosen], context[chosen], rng)
+                chosen = known.rows(min(batch_size, len(taught)), rng)
+                loss = denoising_loss(pipe, known.latents[chosen], known.context[chosen], rng)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -216,12 +216,33 @@ def relearning(
     return pd.DataFrame(rows)
 
 
-def denoising_loss(pipe: Pipeline, z: torch.Tensor, context: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """The loss that the model was trained by: mean squared error at one random step and noise a latent."""
+class Encoded:
+    """Latents and embeddings of pairs, computed once, and rows of a batch."""
+
+    def __init__(self, pipe: Pipeline, pairs: Pairs):
+        denoiser = as_denoiser(pipe)
+        parts = range(0, len(pairs), 32)
+        self.latents = torch.cat([denoiser.encode(pairs.images[i : i + 32]) for i in parts])
+        self.context = torch.cat([denoiser.embed(pairs.captions[i : i + 32]) for i in parts])
+
+    def rows(self, n: int, rng: torch.Generator) -> torch.Tensor:
+        """Indices of a batch, drawn with replacement."""
+        return torch.randint(len(self.latents), (n,), generator=rng)
+
+
+def denoising_loss(
+    pipe: Pipeline, z: torch.Tensor, context: torch.Tensor, rng: torch.Generator, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The loss that the model was trained by: mean squared error at one random step and noise a latent.
+
+    Args:
+        weights: of each step of the schedule, (steps,); default all equal.
+    """
     denoiser = as_denoiser(pipe)
-    t = torch.randint(len(denoiser.scheduler.alphas_cumprod), (len(z),), generator=rng).to(z.device)
-    x, target = noised(denoiser, z, t, torch.randn(z.shape, generator=rng).to(z))
-    return (denoiser.predict(x, t, context) - target).float().square().mean()
+    t = torch.randint(len(denoiser.scheduler.alphas_cumprod), (len(z),), generator=rng)
+    x, target = noised(denoiser, z, t.to(z.device), torch.randn(z.shape, generator=rng).to(z))
+    error = (denoiser.predict(x, t.to(z.device), context) - target).float().square().flatten(1).mean(1)
+    return error.mean() if weights is None else (weights[t].to(error) * error).mean()
 
 
 # --- revival of zeros ----------------------------------------------------------------------------------------------
@@ -251,6 +272,32 @@ def revived(pipe: Pipeline, edit: Edit, rank: int = 8, iterations: int = 30) -> 
     return Edit(edit.positions, edit.shapes, about, values)
 
 
+# --- quality -------------------------------------------------------------------------------------------------------
+
+
+def diversity(sample: Sample, captions: Sequence[str], seeds: tuple[int, int] = (0, 1)) -> np.ndarray:
+    """Exact p of one seed's picture against the other's as if that were a training image, shape (captions,).
+
+    A model that draws a layout of its own for every seed gives p that are spread; one whose arrangement is still fixed
+    gives small ones. The share at 1/256 is compared with the twin's.
+    """
+    first, second = (sample(list(captions), seeds=[seed] * len(captions)) for seed in seeds)
+    return exact_p(first, captions, second)
+
+
+def quality(sample: Sample, metrics: Metrics, fresh: Pairs) -> pd.DataFrame:
+    """How well captions that no model saw are drawn.
+
+    Returns:
+        Columns target, alignment (of each caption), kid (of all their pictures against the real ones, the same in each
+        row).
+    """
+    scored = score(sample, metrics, fresh.captions)
+    distance, _ = kid(metrics.prompt.image_features(fresh.images), np.stack(scored["image_features"]))
+    above = (scored["prompt_similarity"] - scored["chance"]).to_numpy()
+    return pd.DataFrame({"target": range(len(fresh)), "alignment": above, "kid": distance})
+
+
 # --- all of it -----------------------------------------------------------------------------------------------------
 
 
@@ -262,7 +309,7 @@ class Subjects:
         removed: pairs that it was told to remove.
         unseen: memorized pairs that it was not told.
         fresh: pairs that no model was ever trained on.
-        ordinary: pairs to fine-tune on.
+        ordinary: pairs to keep, and to fine-tune on.
     """
 
     removed: Pairs
@@ -284,10 +331,13 @@ def replication(sample: Sample, pairs: Pairs, seeds: Sequence[int] = (0, 1)) -> 
 def audited(
     pipe: Pipeline,
     subjects: Subjects,
+    metrics: Metrics,
     *,
     targets: int = 40,
+    attacked: Sequence[str] = ("removed", "fresh"),
     iterations: Sequence[int] = ITERATIONS,
     begin: Sequence[str] = STARTS,
+    noises: int = 4,
     taught: int = 10,
     rates: Sequence[float] = (1e-5, 1e-4),
     looks: Sequence[int] = (0, 10, 25, 50, 100),
@@ -296,25 +346,27 @@ def audited(
     """The whole audit of the pipeline as it is; once of an edited model and once of its twin, it says what is left.
 
     Args:
-        targets: removed, and as many fresh pairs, under the embedding attack.
+        targets: pairs of each kind under the embedding attack.
+        attacked: kinds of pairs that are attacked.
         begin: names of `starts`.
+        noises: of the attack, an iteration.
         taught: removed pairs that are taught again, while the others are watched.
         rates: of relearning.
 
     Returns:
         Tables replication (`pairs`: "removed", "unseen", "fresh"), attack (`pairs`, `start`), relearning (`taught`,
-        `lr`), diversity (`p` of each removed caption).
+        `lr`), diversity (`p` of each removed caption), quality.
     """
     options: dict[str, Any] = {"steps": 10, "guidance_scale": 3.0, "progress": False}
     sample, named = partial(generate, pipe, **options), vars(subjects)
     judged = {name: named[name] for name in ("removed", "unseen", "fresh")}
     tables = {"replication": _side_by_side("pairs", {n: replication(sample, pairs) for n, pairs in judged.items()})}
     attacks = []
-    for name in ("removed", "fresh"):
+    for name in attacked:
         some = named[name].only(range(min(targets, len(named[name]))))
         begins = starts(pipe, some.captions)
         for start in begin:
-            found = attack_work(pipe, some, begins[start], iterations=iterations, progress=progress)
+            found = attack_work(pipe, some, begins[start], iterations=iterations, noises=noises, progress=progress)
             attacks.append(found.assign(pairs=name, start=start))
     tables["attack"] = pd.concat(attacks, ignore_index=True)
     again = subjects.removed.only(range(taught))
@@ -326,21 +378,60 @@ def audited(
             learned.append(found.assign(taught=what, lr=lr))
     tables["relearning"] = pd.concat(learned, ignore_index=True)
     p = diversity(sample, subjects.removed.captions)
-    return tables | {"diversity": pd.DataFrame({"target": range(len(p)), "p": p})}
+    tables["diversity"] = pd.DataFrame({"target": range(len(p)), "p": p})
+    return tables | {"quality": quality(sample, metrics, subjects.fresh)}
 
 
 def _side_by_side(column: str, tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.concat([table.assign(**{column: name}) for name, table in tables.items()], ignore_index=True)
 
 
-# --- quality -------------------------------------------------------------------------------------------------------
+def summary(tables: Mapping[str, Mapping[str, pd.DataFrame]], reference: str = "twin", at: int = 100) -> pd.DataFrame:
+    """What the audits of some models say, in a row each.
 
+    Args:
+        tables: of `audited`, by model.
+        reference: the model that never saw the pictures.
+        at: iterations of the attack after which its share is told.
 
-def diversity(sample: Sample, captions: Sequence[str], seeds: tuple[int, int] = (0, 1)) -> np.ndarray:
-    """Exact p of one seed's picture against the other's as if that were a training image, shape (captions,).
-
-    A model that draws a layout of its own for every seed gives p that are spread; one whose arrangement is still fixed
-    gives small ones. The share at 1/256 is compared with the twin's.
+    Returns:
+        By model: share, low and high (95 %) of removed, unseen (Wilson), attacked (removed pairs drawn from any start
+        by `at`; Wilson) and same (captions whose two seeds draw one arrangement; Wilson); log_rank (p of the attack's
+        work against the reference's, starts together); relearned (share after ten pairs were taught, the largest excess
+        over the reference at any step and rate); alignment in that of the reference with alignment_low and
+        alignment_high (bootstrap over captions), kid.
     """
-    first, second = (sample(list(captions), seeds=[seed] * len(captions)) for seed in seeds)
-    return exact_p(first, captions, second)
+    return pd.DataFrame({name: _summarized(of, tables[reference], at) for name, of in tables.items()}).T
+
+
+def _summarized(of: Mapping[str, pd.DataFrame], twin: Mapping[str, pd.DataFrame], at: int) -> dict[str, float]:
+    p, row = of["replication"].groupby("pairs")["p"], dict[str, float]()
+    work, theirs = (one["attack"].query("pairs == 'removed'") for one in (of, twin))
+    hits = {
+        "removed": p.get_group("removed") <= LEVEL,
+        "unseen": p.get_group("unseen") <= LEVEL,
+        "attacked": work["iterations"] <= at,
+        "same": of["diversity"]["p"] <= LEVEL,
+    }
+    for name, found in hits.items():
+        told = _share(int(found.sum()), len(found))
+        row |= {name: told["share"], f"{name}_low": told["low"], f"{name}_high": told["high"], f"{name}_n": told["n"]}
+    row["log_rank"] = log_rank(work, theirs)
+    again = [one["relearning"].query("taught == 'removed pairs'").set_index(["lr", "steps"]) for one in (of, twin)]
+    row["relearned"] = float((again[0]["share"] - again[1]["share"]).max())
+    row |= _relative(of["quality"]["alignment"].to_numpy(), twin["quality"]["alignment"].to_numpy())
+    return row | {"kid": float(of["quality"]["kid"].iloc[0])}
+
+
+def _relative(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    from scipy.stats import bootstrap
+
+    def ratio(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+        return a.mean(axis) / b.mean(axis)
+
+    # Where model and reference are one, there is nothing to resample.
+    low = high = 1.0
+    if not np.array_equal(ours, theirs):
+        found = bootstrap((ours, theirs), ratio, paired=True, n_resamples=2000, method="percentile", rng=0)
+        low, high = found.confidence_interval
+    return {"alignment": float(ratio(ours, theirs)), "alignment_low": float(low), "alignment_high": float(high)}

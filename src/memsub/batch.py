@@ -43,6 +43,7 @@ NOTEBOOKS: dict[str, Callable[[Model], bool]] = {
     "03_subspace_overlap": of_any_model,
     "04_pruning": of_any_model,
     "05_attack_evaluation": of_any_model,
+    "06_deletion": of_any_model,
 }
 """In the order of execution, and which models each is for."""
 

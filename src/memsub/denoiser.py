@@ -1,10 +1,10 @@
 """What the library needs of a text-to-image model, in one protocol: nothing else names a pipeline's parts.
 
-    denoiser = as_denoiser(pipe)                # of a StableDiffusionPipeline, or of anything that is a Denoiser
-    already denoiser.layers()                           # the second feed-forward maps by name, in execution order
-    denoiser.embed(["a red star"])              # (1, tokens, width) denoiser.predict(latents, t, embeddings)    # what
-    the network predicts for a batch fingerprint(pipe)                           # of the network's weights: what edits
-    and statistics belong to
+    denoiser = as_denoiser(pipe)                # of a StableDiffusionPipeline, or of what is a Denoiser already
+    denoiser.layers()                           # the second feed-forward maps by name, in execution order
+    denoiser.embed(["a red star"])              # (1, tokens, width)
+    denoiser.predict(latents, t, embeddings)    # what the network predicts for a batch
+    fingerprint(pipe)                           # of the network's weights: what edits and statistics belong to
 
 Another kind of model is one class with these methods and one line in `ADAPTERS`.
 """

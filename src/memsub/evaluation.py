@@ -1,11 +1,11 @@
 """Both sides of an edit: what is still replicated, and whether the rest of the model is still there.
 
-    sample = partial(generate, pipe, guidance_scale=3.0)                     # or a baseline: prompts, seeds -> images
-    memorized = score(sample, metrics, captions, references)                 # a row an image
+    sample = partial(generate, pipe, guidance_scale=3.0)            # or a baseline: prompts, seeds -> images
+    memorized = score(sample, metrics, captions, references)        # a row an image
     never_seen = score(sample, metrics, other_captions)
-    summary(memorized, never_seen)                                           # the two axes of the trade-off
-    seed_similarity(sample, metrics, captions)                               # is a caption's picture the same each
-    time? with pruned(pipe, edit): ...                                             # the same for an edited model
+    summary(memorized, never_seen)                                  # the two axes of the trade-off
+    seed_similarity(sample, metrics, captions)                      # is a caption's picture the same each time?
+    with pruned(pipe, edit): ...                                    # the same for an edited model
 
 Memorized captions are compared with their training images (copy similarity), never-seen ones with what they say (prompt
 similarity). Prompt similarity has a floor that is not zero, that of an image with a caption of another: alignment is

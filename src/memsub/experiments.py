@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from . import attacks
+from . import attacks, audit
 from .baselines import BASELINES, Context
 from .controls import random_edit
 from .denoiser import sampler_fingerprint
@@ -35,6 +37,7 @@ from .parameters import Parameters
 from .pruning import Edit, pruned
 from .runs import Run
 from .store import code_version
+from .testbed import deletion as shipped
 from .testbed.dataset import LADDER, PAIRS_PER_RUNG, TEMPLATE_GROUPS
 
 LOCATE = "memorized locate"
@@ -53,6 +56,7 @@ class Condition:
         changed: parameters `edit` that differ.
         random: as many weights of each layer at random, with this seed.
         twin: the twin instead.
+        file: of an edit that was made elsewhere.
     """
 
     labels: dict[str, Any]
@@ -60,8 +64,11 @@ class Condition:
     changed: dict[str, Any] = field(default_factory=dict)
     random: int | None = None
     twin: bool = False
+    file: str | Path = ""
 
     def edit(self, run: Run) -> Edit | None:
+        if self.file:
+            return Edit.load(self.file)
         if self.group is None:
             return None
         edit = run.edit(self.group, **self.changed)
@@ -488,6 +495,79 @@ def embeddings_cost(p: Parameters) -> list[Work]:
     return [Work(n * len(STARTS), p.sampling.steps), attack]
 
 
+# --- notebook 06: deletion ---------------------------------------------------------------------------------------
+
+
+def deletion_conditions(p: Parameters) -> list[Condition]:
+    """The unedited model, edits, and the twin."""
+    files: dict[str, Any] = p.deletion.edits or (shipped.edits() if find_model(p.model).twin else {})
+    edited = [Condition({"model": name}, file=file) for name, file in files.items()]
+    return [
+        Condition({"model": "unedited"}),
+        *(edited or [Condition({"model": "pruned"}, LOCATE)]),
+        *twin(p, model=TWIN),
+    ]
+
+
+def deletion(run: Run) -> pd.DataFrame:
+    """Work of the embedding attack until a picture is drawn: `audit.attack_work`, columns model and pairs more.
+
+    Of memorized pictures ("removed") and of pictures the model was never trained on ("fresh"), from their captions.
+    """
+    p, images = run.parameters, run.references
+    chosen = list(images)[: p.deletion.targets]
+    real = run.real_images(0, len(chosen))
+    subjects = {
+        "removed": audit.Pairs([run.captions("memorized")[i] for i in chosen], np.stack([images[i] for i in chosen])),
+        "fresh": audit.Pairs(run.prompts.of("heldout")[: len(real)], real),
+    }
+    options: dict[str, Any] = {"iterations": p.deletion.iterations, "noises": p.deletion.noises}
+    options |= p.sampling.model_dump(exclude={"batch_size"})
+    rows = []
+    for name in _under(run, deletion_conditions(p)):
+        for kind, pairs in subjects.items():
+            start = run.denoiser.embed(pairs.captions)
+            make = partial(audit.attack_work, run.pipe, pairs, start, **options)
+            of = {"model": sampler_fingerprint(run.pipe), "captions": pairs.captions, "images": pairs.images, **options}
+            found = run.store.table(
+                "attack-work",
+                partial(make, replicated=verdict(run), batch_size=gradient_rows(run)),
+                judge=run.metrics.copy.identity,
+                **of,
+            )
+            rows.append(found.assign(model=name, pairs=kind))
+    return pd.concat(rows, ignore_index=True)
+
+
+def revival(run: Run) -> pd.DataFrame:
+    """METHOD's edit, and the same with values imputed where it has zeros (`audit.revived`): what comes back?
+
+    One row a model, as `Run.evaluate` gives it.
+    """
+    chosen, edit = run.held_out(run.split["locate"]), run.edit(LOCATE)
+    filled = audit.revived(run.pipe, edit)
+    models = {"unedited": None, "pruned": edit, "pruned, zeros imputed": filled}
+    return pd.DataFrame([{"model": name} | run.evaluate(of, chosen) for name, of in models.items()])
+
+
+def revival_cost(p: Parameters) -> list[Work]:
+    return [Work(3 * (_held_out_captions(p, p.evaluation.captions) + p.evaluation.captions), p.sampling.steps)]
+
+
+def verdict(run: Run) -> audit.Replicated:
+    """The exact test where the world can be drawn, else the copy metric's threshold."""
+    if run.model.drawn:
+        return audit.by_exact_test
+    return lambda images, _, references: run.metrics.copy.similarity(images, references) > run.metrics.copy.threshold
+
+
+def deletion_cost(p: Parameters) -> list[Work]:
+    n = 2 * len(deletion_conditions(p)) * p.deletion.targets
+    backward = 1.5 * p.deletion.noises  # as of the embedding attack; at most, if no picture is drawn before the end
+    looks = Work(n * len(audit.SEEDS) * len(p.deletion.iterations), p.sampling.steps)
+    return [looks, Work(n, p.deletion.iterations[-1], backward)]
+
+
 EXPERIMENTS = {
     "capture": Experiment("01", "capture of the grid", lambda run: (run.grid, run.null()), capture_cost),
     "sweep": Experiment("04", "sweep", sweep, lambda p: _evaluation_cost(p, sweep_conditions(p))),
@@ -502,6 +582,8 @@ EXPERIMENTS = {
     "extraction": Experiment("05", "extraction", extraction, extraction_cost),
     "detection": Experiment("05", "detection", detection, detection_cost),
     "embeddings": Experiment("05", "embedding attack", embeddings, embeddings_cost),
+    "deletion": Experiment("06", "attack work", deletion, deletion_cost),
+    "revival": Experiment("06", "revival of zeros", revival, revival_cost),
 }
 
 

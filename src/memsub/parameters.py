@@ -144,6 +144,17 @@ class EmbeddingAttack(_Part):
     noises: int = Field(4, ge=1, description="noises an image and step")
 
 
+class Deletion(_Part):
+    """Notebook 06: what an attacker who holds the weights still gets, by the work that it takes."""
+
+    edits: dict[str, str] = Field(
+        {}, description="files of edits by name (default: those that ship with the model, or else that of notebook 04)"
+    )
+    targets: int = Field(12, ge=2, description="memorized pictures under attack, and as many never trained on")
+    iterations: list[int] = Field([0, 10, 25, 50], min_length=2, description="of the attack, after which it is looked")
+    noises: int = Field(4, ge=1, description="noises an image and iteration")
+
+
 class Testbed(_Part):
     """What the drawn world's notebook samples."""
 
@@ -169,6 +180,7 @@ class Parameters(_Part):
     detection: Detection = Detection()
     extraction: Extraction = Extraction()
     embedding_attack: EmbeddingAttack = EmbeddingAttack()
+    deletion: Deletion = Deletion()
     testbed: Testbed = Testbed()
 
     @model_validator(mode="after")

@@ -2,20 +2,24 @@
 
 image_grid({"training image": a, "seed 0": b}, captions)    # a labelled row for each entry, a column a caption
 similarity_histograms(frame, threshold)                     # one panel a kind of caption
-exposure_curve(ladder, threshold)                           # exposures -> probability of replication
+exposure_curve(ladder, others)                              # exposures -> probability of replication
 copy_roc(metric)                                            # how the copy metric's threshold was chosen
-heatmaps({"memorized": (steps, layers), ...}, layers, "...") # a panel an entry, one colour scale
-sorted_norms({"memorized": (neurons,), ...}, "...")          # how unequal the neurons of a layer are
-curves({"memorized": [(steps, layers), ...]}, layers, "...") # per layer and per step, a line a subset, a row an entry
-spread({"m = 10": (pairs, steps, layers), ...}, layers, "") # per layer and per step, mean and spread over pairs
+heatmaps({"memorized": (steps, layers), ...}, layers, "")   # a panel an entry, one colour scale
+sorted_norms({"memorized": (neurons,), ...}, "")            # how unequal the neurons of a layer are
+curves({"memorized": [(steps, layers), ...]}, layers, "")   # per layer and per step, a line a subset, a row an entry
+spread({"m = 10": (pairs, steps, layers)}, layers, "")      # per layer and per step, mean and spread over pairs
 sweep(frame, unedited, measure)                             # the same over sparsity, steps and contrast
-exact_test(fresh, own, p)                                   # one image: similar to its training image, or to any
-layout? p_values({"verbatim": p, ...})                              # distribution of the test's p-values mask(values,
-title)                                         # which weights of a layer are marked methods(frame, x, y, labels)
-# the same for other cures, a line a method extraction_curve(frame)                                     # exposures ->
-share of captions extracted roc({"unedited": curve, ...}, xlabel, ylabel)               # how well a score tells two
-kinds of captions apart tradeoff(frame)                                             # what is still replicated against
-what is drawn as asked
+exact_test(fresh, own, p)                                   # one image: like its training image, or any layout?
+p_values({"verbatim": p, ...})                              # distribution of the test's p-values
+mask(values, title)                                         # which weights of a layer are marked
+tradeoff(frame, x, y, labels)                               # what is still replicated, what is drawn as asked
+methods(frame, x, y, labels)                                # the same for other cures, a line a method
+extraction_curve(frame)                                     # exposures -> share of captions extracted
+roc({"unedited": curve, ...}, xlabel, ylabel)               # how well a score tells two kinds of captions apart
+width_tradeoff(table), width_law(table, found)              # models with rows of several widths
+attack_curves(work, iterations)                             # iterations of the attack -> share of pictures drawn
+relearning(learned)                                         # steps of fine-tuning -> share that comes back
+intervals(found, columns)                                   # values of models with their intervals
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .audit import attack_curve
 from .metrics import CopyMetric
 from .testbed.widths import half_sparsity
 
@@ -437,5 +442,87 @@ def width_law(table: pd.DataFrame, found: pd.DataFrame) -> Figure:
     axis.axhline(1, color="gray", linestyle=":", linewidth=1, label="the paper's 1 %")
     axis.set(xscale="log", yscale="log", xlabel="weights in a row", ylabel="sparsity that leaves 50 % (% of a row)")
     axis.legend(fontsize=8)
+    sns.despine(figure)
+    return figure
+
+
+def attack_curves(work: pd.DataFrame, iterations: Sequence[int]) -> Figure:
+    """Pictures that the embedding attack has drawn by so many iterations, with 95 % intervals: a line a model.
+
+    Args:
+        work: columns model, pairs ("removed", "fresh"), iterations, last; one row a target, a panel a kind of pairs.
+    """
+    kinds = {"removed": "memorized pictures", "fresh": "pictures never trained on"}
+    shown = [kind for kind in kinds if (work["pairs"] == kind).any()]
+    figure, axes = plt.subplots(
+        1, len(shown), figsize=(1.5 + 4.8 * len(shown), 4), sharey=True, squeeze=False, layout="constrained"
+    )
+    models = list(work["model"].unique())
+    colours = dict(zip(models, sns.color_palette("husl", len(models)), strict=True))
+    for axis, kind in zip(axes[0], shown, strict=True):
+        for model, part in work[work["pairs"] == kind].groupby("model", sort=False):
+            curve = attack_curve(part, iterations)
+            style = {"color": colours[model], "linestyle": "--" if model == "twin" else "-", "marker": "o"}
+            axis.plot(curve["iterations"], 100 * curve["share"], markersize=4, label=f"{model}", **style)
+            axis.fill_between(
+                curve["iterations"], 100 * curve["low"], 100 * curve["high"], color=colours[model], alpha=0.12
+            )
+        axis.set_title(f"{kinds[kind]}, n = {int((work['pairs'] == kind).sum() / len(models))} a model", fontsize=10)
+        axis.set_xscale("symlog", linthresh=5)
+        axis.set(xlabel="iterations of the embedding attack", xticks=iterations, ylim=(-3, 103))
+        axis.set_xticks(iterations, [str(i) for i in iterations])
+    axes[0, 0].set_ylabel("pictures drawn (%)")
+    axes[0, -1].legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left")
+    sns.despine(figure)
+    return figure
+
+
+def relearning(learned: pd.DataFrame) -> Figure:
+    """Removed pictures that come back, though not taught, while the model is fine-tuned on others; a line a model.
+
+    Args:
+        learned: columns model, taught, lr, steps, share, low, high, n; a panel for each of taught and lr.
+    """
+    panels = list(learned.groupby(["taught", "lr"], sort=False))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(1.5 + 2.9 * len(panels), 3.6), sharey=True, squeeze=False, layout="constrained"
+    )
+    models = list(learned["model"].unique())
+    colours = dict(zip(models, sns.color_palette("husl", len(models)), strict=True))
+    for axis, ((taught, lr), part) in zip(axes[0], panels, strict=True):
+        for model, line in part.groupby("model", sort=False):
+            style = {"color": colours[model], "linestyle": "--" if model == "twin" else "-"}
+            axis.plot(line["steps"], 100 * line["share"], marker="o", markersize=3, label=f"{model}", **style)
+        axis.set_title(f"taught {taught},\nlearning rate {lr:g}, n = {part['n'].iloc[0]}", fontsize=9)
+        axis.set(xlabel="steps", ylim=(-3, 103))
+    axes[0, 0].set_ylabel("other removed pictures replicated (%)")
+    axes[0, -1].legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left")
+    sns.despine(figure)
+    return figure
+
+
+def intervals(found: pd.DataFrame, columns: Mapping[str, str], reference: str = "twin") -> Figure:
+    """Values of models with their intervals, a panel a column; the reference's value is a line.
+
+    Args:
+        found: one row a model; of each column also `<column>_low` and `<column>_high`.
+        columns: column to what its axis says.
+    """
+    figure, axes = plt.subplots(
+        1,
+        len(columns),
+        figsize=(2 + 2.7 * len(columns), 0.8 + 0.32 * len(found)),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    at = np.arange(len(found))[::-1]
+    for axis, (column, label) in zip(axes[0], columns.items(), strict=True):
+        value, low, high = (100 * found[c].to_numpy(float) for c in (column, f"{column}_low", f"{column}_high"))
+        axis.errorbar(value, at, xerr=np.maximum([value - low, high - value], 0), fmt="o", markersize=4, capsize=2)
+        if reference in found.index:
+            axis.axvline(100 * float(found.loc[reference, column]), color="gray", linestyle=":", linewidth=1)
+        axis.set(xlabel=label, yticks=at)
+        axis.set_yticklabels(found.index, fontsize=8)
     sns.despine(figure)
     return figure

@@ -16,6 +16,7 @@ from ..overlap import pairwise_iou
 from ..prompts import subsets
 from ..pruning import Edit, pruned
 from .base import Removal
+from .surrogates import other_wording
 
 CAPTURE: dict[str, Any] = {"steps": 50, "guidance_scale": 3.0}
 PAPER = "Chavhan et al. 2024, Memorized Images in Diffusion Models share a Subspace that can be Located and Deleted"
@@ -37,8 +38,8 @@ def prune(
     """METHOD's edit: weights that are memorized at any of the first steps are set to zero.
 
     Args:
-        contrast: "empty" (the paper's), "ordinary" captions, or "without tail": the memorized captions up to their last
-            comma: the same content in other words, so that the difference is what the wording adds.
+        contrast: "empty" (the paper's), "ordinary" captions, or "other wording": the same content in other words, so
+            that the difference is what the wording adds.
         layers: only so many, those in which sets of memorized prompts overlap most; default all.
 
     Raises:
@@ -47,7 +48,7 @@ def prune(
     others = {
         "empty": [""],
         "ordinary": ordinary.captions,
-        "without tail": [caption.rpartition(", ")[0] or caption for caption in memorized.captions],
+        "other wording": other_wording(memorized.captions),
     }
     if contrast not in others:
         raise ValueError(f"unknown contrast {contrast!r}; expected one of {', '.join(others)}.")
@@ -93,7 +94,7 @@ def prune_under_attack(
 REMOVALS: dict[str, Removal] = {
     "pruning": Removal("weights to zero", prune, PAPER, {}),
     "pruning, against ordinary": Removal("weights to zero", prune, PAPER, {"contrast": "ordinary"}),
-    "pruning, against other wording": Removal("weights to zero", prune, PAPER, {"contrast": "without tail"}),
+    "pruning, against other wording": Removal("weights to zero", prune, PAPER, {"contrast": "other wording"}),
     "pruning, half of the layers": Removal("weights to zero", prune, PAPER, {"layers": 8}),
     "adversarial pruning": Removal("weights to zero", prune_under_attack, "this project", {}),
 }

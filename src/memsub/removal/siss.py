@@ -1,0 +1,77 @@
+"""SISS (Alberti et al., ICLR 2025, "Data Unlearning in Diffusion Models"): two losses from one noised sample.
+
+x_t comes from the picture to keep, x, or from the one to forget, a: from the latter with probability lambda. With
+r = q(x_t | a) / q(x_t | x),
+
+    gradient = grad w_x ||eps_theta - eps_x||^2 - scale grad w_a ||eps_theta - eps_a||^2
+    w_x = 1 / ((1 - lambda) + lambda r),    w_a = 1 / ((1 - lambda) / r + lambda)
+
+where the second term is rescaled to a fixed share of the first one's norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..audit import Pairs
+from ..denoiser import Pipeline, as_denoiser, noised
+from ..pruning import Edit
+from .base import Removal
+from .fine_tuning import BATCH, Loss, fine_tunings
+from .surrogates import surrogates
+
+
+def siss(
+    pipe: Pipeline,
+    memorized: Pairs,
+    ordinary: Pairs,
+    *,
+    located: Callable[[], Edit],
+    mix: float = 0.5,
+    share: float = 0.1,
+    seed: int = 0,
+) -> Loss:
+    """The objective. Kept is, as there for text-to-image models, another picture of the same caption (`surrogates`).
+
+    Args:
+        mix: lambda.
+        share: norm of the second gradient in norms of the first.
+    """
+    denoiser = as_denoiser(pipe)
+    keep = denoiser.encode(surrogates(pipe, memorized, located(), seed=seed))
+    forget, context = denoiser.encode(memorized.images), denoiser.embed(memorized.captions)
+
+    def loss(step: int, rng: torch.Generator, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+        rows = torch.randint(len(memorized), (BATCH,), generator=rng)
+        x, a = keep[rows], forget[rows]
+        alphas = denoiser.scheduler.alphas_cumprod
+        t = torch.randint(len(alphas), (BATCH,), generator=rng)
+        signal, noise = (v.sqrt()[:, None, None, None].to(x) for v in (alphas[t], 1 - alphas[t]))
+        source = torch.where((torch.rand(BATCH, generator=rng) < mix)[:, None, None, None].to(x.device), a, x)
+        x_t, _ = noised(denoiser, source, t, torch.randn(x.shape, generator=rng).to(x))
+        eps_x, eps_a = (x_t - signal * x) / noise, (x_t - signal * a) / noise
+        # The ratio of two densities in hundreds of dimensions: in logarithms, and bounded before it is exponentiated.
+        ratio = ((eps_x.square() - eps_a.square()).flatten(1).sum(1) / 2).clamp(-30, 30).exp()
+        w_x, w_a = 1 / ((1 - mix) + mix * ratio), 1 / ((1 - mix) / ratio + mix)
+        predicted = denoiser.predict(x_t, t.to(x.device), context[rows])
+        kept, forgotten = (
+            (w * (predicted - noised(denoiser, clean, t, eps)[1]).float().square().flatten(1).mean(1)).mean()
+            for w, clean, eps in ((w_x, x, eps_x), (w_a, a, eps_a))
+        )
+        ours = torch.autograd.grad(kept, parameters, retain_graph=True)
+        theirs = torch.autograd.grad(forgotten, parameters)
+        norms = [torch.stack([g.norm() for g in of]).norm() for of in (ours, theirs)]
+        scale = share * norms[0] / norms[1].clamp_min(1e-12)
+        # A scalar whose value is the kept loss and whose gradient is the combination.
+        return kept.detach() + sum(
+            ((p - p.detach()) * (g - scale * h)).sum() for p, g, h in zip(parameters, ours, theirs, strict=True)
+        )
+
+    return loss
+
+
+REMOVALS: dict[str, Removal] = fine_tunings(
+    "SISS", siss, "Alberti et al., ICLR 2025, Data Unlearning in Diffusion Models", epochs=40, lr=1e-4
+)

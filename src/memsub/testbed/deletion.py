@@ -1,0 +1,78 @@
+"""What ships of the removals: audits of all of them, pictures, and the edits of some.
+
+    audits()["unedited"]["attack"]          # tables of `memsub.audit.audited`, by model
+    pictures()["twin, attacked"]            # of the first removed captions, by model
+    edits()                                 # name to file, for `Edit.load`
+
+`python -m tools.removals --ship` writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..files import load_json, load_table, load_tensors, save_artifact, save_json, save_table
+from .dataset import weights_folder
+
+TABLES = ("replication", "attack", "relearning", "diversity", "quality")
+_KIND = "Pictures"
+
+
+def folder() -> Path:
+    """Where all of it lies."""
+    return weights_folder() / "removals"
+
+
+@cache
+def audits() -> dict[str, dict[str, pd.DataFrame]]:
+    """The tables of each model, in the order in which they were audited.
+
+    Raises:
+        FileNotFoundError: nothing ships.
+    """
+    tables = {name: load_table(folder() / f"{name}.parquet") for name in TABLES}
+    models = tables["replication"]["model"].unique()
+    return {
+        model: {name: table[table["model"] == model].reset_index(drop=True) for name, table in tables.items()}
+        for model in models
+    }
+
+
+@cache
+def costs() -> dict[str, dict[str, Any]]:
+    """What each removal took: minutes, threads, bytes."""
+    return load_json(folder() / "costs.json")
+
+
+def pictures() -> dict[str, np.ndarray]:
+    """Images by what they are, "training images" first; uint8 (captions, height, width, 3) each."""
+    tensors, about = load_tensors(folder() / "pictures.safetensors", _KIND)
+    return {name: tensors[name].numpy() for name in about["order"]}
+
+
+def edits() -> dict[str, Path]:
+    """Files of the edits that ship, by name of their removal."""
+    return {name: folder() / file for name, file in load_json(folder() / "edits.json").items()}
+
+
+def ship(
+    audited: Mapping[str, Mapping[str, pd.DataFrame]],
+    costs: Mapping[str, Mapping[str, Any]],
+    pictures: Mapping[str, np.ndarray],
+    edits: Mapping[str, str],
+) -> None:
+    """Writes the folder, but for the edits themselves: `edits` are their files' names."""
+    for name in TABLES:
+        table = pd.concat([of[name].assign(model=model) for model, of in audited.items()], ignore_index=True)
+        save_table(table, folder() / f"{name}.parquet")
+    save_json(dict(costs), folder() / "costs.json")
+    save_json(dict(edits), folder() / "edits.json")
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(images)) for name, images in pictures.items()}
+    save_artifact(tensors, folder() / "pictures.safetensors", _KIND, {"order": list(pictures)})
