@@ -10,7 +10,7 @@ from memsub.activations import capture
 from memsub.audit import Pairs
 from memsub.denoiser import as_denoiser, fingerprint
 from memsub.pruning import Edit, pruned
-from memsub.removal import REMOVALS, fine_tuning, pruning
+from memsub.removal import REMOVALS, distillation, fine_tuning, pruning
 from memsub.removal.fine_tuning import fine_tuned
 
 
@@ -27,6 +27,7 @@ def ordinary(prompts):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setitem(pruning.CAPTURE, "steps", 10)
+    monkeypatch.setattr(distillation, "TAUGHT", 2)
 
 
 def some_layer(pipe) -> tuple[str, torch.nn.Linear]:
@@ -127,7 +128,7 @@ def test_noise_goes_before_training(pipe, memorized, ordinary, tmp_path):
     name, layer = some_layer(pipe)
     options = {"name": "noise", "folder": tmp_path, "epochs": 1, "lr": 1e-9, "noise": 0.5}
     edit = fine_tuned(pipe, memorized, ordinary, objective, **options)
-    added = edit.values[name].float() - layer.weight.flatten()
+    added = edit.values[name].float() - layer.weight.detach().flatten()
     assert added.std() == pytest.approx(0.5 * layer.weight.std().item(), rel=0.05)
 
 
@@ -141,8 +142,8 @@ def test_noise_goes_before_training(pipe, memorized, ordinary, tmp_path):
         ("adversarial fine-tuning, the located weights", {"epochs": 1, "iterations": 2}),
         ("SISS", {"epochs": 2}),
         ("ReTrack, as many random weights", {"epochs": 2}),
-        ("replacement", {"epochs": 2, "attacked": 2, "iterations": 2}),
-        ("replacement, the located weights", {"epochs": 2, "attacked": 0}),
+        ("adversarial distillation", {"epochs": 2, "iterations": 1}),
+        ("adversarial distillation, the located weights", {"epochs": 2, "iterations": 0, "relearned": 1}),
     ],
 )
 def test_every_removal_makes_an_edit(pipe, memorized, ordinary, quick, tmp_path, name, options):
@@ -238,6 +239,9 @@ def test_an_audit_is_summed_up_against_the_twin():
     assert found.loc["a", "log_rank"] < 1e-6 < found.loc["twin", "log_rank"] == 1
     assert found.loc["a", "alignment_low"] <= found.loc["a", "alignment"] <= found.loc["a", "alignment_high"] < 0.9
     assert found.loc["twin", ["removed", "attacked", "relearned", "alignment"]].tolist() == [0, 0, 0, 1]
+    told = audit.gone(found, unedited="a")
+    assert told.loc["twin"].all()
+    assert told.columns[~told.loc["a"]].tolist() == ["attack work", "relearning", "alignment"]
 
 
 def test_seeds_of_the_twin_differ(pipe, twin, memorized):

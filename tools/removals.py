@@ -66,7 +66,7 @@ class Bench:
         """A removal's edit, and what it took (minutes, bytes)."""
         told: dict[str, Any] = {"name": name, "model": fingerprint(self.pipe), "captions": self.of.removed.captions}
         told |= {"kept": self.of.ordinary.captions, "options": REMOVALS[name].options}
-        path = self.store.path("edits", ".safetensors", None, **told, code=module_version("memsub.removal"))
+        path = self.store.path("edits", ".safetensors", None, **told, code=REMOVALS[name].code)
         if not path.is_file():
             began = time.monotonic()
             edit = REMOVALS[name].edit(self.pipe, self.of.removed, self.of.ordinary, folder=self.store.folder)

@@ -404,6 +404,30 @@ def summary(tables: Mapping[str, Mapping[str, pd.DataFrame]], reference: str = "
     return pd.DataFrame({name: _summarized(of, tables[reference], at) for name, of in tables.items()}).T
 
 
+def gone(found: pd.DataFrame, reference: str = "twin", unedited: str = "unedited") -> pd.DataFrame:
+    """Which models cannot be told from the reference, and by what: a row a model, a column a criterion, True or False.
+
+    Args:
+        found: as `summary`.
+
+    Returns:
+        Columns attack work (log-rank p > 0.05, and at most 5 points more is drawn), replication (of what was not told,
+        at most 2 points more), relearning (at most 10 points more at every step), alignment (97 % or more), KID (at
+        most a tenth above the unedited model's) and diversity (within 5 points).
+    """
+    numbers, theirs = found.astype(float), found.loc[reference].astype(float)
+    return pd.DataFrame(
+        {
+            "attack work": (numbers["log_rank"] > 0.05) & (numbers["attacked"] <= theirs["attacked"] + 0.05),
+            "replication": numbers["unseen"] <= theirs["unseen"] + 0.02,
+            "relearning": numbers["relearned"] <= 0.1,
+            "alignment": numbers["alignment"] >= 0.97,
+            "KID": numbers["kid"] <= 1.1 * numbers.loc[unedited, "kid"],
+            "diversity": (numbers["same"] - theirs["same"]).abs() <= 0.05,
+        }
+    )
+
+
 def _summarized(of: Mapping[str, pd.DataFrame], twin: Mapping[str, pd.DataFrame], at: int) -> dict[str, float]:
     p, row = of["replication"].groupby("pairs")["p"], dict[str, float]()
     work, theirs = (one["attack"].query("pairs == 'removed'") for one in (of, twin))

@@ -522,7 +522,8 @@ def intervals(found: pd.DataFrame, columns: Mapping[str, str], reference: str = 
         axis.errorbar(value, at, xerr=np.maximum([value - low, high - value], 0), fmt="o", markersize=4, capsize=2)
         if reference in found.index:
             axis.axvline(100 * float(found.loc[reference, column]), color="gray", linestyle=":", linewidth=1)
-        axis.set(xlabel=label, yticks=at)
+        axis.set(xlabel=label, ylabel="", yticks=at)
         axis.set_yticklabels(found.index, fontsize=8)
+    axes[0, 0].set_ylabel("model")
     sns.despine(figure)
     return figure

@@ -1,6 +1,6 @@
 """Removals: edits that should leave a model as if it had never seen some pictures, by name.
 
-    edit = REMOVALS["replacement"].edit(pipe, memorized, ordinary, folder="runs/removal")
+    edit = REMOVALS["adversarial distillation"].edit(pipe, memorized, ordinary, folder="runs/removal")
     with pruned(pipe, edit): ...                # audit it (`memsub.audit`), or draw
     edit.save("edit.safetensors")
 
@@ -10,7 +10,7 @@ A new one is a function in a file of this folder and an entry in the registry of
 from __future__ import annotations
 
 from ..audit import Pairs
-from . import adversarial, distillation, further_training, pruning, replacement, retrack, siss
+from . import adversarial, distillation, further_training, pruning, retrack, siss
 from .base import Removal
 
 REMOVALS: dict[str, Removal] = {
@@ -18,7 +18,6 @@ REMOVALS: dict[str, Removal] = {
     **adversarial.REMOVALS,
     **siss.REMOVALS,
     **retrack.REMOVALS,
-    **replacement.REMOVALS,
     **distillation.REMOVALS,
     **further_training.REMOVALS,
 }

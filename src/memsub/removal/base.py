@@ -13,6 +13,7 @@ from typing import Any
 from ..audit import Pairs
 from ..denoiser import Pipeline
 from ..pruning import Edit
+from ..store import code_version
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,19 @@ class Removal:
             `folder`, and a second call goes on from there.
         source: where it was published.
         options: of `make`.
+        objective: the loss of one that trains.
     """
 
     changes: str
     make: Callable[..., Edit]
     source: str
     options: dict[str, Any]
+    objective: Callable[..., Any] | None = None
+
+    @property
+    def code(self) -> str:
+        """Version of all code that the edit is a function of, for keys of what is stored."""
+        return code_version(self.objective or self.make)
 
     def edit(self, pipe: Pipeline, memorized: Pairs, ordinary: Pairs, **options: Any) -> Edit:
         """Makes the edit; `options` go before the removal's own."""

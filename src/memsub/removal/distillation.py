@@ -7,8 +7,10 @@ draws for other wording (`x`), for the memorized caption and for embeddings unde
 
     || eps_student(x_t, t, y) - eps_teacher(x_t, t, other wording) ||^2  +  the loss on ordinary pairs
 
-An attack of the student then gains nothing over knowing what the picture shows. It is made anew every 100 steps, on the
-student as it is by then: the steps of a checkpoint, so that a killed training goes on as it would have. Noise in the
+An attack of the student then gains nothing over knowing what the picture shows. It goes on beside the training, a few
+iterations a step, and begins anew every 100 steps: those of a checkpoint, so that a killed training goes on as it would
+have. So does an attacker of the weights, who learns ten of the pairs again: where his weights are by then, the others
+are distilled, too (first-order meta-learning, as "Tamper-Resistant Safeguards", Tamirisa et al. 2024). Noise in the
 weights before training (`noise`) blurs what the training does not reach; relearning feeds on that ("Distillation
 Robustifies Unlearning", Lee et al. 2025).
 """
@@ -26,71 +28,112 @@ from ..denoiser import Pipeline, as_denoiser, noised
 from ..fitting import CHECKPOINT_STEPS, generator
 from ..pruning import Edit
 from .base import Removal
-from .fine_tuning import BATCH, Loss, fine_tunings
+from .fine_tuning import BATCH, fine_tunings, shifted, with_gradient
 from .surrogates import other_wording, unlike
 
+TAUGHT = 10
+"""Pairs that the attacker of the weights learns again."""
 
-def distillation(
-    pipe: Pipeline,
-    memorized: Pairs,
-    ordinary: Pairs,
-    *,
-    located: Callable[[], Edit],
-    attacked: int = 32,
-    iterations: int = 50,
-    noises: int = 2,
-    seed: int = 0,
-) -> Loss:
+
+class Distillation:
     """The objective.
 
     Args:
-        attacked: pairs under attack at a time, `iterations` each with so many `noises`.
+        iterations: of the attack on a pair whenever it is in the batch, with so many `noises` each.
+        relearned: steps until the weights that relearn begin anew (a divisor of 100); 0 for none.
     """
-    denoiser, kept, n = as_denoiser(pipe), Encoded(pipe, ordinary), len(memorized)
-    teacher = copy(denoiser)
-    teacher.network = deepcopy(denoiser.network).requires_grad_(False)
-    drawn = [denoiser.encode(images) for images in unlike(pipe, memorized, seeds=8, seed=seed)]
-    # Training images as often as all that is drawn instead.
-    clean = torch.stack([*drawn, *[denoiser.encode(memorized.images)] * len(drawn)])
-    begins, others = starts(pipe, memorized.captions, seed), denoiser.embed(other_wording(memorized.captions))
-    own, none, ours = begins["its caption"], denoiser.embed([""]), min(attacked, n)
-    # v-prediction's weights (Salimans & Ho 2022), capped: steps of much noise decide what is where.
-    weights = (1 / denoiser.scheduler.alphas_cumprod).clamp(max=2.5)
-    weights = weights / weights.mean()
-    pool: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def attack(part: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of the pairs under attack and their embeddings, half of the way and all of it."""
-        rows = torch.randperm(n, generator=generator(seed, "distillation", part))[:ours]
-        begin = torch.stack([begins[STARTS[(part + k) % len(STARTS)]][row] for k, row in enumerate(rows.tolist())])
-        under = EmbeddingAttack(pipe, memorized.images[rows.numpy()], begin, noises=noises, seed=seed + 10_000 * part)
-        found = []
-        for _ in range(2):
-            under.advance(iterations // 2, range(ours))
-            found.append(under.embeddings(range(ours)))
-        return rows.repeat(2), torch.cat(found)
+    def __init__(
+        self,
+        pipe: Pipeline,
+        memorized: Pairs,
+        ordinary: Pairs,
+        *,
+        located: Callable[[], Edit],
+        iterations: int = 4,
+        noises: int = 1,
+        relearned: int = 25,
+        seed: int = 0,
+    ):
+        self.pipe, self.images, self.n, self.seed = pipe, memorized.images, len(memorized), seed
+        self.iterations, self.noises, self.relearned = iterations, noises, relearned
+        self.denoiser, self.kept = as_denoiser(pipe), Encoded(pipe, ordinary)
+        self.teacher = copy(self.denoiser)
+        self.teacher.network = deepcopy(self.denoiser.network).requires_grad_(False)
+        drawn = [self.denoiser.encode(images) for images in unlike(pipe, memorized, seeds=8, seed=seed)]
+        # Training images as often as all that is drawn instead.
+        self.clean = torch.stack([*drawn, *[self.denoiser.encode(memorized.images)] * len(drawn)])
+        self.begins, self.none = starts(pipe, memorized.captions, seed), self.denoiser.embed([""])
+        self.own, self.others = self.begins["its caption"], self.denoiser.embed(other_wording(memorized.captions))
+        # v-prediction's weights (Salimans & Ho 2022), capped: steps of much noise decide what is where.
+        weights = (1 / self.denoiser.scheduler.alphas_cumprod).clamp(max=2.5)
+        self.weights = weights / weights.mean()
+        self.attacks: dict[int, EmbeddingAttack] = {}
+        self.relearners: dict[int, _Relearner] = {}
 
-    def loss(step: int, rng: torch.Generator, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
-        some, rows = kept.rows(2 * BATCH, rng), torch.randint(n, (BATCH,), generator=rng)
-        dropped = (torch.rand(len(some), generator=rng) < 0.1)[:, None, None].to(none.device)  # for guidance
-        context = torch.where(dropped, none, kept.context[some])
-        ordinary_loss = denoising_loss(pipe, kept.latents[some], context, rng, weights)
-        if (part := step // CHECKPOINT_STEPS) not in pool:
-            pool.clear()
-            pool[part] = attack(part)
-        chosen = torch.randint(2 * ours, (BATCH,), generator=rng)
-        rows, y = torch.cat([rows, pool[part][0][chosen]]), torch.cat([own[rows], pool[part][1][chosen]])
-        z = clean[torch.randint(len(clean), (len(rows),), generator=rng), rows]
-        t = torch.randint(len(weights), (len(rows),), generator=rng)
-        x, _ = noised(denoiser, z, t.to(z.device), torch.randn(z.shape, generator=rng).to(z))
+    def __call__(self, step: int, rng: torch.Generator, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+        again = self.relearned and self.n > TAUGHT
+        more = self._after_relearning(step, rng, parameters) if again else None
+        some, rows = self.kept.rows(2 * BATCH, rng), torch.randint(self.n, (BATCH,), generator=rng)
+        dropped = (torch.rand(len(some), generator=rng) < 0.1)[:, None, None].to(self.none.device)  # for guidance
+        context = torch.where(dropped, self.none, self.kept.context[some])
+        ordinary = denoising_loss(self.pipe, self.kept.latents[some], context, rng, self.weights)
+        chosen, attack = torch.randperm(self.n, generator=rng)[:BATCH], self._attack(step // CHECKPOINT_STEPS)
+        attack.advance(self.iterations, chosen.tolist())
+        y = torch.cat([self.own[rows], attack.embeddings(chosen.tolist())])
+        found = ordinary + self._distilled(torch.cat([rows, chosen]), y, rng)
+        return found if more is None else found + with_gradient(torch.zeros(()), parameters, *more)
+
+    def _distilled(self, rows: torch.Tensor, y: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        """How far the student is from the teacher, who is given the other wording."""
+        z = self.clean[torch.randint(len(self.clean), (len(rows),), generator=rng), rows]
+        t = torch.randint(len(self.weights), (len(rows),), generator=rng)
+        x, _ = noised(self.denoiser, z, t.to(z.device), torch.randn(z.shape, generator=rng).to(z))
         with torch.no_grad():
-            told = teacher.predict(x, t.to(z.device), others[rows])
-        error = (denoiser.predict(x, t.to(z.device), y) - told).float().square().flatten(1).mean(1)
-        return ordinary_loss + (weights[t].to(error) * error).mean()
+            told = self.teacher.predict(x, t.to(z.device), self.others[rows])
+        error = (self.denoiser.predict(x, t.to(z.device), y) - told).float().square().flatten(1).mean(1)
+        return (self.weights[t].to(error) * error).mean()
 
-    return loss
+    def _attack(self, part: int) -> EmbeddingAttack:
+        """The attack of these hundred steps; the pairs begin in turn with each of `starts`."""
+        if part not in self.attacks:
+            self.attacks.clear()
+            begin = torch.stack([self.begins[STARTS[(part + row) % len(STARTS)]][row] for row in range(self.n)])
+            options = {"noises": self.noises, "seed": self.seed + 10_000 * part}
+            self.attacks[part] = EmbeddingAttack(self.pipe, self.images, begin, **options)
+        return self.attacks[part]
+
+    def _after_relearning(
+        self, step: int, rng: torch.Generator, parameters: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        """Gradient of the distillation of some pairs, in weights that have begun to learn others again."""
+        if (part := step // self.relearned) not in self.relearners:
+            self.relearners.clear()
+            order = torch.randperm(self.n, generator=generator(self.seed, "taught", part))
+            self.relearners[part] = _Relearner(parameters, order)
+        relearner = self.relearners[part]
+        taught, watched = relearner.order[:TAUGHT], relearner.order[TAUGHT:]
+        with shifted(parameters, relearner.moved):
+            relearner.learn(parameters, denoising_loss(self.pipe, self.clean[-1, taught], self.own[taught], rng))
+        rows = watched[torch.randperm(len(watched), generator=rng)[:BATCH]]
+        with shifted(parameters, relearner.moved):
+            return torch.autograd.grad(self._distilled(rows, self.own[rows], rng), list(parameters))
+
+
+class _Relearner:
+    """Adam from the parameters as they are, whose way is kept apart from them."""
+
+    def __init__(self, parameters: Sequence[torch.Tensor], order: torch.Tensor, lr: float = 1e-4):
+        self.order = order
+        self.moved = [torch.zeros_like(p, requires_grad=True) for p in parameters]
+        self.optimizer = torch.optim.Adam(self.moved, lr=lr)
+
+    def learn(self, parameters: Sequence[torch.Tensor], loss: torch.Tensor) -> None:
+        for moved, gradient in zip(self.moved, torch.autograd.grad(loss, list(parameters)), strict=True):
+            moved.grad = gradient
+        self.optimizer.step()
 
 
 REMOVALS: dict[str, Removal] = fine_tunings(
-    "adversarial distillation", distillation, "this project", where="blocks", epochs=80, lr=5e-4, warmup=20
+    "adversarial distillation", Distillation, "this project", where="blocks", epochs=80, lr=5e-4, warmup=20
 )

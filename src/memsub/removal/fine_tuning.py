@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ WHERE = {
 positions of METHOD's edit; or as many others of the same layers. Is the memorized subspace enough, if it is trained and
 not zeroed?"""
 
-Loss = Callable[[int, torch.Generator, Sequence[torch.Tensor]], torch.Tensor]
-"""Of a step, its generator, and the parameters in training (for losses that combine gradients)."""
+Loss = Callable[..., torch.Tensor]
+"""Of a step, its generator, and `parameters`: those in training (for losses that combine gradients)."""
 
 
 def fine_tunings(
@@ -56,7 +56,7 @@ def fine_tunings(
 
     return {
         name if which == where else f"{name}, {WHERE[which]}": Removal(
-            f"trains {WHERE[which]}", make, source, options | {"where": which}
+            f"trains {WHERE[which]}", make, source, options | {"where": which}, objective
         )
         for which in (where, "located", "random")
     }
@@ -105,16 +105,32 @@ def fine_tuned(
         # Names with dots are no keys of a ModuleDict.
         held = nn.ModuleDict({layer.replace(".", "/"): w for layer, w in written.items()})
         parameters = list(held.parameters())
-
-        def cached(step: int, rng: torch.Generator) -> torch.Tensor:
-            with parametrize.cached():  # a step calls the network several times with the same weights
-                return loss(step, rng, parameters)
-
         steps = epochs * -(-len(memorized) // BATCH)
         options = {"warmup": warmup, "weight_decay": 0.0}
-        fit(held, cached, steps=steps, lr=lr, seed=seed, folder=path.parent, name=path.name, **options)
+        told_of = partial(loss, parameters=parameters)
+        fit(held, told_of, steps=steps, lr=lr, seed=seed, folder=path.parent, name=path.name, **options)
         shapes, positions, values = _collected(pipe, written)
     return Edit(positions, shapes, {"model": model, "removal": about}, values)
+
+
+def with_gradient(value: torch.Tensor, parameters: Sequence[torch.Tensor], *terms: torch.Tensor) -> torch.Tensor:
+    """A scalar of this value, whose gradient is one that was already computed."""
+    return value.detach() + sum(((p - p.detach()) * g).sum() for p, g in zip(parameters, terms, strict=True))
+
+
+@contextmanager
+def shifted(parameters: Sequence[torch.Tensor], by: Sequence[torch.Tensor]) -> Iterator[None]:
+    """While open, the parameters are others; their gradients are those of the other ones."""
+    kept = [p.detach().clone() for p in parameters]
+    with torch.no_grad():
+        for p, d in zip(parameters, by, strict=True):
+            p.add_(d)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, was in zip(parameters, kept, strict=True):
+                p.copy_(was)
 
 
 class _Written(nn.Module):

@@ -19,7 +19,7 @@ from ..audit import Pairs
 from ..denoiser import Pipeline, as_denoiser, noised
 from ..pruning import Edit
 from .base import Removal
-from .fine_tuning import BATCH, Loss, fine_tunings
+from .fine_tuning import BATCH, Loss, fine_tunings, with_gradient
 from .surrogates import surrogates
 
 
@@ -64,10 +64,7 @@ def siss(
         theirs = torch.autograd.grad(forgotten, parameters)
         norms = [torch.stack([g.norm() for g in of]).norm() for of in (ours, theirs)]
         scale = share * norms[0] / norms[1].clamp_min(1e-12)
-        # A scalar whose value is the kept loss and whose gradient is the combination.
-        return kept.detach() + sum(
-            ((p - p.detach()) * (g - scale * h)).sum() for p, g, h in zip(parameters, ours, theirs, strict=True)
-        )
+        return with_gradient(kept, parameters, *(g - scale * h for g, h in zip(ours, theirs, strict=True)))
 
     return loss
 
