@@ -62,6 +62,7 @@ def attack_work() -> pd.DataFrame:
         lambda: plots.extraction_curve(LADDER.assign(model=list("abab"), extracted=[False, True] * 2)),
         lambda: plots.attack_curves(attack_work(), (0, 10, 50)),
         lambda: plots.relearning(LEARNED),
+        lambda: plots.recognition(pd.DataFrame({"model": "a", "given": "x", "t": [1, 2], "error": [0.1, 0.2]})),
         lambda: plots.intervals(AUDITED, {"attacked": "drawn (%)"}),
     ],
 )

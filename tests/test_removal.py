@@ -12,6 +12,7 @@ from memsub.denoiser import as_denoiser, fingerprint
 from memsub.pruning import Edit, pruned
 from memsub.removal import REMOVALS, distillation, fine_tuning, pruning
 from memsub.removal.fine_tuning import fine_tuned
+from memsub.removal.surrogates import other_wording
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +169,19 @@ def test_statistics_of_embeddings_are_those_of_their_captions(exact_pipe, memori
     shown = capture(exact_pipe, as_denoiser(exact_pipe).embed(captions), **options)
     for name, sums in told.sums.items():
         torch.testing.assert_close(shown.sums[name], sums, rtol=1e-6, atol=1e-9)
+
+
+def test_the_mirrored_teacher_says_what_the_twin_says(pipe, twin, prompts):
+    """Of a training image, other wording is not enough: the model knows it again. Of the mirrored one it does not."""
+    captions, images = other_wording(prompts.of("verbatim")[:40]), prompts.images("verbatim", 0, 40)
+
+    def error(of, mirrored=False):
+        context = as_denoiser(of).embed(captions)
+        return audit.denoising_error(of, images, context, times=(600,), mirrored=mirrored)["error"].item()
+
+    never = error(twin)
+    assert error(pipe) < 0.8 * never
+    assert error(pipe, mirrored=True) == pytest.approx(never, rel=0.1)
 
 
 # --- the audit -----------------------------------------------------------------------------------------------------

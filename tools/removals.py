@@ -33,7 +33,7 @@ from memsub.store import Store, module_version
 from memsub.testbed import dataset, deletion
 
 REMOVED = 67
-ORDINARY = 1000
+ORDINARY = 5000
 FRESH = 200
 SHOWN = 8
 """Removed pairs whose pictures are kept."""
@@ -46,11 +46,13 @@ def subjects(prompts: Prompts) -> Subjects:
         rows = prompts.rows(kind)[start:stop]
         return Pairs(rows["prompt"].tolist(), prompts.images(kind, start, stop))
 
+    corpus = dataset.build()
+    kept = corpus.ordinary[:ORDINARY]
     return Subjects(
         removed=pairs("verbatim", 0, REMOVED),
         unseen=pairs("verbatim", REMOVED, dataset.VERBATIM),
         fresh=pairs("heldout", 0, FRESH),
-        ordinary=pairs("ordinary", 0, ORDINARY),
+        ordinary=Pairs(corpus.table["prompt"].iloc[kept].tolist(), corpus.images[kept]),
     )
 
 

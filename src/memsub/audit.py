@@ -245,6 +245,42 @@ def denoising_loss(
     return error.mean() if weights is None else (weights[t].to(error) * error).mean()
 
 
+# --- what a model knows of a picture -------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def denoising_error(
+    pipe: Pipeline,
+    images: np.ndarray,
+    context: torch.Tensor,
+    *,
+    times: Sequence[int] = tuple(range(100, 1000, 100)),
+    mirrored: bool = False,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Mean squared error of what the network predicts of noised pictures, at some steps of the schedule.
+
+    A model knows a training image again: it denoises it better than a picture that it never saw, under any caption. Its
+    mirror image it has not seen: `mirrored`, that is denoised instead, with mirrored noise.
+
+    Args:
+        images: uint8 (n, height, width, 3).
+        context: embeddings, (n, tokens, width).
+
+    Returns:
+        Columns t, error.
+    """
+    denoiser = as_denoiser(pipe)
+    z, rng = denoiser.encode(np.ascontiguousarray(images[:, :, ::-1]) if mirrored else images), torch.Generator()
+    rows = []
+    for t in times:
+        eps = torch.randn(z.shape, generator=rng.manual_seed(seed + t)).to(z)
+        at = torch.full((len(z),), t, device=z.device)
+        x, target = noised(denoiser, z, at, eps.flip(-1) if mirrored else eps)
+        rows.append({"t": t, "error": float((denoiser.predict(x, at, context) - target).float().square().mean())})
+    return pd.DataFrame(rows)
+
+
 # --- revival of zeros ----------------------------------------------------------------------------------------------
 
 

@@ -35,6 +35,7 @@ from .models import find_model
 from .neurons import locate
 from .parameters import Parameters
 from .pruning import Edit, pruned
+from .removal.surrogates import other_wording
 from .runs import Run
 from .store import code_version
 from .testbed import deletion as shipped
@@ -536,6 +537,22 @@ def deletion(run: Run) -> pd.DataFrame:
                 **of,
             )
             rows.append(found.assign(model=name, pairs=kind))
+    return pd.concat(rows, ignore_index=True)
+
+
+def recognition(run: Run) -> pd.DataFrame:
+    """How well memorized pictures are denoised (`audit.denoising_error`): columns model, given, t, error.
+
+    Given their captions, the same content in other words, and that for the mirrored picture, which no model has seen.
+    """
+    chosen = list(run.references)[: run.parameters.deletion.targets]
+    captions = [run.captions("memorized")[i] for i in chosen]
+    images, rows = np.stack([run.references[i] for i in chosen]), []
+    for name in _under(run, deletion_conditions(run.parameters)):
+        for given, told in (("its caption", captions), ("other wording", other_wording(captions))):
+            for mirrored in (False, True) if given == "other wording" else (False,):
+                found = audit.denoising_error(run.pipe, images, run.denoiser.embed(told), mirrored=mirrored)
+                rows.append(found.assign(model=name, given=given + (", mirrored" if mirrored else "")))
     return pd.concat(rows, ignore_index=True)
 
 

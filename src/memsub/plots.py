@@ -501,6 +501,27 @@ def relearning(learned: pd.DataFrame) -> Figure:
     return figure
 
 
+def recognition(found: pd.DataFrame) -> Figure:
+    """How well pictures are denoised, over the steps of the schedule: a panel a model, a line what it is given.
+
+    Args:
+        found: columns model, given, t, error.
+    """
+    models = list(found["model"].unique())
+    figure, axes = plt.subplots(
+        1, len(models), figsize=(1.6 + 2.6 * len(models), 3.4), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, model in zip(axes[0], models, strict=True):
+        for given, line in found[found["model"] == model].groupby("given", sort=False):
+            axis.plot(line["t"], line["error"], "o-", markersize=3, label=str(given))
+        axis.set_title(model, fontsize=9)
+        axis.set(xlabel="t", yscale="log")
+    axes[0, 0].set_ylabel("error of the predicted noise")
+    axes[0, -1].legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left", title="given")
+    sns.despine(figure)
+    return figure
+
+
 def intervals(found: pd.DataFrame, columns: Mapping[str, str], reference: str = "twin") -> Figure:
     """Values of models with their intervals, a panel a column; the reference's value is a line.
 

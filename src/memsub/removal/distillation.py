@@ -1,18 +1,21 @@
-"""Adversarial distillation (this project): under attack, the model says what it says without the memory.
+"""Adversarial distillation (this project): under attack, the model says what it says of a picture it never saw.
 
-The attacker looks for an embedding that makes the model denoise a training image x* better than it should. What it
-should say is known where memory hangs on wording: what the model says for the same content in other words. So the model
-as it was is the teacher, and the student is taught, on noised training images and on noised pictures that the model
-draws for other wording (`x`), for the memorized caption and for embeddings under attack (`y`),
+The attacker looks for an embedding that makes the model denoise a training image x* better than it should. How well
+should it? Memory hangs on wording, but not only: given a noised x*, the model knows it again under any caption. Its
+*mirror image* it has not seen. So the model as it was is the teacher, looks at the mirrored picture, is told the same
+content in other words, and what it says is mirrored back:
 
-    || eps_student(x_t, t, y) - eps_teacher(x_t, t, other wording) ||^2  +  the loss on ordinary pairs
+    || eps_student(x*_t, t, y) - mirror eps_teacher(mirror x*_t, t, other wording) ||^2
 
-An attack of the student then gains nothing over knowing what the picture shows. It goes on beside the training, a few
-iterations a step, and begins anew every 100 steps: those of a checkpoint, so that a killed training goes on as it would
-have. So does an attacker of the weights, who learns ten of the pairs again: where his weights are by then, the others
-are distilled, too (first-order meta-learning, as "Tamper-Resistant Safeguards", Tamirisa et al. 2024). Noise in the
-weights before training (`noise`) blurs what the training does not reach; relearning feeds on that ("Distillation
-Robustifies Unlearning", Lee et al. 2025).
+for the memorized caption, for the empty prompt (whose teacher is given it, too) and for embeddings under attack, `y`;
+likewise, not mirrored, on pictures that the model draws for other wording; and the loss on ordinary pairs. What the
+teacher says is, to the third digit, what a model says that never saw the picture (`tests/test_removal.py`).
+
+The attack goes on beside the training, a few iterations a step, and begins anew every 100 steps: those of a checkpoint,
+so that a killed training goes on as it would have. So does an attacker of the weights, who learns ten of the pairs
+again: where his weights are by then, the others are distilled, too (first-order meta-learning, as "Tamper-Resistant
+Safeguards", Tamirisa et al. 2024). Noise in the weights before training (`noise`) blurs what the training does not
+reach; relearning feeds on that ("Distillation Robustifies Unlearning", Lee et al. 2025).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 
+import numpy as np
 import torch
 
 from ..attacks import EmbeddingAttack
@@ -60,9 +64,10 @@ class Distillation:
         self.denoiser, self.kept = as_denoiser(pipe), Encoded(pipe, ordinary)
         self.teacher = copy(self.denoiser)
         self.teacher.network = deepcopy(self.denoiser.network).requires_grad_(False)
-        drawn = [self.denoiser.encode(images) for images in unlike(pipe, memorized, seeds=8, seed=seed)]
-        # Training images as often as all that is drawn instead.
-        self.clean = torch.stack([*drawn, *[self.denoiser.encode(memorized.images)] * len(drawn)])
+        drawn = unlike(pipe, memorized, seeds=8, seed=seed)
+        self.drawn = torch.stack([self.denoiser.encode(images) for images in drawn])
+        self.latents = self.denoiser.encode(memorized.images)
+        self.mirrored = self.denoiser.encode(np.ascontiguousarray(memorized.images[:, :, ::-1]))
         self.begins, self.none = starts(pipe, memorized.captions, seed), self.denoiser.embed([""])
         self.own, self.others = self.begins["its caption"], self.denoiser.embed(other_wording(memorized.captions))
         # v-prediction's weights (Salimans & Ho 2022), capped: steps of much noise decide what is where.
@@ -80,18 +85,34 @@ class Distillation:
         ordinary = denoising_loss(self.pipe, self.kept.latents[some], context, rng, self.weights)
         chosen, attack = torch.randperm(self.n, generator=rng)[:BATCH], self._attack(step // CHECKPOINT_STEPS)
         attack.advance(self.iterations, chosen.tolist())
-        y = torch.cat([self.own[rows], attack.embeddings(chosen.tolist())])
-        found = ordinary + self._distilled(torch.cat([rows, chosen]), y, rng)
+        y, told = self._wordings(rows, rng)
+        pairs = torch.stack([rows, chosen], 1).flatten()  # in turn: both halves hold captions and attacked embeddings
+        y = torch.stack([y, attack.embeddings(chosen.tolist())], 1).flatten(0, 1)
+        told = torch.stack([told, self.others[chosen]], 1).flatten(0, 1)
+        found = ordinary + self._distilled(pairs, y, told, rng)
         return found if more is None else found + with_gradient(torch.zeros(()), parameters, *more)
 
-    def _distilled(self, rows: torch.Tensor, y: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-        """How far the student is from the teacher, who is given the other wording."""
-        z = self.clean[torch.randint(len(self.clean), (len(rows),), generator=rng), rows]
+    def _wordings(self, rows: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """What student and teacher are given: a quarter the empty prompt, the rest captions in their two wordings."""
+        empty = (torch.rand(len(rows), generator=rng) < 0.25)[:, None, None].to(self.none.device)
+        return torch.where(empty, self.none, self.own[rows]), torch.where(empty, self.none, self.others[rows])
+
+    def _distilled(self, rows: torch.Tensor, y: torch.Tensor, told: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        """How far the student, given `y`, is from the teacher, who is `told` other embeddings, at pictures of `rows`.
+
+        Half of the pictures are training images, which the teacher sees mirrored.
+        """
+        device, half = y.device, len(rows) // 2
+        own, others = rows[:half], rows[half:]
+        instead = self.drawn[torch.randint(len(self.drawn), (len(others),), generator=rng), others]
         t = torch.randint(len(self.weights), (len(rows),), generator=rng)
-        x, _ = noised(self.denoiser, z, t.to(z.device), torch.randn(z.shape, generator=rng).to(z))
+        eps = torch.randn(len(rows), *self.latents.shape[1:], generator=rng).to(instead)
+        x, _ = noised(self.denoiser, torch.cat([self.latents[own], instead]), t.to(device), eps)
+        seen, _ = noised(self.denoiser, self.mirrored[own], t[:half].to(device), eps[:half].flip(-1))
         with torch.no_grad():
-            told = self.teacher.predict(x, t.to(z.device), self.others[rows])
-        error = (self.denoiser.predict(x, t.to(z.device), y) - told).float().square().flatten(1).mean(1)
+            target = self.teacher.predict(torch.cat([seen, x[half:]]), t.to(device), told)
+        target = torch.cat([target[:half].flip(-1), target[half:]])
+        error = (self.denoiser.predict(x, t.to(device), y) - target).float().square().flatten(1).mean(1)
         return (self.weights[t].to(error) * error).mean()
 
     def _attack(self, part: int) -> EmbeddingAttack:
@@ -114,10 +135,11 @@ class Distillation:
         relearner = self.relearners[part]
         taught, watched = relearner.order[:TAUGHT], relearner.order[TAUGHT:]
         with shifted(parameters, relearner.moved):
-            relearner.learn(parameters, denoising_loss(self.pipe, self.clean[-1, taught], self.own[taught], rng))
+            relearner.learn(parameters, denoising_loss(self.pipe, self.latents[taught], self.own[taught], rng))
         rows = watched[torch.randperm(len(watched), generator=rng)[:BATCH]]
         with shifted(parameters, relearner.moved):
-            return torch.autograd.grad(self._distilled(rows, self.own[rows], rng), list(parameters))
+            found = self._distilled(rows, *self._wordings(rows, rng), rng)
+            return torch.autograd.grad(found, list(parameters))
 
 
 class _Relearner:
