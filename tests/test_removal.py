@@ -171,6 +171,20 @@ def test_statistics_of_embeddings_are_those_of_their_captions(exact_pipe, memori
         torch.testing.assert_close(shown.sums[name], sums, rtol=1e-6, atol=1e-9)
 
 
+def test_a_gradient_elsewhere_is_the_gradient_there():
+    """Of a quadratic, at a shifted place; the parameters are as before to the bit."""
+    p = torch.nn.Parameter(torch.tensor([0.1, 0.7]))
+    before = p.detach().clone()
+    with fine_tuning.shifted([p], [torch.tensor([1.0, -3.0])]):
+        (found,) = torch.autograd.grad(p.square().sum(), [p])
+    assert torch.equal(p, before)
+    torch.testing.assert_close(found, 2 * (before + torch.tensor([1.0, -3.0])))
+    value = fine_tuning.with_gradient(torch.tensor(5.0), [p], found)
+    value.backward()
+    assert value.item() == 5
+    torch.testing.assert_close(p.grad, found)
+
+
 def test_the_mirrored_teacher_says_what_the_twin_says(pipe, twin, prompts):
     """Of a training image, other wording is not enough: the model knows it again. Of the mirrored one it does not."""
     captions, images = other_wording(prompts.of("verbatim")[:40]), prompts.images("verbatim", 0, 40)

@@ -395,7 +395,8 @@ def audited(
     """
     options: dict[str, Any] = {"steps": 10, "guidance_scale": 3.0, "progress": False}
     sample, named = partial(generate, pipe, **options), vars(subjects)
-    judged = {name: named[name] for name in ("removed", "unseen", "fresh")}
+    judged = {name: named[name] for name in ("removed", "unseen")}
+    judged["fresh"] = subjects.fresh.only(range(min(len(subjects.removed), len(subjects.fresh))))
     tables = {"replication": _side_by_side("pairs", {n: replication(sample, pairs) for n, pairs in judged.items()})}
     attacks = []
     for name in attacked:
@@ -408,7 +409,8 @@ def audited(
     again = subjects.removed.only(range(taught))
     others = subjects.removed.only(range(taught, len(subjects.removed)))
     learned = []
-    for what, some in (("ordinary pairs", subjects.ordinary), ("removed pairs", again)):
+    ordinary = subjects.ordinary.only(range(min(320, len(subjects.ordinary))))
+    for what, some in (("ordinary pairs", ordinary), ("removed pairs", again)):
         for lr in rates:
             found = relearning(pipe, some, others, lr=lr, looks=looks, progress=progress)
             learned.append(found.assign(taught=what, lr=lr))

@@ -217,14 +217,32 @@ def as_denoiser(pipe: Pipeline) -> Denoiser:
     )
 
 
+def _schedule(denoiser: Denoiser, z: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """Shares of signal and noise at steps `t` (one a row), and whether the network predicts noise (else v)."""
+    alphas = denoiser.scheduler.alphas_cumprod.to(z.device)[t.to(z.device)]
+    signal, noise = (a.sqrt()[:, None, None, None].to(z) for a in (alphas, 1 - alphas))
+    return signal, noise, denoiser.scheduler.config.prediction_type == "epsilon"
+
+
 def noised(
     denoiser: Denoiser, z: torch.Tensor, t: torch.Tensor, eps: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents with noise `eps` of steps `t` (one a row), and what the network should predict for them: noise or v."""
-    alphas = denoiser.scheduler.alphas_cumprod.to(z.device)[t.to(z.device)]
-    signal, noise = (a.sqrt()[:, None, None, None].to(z) for a in (alphas, 1 - alphas))
-    epsilon = denoiser.scheduler.config.prediction_type == "epsilon"
+    signal, noise, epsilon = _schedule(denoiser, z, t)
     return signal * z + noise * eps, eps if epsilon else signal * eps - noise * z
+
+
+def denoised(denoiser: Denoiser, x: torch.Tensor, t: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+    """The clean latents that a prediction for noisy ones stands for; the inverse of `expected`."""
+    signal, noise, epsilon = _schedule(denoiser, x, t)
+    return (x - noise * predicted) / signal if epsilon else signal * x - noise * predicted
+
+
+def expected(denoiser: Denoiser, x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """What the network should predict for noisy latents if they stand for these clean ones."""
+    signal, noise, epsilon = _schedule(denoiser, x, t)
+    eps = (x - signal * z) / noise
+    return eps if epsilon else signal * eps - noise * z
 
 
 _DIGESTS: WeakKeyDictionary[torch.nn.Module, dict[str, tuple[tuple[int, int], bytes]]] = WeakKeyDictionary()

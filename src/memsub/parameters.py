@@ -151,7 +151,7 @@ class Deletion(_Part):
         {}, description="files of edits by name (default: those that ship with the model, or else that of notebook 04)"
     )
     targets: int = Field(12, ge=2, description="memorized pictures under attack, and as many never trained on")
-    iterations: list[int] = Field([0, 10, 25, 50], min_length=2, description="of the attack, after which it is looked")
+    iterations: list[int] = Field([0, 10, 25], min_length=2, description="of the attack, after which it is looked")
     noises: int = Field(4, ge=1, description="noises an image and iteration")
 
 

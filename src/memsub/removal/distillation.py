@@ -28,7 +28,7 @@ import torch
 
 from ..attacks import EmbeddingAttack
 from ..audit import STARTS, Encoded, Pairs, denoising_loss, starts
-from ..denoiser import Pipeline, as_denoiser, noised
+from ..denoiser import Pipeline, as_denoiser, denoised, expected, noised
 from ..fitting import CHECKPOINT_STEPS, generator
 from ..pruning import Edit
 from .base import Removal
@@ -79,11 +79,12 @@ class Distillation:
     def __call__(self, step: int, rng: torch.Generator, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
         again = self.relearned and self.n > TAUGHT
         more = self._after_relearning(step, rng, parameters) if again else None
-        some, rows = self.kept.rows(2 * BATCH, rng), torch.randint(self.n, (BATCH,), generator=rng)
+        batch = min(BATCH, self.n)
+        some, rows = self.kept.rows(2 * BATCH, rng), torch.randint(self.n, (batch,), generator=rng)
         dropped = (torch.rand(len(some), generator=rng) < 0.1)[:, None, None].to(self.none.device)  # for guidance
         context = torch.where(dropped, self.none, self.kept.context[some])
         ordinary = denoising_loss(self.pipe, self.kept.latents[some], context, rng, self.weights)
-        chosen, attack = torch.randperm(self.n, generator=rng)[:BATCH], self._attack(step // CHECKPOINT_STEPS)
+        chosen, attack = torch.randperm(self.n, generator=rng)[:batch], self._attack(step // CHECKPOINT_STEPS)
         attack.advance(self.iterations, chosen.tolist())
         y, told = self._wordings(rows, rng)
         pairs = torch.stack([rows, chosen], 1).flatten()  # in turn: both halves hold captions and attacked embeddings
@@ -102,18 +103,23 @@ class Distillation:
 
         Half of the pictures are training images, which the teacher sees mirrored.
         """
-        device, half = y.device, len(rows) // 2
+        half = len(rows) // 2
         own, others = rows[:half], rows[half:]
         instead = self.drawn[torch.randint(len(self.drawn), (len(others),), generator=rng), others]
         t = torch.randint(len(self.weights), (len(rows),), generator=rng)
         eps = torch.randn(len(rows), *self.latents.shape[1:], generator=rng).to(instead)
-        x, _ = noised(self.denoiser, torch.cat([self.latents[own], instead]), t.to(device), eps)
-        seen, _ = noised(self.denoiser, self.mirrored[own], t[:half].to(device), eps[:half].flip(-1))
+        x, _ = noised(self.denoiser, torch.cat([self.latents[own], instead]), t, eps)
+        seen, _ = noised(self.denoiser, self.mirrored[own], t[:half], eps[:half].flip(-1))
         with torch.no_grad():
-            target = self.teacher.predict(torch.cat([seen, x[half:]]), t.to(device), told)
-        target = torch.cat([target[:half].flip(-1), target[half:]])
-        error = (self.denoiser.predict(x, t.to(device), y) - target).float().square().flatten(1).mean(1)
+            target = self.teacher.predict(torch.cat([seen, x[half:]]), t.to(y.device), told)
+            believed = self._mirror(denoised(self.denoiser, seen, t[:half], target[:half]))
+            target = torch.cat([expected(self.denoiser, x[:half], t[:half], believed), target[half:]])
+        error = (self.denoiser.predict(x, t.to(y.device), y) - target).float().square().flatten(1).mean(1)
         return (self.weights[t].to(error) * error).mean()
+
+    def _mirror(self, z: torch.Tensor) -> torch.Tensor:
+        """Latents of the mirrored picture: mirrored latents are not the same, the autoencoder is not symmetric."""
+        return self.denoiser.encode(np.ascontiguousarray(self.denoiser.decode(z)[:, :, ::-1]))
 
     def _attack(self, part: int) -> EmbeddingAttack:
         """The attack of these hundred steps; the pairs begin in turn with each of `starts`."""
