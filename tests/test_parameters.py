@@ -25,6 +25,7 @@ def test_a_typo_is_an_error_that_lists_the_keys(tmp_path):
         ("edit: {steps: 99}", "edit.steps unites 99 steps, but capture.steps makes 50"),
         ("grid: {sizes: [10, 200]}", "grid.sizes asks for 200 of 100 prompts"),
         ("extraction: {clique: 9, images: 5}", "extraction.clique is 9 of 5 images"),
+        ("deletion: {iterations: [9, 5]}", "deletion.iterations: ascending numbers from 0 on expected"),
         ("grid: 3", "grid"),
         ("- a list", "must hold a mapping"),
         ("a: [", "no YAML"),

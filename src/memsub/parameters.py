@@ -191,6 +191,10 @@ class Parameters(_Part):
                 raise ValueError(f"{name} unites {steps} steps, but capture.steps makes {self.capture.steps}")
         if max(self.grid.sizes) > self.grid.memorized:
             raise ValueError(f"grid.sizes asks for {max(self.grid.sizes)} of {self.grid.memorized} prompts")
+        if sorted(set(self.deletion.iterations)) != self.deletion.iterations or self.deletion.iterations[0] < 0:
+            raise ValueError(
+                f"deletion.iterations: ascending numbers from 0 on expected, got {self.deletion.iterations}"
+            )
         if self.extraction.clique > self.extraction.images:
             raise ValueError(f"extraction.clique is {self.extraction.clique} of {self.extraction.images} images")
         return self
