@@ -8,14 +8,12 @@ content in other words, and what it says is mirrored back:
     || eps_student(x*_t, t, y) - mirror eps_teacher(mirror x*_t, t, other wording) ||^2
 
 for the memorized caption, for the empty prompt (whose teacher is given it, too) and for embeddings under attack, `y`;
-likewise, not mirrored, on pictures that the model draws for other wording; and the loss on ordinary pairs. What the
-teacher says is, to the third digit, what a model says that never saw the picture (`tests/test_removal.py`).
+likewise, not mirrored, on pictures that the model draws for other wording; and the loss on ordinary pairs. Mirrored,
+the teacher errs as much as a model that never saw the picture; not mirrored, far less (`tests/test_removal.py`).
 
 The attack goes on beside the training, a few iterations a step, and begins anew every 100 steps: those of a checkpoint,
-so that a killed training goes on as it would have. So does an attacker of the weights, who learns ten of the pairs
-again: where his weights are by then, the others are distilled, too (first-order meta-learning, as "Tamper-Resistant
-Safeguards", Tamirisa et al. 2024). Noise in the weights before training (`noise`) blurs what the training does not
-reach; relearning feeds on that ("Distillation Robustifies Unlearning", Lee et al. 2025).
+so that a killed training goes on as it would have. Tried without effect on relearning, and left out: noise in the
+weights before training, and distilling where the weights of an attacker are who learns some pairs again.
 """
 
 from __future__ import annotations
@@ -29,14 +27,11 @@ import torch
 from ..attacks import EmbeddingAttack
 from ..audit import STARTS, Encoded, Pairs, denoising_loss, starts
 from ..denoiser import Pipeline, as_denoiser, denoised, expected, noised
-from ..fitting import CHECKPOINT_STEPS, generator
+from ..fitting import CHECKPOINT_STEPS
 from ..pruning import Edit
 from .base import Removal
-from .fine_tuning import BATCH, fine_tunings, shifted, with_gradient
+from .fine_tuning import BATCH, fine_tunings
 from .surrogates import other_wording, unlike
-
-TAUGHT = 10
-"""Pairs that the attacker of the weights learns again."""
 
 
 class Distillation:
@@ -44,7 +39,6 @@ class Distillation:
 
     Args:
         iterations: of the attack on a pair whenever it is in the batch, with so many `noises` each.
-        relearned: steps until the weights that relearn begin anew (a divisor of 100); 0 for none.
     """
 
     def __init__(
@@ -56,11 +50,10 @@ class Distillation:
         located: Callable[[], Edit],
         iterations: int = 4,
         noises: int = 1,
-        relearned: int = 25,
         seed: int = 0,
     ):
         self.pipe, self.images, self.n, self.seed = pipe, memorized.images, len(memorized), seed
-        self.iterations, self.noises, self.relearned = iterations, noises, relearned
+        self.iterations, self.noises = iterations, noises
         self.denoiser, self.kept = as_denoiser(pipe), Encoded(pipe, ordinary)
         self.teacher = copy(self.denoiser)
         self.teacher.network = deepcopy(self.denoiser.network).requires_grad_(False)
@@ -74,11 +67,8 @@ class Distillation:
         weights = (1 / self.denoiser.scheduler.alphas_cumprod).clamp(max=2.5)
         self.weights = weights / weights.mean()
         self.attacks: dict[int, EmbeddingAttack] = {}
-        self.relearners: dict[int, _Relearner] = {}
 
     def __call__(self, step: int, rng: torch.Generator, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
-        again = self.relearned and self.n > TAUGHT
-        more = self._after_relearning(step, rng, parameters) if again else None
         batch = min(BATCH, self.n)
         some, rows = self.kept.rows(2 * BATCH, rng), torch.randint(self.n, (batch,), generator=rng)
         dropped = (torch.rand(len(some), generator=rng) < 0.1)[:, None, None].to(self.none.device)  # for guidance
@@ -90,8 +80,7 @@ class Distillation:
         pairs = torch.stack([rows, chosen], 1).flatten()  # in turn: both halves hold captions and attacked embeddings
         y = torch.stack([y, attack.embeddings(chosen.tolist())], 1).flatten(0, 1)
         told = torch.stack([told, self.others[chosen]], 1).flatten(0, 1)
-        found = ordinary + self._distilled(pairs, y, told, rng)
-        return found if more is None else found + with_gradient(torch.zeros(()), parameters, *more)
+        return ordinary + self._distilled(pairs, y, told, rng)
 
     def _wordings(self, rows: torch.Tensor, rng: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """What student and teacher are given: a quarter the empty prompt, the rest captions in their two wordings."""
@@ -129,37 +118,6 @@ class Distillation:
             options = {"noises": self.noises, "seed": self.seed + 10_000 * part}
             self.attacks[part] = EmbeddingAttack(self.pipe, self.images, begin, **options)
         return self.attacks[part]
-
-    def _after_relearning(
-        self, step: int, rng: torch.Generator, parameters: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, ...]:
-        """Gradient of the distillation of some pairs, in weights that have begun to learn others again."""
-        if (part := step // self.relearned) not in self.relearners:
-            self.relearners.clear()
-            order = torch.randperm(self.n, generator=generator(self.seed, "taught", part))
-            self.relearners[part] = _Relearner(parameters, order)
-        relearner = self.relearners[part]
-        taught, watched = relearner.order[:TAUGHT], relearner.order[TAUGHT:]
-        with shifted(parameters, relearner.moved):
-            relearner.learn(parameters, denoising_loss(self.pipe, self.latents[taught], self.own[taught], rng))
-        rows = watched[torch.randperm(len(watched), generator=rng)[:BATCH]]
-        with shifted(parameters, relearner.moved):
-            found = self._distilled(rows, *self._wordings(rows, rng), rng)
-            return torch.autograd.grad(found, list(parameters))
-
-
-class _Relearner:
-    """Adam from the parameters as they are, whose way is kept apart from them."""
-
-    def __init__(self, parameters: Sequence[torch.Tensor], order: torch.Tensor, lr: float = 1e-4):
-        self.order = order
-        self.moved = [torch.zeros_like(p, requires_grad=True) for p in parameters]
-        self.optimizer = torch.optim.Adam(self.moved, lr=lr)
-
-    def learn(self, parameters: Sequence[torch.Tensor], loss: torch.Tensor) -> None:
-        for moved, gradient in zip(self.moved, torch.autograd.grad(loss, list(parameters)), strict=True):
-            moved.grad = gradient
-        self.optimizer.step()
 
 
 REMOVALS: dict[str, Removal] = fine_tunings(

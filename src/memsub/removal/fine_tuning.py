@@ -48,7 +48,7 @@ def fine_tunings(
     Args:
         objective: (pipe, memorized, ordinary, *, located, seed, ...) -> Loss, `located()` being METHOD's edit.
         where: what it trains if it is not restricted.
-        options: of `fine_tuned` (epochs, lr, noise) and of the objective.
+        options: of `fine_tuned` (epochs, lr) and of the objective.
     """
 
     def make(pipe: Pipeline, memorized: Pairs, ordinary: Pairs, **given: Any) -> Edit:
@@ -73,7 +73,6 @@ def fine_tuned(
     epochs: int,
     lr: float,
     where: str = "all",
-    noise: float = 0.0,
     warmup: int = 1,
     seed: int = 0,
     progress: bool = True,
@@ -86,7 +85,6 @@ def fine_tuned(
         folder: of checkpoints, under a key of all that they are a function of: a killed training goes on from its own.
         epochs: how often each memorized pair is shown.
         where: a name in `WHERE`.
-        noise: what is added to the weights before training: normal, in deviations of each layer's weights.
         options: of the objective.
 
     Raises:
@@ -96,17 +94,17 @@ def fine_tuned(
     if where not in WHERE:
         raise ValueError(f"unknown weights {where!r} to train; expected one of {', '.join(WHERE)}.")
     located = cache(lambda: prune(pipe, memorized, ordinary, seed=seed, progress=progress))
-    about = {"method": name, "where": where, "epochs": epochs, "lr": lr, "noise": noise, "seed": seed, **options}
+    about = {"method": name, "where": where, "epochs": epochs, "lr": lr, "seed": seed, **options}
     model = fingerprint(pipe)
     told = {"captions": memorized.captions, "images": memorized.images, "kept": ordinary.captions, "model": model}
     path = Store(folder).path("unfinished", "", objective, **told, **about)
     loss = objective(pipe, memorized, ordinary, located=located, seed=seed, **options)
-    with _trainable(pipe, _positions(pipe, where, located, seed), noise, seed) as written:
+    with _trainable(pipe, _positions(pipe, where, located, seed)) as written:
         # Names with dots are no keys of a ModuleDict.
         held = nn.ModuleDict({layer.replace(".", "/"): w for layer, w in written.items()})
         parameters = list(held.parameters())
         steps = epochs * -(-len(memorized) // BATCH)
-        options = {"warmup": warmup, "weight_decay": 0.0}
+        options = {"warmup": warmup, "weight_decay": 0.0, "stream": name}
         told_of = partial(loss, parameters=parameters)
         fit(held, told_of, steps=steps, lr=lr, seed=seed, folder=path.parent, name=path.name, **options)
         shapes, positions, values = _collected(pipe, written)
@@ -116,21 +114,6 @@ def fine_tuned(
 def with_gradient(value: torch.Tensor, parameters: Sequence[torch.Tensor], *terms: torch.Tensor) -> torch.Tensor:
     """A scalar of this value, whose gradient is one that was already computed."""
     return value.detach() + sum(((p - p.detach()) * g).sum() for p, g in zip(parameters, terms, strict=True))
-
-
-@contextmanager
-def shifted(parameters: Sequence[torch.Tensor], by: Sequence[torch.Tensor]) -> Iterator[None]:
-    """While open, the parameters are others; their gradients are those of the other ones."""
-    kept = [p.detach().clone() for p in parameters]
-    with torch.no_grad():
-        for p, d in zip(parameters, by, strict=True):
-            p.add_(d)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for p, was in zip(parameters, kept, strict=True):
-                p.copy_(was)
 
 
 class _Written(nn.Module):
@@ -164,11 +147,9 @@ def _positions(pipe: Pipeline, where: str, located: Callable[[], Edit], seed: in
 
 
 @contextmanager
-def _trainable(
-    pipe: Pipeline, wanted: Mapping[str, torch.Tensor | None], noise: float, seed: int
-) -> Iterator[dict[str, _Written]]:
+def _trainable(pipe: Pipeline, wanted: Mapping[str, torch.Tensor | None]) -> Iterator[dict[str, _Written]]:
     """While open, weights at some positions of some layers can be trained."""
-    network, rng = as_denoiser(pipe).network, torch.Generator().manual_seed(seed)
+    network = as_denoiser(pipe).network
     modules = dict(network.named_modules())
     asked = {name: p.requires_grad for name, p in network.named_parameters()}
     network.requires_grad_(False)
@@ -178,8 +159,6 @@ def _trainable(
             module = modules[name]
             here = positions if positions is None else positions.to(module.weight.device)
             written[name] = _Written(module.weight, here)
-            values = written[name].values.data
-            values += noise * module.weight.detach().float().std() * torch.randn(values.shape, generator=rng).to(values)
             parametrize.register_parametrization(module, "weight", written[name])
         yield written
     finally:
