@@ -22,7 +22,7 @@ from memsub.audit import summary
 from memsub.batch import project
 from memsub.files import load_json, save_json, save_text
 from memsub.findings import SAFETY, percent
-from memsub.testbed import deletion
+from memsub.testbed import deletion, widths
 from memsub.testbed.dataset import weights_folder
 
 from .testbed_report import to_markdown
@@ -70,7 +70,7 @@ def take(run: Path | None, testbed: Path | None, benchmarks: Path | None, known:
             raise FileNotFoundError(f"{run} holds no findings/*.json: name the folder of a run that has finished.")
         known = known | {file.stem: load_json(file)["facts"] for file in files}
     if run or testbed:
-        known = known | {"removals": audited()}
+        known = known | {"removals": audited(), "widths": of_width()}
     if testbed:
         known = known | {"testbed": load_json(testbed), "stages": trained(weights_folder())}
     if benchmarks:
@@ -85,6 +85,16 @@ def trained(weights: Path) -> list[dict[str, Any]]:
         for stage, log in load_json(folder / "training.json")["stages"].items():
             found[stage] = {"stage": stage, "steps": log["steps"], "minutes": round(log["seconds"] / 60, 1)}
     return list(found.values())
+
+
+def of_width() -> dict[str, float]:
+    """What the shipped models of other widths say of the mean row of SD1.4 and SD2.0."""
+    found = widths.law(widths.measured(), [3120])
+    return {
+        f"{name}_{bound}": float(found.loc[row, bound])
+        for name, row in (("slope", "slope"), ("sd", 3120))
+        for bound in ("value", "low", "high")
+    }
 
 
 def audited() -> list[dict[str, Any]]:
