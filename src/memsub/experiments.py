@@ -568,7 +568,8 @@ def revival(run: Run) -> pd.DataFrame:
 
 
 def revival_cost(p: Parameters) -> list[Work]:
-    return [Work(3 * (_held_out_captions(p, p.evaluation.captions) + p.evaluation.captions), p.sampling.steps)]
+    never_seen = (3 + bool(find_model(p.model).twin)) * p.evaluation.captions  # the twin's are what 1 means
+    return [Work(3 * _held_out_captions(p, p.evaluation.captions) + never_seen, p.sampling.steps)]
 
 
 def verdict(run: Run) -> audit.Replicated:
