@@ -470,7 +470,7 @@ def attack_curves(work: pd.DataFrame, iterations: Sequence[int]) -> Figure:
         axis.set_title(f"{kinds[kind]}, n = {int((work['pairs'] == kind).sum() / len(models))} a model", fontsize=10)
         axis.set_xscale("symlog", linthresh=5)
         axis.set(xlabel="iterations of the embedding attack", xticks=iterations, ylim=(-3, 103))
-        axis.set_xticks(iterations, [str(i) for i in iterations])
+        axis.set_xticks(iterations, [f"{i:g}" for i in iterations])
     axes[0, 0].set_ylabel("pictures drawn (%)")
     axes[0, -1].legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left")
     sns.despine(figure)
