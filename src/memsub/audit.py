@@ -451,7 +451,7 @@ def gone(found: pd.DataFrame, reference: str = "twin", unedited: str = "unedited
     Returns:
         Columns attack work (log-rank p > 0.05, and at most 5 points more is drawn), replication (of what was not told,
         at most 2 points more), relearning (at most 10 points more at every step), alignment (97 % or more), KID (at
-        most a tenth above the unedited model's) and diversity (within 5 points).
+        most a tenth above the unedited model's, or not above zero) and diversity (within 5 points).
     """
     numbers, theirs = found.astype(float), found.loc[reference].astype(float)
     return pd.DataFrame(
@@ -460,7 +460,7 @@ def gone(found: pd.DataFrame, reference: str = "twin", unedited: str = "unedited
             "replication": numbers["unseen"] <= theirs["unseen"] + 0.02,
             "relearning": numbers["relearned"] <= 0.1,
             "alignment": numbers["alignment"] >= 0.97,
-            "KID": numbers["kid"] <= 1.1 * numbers.loc[unedited, "kid"],
+            "KID": numbers["kid"] <= max(1.1 * numbers.loc[unedited, "kid"], 0.0),  # unbiased: it can be negative
             "diversity": (numbers["same"] - theirs["same"]).abs() <= 0.05,
         }
     )
