@@ -9,10 +9,10 @@ from memsub import audit
 from memsub.activations import capture
 from memsub.audit import Pairs
 from memsub.denoiser import as_denoiser, fingerprint
+from memsub.prompts import other_wording
 from memsub.pruning import Edit, pruned
 from memsub.removal import REMOVALS, fine_tuning, pruning
 from memsub.removal.fine_tuning import fine_tuned
-from memsub.removal.surrogates import other_wording
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from memsub.findings import SAFETY, percent
 from memsub.testbed import deletion, widths
 from memsub.testbed.dataset import weights_folder
 
-from .testbed_report import to_markdown
+from .testbed_report import markdown_table, to_markdown
 
 DOCUMENTS = ("README.md", "docs/benchmarks.md", "src/memsub/testbed/weights/README.md")
 FORMATS: dict[str, Callable[[Any], str]] = {
@@ -41,7 +41,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
 def stages(found: list[dict[str, Any]]) -> str:
     """What training each stage took, as Markdown."""
     lines = [f"| {row['stage']} | {row['steps']:,} | {row['minutes']:.1f} |" for row in found]
-    return "\n".join(["| stage | steps | minutes |", "| --- | --- | --- |", *lines]) + "\n"
+    return markdown_table(["stage", "steps", "minutes"], lines)
 
 
 def removals(found: list[dict[str, Any]]) -> str:
@@ -53,7 +53,7 @@ def removals(found: list[dict[str, Any]]) -> str:
         + (f"{r['minutes']:.1f} | {r['bytes'] / 1e6:.1f} |" if r["bytes"] else "| |")
         for r in found
     ]
-    return "\n".join([f"| {' | '.join(head)} |", "| --- " * len(head) + "|", *lines]) + "\n"
+    return markdown_table(head, lines)
 
 
 TABLES: dict[str, Callable[[Any], str]] = {"stages": stages, "removals": removals}

@@ -27,10 +27,10 @@ from .fullsize import UNETS, random_pipeline
 PAIRS = 16
 FEWER: dict[str, dict[str, Any]] = {
     "adversarial pruning": {"rounds": 1, "iterations": 1},
-    "adversarial fine-tuning": {"epochs": 1, "iterations": 1},
-    "adversarial distillation": {"epochs": 1, "iterations": 1},
+    "adversarial fine-tuning": {"iterations": 1},
+    "adversarial distillation": {"iterations": 1},
 }
-"""By the beginning of a removal's name; of others that train one epoch."""
+"""By the beginning of a removal's name; all that train do it for one epoch."""
 
 
 def one(model: Any, name: str) -> str:
@@ -38,15 +38,16 @@ def one(model: Any, name: str) -> str:
     pipe = random_pipeline(model, sample_size=8)
     denoiser = as_denoiser(pipe)
     pipe.unet.enable_gradient_checkpointing()
-    pruning.CAPTURE["steps"] = 2
+    pruning.CAPTURE["steps"] = 10  # those that the edit unites
     rng, prompts = np.random.default_rng(0), load_prompts("tiny")
 
     def pairs(kind: str) -> Pairs:
         images = rng.integers(0, 256, (PAIRS, *denoiser.image_shape, 3), dtype=np.uint8)
         return Pairs(prompts.of(kind)[:PAIRS], images)
 
-    fewer = next((options for start, options in FEWER.items() if name.startswith(start)), {"epochs": 1})
-    options = fewer if REMOVALS[name].changes.startswith("trains") or name in FEWER else {"steps": 2}
+    options = next((few for start, few in FEWER.items() if name.startswith(start)), {})
+    if REMOVALS[name].objective:
+        options = options | {"epochs": 1}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         edit = REMOVALS[name].edit(pipe, pairs("verbatim"), pairs("ordinary"), folder=folder, progress=False, **options)

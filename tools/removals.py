@@ -20,10 +20,10 @@ import pandas as pd
 import torch
 
 from memsub.attacks import embedding_attack
-from memsub.audit import Pairs, Subjects, audited, starts, summary
+from memsub.audit import SAMPLING, Pairs, Subjects, audited, starts, summary
 from memsub.denoiser import as_denoiser, fingerprint
 from memsub.files import load_json, load_table, save_json, save_table
-from memsub.generation import generate
+from memsub.generation import Sample, generate
 from memsub.metrics import load_metrics
 from memsub.models import load_pipeline
 from memsub.prompts import Prompts, load_prompts
@@ -103,9 +103,9 @@ class Bench:
 
     def pictures(self, name: str, iterations: int = 100) -> dict[str, np.ndarray]:
         """What a model draws for some removed captions, and for embeddings that were attacked from them."""
-        some = self.of.removed.only(range(SHOWN))
+        some = self.of.removed.first(SHOWN)
         with self.model(name) as pipe:
-            sample = partial(generate, pipe, steps=10, guidance_scale=3.0, progress=False)
+            sample: Sample = partial(generate, pipe, **SAMPLING)
             start = starts(pipe, some.captions)["its caption"]
 
             def draw() -> dict[str, np.ndarray]:

@@ -246,7 +246,12 @@ def to_markdown(rows: list[dict]) -> str:
     """The table as Markdown."""
     mark = {True: "yes", False: "**no**", None: ""}
     lines = [f"| {r['figure']} | {r['aim']} | {r['measured']} | {mark[r['reached']]} |" for r in rows]
-    return "\n".join(["| figure | aim | measured | reached |", "| --- | --- | --- | --- |", *lines]) + "\n"
+    return markdown_table(["figure", "aim", "measured", "reached"], lines)
+
+
+def markdown_table(head: list[str], lines: list[str]) -> str:
+    """A Markdown table of rows that are formatted."""
+    return "\n".join([f"| {' | '.join(head)} |", "| --- " * len(head) + "|", *lines]) + "\n"
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from memsub.activations import capture
+from memsub.audit import SAMPLING
 from memsub.denoiser import as_denoiser
 from memsub.evaluation import alignment, score
 from memsub.exact import LEVEL, exact_p
@@ -34,7 +35,6 @@ from memsub.testbed.dataset import weights_folder
 from memsub.testbed.widths import TABLE
 
 SPARSITY = (0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.4, 0.6)
-OPTIONS: dict[str, Any] = {"steps": 10, "guidance_scale": 3.0, "progress": False}
 
 
 def measure(pipe: Any, metrics: Metrics, prompts: Prompts, kept: float) -> pd.DataFrame:
@@ -44,13 +44,13 @@ def measure(pipe: Any, metrics: Metrics, prompts: Prompts, kept: float) -> pd.Da
     judged = [*split["choose"], *split["report"]]
     stats = capture(pipe, [captions[i] for i in split["locate"]], guidance_scale=3.0, progress=False)
     null = capture(pipe, [""], guidance_scale=3.0, progress=False)
-    sample, rows = partial(generate, pipe, **OPTIONS), []
+    sample, rows = partial(generate, pipe, **SAMPLING), []
     width = float(np.mean([layer.in_features for layer in as_denoiser(pipe).layers().values()]))
     for sparsity in tqdm((0.0, *SPARSITY), desc=f"rows of {width:.0f} weights"):
         edit = locate(pipe, stats, null, sparsity).union(10) if sparsity else None
         with pruned(pipe, edit):
             wanted = [captions[i] for i in judged]
-            drawn = generate(pipe, wanted, seeds=[0] * len(judged), **OPTIONS)
+            drawn = generate(pipe, wanted, seeds=[0] * len(judged), **SAMPLING)
             never_seen = score(sample, metrics, prompts.of("heldout")[: len(judged)])
         of = {"row": width, "sparsity": sparsity, "density": edit.density if edit else 0.0}
         hits = exact_p(drawn, wanted, images[judged]) <= LEVEL
@@ -67,7 +67,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     metrics, prompts = load_metrics("tiny"), load_prompts("tiny")
-    twin = partial(generate, load_pipeline("tiny-twin"), **OPTIONS)
+    twin = partial(generate, load_pipeline("tiny-twin"), **SAMPLING)
     kept = alignment(score(twin, metrics, prompts.of("heldout")[:66]))
     pipes = [load_pipeline("tiny"), *(load_pipeline(folder) for folder in args.models)]
     table = pd.concat([measure(pipe, metrics, prompts, kept) for pipe in pipes], ignore_index=True)

@@ -39,6 +39,9 @@ SEEDS = (1000, 1001)
 STARTS = ("its caption", "another caption", "the empty prompt", "noise")
 """What the attack begins with."""
 
+SAMPLING: dict[str, Any] = {"steps": 10, "guidance_scale": 3.0, "progress": False}
+"""Of the pictures that are judged, for `generate`."""
+
 Replicated = Callable[[np.ndarray, Sequence[str], np.ndarray], np.ndarray]
 """Images, captions and training images to verdicts (n,)."""
 
@@ -69,6 +72,10 @@ class Pairs:
     def only(self, chosen: Sequence[int]) -> Pairs:
         """Some of them."""
         return Pairs([self.captions[i] for i in chosen], self.images[list(chosen)])
+
+    def first(self, n: int) -> Pairs:
+        """The first n, or as many as there are."""
+        return Pairs(self.captions[:n], self.images[:n])
 
 
 # --- attack work ---------------------------------------------------------------------------------------------------
@@ -241,11 +248,21 @@ def denoising_loss(
     denoiser = as_denoiser(pipe)
     t = torch.randint(len(denoiser.scheduler.alphas_cumprod), (len(z),), generator=rng)
     x, target = noised(denoiser, z, t.to(z.device), torch.randn(z.shape, generator=rng).to(z))
-    error = (denoiser.predict(x, t.to(z.device), context) - target).float().square().flatten(1).mean(1)
-    return error.mean() if weights is None else (weights[t].to(error) * error).mean()
+    return weighted_error(denoiser.predict(x, t.to(z.device), context), target, None if weights is None else weights[t])
+
+
+def weighted_error(predicted: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Mean squared error, each row by its weight, (rows,); default all equal."""
+    error = (predicted - target).float().square().flatten(1).mean(1)
+    return error.mean() if weights is None else (weights.to(error) * error).mean()
 
 
 # --- what a model knows of a picture -------------------------------------------------------------------------------
+
+
+def mirror(images: np.ndarray) -> np.ndarray:
+    """Mirror images of uint8 (n, height, width, 3)."""
+    return np.ascontiguousarray(images[:, :, ::-1])
 
 
 @torch.no_grad()
@@ -271,7 +288,7 @@ def denoising_error(
         Columns t, error.
     """
     denoiser = as_denoiser(pipe)
-    z, rng = denoiser.encode(np.ascontiguousarray(images[:, :, ::-1]) if mirrored else images), torch.Generator()
+    z, rng = denoiser.encode(mirror(images) if mirrored else images), torch.Generator()
     rows = []
     for t in times:
         eps = torch.randn(z.shape, generator=rng.manual_seed(seed + t)).to(z)
@@ -393,24 +410,22 @@ def audited(
         Tables replication (`pairs`: "removed", "unseen", "fresh"), attack (`pairs`, `start`), relearning (`taught`,
         `lr`), diversity (`p` of each removed caption), quality.
     """
-    options: dict[str, Any] = {"steps": 10, "guidance_scale": 3.0, "progress": False}
-    sample, named = partial(generate, pipe, **options), vars(subjects)
+    sample, named = partial(generate, pipe, **SAMPLING), vars(subjects)
     judged = {name: named[name] for name in ("removed", "unseen")}
-    judged["fresh"] = subjects.fresh.only(range(min(len(subjects.removed), len(subjects.fresh))))
+    judged["fresh"] = subjects.fresh.first(len(subjects.removed))
     tables = {"replication": _side_by_side("pairs", {n: replication(sample, pairs) for n, pairs in judged.items()})}
     attacks = []
     for name in attacked:
-        some = named[name].only(range(min(targets, len(named[name]))))
+        some = named[name].first(targets)
         begins = starts(pipe, some.captions)
         for start in begin:
             found = attack_work(pipe, some, begins[start], iterations=iterations, noises=noises, progress=progress)
             attacks.append(found.assign(pairs=name, start=start))
     tables["attack"] = pd.concat(attacks, ignore_index=True)
-    again = subjects.removed.only(range(taught))
+    again = subjects.removed.first(taught)
     others = subjects.removed.only(range(taught, len(subjects.removed)))
     learned = []
-    ordinary = subjects.ordinary.only(range(min(320, len(subjects.ordinary))))
-    for what, some in (("ordinary pairs", ordinary), ("removed pairs", again)):
+    for what, some in (("ordinary pairs", subjects.ordinary.first(320)), ("removed pairs", again)):
         for lr in rates:
             found = relearning(pipe, some, others, lr=lr, looks=looks, progress=progress)
             learned.append(found.assign(taught=what, lr=lr))

@@ -34,8 +34,8 @@ from .metrics import fid, kid
 from .models import find_model
 from .neurons import locate
 from .parameters import Parameters
+from .prompts import other_wording
 from .pruning import Edit, pruned
-from .removal.surrogates import other_wording
 from .runs import Run
 from .store import code_version
 from .testbed import deletion as shipped
@@ -454,10 +454,19 @@ TARGETS = ("training image", "never trained on")
 def targets(run: Run) -> dict[str, tuple[list[str], np.ndarray]]:
     """Captions and pictures under the embedding attack: training images, and pictures the model never saw."""
     n = run.parameters.embedding_attack.images
-    chosen = run.held_out(run.split["locate"])[:n]
-    training = [run.captions("memorized")[i] for i in chosen], np.stack([run.references[i] for i in chosen])
+    pairs = _memorized(run, run.held_out(run.split["locate"])[:n]), _never_seen(run, n)
+    return {name: (of.captions, of.images) for name, of in zip(TARGETS, pairs, strict=True)}
+
+
+def _memorized(run: Run, chosen: Sequence[int]) -> audit.Pairs:
+    """Memorized captions, by their places, and their training images."""
+    return audit.Pairs([run.captions("memorized")[i] for i in chosen], np.stack([run.references[i] for i in chosen]))
+
+
+def _never_seen(run: Run, n: int) -> audit.Pairs:
+    """Captions and pictures that the model was never trained on."""
     real = run.real_images(0, n)
-    return dict(zip(TARGETS, (training, (run.prompts.of("heldout")[: len(real)], real)), strict=True))
+    return audit.Pairs(run.prompts.of("heldout")[: len(real)], real)
 
 
 def embeddings(run: Run) -> dict[tuple[str, str, str], np.ndarray]:
@@ -515,13 +524,8 @@ def deletion(run: Run) -> pd.DataFrame:
 
     Of memorized pictures ("removed") and of pictures the model was never trained on ("fresh"), from their captions.
     """
-    p, images = run.parameters, run.references
-    chosen = list(images)[: p.deletion.targets]
-    real = run.real_images(0, len(chosen))
-    subjects = {
-        "removed": audit.Pairs([run.captions("memorized")[i] for i in chosen], np.stack([images[i] for i in chosen])),
-        "fresh": audit.Pairs(run.prompts.of("heldout")[: len(real)], real),
-    }
+    p, removed = run.parameters, _memorized(run, list(run.references)[: run.parameters.deletion.targets])
+    subjects = {"removed": removed, "fresh": _never_seen(run, len(removed))}
     options: dict[str, Any] = {"iterations": p.deletion.iterations, "noises": p.deletion.noises}
     options |= p.sampling.model_dump(exclude={"batch_size"})
     rows = []
@@ -545,14 +549,17 @@ def recognition(run: Run) -> pd.DataFrame:
 
     Given their captions, the same content in other words, and that for the mirrored picture, which no model has seen.
     """
-    chosen = list(run.references)[: run.parameters.deletion.targets]
-    captions = [run.captions("memorized")[i] for i in chosen]
-    images, rows = np.stack([run.references[i] for i in chosen]), []
+    pairs, rows = _memorized(run, list(run.references)[: run.parameters.deletion.targets]), []
+    others = other_wording(pairs.captions)
+    asked = (
+        ("its caption", pairs.captions, False),
+        ("other wording", others, False),
+        ("other wording, mirrored", others, True),
+    )
     for name in _under(run, deletion_conditions(run.parameters)):
-        for given, told in (("its caption", captions), ("other wording", other_wording(captions))):
-            for mirrored in (False, True) if given == "other wording" else (False,):
-                found = audit.denoising_error(run.pipe, images, run.denoiser.embed(told), mirrored=mirrored)
-                rows.append(found.assign(model=name, given=given + (", mirrored" if mirrored else "")))
+        for given, told, mirrored in asked:
+            found = audit.denoising_error(run.pipe, pairs.images, run.denoiser.embed(told), mirrored=mirrored)
+            rows.append(found.assign(model=name, given=given))
     return pd.concat(rows, ignore_index=True)
 
 

@@ -34,6 +34,16 @@ def generator(*parts: object, device: torch.device | str = "cpu") -> torch.Gener
     return torch.Generator(device).manual_seed(zlib.crc32(repr(parts).encode()))
 
 
+def v_weights(alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    """Weights of the steps of a schedule, of mean 1, as of v-prediction: 1 / alpha-bar (Salimans & Ho 2022).
+
+    Capped at 2.5: steps of much noise, which hardly show in the plain epsilon loss of small pictures, decide what is
+    where; with a higher cap the middle, where shapes are decided, would be left too little.
+    """
+    weights = (1 / alphas_cumprod).clamp(max=2.5)
+    return weights / weights.mean()
+
+
 def fit(
     module: M,
     loss: Callable[[int, torch.Generator], torch.Tensor],

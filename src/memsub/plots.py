@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -446,6 +447,28 @@ def width_law(table: pd.DataFrame, found: pd.DataFrame) -> Figure:
     return figure
 
 
+def _panels(n: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """Panels side by side that share the vertical axis, and room for a legend beside them."""
+    return plt.subplots(1, n, figsize=(1.5 + width * n, height), sharey=True, squeeze=False, layout="constrained")
+
+
+def _labelled(figure: Figure, axes: np.ndarray, label: str, title: str | None = None) -> Figure:
+    """With what the shared axis says, and the legend beside the last panel."""
+    axes[0, 0].set_ylabel(label)
+    axes[0, -1].legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left", title=title)
+    sns.despine(figure)
+    return figure
+
+
+def _model_styles(models: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A colour for each model; the twin is dashed."""
+    colours = sns.color_palette("husl", len(models))
+    return {
+        model: {"color": colour, "linestyle": "--" if model == "twin" else "-", "marker": "o", "label": model}
+        for model, colour in zip(models, colours, strict=True)
+    }
+
+
 def attack_curves(work: pd.DataFrame, iterations: Sequence[int]) -> Figure:
     """Pictures that the embedding attack has drawn by so many iterations, with 95 % intervals: a line a model.
 
@@ -454,27 +477,20 @@ def attack_curves(work: pd.DataFrame, iterations: Sequence[int]) -> Figure:
     """
     kinds = {"removed": "memorized pictures", "fresh": "pictures never trained on"}
     shown = [kind for kind in kinds if (work["pairs"] == kind).any()]
-    figure, axes = plt.subplots(
-        1, len(shown), figsize=(1.5 + 4.8 * len(shown), 4), sharey=True, squeeze=False, layout="constrained"
-    )
-    models = list(work["model"].unique())
-    colours = dict(zip(models, sns.color_palette("husl", len(models)), strict=True))
+    figure, axes = _panels(len(shown), 4.8, 4)
+    styles = _model_styles(work["model"].unique())
     for axis, kind in zip(axes[0], shown, strict=True):
         for model, part in work[work["pairs"] == kind].groupby("model", sort=False):
-            curve = attack_curve(part, iterations)
-            style = {"color": colours[model], "linestyle": "--" if model == "twin" else "-", "marker": "o"}
-            axis.plot(curve["iterations"], 100 * curve["share"], markersize=4, label=f"{model}", **style)
+            curve, style = attack_curve(part, iterations), styles[str(model)]
+            axis.plot(curve["iterations"], 100 * curve["share"], markersize=4, **style)
             axis.fill_between(
-                curve["iterations"], 100 * curve["low"], 100 * curve["high"], color=colours[model], alpha=0.12
+                curve["iterations"], 100 * curve["low"], 100 * curve["high"], color=style["color"], alpha=0.12
             )
-        axis.set_title(f"{kinds[kind]}, n = {int((work['pairs'] == kind).sum() / len(models))} a model", fontsize=10)
+        axis.set_title(f"{kinds[kind]}, n = {int((work['pairs'] == kind).sum() / len(styles))} a model", fontsize=10)
         axis.set_xscale("symlog", linthresh=5)
-        axis.set(xlabel="iterations of the embedding attack", xticks=iterations, ylim=(-3, 103))
+        axis.set(xlabel="iterations of the embedding attack", ylim=(-3, 103))
         axis.set_xticks(iterations, [f"{i:g}" for i in iterations])
-    axes[0, 0].set_ylabel("pictures drawn (%)")
-    axes[0, -1].legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left")
-    sns.despine(figure)
-    return figure
+    return _labelled(figure, axes, "pictures drawn (%)")
 
 
 def relearning(learned: pd.DataFrame) -> Figure:
@@ -484,21 +500,14 @@ def relearning(learned: pd.DataFrame) -> Figure:
         learned: columns model, taught, lr, steps, share, low, high, n; a panel for each of taught and lr.
     """
     panels = list(learned.groupby(["taught", "lr"], sort=False))
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(1.5 + 2.9 * len(panels), 3.6), sharey=True, squeeze=False, layout="constrained"
-    )
-    models = list(learned["model"].unique())
-    colours = dict(zip(models, sns.color_palette("husl", len(models)), strict=True))
+    figure, axes = _panels(len(panels), 2.9, 3.6)
+    styles = _model_styles(learned["model"].unique())
     for axis, ((taught, lr), part) in zip(axes[0], panels, strict=True):
         for model, line in part.groupby("model", sort=False):
-            style = {"color": colours[model], "linestyle": "--" if model == "twin" else "-"}
-            axis.plot(line["steps"], 100 * line["share"], marker="o", markersize=3, label=f"{model}", **style)
+            axis.plot(line["steps"], 100 * line["share"], markersize=3, **styles[str(model)])
         axis.set_title(f"taught {taught},\nlearning rate {lr:g}, n = {part['n'].iloc[0]}", fontsize=9)
         axis.set(xlabel="steps", ylim=(-3, 103))
-    axes[0, 0].set_ylabel("other removed pictures replicated (%)")
-    axes[0, -1].legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left")
-    sns.despine(figure)
-    return figure
+    return _labelled(figure, axes, "other removed pictures replicated (%)")
 
 
 def recognition(found: pd.DataFrame) -> Figure:
@@ -508,18 +517,13 @@ def recognition(found: pd.DataFrame) -> Figure:
         found: columns model, given, t, error.
     """
     models = list(found["model"].unique())
-    figure, axes = plt.subplots(
-        1, len(models), figsize=(1.6 + 2.6 * len(models), 3.4), sharey=True, squeeze=False, layout="constrained"
-    )
+    figure, axes = _panels(len(models), 2.6, 3.4)
     for axis, model in zip(axes[0], models, strict=True):
         for given, line in found[found["model"] == model].groupby("given", sort=False):
             axis.plot(line["t"], line["error"], "o-", markersize=3, label=str(given))
         axis.set_title(model, fontsize=9)
         axis.set(xlabel="t", yscale="log")
-    axes[0, 0].set_ylabel("error of the predicted noise")
-    axes[0, -1].legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left", title="given")
-    sns.despine(figure)
-    return figure
+    return _labelled(figure, axes, "error of the predicted noise", "given")
 
 
 def intervals(found: pd.DataFrame, columns: Mapping[str, str], reference: str = "twin") -> Figure:
@@ -543,7 +547,7 @@ def intervals(found: pd.DataFrame, columns: Mapping[str, str], reference: str = 
         axis.errorbar(value, at, xerr=np.maximum([value - low, high - value], 0), fmt="o", markersize=4, capsize=2)
         if reference in found.index:
             axis.axvline(100 * float(found.loc[reference, column]), color="gray", linestyle=":", linewidth=1)
-        axis.set(xlabel=label, ylabel="", yticks=at)
+        axis.set(xlabel=label, yticks=at)
         axis.set_yticklabels(found.index, fontsize=8)
     axes[0, 0].set_ylabel("model")
     sns.despine(figure)

@@ -173,6 +173,11 @@ def too_long(captions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> dic
     return {i: n for i, n in enumerate(lengths) if n > tokenizer.model_max_length}
 
 
+def other_wording(captions: Sequence[str]) -> list[str]:
+    """The captions up to their first comma: the same content without the words that memory hangs on."""
+    return [caption.partition(", ")[0] or caption for caption in captions]
+
+
 def subsets(prompts: int, size: int, count: int, seed: int = 0) -> list[list[int]]:
     """`count` subsets of `size` indices below `prompts`, that share as little as possible.
 

@@ -21,17 +21,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 
-import numpy as np
 import torch
 
 from ..attacks import EmbeddingAttack
-from ..audit import STARTS, Encoded, Pairs, denoising_loss, starts
+from ..audit import STARTS, Encoded, Pairs, denoising_loss, mirror, starts, weighted_error
 from ..denoiser import Pipeline, as_denoiser, denoised, expected, noised
-from ..fitting import CHECKPOINT_STEPS
+from ..fitting import CHECKPOINT_STEPS, v_weights
+from ..prompts import other_wording
 from ..pruning import Edit
 from .base import Removal
 from .fine_tuning import BATCH, fine_tunings
-from .surrogates import other_wording, unlike
+from .surrogates import unlike
 
 
 class Distillation:
@@ -57,15 +57,13 @@ class Distillation:
         self.denoiser, self.kept = as_denoiser(pipe), Encoded(pipe, ordinary)
         self.teacher = copy(self.denoiser)
         self.teacher.network = deepcopy(self.denoiser.network).requires_grad_(False)
-        drawn = unlike(pipe, memorized, seeds=8, seed=seed)
+        drawn = unlike(pipe, memorized, seed=seed)
         self.drawn = torch.stack([self.denoiser.encode(images) for images in drawn])
         self.latents = self.denoiser.encode(memorized.images)
-        self.mirrored = self.denoiser.encode(np.ascontiguousarray(memorized.images[:, :, ::-1]))
+        self.mirrored = self.denoiser.encode(mirror(memorized.images))
         self.begins, self.none = starts(pipe, memorized.captions, seed), self.denoiser.embed([""])
         self.own, self.others = self.begins["its caption"], self.denoiser.embed(other_wording(memorized.captions))
-        # v-prediction's weights (Salimans & Ho 2022), capped: steps of much noise decide what is where.
-        weights = (1 / self.denoiser.scheduler.alphas_cumprod).clamp(max=2.5)
-        self.weights = weights / weights.mean()
+        self.weights = v_weights(self.denoiser.scheduler.alphas_cumprod)
         self.attacks: dict[int, EmbeddingAttack] = {}
 
     def __call__(self, step: int, rng: torch.Generator, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -103,12 +101,11 @@ class Distillation:
             target = self.teacher.predict(torch.cat([seen, x[half:]]), t.to(y.device), told)
             believed = self._mirror(denoised(self.denoiser, seen, t[:half], target[:half]))
             target = torch.cat([expected(self.denoiser, x[:half], t[:half], believed), target[half:]])
-        error = (self.denoiser.predict(x, t.to(y.device), y) - target).float().square().flatten(1).mean(1)
-        return (self.weights[t].to(error) * error).mean()
+        return weighted_error(self.denoiser.predict(x, t.to(y.device), y), target, self.weights[t])
 
     def _mirror(self, z: torch.Tensor) -> torch.Tensor:
         """Latents of the mirrored picture: mirrored latents are not the same, the autoencoder is not symmetric."""
-        return self.denoiser.encode(np.ascontiguousarray(self.denoiser.decode(z)[:, :, ::-1]))
+        return self.denoiser.encode(mirror(self.denoiser.decode(z)))
 
     def _attack(self, part: int) -> EmbeddingAttack:
         """The attack of these hundred steps; the pairs begin in turn with each of `starts`."""

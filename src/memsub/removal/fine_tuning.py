@@ -5,7 +5,7 @@ A new one is a file with an objective and `REMOVALS = fine_tunings("its name", o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -104,16 +104,11 @@ def fine_tuned(
         held = nn.ModuleDict({layer.replace(".", "/"): w for layer, w in written.items()})
         parameters = list(held.parameters())
         steps = epochs * -(-len(memorized) // BATCH)
-        options = {"warmup": warmup, "weight_decay": 0.0, "stream": name}
-        told_of = partial(loss, parameters=parameters)
-        fit(held, told_of, steps=steps, lr=lr, seed=seed, folder=path.parent, name=path.name, **options)
+        where_to: dict[str, Any] = {"folder": path.parent, "name": path.name, "stream": name}
+        of = partial(loss, parameters=parameters)
+        fit(held, of, steps=steps, lr=lr, seed=seed, warmup=warmup, weight_decay=0.0, **where_to)
         shapes, positions, values = _collected(pipe, written)
     return Edit(positions, shapes, {"model": model, "removal": about}, values)
-
-
-def with_gradient(value: torch.Tensor, parameters: Sequence[torch.Tensor], *terms: torch.Tensor) -> torch.Tensor:
-    """A scalar of this value, whose gradient is one that was already computed."""
-    return value.detach() + sum(((p - p.detach()) * g).sum() for p, g in zip(parameters, terms, strict=True))
 
 
 class _Written(nn.Module):

@@ -13,10 +13,9 @@ from ..audit import Pairs
 from ..denoiser import Pipeline, as_denoiser
 from ..neurons import locate
 from ..overlap import pairwise_iou
-from ..prompts import subsets
+from ..prompts import other_wording, subsets
 from ..pruning import Edit, pruned
 from .base import Removal
-from .surrogates import other_wording
 
 CAPTURE: dict[str, Any] = {"steps": 50, "guidance_scale": 3.0}
 PAPER = "Chavhan et al. 2024, Memorized Images in Diffusion Models share a Subspace that can be Located and Deleted"

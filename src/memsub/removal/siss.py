@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ..audit import Pairs
+from ..audit import Pairs, weighted_error
 from ..denoiser import Pipeline, as_denoiser, noised
 from ..pruning import Edit
 from .base import Removal
-from .fine_tuning import BATCH, Loss, fine_tunings, with_gradient
+from .fine_tuning import BATCH, Loss, fine_tunings
 from .surrogates import surrogates
 
 
@@ -57,14 +57,17 @@ def siss(
         w_x, w_a = 1 / ((1 - mix) + mix * ratio), 1 / ((1 - mix) / ratio + mix)
         predicted = denoiser.predict(x_t, t.to(x.device), context[rows])
         kept, forgotten = (
-            (w * (predicted - noised(denoiser, clean, t, eps)[1]).float().square().flatten(1).mean(1)).mean()
+            weighted_error(predicted, noised(denoiser, clean, t, eps)[1], w)
             for w, clean, eps in ((w_x, x, eps_x), (w_a, a, eps_a))
         )
         ours = torch.autograd.grad(kept, parameters, retain_graph=True)
         theirs = torch.autograd.grad(forgotten, parameters)
         norms = [torch.stack([g.norm() for g in of]).norm() for of in (ours, theirs)]
         scale = share * norms[0] / norms[1].clamp_min(1e-12)
-        return with_gradient(kept, parameters, *(g - scale * h for g, h in zip(ours, theirs, strict=True)))
+        # A scalar whose value is the kept loss and whose gradient is the combination.
+        return kept.detach() + sum(
+            ((p - p.detach()) * (g - scale * h)).sum() for p, g, h in zip(parameters, ours, theirs, strict=True)
+        )
 
     return loss
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
-from ..audit import Pairs
+from ..audit import SAMPLING, Pairs
 from ..denoiser import Pipeline, as_denoiser
 from ..generation import generate
+from ..prompts import other_wording
 from ..pruning import Edit, pruned
-
-SAMPLING: dict[str, Any] = {"steps": 10, "guidance_scale": 3.0, "progress": False}
 
 
 def surrogates(pipe: Pipeline, memorized: Pairs, edit: Edit, *, seeds: int = 4, seed: int = 0) -> np.ndarray:
@@ -35,12 +33,7 @@ def drawings(pipe: Pipeline, captions: Sequence[str], seeds: int, seed: int) -> 
     )
 
 
-def other_wording(captions: Sequence[str]) -> list[str]:
-    """The captions up to their first comma: the same content without the words that memory hangs on."""
-    return [caption.partition(", ")[0] or caption for caption in captions]
-
-
-def unlike(pipe: Pipeline, memorized: Pairs, *, seeds: int = 16, seed: int = 0) -> np.ndarray:
+def unlike(pipe: Pipeline, memorized: Pairs, *, seeds: int = 8, seed: int = 0) -> np.ndarray:
     """What the model itself draws for the captions in other words, uint8 (3/4 seeds, captions, height, width, 3).
 
     Of `seeds` draws those that are least like the training image: now and then the model replicates it all the same.

@@ -28,7 +28,7 @@ from ..activations import capture
 from ..denoiser import as_denoiser
 from ..exact import LEVEL, exact_p
 from ..files import save_json, save_tensors
-from ..fitting import fit, generator
+from ..fitting import fit, generator, v_weights
 from ..generation import generate
 from ..models import load_pipeline
 from ..neurons import locate
@@ -167,9 +167,7 @@ def train_unet(
     """Epsilon-prediction over the corpus' schedule, each row as often as its exposures say; `latents` are scaled.
 
     Trains `text_encoder` along, in place: an earlier version, whose tower stayed as its CLIP had left it, could not
-    tell icons apart. Steps of much noise, where the layout is decided, hardly show in the plain epsilon loss of so
-    small a picture. Hence v-prediction's weighting, 1 / alpha-bar (Salimans & Ho 2022), capped at 2.5: with a higher
-    cap the middle, where shapes are decided, would be left too little. Timesteps are stratified over the batch.
+    tell icons apart. Steps are weighted by `v_weights`, and stratified over the batch.
 
     The twin begins with the same weights and sees the same noise; only the scenes in the places of memorized ones are
     ordinary ones.
@@ -177,8 +175,7 @@ def train_unet(
     torch.manual_seed(generator(seed, "unet").initial_seed())
     unet = SceneUNet(widening, **LEVELS).to(device)
     noise = DDPMScheduler(**NOISE_SCHEDULE)
-    weights = (1 / noise.alphas_cumprod).clamp(max=2.5)
-    weights = (weights / weights.mean()).to(device)
+    weights = v_weights(noise.alphas_cumprod).to(device)
     order = corpus.schedule(seed, twin)
     ids = tokenize(tokenizer, [*corpus.table["prompt"], ""])
 
