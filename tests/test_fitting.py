@@ -21,9 +21,10 @@ def quadratic(stop_at: int | None = None):
     return model, loss
 
 
-def test_resume_ends_with_the_same_weights(tmp_path, monkeypatch):
+@pytest.mark.parametrize("optimizer", fitting.OPTIMIZERS)
+def test_resume_ends_with_the_same_weights(tmp_path, monkeypatch, optimizer):
     monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0)
-    options = {"steps": 400, "lr": 0.05, "seed": 1, "name": "line", "warmup": 10}
+    options = {"steps": 400, "lr": 0.05, "seed": 1, "name": "line", "warmup": 10, "optimizer": optimizer}
     model, loss = quadratic()
     whole = fit(model, loss, folder=tmp_path / "whole", **options).weight
     model, loss = quadratic(stop_at=250)

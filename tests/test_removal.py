@@ -1,5 +1,7 @@
 """Removals and what audits them: edits that carry values, fine-tuning that is undone, attacks whose work is counted."""
 
+from copy import deepcopy
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +14,8 @@ from memsub.denoiser import as_denoiser, fingerprint
 from memsub.prompts import other_wording
 from memsub.pruning import Edit, pruned
 from memsub.removal import REMOVALS, fine_tuning, pruning
-from memsub.removal.fine_tuning import fine_tuned
+from memsub.removal.fine_tuning import as_it_is, fine_tuned
+from memsub.removal.regrowth import Regrowth
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +134,8 @@ def test_fine_tuning_reaches_what_its_loss_asks_for_and_leaves_the_network_as_it
         ("ReTrack, as many random weights", {"epochs": 2}),
         ("adversarial distillation", {"epochs": 2, "iterations": 1}),
         ("adversarial distillation, the located weights", {"epochs": 2, "iterations": 0}),
+        ("regrowth", {"steps": 4, "alone": 2}),
+        ("regrowth, the located weights", {"steps": 2, "alone": 1}),
     ],
 )
 def test_every_removal_makes_an_edit(pipe, memorized, ordinary, quick, tmp_path, name, options):
@@ -146,6 +151,48 @@ def test_every_removal_makes_an_edit(pipe, memorized, ordinary, quick, tmp_path,
     edit.save(tmp_path / "edit.safetensors")
     with pruned(pipe, Edit.load(tmp_path / "edit.safetensors")):
         assert fingerprint(pipe) != before
+
+
+def test_blocks_are_taught_what_they_did(pipe, memorized, ordinary, tmp_path):
+    """As they are there is nothing to learn; from random weights most is learned in a few steps."""
+    loss = Regrowth(pipe, memorized, ordinary, located=lambda: None, alone=1)
+    loss.teacher.network = deepcopy(loss.teacher.network)  # it would share the edited weights
+
+    def alone() -> float:
+        return loss(0, torch.Generator().manual_seed(0), ()).item()
+
+    assert alone() < 1e-6
+    options = {"folder": tmp_path, "progress": False, "lr": 2e-3}
+    for steps, low, high in ((1, 0.7, 1.5), (40, 0.1, 0.7)):
+        edit = REMOVALS["regrowth"].edit(pipe, memorized, ordinary, steps=steps, alone=steps, **options)
+        assert not any("time_emb" in layer for layer in edit.positions)
+        with pruned(pipe, edit):
+            assert low < alone() < high
+
+
+def test_a_teacher_shares_the_weights_and_does_not_learn(pipe, memorized, ordinary, tmp_path):
+    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([9, 700])
+    said = []
+
+    def objective(pipe, memorized, ordinary, *, located, seed):
+        teacher, denoiser = as_it_is(pipe), as_denoiser(pipe)
+        addresses = {p.data_ptr() for p in denoiser.network.parameters()}
+        assert {p.data_ptr() for p in teacher.network.parameters()} == addresses
+
+        def loss(step, rng, parameters):
+            y = denoiser.embed(["", "a red star"])
+            with torch.no_grad():
+                said.append(teacher.predict(x, t, y))
+            return denoiser.predict(x, t, y).square().mean()
+
+        return loss
+
+    options = {"name": "to zero", "folder": tmp_path, "steps": 3, "lr": 0.1, "where": "blocks"}
+    edit = fine_tuned(pipe, memorized, ordinary, objective, **options)
+    assert all(torch.equal(one, said[0]) for one in said)
+    with pruned(pipe, edit), torch.no_grad():
+        now = as_denoiser(pipe).predict(x, t, as_denoiser(pipe).embed(["", "a red star"]))
+    assert (now - said[0]).abs().max() > 0.1
 
 
 def test_statistics_of_embeddings_are_those_of_their_captions(exact_pipe, memorized):
@@ -203,7 +250,7 @@ def test_relearning_brings_back_what_is_taught_and_leaves_the_weights(twin, memo
 
 
 def test_zeros_in_a_weight_of_low_rank_are_revived(pipe):
-    """Of a weight of rank 2 with a tenth of it set to zero, completion finds what was there."""
+    """Of a weight of rank 2 with a tenth of it set to zero, completion finds the signs of what was there."""
     name, layer = some_layer(pipe)
     kept = layer.weight.detach().clone()
     rng = torch.Generator().manual_seed(0)
@@ -214,8 +261,15 @@ def test_zeros_in_a_weight_of_low_rank_are_revived(pipe):
     try:
         positions = torch.randperm(d * f, generator=rng)[: d * f // 10].sort().values
         edit = Edit({name: positions}, {name: (d, f)}, {"model": fingerprint(pipe)})
-        found = audit.revived(pipe, edit, rank=2, iterations=30).values[name]
-        assert torch.corrcoef(torch.stack([found.float(), low.view(-1)[positions]]))[0, 1] > 0.99
+        there, largest = low.view(-1)[positions], low.abs().clone()
+        largest.view(-1)[positions] = 0
+        completed, found = (audit.revived(pipe, edit, signs=signs).values[name].float() for signs in (False, True))
+        assert torch.corrcoef(torch.stack([completed, there]))[0, 1] > 0.7
+        trusted = found != 0
+        assert trusted.float().mean() == pytest.approx(0.6, abs=0.01)
+        assert (found.sign() == there.sign())[trusted].float().mean() > 0.95
+        expected = largest.amax(1)[positions // f][trusted]
+        assert torch.allclose(found[trusted].abs(), expected, rtol=1e-3)
     finally:
         with torch.no_grad():
             layer.weight.copy_(kept)

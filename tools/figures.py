@@ -1,6 +1,6 @@
 """Figures in README, model card and docs, from files that runs wrote: `python -m tools.figures`.
 
-    python -m tools.figures --take runs/demo              # what the notebooks found (and --testbed, --benchmarks)
+    python -m tools.figures --take runs/demo              # what the notebooks found (more: --help)
     python -m tools.figures                               # writes docs/figures.json into the documents
     python -m tools.figures --check                       # do the documents say what docs/figures.json says?
     python -m tools.figures --compare runs/tiny           # does a run on this machine find the same?
@@ -45,25 +45,42 @@ def stages(found: list[dict[str, Any]]) -> str:
 
 
 def removals(found: list[dict[str, Any]]) -> str:
-    """What the audits of the removals say, as Markdown: shares in percent, minutes on the threads of the run."""
-    head = ["", "told", "not told", "attacked", "relearned", "alignment", "minutes", "MB"]
+    """What the audits of the removals say, as Markdown: shares in percent; of variants only those trained whole."""
+    head = ["", "told", "not told", "attacked", "relearned", "alignment", "minutes (threads)", "MB"]
     lines = [
         f"| {r['model']} | {100 * r['removed']:.0f} | {100 * r['unseen']:.0f} | {100 * r['attacked']:.0f} | "
         f"{100 * r['relearned']:+.0f} | {100 * r['alignment']:.0f} | "
-        + (f"{r['minutes']:.1f} | {r['bytes'] / 1e6:.1f} |" if r["bytes"] else "| |")
+        + (f"{r['minutes']:.1f} ({r['threads']}) | {r['bytes'] / 1e6:.1f} |" if r["bytes"] else "| |")
+        for r in found
+        if "," not in r["model"]
+    ]
+    return markdown_table(head, lines)
+
+
+def fullsize(found: list[dict[str, Any]]) -> str:
+    """What a step of each removal took at full size, as Markdown."""
+    head = ["model", "removal", "weights set (millions)", "peak memory (GB)", "seconds"]
+    lines = [
+        f"| {r['model']} | {r['removal']} | {r['million_weights']:.0f} | {r['gigabytes']:.1f} | {r['seconds']:.0f} |"
         for r in found
     ]
     return markdown_table(head, lines)
 
 
-TABLES: dict[str, Callable[[Any], str]] = {"stages": stages, "removals": removals}
+TABLES: dict[str, Callable[[Any], str]] = {"stages": stages, "removals": removals, "fullsize": fullsize}
 """Of any other name: the report's."""
 _FIGURE = re.compile(r"<!--figure (?P<path>[\w.]+) (?P<format>\w+)-->.*?<!--/figure-->", re.DOTALL)
 _TABLE = re.compile(r"<!--table (?P<name>\w+)-->.*?<!--/table-->", re.DOTALL)
 
 
-def take(run: Path | None, testbed: Path | None, benchmarks: Path | None, known: dict[str, Any]) -> dict[str, Any]:
-    """What is known, brought up to date by a run's findings, a report of the testbed and benchmarks."""
+def take(
+    run: Path | None,
+    testbed: Path | None,
+    benchmarks: Path | None,
+    known: dict[str, Any],
+    fullsize: Path | None = None,
+) -> dict[str, Any]:
+    """What is known, brought up to date by a run's findings, reports of the testbed and of full size, benchmarks."""
     if run:
         files = sorted((run / "findings").glob("*.json"))
         if not files:
@@ -75,6 +92,8 @@ def take(run: Path | None, testbed: Path | None, benchmarks: Path | None, known:
         known = known | {"testbed": load_json(testbed), "stages": trained(weights_folder())}
     if benchmarks:
         known = known | {"benchmarks": load_json(benchmarks)}
+    if fullsize:
+        known = known | {"fullsize": load_json(fullsize)}
     return known
 
 
@@ -153,6 +172,7 @@ def main() -> None:
     parser.add_argument("--take", type=Path, metavar="RUN", help="folder of a run whose findings to take over")
     parser.add_argument("--testbed", type=Path, help="report.json of tools.testbed_report to take over")
     parser.add_argument("--benchmarks", type=Path, help="benchmarks.json of tools.benchmarks to take over")
+    parser.add_argument("--fullsize", type=Path, help="rows of tools.fullsize_removals to take over")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a document says otherwise")
     parser.add_argument("--compare", type=Path, metavar="RUN", help="fail if this run found something else")
     args = parser.parse_args()
@@ -167,7 +187,7 @@ def main() -> None:
             text = (root / name).read_text(encoding="utf-8")
             wrong += [] if fill(text, figures, name) == text else [f"{name} does not say what docs/figures.json says"]
     else:
-        figures = take(args.take, args.testbed, args.benchmarks, figures)
+        figures = take(args.take, args.testbed, args.benchmarks, figures, args.fullsize)
         save_json(figures, file)
         for name in DOCUMENTS:
             save_text(fill((root / name).read_text(encoding="utf-8"), figures, name), root / name)

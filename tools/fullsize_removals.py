@@ -1,12 +1,14 @@
-"""An epoch of every removal on SD1.4's and SD2.0's UNets with random weights: `python -m tools.fullsize_removals`.
+"""A step of every removal on SD1.4's and SD2.0's UNets with random weights: `python -m tools.fullsize_removals`.
 
 What the edits do means nothing; that they are made, by how much memory and in what time, does. Each removal runs in a
-process of its own, with gradient checkpointing, on latents of 8 x 8 and sixteen pairs: one step of those that train.
+process of its own, in bfloat16, with gradient checkpointing and Adafactor, on latents of 8 x 8 and sixteen pairs.
+`--out` takes the rows that `python -m tools.figures --fullsize` reads.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import subprocess
 import sys
@@ -16,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from memsub.audit import Pairs
 from memsub.denoiser import as_denoiser
+from memsub.files import load_json, save_json
 from memsub.prompts import load_prompts
 from memsub.removal import REMOVALS, pruning
 
@@ -30,12 +34,12 @@ FEWER: dict[str, dict[str, Any]] = {
     "adversarial fine-tuning": {"iterations": 1},
     "adversarial distillation": {"iterations": 1},
 }
-"""By the beginning of a removal's name; all that train do it for one epoch."""
+"""By the beginning of a removal's name; all that train take one step, regrowth one of each kind."""
 
 
-def one(model: Any, name: str) -> str:
-    """Makes one removal's edit and says what it took."""
-    pipe = random_pipeline(model, sample_size=8)
+def one(model: Any, name: str) -> dict[str, Any]:
+    """Makes one removal's edit; what it took."""
+    pipe = random_pipeline(model, sample_size=8, dtype=torch.bfloat16)
     denoiser = as_denoiser(pipe)
     pipe.unet.enable_gradient_checkpointing()
     pruning.CAPTURE["steps"] = 10  # those that the edit unites
@@ -47,29 +51,41 @@ def one(model: Any, name: str) -> str:
 
     options = next((few for start, few in FEWER.items() if name.startswith(start)), {})
     if REMOVALS[name].objective:
-        options = options | {"epochs": 1}
+        options = options | {"epochs": 1, "optimizer": "adafactor"}
+        if "steps" in REMOVALS[name].options:
+            options = {"steps": 2, "alone": 1, "optimizer": "adafactor"}
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         edit = REMOVALS[name].edit(pipe, pairs("verbatim"), pairs("ordinary"), folder=folder, progress=False, **options)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     weights = sum(map(len, edit.positions.values())) / 1e6
-    return f"{model}, {name}: {time.monotonic() - began:.0f} s, {peak:.1f} GB, sets {weights:.1f} million weights"
+    took = {"seconds": time.monotonic() - began, "gigabytes": peak, "million_weights": weights}
+    return {"model": model, "removal": name, **took, "threads": torch.get_num_threads()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.fullsize_removals", description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", choices=list(UNETS), default=list(UNETS))
     parser.add_argument("--only", nargs="*", default=list(REMOVALS), help="names of removals (default: all)")
+    parser.add_argument("--out", type=Path, help="file for the rows, JSON; those that it holds are kept")
     parser.add_argument("--here", action="store_true", help="in this process: for one model and one removal")
     args = parser.parse_args()
     if args.here:
-        print(one(args.models[0], args.only[0]), flush=True)
+        print(json.dumps(one(args.models[0], args.only[0])), flush=True)
         return
+    rows = load_json(args.out) if args.out and args.out.is_file() else []
     for model in args.models:
         for name in args.only:
             command = [sys.executable, "-m", "tools.fullsize_removals", "--here", "--models", model, "--only", name]
-            if code := subprocess.run(command, check=False, cwd=Path(__file__).parents[1]).returncode:
-                print(f"{model}, {name}: failed ({code}; -9 is not enough memory)", flush=True)
+            done = subprocess.run(command, check=False, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE)
+            if done.returncode:
+                print(f"{model}, {name}: failed ({done.returncode}; -9 is not enough memory)", flush=True)
+                continue
+            row = json.loads(done.stdout.splitlines()[-1])
+            print(row, flush=True)
+            rows = [r for r in rows if (r["model"], r["removal"]) != (model, name)] + [row]
+            if args.out:
+                save_json(rows, args.out)
 
 
 if __name__ == "__main__":

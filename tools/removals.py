@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from memsub.attacks import embedding_attack
-from memsub.audit import SAMPLING, Pairs, Subjects, audited, starts, summary
+from memsub.audit import ITERATIONS, SAMPLING, STARTS, Pairs, Subjects, attack_work, audited, starts, summary
 from memsub.denoiser import as_denoiser, fingerprint
 from memsub.files import load_json, load_table, save_json, save_table
 from memsub.generation import Sample, generate
@@ -33,10 +33,12 @@ from memsub.store import Store, module_version
 from memsub.testbed import dataset, deletion
 
 REMOVED = 67
-ORDINARY = 5000
-FRESH = 200
+ORDINARY = 20_000
+FRESH = 600
 SHOWN = 8
 """Removed pairs whose pictures are kept."""
+LONG_TARGETS = 20
+"""Of the long attack: to 500 iterations from the captions; from other starts, and on fresh pictures, to 100."""
 
 
 def subjects(prompts: Prompts) -> Subjects:
@@ -91,6 +93,7 @@ class Bench:
         """The tables of one model."""
         with self.model(name) as pipe:
             told = {"model": fingerprint(pipe), "captions": self.of.removed.captions, "options": self.options}
+            told |= {"unseen": self.of.unseen.captions, "fresh": self.of.fresh.captions}
             code = module_version("memsub.audit")
             paths = {
                 table: self.store.path("audit", f"-{table}.parquet", None, **told, code=code)
@@ -100,6 +103,21 @@ class Bench:
                 for table, found in audited(pipe, self.of, self.metrics, **self.options).items():
                     save_table(found, paths[table])
         return {table: load_table(path) for table, path in paths.items()}
+
+    def long_attack(self, name: str) -> pd.DataFrame:
+        """Work of the attack from every start, and on fresh pictures: `audit.attack_work`, columns start and pairs."""
+        with self.model(name) as pipe:
+            told = {"model": fingerprint(pipe), "captions": self.of.removed.captions, "targets": LONG_TARGETS}
+            path = self.store.path("long", ".parquet", attack_work, **told)
+            if not path.is_file():
+                tables = []
+                for kind, start in [*(("removed", start) for start in STARTS), ("fresh", STARTS[0])]:
+                    some = vars(self.of)[kind].first(LONG_TARGETS)
+                    looks = ITERATIONS if (kind, start) == ("removed", STARTS[0]) else ITERATIONS[:-2]
+                    found = attack_work(pipe, some, starts(pipe, some.captions)[start], iterations=looks, noises=2)
+                    tables.append(found.assign(pairs=kind, start=start))
+                save_table(pd.concat(tables, ignore_index=True), path)
+        return load_table(path)
 
     def pictures(self, name: str, iterations: int = 100) -> dict[str, np.ndarray]:
         """What a model draws for some removed captions, and for embeddings that were attacked from them."""
@@ -117,16 +135,18 @@ class Bench:
             return self.store.arrays("pictures", draw, **told)
 
 
-def shipped(bench: Bench, tables: dict[str, dict[str, pd.DataFrame]], edits: list[str]) -> None:
+def shipped(
+    bench: Bench, tables: dict[str, dict[str, pd.DataFrame]], long: dict[str, pd.DataFrame], edits: list[str]
+) -> None:
     """Writes what ships with the embedded model."""
     pictures = {"training images": bench.of.removed.images[:SHOWN]}
-    for name in tables:
+    for name in [name for name in tables if "," not in name]:  # variants of others are left out
         drawn = bench.pictures(name)
         pictures |= {name: drawn["caption"], f"{name}, attacked": drawn["attacked"]}
     files = {name: "".join(c if c.isalnum() else "-" for c in name) + ".safetensors" for name in edits}
     for name, file in files.items():
         bench.edit(name)[0].save(deletion.folder() / file)
-    deletion.ship(tables, {name: bench.edit(name)[1] for name in tables if name in REMOVALS}, pictures, files)
+    deletion.ship(tables, long, {name: bench.edit(name)[1] for name in tables if name in REMOVALS}, pictures, files)
 
 
 def main() -> None:
@@ -139,20 +159,24 @@ def main() -> None:
     parser.add_argument("--noises", type=int, default=2, help="of the attack, an iteration")
     parser.add_argument("--rates", type=float, nargs="*", default=[1e-4], help="of relearning")
     parser.add_argument("--looks", type=int, nargs="*", default=[0, 10, 25, 100], help="steps of relearning")
+    parser.add_argument("--seeds", type=int, default=4, help="draws of each caption for the exact test (4)")
+    parser.add_argument("--long", nargs="*", default=[], help="names of models that are attacked from every start")
     parser.add_argument("--edits", nargs="*", default=[], help="names of removals whose edits ship")
     parser.add_argument("--ship", action="store_true", help="into the folder of the embedded model")
     args = parser.parse_args()
-    if unknown := [name for name in [*args.only, *args.edits] if name not in REMOVALS]:
+    asked = [name for name in [*args.only, *args.edits, *args.long] if name not in ("twin", "unedited")]
+    if unknown := [name for name in asked if name not in REMOVALS]:
         parser.error(f"no removal {unknown[0]!r}; expected some of {', '.join(REMOVALS)}")
-    options = {name: getattr(args, name) for name in ("iterations", "attacked", "noises", "rates", "looks")}
+    options = {name: getattr(args, name) for name in ("iterations", "attacked", "noises", "rates", "looks", "seeds")}
     bench = Bench(args.out, begin=args.starts, **options)
     tables, names = {}, ["twin", "unedited", *args.only]
     for name in names:
         tables[name] = bench.audit(name)
         found = summary(tables)
         print(found.to_string(float_format="{:.3f}".format), flush=True)
+    long = {name: bench.long_attack(name) for name in args.long}
     if args.ship:
-        shipped(bench, tables, args.edits)
+        shipped(bench, tables, long, args.edits)
 
 
 if __name__ == "__main__":

@@ -301,12 +301,17 @@ def denoising_error(
 # --- revival of zeros ----------------------------------------------------------------------------------------------
 
 
-def revived(pipe: Pipeline, edit: Edit, rank: int = 8, iterations: int = 30) -> Edit:
-    """The edit with imputed values where it has zeros: what an attacker who sees the zeros puts there.
+def revived(pipe: Pipeline, edit: Edit, *, signs: bool = True, kept: float = 0.6, iterations: int = 100) -> Edit:
+    """The edit with other values where it has zeros: what an attacker who sees the zeros puts there.
 
-    Of each weight matrix the entries that the edit does not set are known. Iterated completion of low rank (Mazumder et
-    al. 2010, with a hard threshold): fill the gaps from the first `rank` singular vectors, and repeat. That pruned
-    concepts can be revived from the places of zeros alone is shown in "Roots Beneath the Cut" (CVPR 2026).
+    After "Roots Beneath the Cut" (Zhang et al., CVPR 2026). Of each weight matrix the entries that the edit does not
+    set are known; the gaps are filled by iterated completion (Mazumder et al. 2010: singular values less the smallest
+    one, from the means of the columns on). Of the filled values only the signs of the largest are trusted: they get the
+    largest magnitude that is left in their row, the others stay zero.
+
+    Args:
+        signs: False for the completed values themselves, which hide where the edit was: the defence.
+        kept: share of the gaps whose signs are trusted.
 
     Raises:
         ValueError: the edit belongs to another model.
@@ -315,14 +320,26 @@ def revived(pipe: Pipeline, edit: Edit, rank: int = 8, iterations: int = 30) -> 
     with pruned(pipe, edit):
         modules = dict(as_denoiser(pipe).network.named_modules())
         for layer, positions in edit.positions.items():
-            weight = modules[layer].weight.detach().float().clone().flatten(1)
+            weight = modules[layer].weight.detach().float().flatten(1)
             gaps = positions.to(weight.device)
-            for _ in range(iterations if len(gaps) else 0):
-                u, s, v = torch.linalg.svd(weight, full_matrices=False)
-                weight.view(-1)[gaps] = ((u[:, :rank] * s[:rank]) @ v[:rank]).reshape(-1)[gaps]
-            values[layer] = weight.reshape(-1)[gaps].half().cpu()
-    about = {"model": edit.provenance["model"], "revived": [edit.provenance, rank, iterations]}
+            found = _completed(weight, gaps, iterations) if len(gaps) else weight.new_zeros(0)
+            if signs and len(gaps):
+                trusted = found.abs() >= found.abs().quantile(1 - kept)
+                found = trusted * found.sign() * weight.abs().amax(1)[gaps // weight.shape[1]]
+            values[layer] = found.half().cpu()
+    about = {"model": edit.provenance["model"], "revived": [edit.provenance, signs, kept, iterations]}
     return Edit(edit.positions, edit.shapes, about, values)
+
+
+def _completed(weight: torch.Tensor, gaps: torch.Tensor, iterations: int) -> torch.Tensor:
+    """Values for flat positions `gaps` of a matrix."""
+    weight, known = weight.clone(), torch.ones_like(weight)
+    flat, known.view(-1)[gaps] = weight.view(-1), 0
+    flat[gaps] = ((weight * known).sum(0) / known.sum(0).clamp_min(1))[gaps % weight.shape[1]]
+    for _ in range(iterations):
+        u, s, v = torch.linalg.svd(weight, full_matrices=False)
+        flat[gaps] = ((u * (s - s[-1])) @ v).reshape(-1)[gaps]
+    return flat[gaps]
 
 
 # --- quality -------------------------------------------------------------------------------------------------------
@@ -394,6 +411,7 @@ def audited(
     taught: int = 10,
     rates: Sequence[float] = (1e-5, 1e-4),
     looks: Sequence[int] = (0, 10, 25, 50, 100),
+    seeds: int = 2,
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
     """The whole audit of the pipeline as it is; once of an edited model and once of its twin, it says what is left.
@@ -405,6 +423,7 @@ def audited(
         noises: of the attack, an iteration.
         taught: removed pairs that are taught again, while the others are watched.
         rates: of relearning.
+        seeds: draws of each caption for the exact test of replication.
 
     Returns:
         Tables replication (`pairs`: "removed", "unseen", "fresh"), attack (`pairs`, `start`), relearning (`taught`,
@@ -413,7 +432,8 @@ def audited(
     sample, named = partial(generate, pipe, **SAMPLING), vars(subjects)
     judged = {name: named[name] for name in ("removed", "unseen")}
     judged["fresh"] = subjects.fresh.first(len(subjects.removed))
-    tables = {"replication": _side_by_side("pairs", {n: replication(sample, pairs) for n, pairs in judged.items()})}
+    drawn = {name: replication(sample, pairs, range(seeds)) for name, pairs in judged.items()}
+    tables = {"replication": _side_by_side("pairs", drawn)}
     attacks = []
     for name in attacked:
         some = named[name].first(targets)

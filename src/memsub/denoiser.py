@@ -56,6 +56,10 @@ class Denoiser(Protocol):
         """Value projections of the cross-attention on the way down and in the middle, by module name."""
         ...
 
+    def blocks(self) -> dict[str, torch.nn.Module]:
+        """Residual blocks and transformers by module name: each maps features to features of the same resolution."""
+        ...
+
     def embed(self, prompts: Sequence[str]) -> torch.Tensor:
         """Embeddings, shape (prompts, tokens, width)."""
         ...
@@ -144,6 +148,14 @@ class StableDiffusionDenoiser:
                 f"this {type(self.network).__name__} has no cross-attention in its down and middle blocks."
             )
         return found
+
+    def blocks(self) -> dict[str, torch.nn.Module]:
+        """As the protocol."""
+        from diffusers.models.resnet import ResnetBlock2D
+        from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+        kinds = (ResnetBlock2D, Transformer2DModel)
+        return {name: module for name, module in self.network.named_modules() if isinstance(module, kinds)}
 
     def embed(self, prompts: Sequence[str]) -> torch.Tensor:
         """As the protocol; without gradients."""

@@ -563,20 +563,25 @@ def recognition(run: Run) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
+REVIVED = {"imputed": False, "revived": True}
+"""What is put in the place of zeros: completed values, or their trusted signs with the largest magnitudes."""
+
+
 def revival(run: Run) -> pd.DataFrame:
-    """METHOD's edit, and the same with values imputed where it has zeros (`audit.revived`): what comes back?
+    """METHOD's edit, and the same with other values where it has zeros (`audit.revived`): what comes back?
 
     One row a model, as `Run.evaluate` gives it.
     """
     chosen, edit = run.held_out(run.split["locate"]), run.edit(LOCATE)
-    filled = audit.revived(run.pipe, edit)
-    models = {"unedited": None, "pruned": edit, "pruned, zeros imputed": filled}
+    others = {f"pruned, zeros {name}": audit.revived(run.pipe, edit, signs=signs) for name, signs in REVIVED.items()}
+    models = {"unedited": None, "pruned": edit} | others
     return pd.DataFrame([{"model": name} | run.evaluate(of, chosen) for name, of in models.items()])
 
 
 def revival_cost(p: Parameters) -> list[Work]:
-    never_seen = (3 + bool(find_model(p.model).twin)) * p.evaluation.captions  # the twin's are what 1 means
-    return [Work(3 * _held_out_captions(p, p.evaluation.captions) + never_seen, p.sampling.steps)]
+    models, twins = 2 + len(REVIVED), bool(find_model(p.model).twin)  # the twin's alignment is what 1 means
+    never_seen = (models + twins) * p.evaluation.captions
+    return [Work(models * _held_out_captions(p, p.evaluation.captions) + never_seen, p.sampling.steps)]
 
 
 def verdict(run: Run) -> audit.Replicated:

@@ -14,6 +14,7 @@ import math
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,11 @@ from .files import save_json, save_tensors
 CHECKPOINT_SECONDS = 120
 CHECKPOINT_STEPS = 100
 """Losses are logged every so many steps, and a checkpoint is written then if the last one is old enough."""
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": partial(torch.optim.AdamW, betas=(0.9, 0.99), fused=True),
+    "adafactor": torch.optim.Adafactor,
+}
+"""By name. AdamW keeps two numbers a weight; Adafactor, for networks of a billion, a row and a column a matrix."""
 M = TypeVar("M", bound=Any)
 
 
@@ -56,9 +62,11 @@ def fit(
     warmup: int = 200,
     weight_decay: float = 0.01,
     stream: str = "",
+    optimizer: str = "adamw",
 ) -> M:
-    """Trains `module` in place with AdamW, linear warm-up and cosine decay to zero, and returns it in eval mode.
+    """Trains `module` in place, with linear warm-up and cosine decay to zero, and returns it in eval mode.
 
+    `optimizer` is a name in `OPTIMIZERS`.
     Weights and optimizer state go to `folder/<name>.safetensors` every two minutes and at the end; a finished
     stage is loaded from there instead of trained again. `folder/<name>.json` holds the loss curve and seconds spent.
     Stages of one `stream` (default: the name) draw the same random numbers.
@@ -67,11 +75,11 @@ def fit(
     path, log_path = folder / f"{name}.safetensors", folder / f"{name}.json"
     module.to(memory_format=torch.channels_last)  # a tenth faster on CPUs
     params = dict(module.named_parameters())
-    optimizer = torch.optim.AdamW(params.values(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
+    rule = OPTIMIZERS[optimizer](params.values(), lr=lr, weight_decay=weight_decay)
     start = 0
     log: dict[str, Any] = {"seconds": 0.0, "steps": steps, "loss": []}
     if path.exists():
-        start, log = _load(path, log_path, module, params, optimizer, steps)
+        start, log = _load(path, log_path, module, params, rule, steps)
 
     module.train()
     began, saved = time.monotonic(), time.monotonic()
@@ -81,12 +89,12 @@ def fit(
     running = 0.0
     for step in bar:
         value = loss(step, generator(seed, stream or name, step, device=next(iter(params.values())).device))
-        optimizer.zero_grad(set_to_none=True)
         value.backward()
         torch.nn.utils.clip_grad_norm_(params.values(), 1.0)
-        for group in optimizer.param_groups:
+        for group in rule.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        optimizer.step()
+        rule.step()
+        rule.zero_grad(set_to_none=True)  # here, not before the next backward pass: a loss may need the memory
         running += value.item()
         if (step + 1) % CHECKPOINT_STEPS == 0:
             if not math.isfinite(running):
@@ -99,10 +107,10 @@ def fit(
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 log["seconds"] += time.monotonic() - began
                 began = saved = time.monotonic()
-                _save(path, log_path, module, params, optimizer, step + 1, log)
+                _save(path, log_path, module, params, rule, step + 1, log)
     if start < steps:
         log["seconds"] += time.monotonic() - began
-        _save(path, log_path, module, params, optimizer, steps, log)
+        _save(path, log_path, module, params, rule, steps, log)
     return module.eval().to(memory_format=torch.contiguous_format)
 
 
@@ -110,7 +118,7 @@ def _save(path: Path, log_path: Path, module, params, optimizer, step: int, log:
     tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
     for key, param in params.items():
         state = optimizer.state.get(param, {})  # none if the loss does not depend on it
-        tensors |= {f"{moment}.{key}": state[moment] for moment in ("exp_avg", "exp_avg_sq") if moment in state}
+        tensors |= {f"{moment}.{key}": value for moment, value in state.items() if moment != "step"}
     save_tensors(tensors, path, {"step": str(step), "log": json.dumps(log)})
     save_json(log, log_path)
 
@@ -123,11 +131,20 @@ def _load(path: Path, log_path: Path, module, params, optimizer, steps: int) -> 
                 f"{path} was made for {log['steps']} steps, not {steps}: remove it, or choose another --out"
             )
         module.load_state_dict({k: file.get_tensor(f"module.{k}") for k in module.state_dict()})
+        saved: dict[str, dict[str, torch.Tensor]] = {key: {} for key in params}
+        for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+            moment, key = name.split(".", 1)
+            if moment != "module":
+                saved[key][moment] = file.get_tensor(name)
         for key, param in params.items():
-            if f"exp_avg.{key}" not in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
-                continue
-            moments = {  # laid out in memory as the parameter is: fused AdamW walks through all of them side by side
-                m: torch.empty_like(param).copy_(file.get_tensor(f"{m}.{key}")) for m in ("exp_avg", "exp_avg_sq")
-            }
-            optimizer.state[param] = {"step": torch.tensor(float(step), device=param.device), **moments}
+            moments = {m: _laid_out(value, param) for m, value in saved[key].items()}
+            if moments:
+                optimizer.state[param] = {"step": torch.tensor(float(step), device=param.device), **moments}
     return step, log
+
+
+def _laid_out(moment: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
+    """In memory as the parameter is: fused AdamW walks through all of them side by side."""
+    if moment.shape != param.shape:
+        return moment.to(param.device)
+    return torch.empty_like(param).copy_(moment)

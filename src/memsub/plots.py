@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -464,8 +465,8 @@ def _model_styles(models: Sequence[str]) -> dict[str, dict[str, Any]]:
     """A colour for each model; the twin is dashed."""
     colours = sns.color_palette("husl", len(models))
     return {
-        model: {"color": colour, "linestyle": "--" if model == "twin" else "-", "marker": "o", "label": model}
-        for model, colour in zip(models, colours, strict=True)
+        model: {"color": colour, "linestyle": "--" if model == "twin" else "-", "marker": marker, "label": model}
+        for model, colour, marker in zip(models, colours, cycle("osD^vPX"), strict=False)
     }
 
 
@@ -473,23 +474,27 @@ def attack_curves(work: pd.DataFrame, iterations: Sequence[int]) -> Figure:
     """Pictures that the embedding attack has drawn by so many iterations, with 95 % intervals: a line a model.
 
     Args:
-        work: columns model, pairs ("removed", "fresh"), iterations, last; one row a target, a panel a kind of pairs.
+        work: columns model, pairs ("removed", "fresh"), iterations, last, and perhaps start; one row a target, a panel
+            a kind of pairs and a start.
     """
     kinds = {"removed": "memorized pictures", "fresh": "pictures never trained on"}
-    shown = [kind for kind in kinds if (work["pairs"] == kind).any()]
-    figure, axes = _panels(len(shown), 4.8, 4)
+    begun = work["start"] if "start" in work and work["start"].nunique() > 1 else pd.Series("", work.index)
+    panels = list(work.groupby([work["pairs"], begun], sort=False))
+    figure, axes = _panels(len(panels), 4.8 if len(panels) < 3 else 3.4, 4)
     styles = _model_styles(work["model"].unique())
-    for axis, kind in zip(axes[0], shown, strict=True):
-        for model, part in work[work["pairs"] == kind].groupby("model", sort=False):
+    for axis, ((kind, start), panel) in zip(axes[0], panels, strict=True):
+        for model, part in panel.groupby("model", sort=False):
             curve, style = attack_curve(part, iterations), styles[str(model)]
             axis.plot(curve["iterations"], 100 * curve["share"], markersize=4, **style)
             axis.fill_between(
                 curve["iterations"], 100 * curve["low"], 100 * curve["high"], color=style["color"], alpha=0.12
             )
-        axis.set_title(f"{kinds[kind]}, n = {int((work['pairs'] == kind).sum() / len(styles))} a model", fontsize=10)
+        told = f"{kinds[str(kind)]}, n = {len(panel) // panel['model'].nunique()} a model"
+        axis.set_title(told + (f",\nfrom {start}" if start else ""), fontsize=10)
         axis.set_xscale("symlog", linthresh=5)
         axis.set(xlabel="iterations of the embedding attack", ylim=(-3, 103))
-        axis.set_xticks(iterations, [f"{i:g}" for i in iterations])
+        shown = [i for i in iterations if i <= panel["last"].min()]
+        axis.set_xticks(shown, [f"{i:g}" for i in shown], fontsize=8)
     return _labelled(figure, axes, "pictures drawn (%)")
 
 

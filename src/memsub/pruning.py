@@ -27,7 +27,7 @@ class Edit(HubMixin):
     """New values for some weights: METHOD's edit sets all of its weights to zero.
 
     Attributes:
-        positions: layer name to ascending positions in the layer's weight, flat (of a linear map i f + j), int64.
+        positions: layer name to ascending positions in the layer's weight, flat (of a linear map i f + j), integers.
         shapes: layer name to the weight's shape, (d, f) of a linear map.
         provenance: what made it, `model` being the fingerprint of the network it belongs to.
         values: layer name to the values at its positions, float16; zeros where none are given.
@@ -63,7 +63,7 @@ class Edit(HubMixin):
             raise ValueError(f"edits of two models do not combine: {ours[:12]} and {theirs[:12]}.")
         shapes, none, positions, values = {**self.shapes, **other.shapes}, torch.zeros(0).long(), {}, {}
         for layer, shape in shapes.items():
-            positions[layer] = keep(*(edit.positions.get(layer, none) for edit in (self, other)))
+            positions[layer] = keep(*(edit.positions.get(layer, none).long() for edit in (self, other)))
             flat = torch.zeros(math.prod(shape), dtype=torch.float16)
             for edit in (other, self) if name != "union" else (self, other):  # the last one's value counts
                 flat[edit.positions.get(layer, none)] = edit.values.get(layer, flat[:0])
@@ -108,7 +108,7 @@ class Edit(HubMixin):
         """Reads what `save` wrote; raises FileNotFoundError or ValueError for another file."""
         tensors, about = load_tensors(path, "Edit")
         shapes = {n: tuple(s) for n, s in about["shapes"].items()}
-        whole = {n: torch.arange(math.prod(shapes[n])) for n in about.get("whole", [])}
+        whole = {n: torch.arange(math.prod(shapes[n]), dtype=torch.int32) for n in about.get("whole", [])}
         positions = {n: whole[n] if n in whole else tensors[n].long() for n in shapes}
         values = {n: tensors[f"{n}.values"] for n in shapes if f"{n}.values" in tensors}
         return cls(positions, shapes, about["provenance"], values)

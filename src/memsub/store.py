@@ -51,8 +51,8 @@ class Store:
 
     def path(self, kind: str, suffix: str, made_by: Callable | None = None, /, **of: Any) -> Path:
         """Where an artifact lies that `made_by` makes of these values."""
-        told = {name: describe(value) for name, value in of.items()}
-        told["code"] = code_version(made_by) if made_by else None
+        told = {"code": code_version(made_by) if made_by else None}
+        told |= {name: describe(value) for name, value in of.items()}
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
         return self.folder / kind / f"{digest}{suffix}"
 

@@ -10,7 +10,7 @@ A new one is a function in a file of this folder and an entry in the registry of
 from __future__ import annotations
 
 from ..audit import Pairs
-from . import adversarial, distillation, further_training, pruning, retrack, siss
+from . import adversarial, distillation, further_training, pruning, regrowth, retrack, siss
 from .base import Removal
 
 REMOVALS: dict[str, Removal] = {
@@ -19,6 +19,7 @@ REMOVALS: dict[str, Removal] = {
     **siss.REMOVALS,
     **retrack.REMOVALS,
     **distillation.REMOVALS,
+    **regrowth.REMOVALS,
     **further_training.REMOVALS,
 }
 """By name."""

@@ -19,7 +19,6 @@ weights before training, and distilling where the weights of an attacker are who
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import copy, deepcopy
 
 import torch
 
@@ -30,7 +29,7 @@ from ..fitting import CHECKPOINT_STEPS, v_weights
 from ..prompts import other_wording
 from ..pruning import Edit
 from .base import Removal
-from .fine_tuning import BATCH, fine_tunings
+from .fine_tuning import BATCH, as_it_is, fine_tunings
 from .surrogates import unlike
 
 
@@ -55,8 +54,7 @@ class Distillation:
         self.pipe, self.images, self.n, self.seed = pipe, memorized.images, len(memorized), seed
         self.iterations, self.noises = iterations, noises
         self.denoiser, self.kept = as_denoiser(pipe), Encoded(pipe, ordinary)
-        self.teacher = copy(self.denoiser)
-        self.teacher.network = deepcopy(self.denoiser.network).requires_grad_(False)
+        self.teacher = as_it_is(pipe)
         drawn = unlike(pipe, memorized, seed=seed)
         self.drawn = torch.stack([self.denoiser.encode(images) for images in drawn])
         self.latents = self.denoiser.encode(memorized.images)
@@ -118,5 +116,5 @@ class Distillation:
 
 
 REMOVALS: dict[str, Removal] = fine_tunings(
-    "adversarial distillation", Distillation, "this project", where="blocks", epochs=80, lr=5e-4, warmup=20
+    "adversarial distillation", Distillation, "this project", where="transformers", epochs=80, lr=5e-4, warmup=20
 )

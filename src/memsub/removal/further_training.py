@@ -18,5 +18,5 @@ def further_training(pipe, memorized, ordinary, *, located, seed=0) -> Loss:
 
 
 REMOVALS = fine_tunings(
-    "further training", further_training, "a control", where="blocks", epochs=80, lr=5e-4, warmup=20
+    "further training", further_training, "a control", where="transformers", epochs=80, lr=5e-4, warmup=20
 )

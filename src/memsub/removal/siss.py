@@ -60,16 +60,15 @@ def siss(
             weighted_error(predicted, noised(denoiser, clean, t, eps)[1], w)
             for w, clean, eps in ((w_x, x, eps_x), (w_a, a, eps_a))
         )
-        ours = torch.autograd.grad(kept, parameters, retain_graph=True)
-        theirs = torch.autograd.grad(forgotten, parameters)
-        norms = [torch.stack([g.norm() for g in of]).norm() for of in (ours, theirs)]
-        scale = share * norms[0] / norms[1].clamp_min(1e-12)
-        # A scalar whose value is the kept loss and whose gradient is the combination.
-        return kept.detach() + sum(
-            ((p - p.detach()) * (g - scale * h)).sum() for p, g, h in zip(parameters, ours, theirs, strict=True)
-        )
+        scale = share * _norm_of_gradient(kept, parameters) / _norm_of_gradient(forgotten, parameters).clamp_min(1e-12)
+        return kept - scale * forgotten
 
     return loss
+
+
+def _norm_of_gradient(loss: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One gradient at a time is held, so that a network of a billion weights fits: the backward pass is made again."""
+    return torch.stack([g.norm() for g in torch.autograd.grad(loss, parameters, retain_graph=True)]).norm()
 
 
 REMOVALS: dict[str, Removal] = fine_tunings(

@@ -46,6 +46,12 @@ def audits() -> dict[str, dict[str, pd.DataFrame]]:
 
 
 @cache
+def long_attack() -> pd.DataFrame:
+    """Work of a longer attack on some models: `audit.attack_work`, columns model, start and pairs more."""
+    return load_table(folder() / "long_attack.parquet")
+
+
+@cache
 def costs() -> dict[str, dict[str, Any]]:
     """What each removal took: minutes, threads, bytes."""
     return load_json(folder() / "costs.json")
@@ -64,6 +70,7 @@ def edits() -> dict[str, Path]:
 
 def ship(
     audited: Mapping[str, Mapping[str, pd.DataFrame]],
+    long: Mapping[str, pd.DataFrame],
     costs: Mapping[str, Mapping[str, Any]],
     pictures: Mapping[str, np.ndarray],
     edits: Mapping[str, str],
@@ -72,6 +79,8 @@ def ship(
     for name in TABLES:
         table = pd.concat([of[name].assign(model=model) for model, of in audited.items()], ignore_index=True)
         save_table(table, folder() / f"{name}.parquet")
+    attacked = pd.concat([of.assign(model=model) for model, of in long.items()], ignore_index=True)
+    save_table(attacked, folder() / "long_attack.parquet")
     save_json(dict(costs), folder() / "costs.json")
     save_json(dict(edits), folder() / "edits.json")
     tensors = {name: torch.from_numpy(np.ascontiguousarray(images)) for name, images in pictures.items()}
