@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import memsub
+import memsub.removal  # whole, before an example stands in for one of its modules
 from memsub.audit import Pairs
 from memsub.baselines import BASELINES, Context
 from memsub.denoiser import fingerprint
