@@ -66,10 +66,9 @@ def fit(
 ) -> M:
     """Trains `module` in place, with linear warm-up and cosine decay to zero, and returns it in eval mode.
 
-    `optimizer` is a name in `OPTIMIZERS`.
     Weights and optimizer state go to `folder/<name>.safetensors` every two minutes and at the end; a finished
     stage is loaded from there instead of trained again. `folder/<name>.json` holds the loss curve and seconds spent.
-    Stages of one `stream` (default: the name) draw the same random numbers.
+    Stages of one `stream` (default: the name) draw the same random numbers. `optimizer`: a name in `OPTIMIZERS`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, log_path = folder / f"{name}.safetensors", folder / f"{name}.json"
@@ -98,9 +97,7 @@ def fit(
         running += value.item()
         if (step + 1) % CHECKPOINT_STEPS == 0:
             if not math.isfinite(running):
-                raise FloatingPointError(
-                    f"training {name}: the loss is not finite at step {step + 1}; lower the learning rate"
-                )
+                raise FloatingPointError(f"training {name}: no finite loss at step {step + 1}; lower the learning rate")
             log["loss"].append([step + 1, running / CHECKPOINT_STEPS])
             bar.set_postfix(loss=f"{running / CHECKPOINT_STEPS:.4f}")
             running = 0.0
