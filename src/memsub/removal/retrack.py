@@ -30,7 +30,8 @@ def retrack(
     """The objective, with K = `neighbours`."""
     denoiser, kept = as_denoiser(pipe), Encoded(pipe, ordinary)
     forget, context = denoiser.encode(memorized.images), denoiser.embed(memorized.captions)
-    near = torch.cdist(forget.flatten(1), kept.latents.flatten(1)).topk(neighbours, largest=False).indices
+    apart = torch.cdist(forget.flatten(1).float(), kept.latents.flatten(1).float())
+    near = apart.topk(neighbours, largest=False).indices
 
     def loss(step: int, rng: torch.Generator, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
         rows = torch.randint(len(memorized), (BATCH,), generator=rng)
