@@ -39,7 +39,7 @@ class Edit(HubMixin):
     values: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self):
-        self.values = {n: torch.zeros(len(p), dtype=torch.float16) for n, p in self.positions.items()} | self.values
+        self.values = {n: self.values.get(n, torch.zeros(len(p), dtype=torch.half)) for n, p in self.positions.items()}
 
     @property
     def density(self) -> float:
