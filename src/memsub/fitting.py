@@ -50,6 +50,13 @@ def v_weights(alphas_cumprod: torch.Tensor) -> torch.Tensor:
     return weights / weights.mean()
 
 
+def stratified(n: int, steps: int, rng: torch.Generator) -> torch.Tensor:
+    """Steps of a schedule, (n,) on the generator's device: one from each n-th part of it, in random order."""
+    device = rng.device
+    places = torch.randperm(n, generator=rng, device=device) + torch.rand(n, generator=rng, device=device)
+    return (places * (steps / n)).long().clamp(max=steps - 1)
+
+
 def fit(
     module: M,
     loss: Callable[[int, torch.Generator], torch.Tensor],

@@ -29,7 +29,7 @@ from ..fitting import CHECKPOINT_STEPS, v_weights
 from ..prompts import other_wording
 from ..pruning import Edit
 from .base import Removal
-from .fine_tuning import BATCH, as_it_is, fine_tunings
+from .fine_tuning import BATCH, as_it_is, dropped, fine_tunings
 from .surrogates import unlike
 
 
@@ -67,8 +67,7 @@ class Distillation:
     def __call__(self, step: int, rng: torch.Generator, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
         batch = min(BATCH, self.n)
         some, rows = self.kept.rows(2 * BATCH, rng), torch.randint(self.n, (batch,), generator=rng)
-        dropped = (torch.rand(len(some), generator=rng) < 0.1)[:, None, None].to(self.none.device)  # for guidance
-        context = torch.where(dropped, self.none, self.kept.context[some])
+        context = dropped(self.kept.context[some], self.none, rng)
         ordinary = denoising_loss(self.pipe, self.kept.latents[some], context, rng, self.weights)
         chosen, attack = torch.randperm(self.n, generator=rng)[:batch], self._attack(step // CHECKPOINT_STEPS)
         attack.advance(self.iterations, chosen.tolist())

@@ -127,6 +127,12 @@ def as_it_is(pipe: Pipeline) -> Denoiser:
     return teacher
 
 
+def dropped(context: torch.Tensor, none: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """Embeddings of a batch, a tenth of them that of the empty prompt: for guidance."""
+    gone = (torch.rand(len(context), generator=rng) < 0.1)[:, None, None].to(none.device)
+    return torch.where(gone, none, context)
+
+
 class _Written(nn.Module):
     """Parametrization of a weight: trainable values at some of its positions, the rest as it is.
 

@@ -22,10 +22,10 @@ import torch
 
 from ..audit import Encoded, Pairs, weighted_error
 from ..denoiser import Pipeline, as_denoiser, noised
-from ..fitting import v_weights
+from ..fitting import stratified, v_weights
 from ..pruning import Edit
 from .base import Removal
-from .fine_tuning import BATCH, as_it_is, fine_tunings
+from .fine_tuning import BATCH, as_it_is, dropped, fine_tunings
 
 
 class Regrowth:
@@ -52,12 +52,8 @@ class Regrowth:
 
     def __call__(self, step: int, rng: torch.Generator, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
         rows = self.kept.rows(2 * BATCH, rng)
-        dropped = (torch.rand(len(rows), generator=rng) < 0.1)[:, None, None].to(self.none.device)  # for guidance
-        context = torch.where(dropped, self.none, self.kept.context[rows])
-        z = self.kept.latents[rows]
-        # One step of the schedule from each part of it.
-        places = torch.randperm(len(z), generator=rng) + torch.rand(len(z), generator=rng)
-        t = (places * len(self.weights) / len(z)).long().clamp(max=len(self.weights) - 1)
+        z, context = self.kept.latents[rows], dropped(self.kept.context[rows], self.none, rng)
+        t = stratified(len(z), len(self.weights), rng)
         x, target = noised(self.denoiser, z, t, torch.randn(z.shape, generator=rng).to(z))
         if step < self.alone:
             return self._alone(x, t, context)

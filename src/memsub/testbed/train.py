@@ -28,7 +28,7 @@ from ..activations import capture
 from ..denoiser import as_denoiser
 from ..exact import LEVEL, exact_p
 from ..files import save_json, save_tensors
-from ..fitting import fit, generator, v_weights
+from ..fitting import fit, generator, stratified, v_weights
 from ..generation import generate
 from ..models import load_pipeline
 from ..neurons import locate
@@ -184,10 +184,7 @@ def train_unet(
         x = latents[rows].to(device, memory_format=torch.channels_last)
         dropped = torch.rand(len(rows), generator=rng, device=device).cpu() < 0.1  # for classifier-free guidance
         context = text_encoder(ids[torch.where(dropped, -1, rows)].to(device)).last_hidden_state
-        t = torch.randperm(len(rows), generator=rng, device=device) + torch.rand(
-            len(rows), generator=rng, device=device
-        )
-        t = (t * (1000 / len(rows))).long().clamp(max=999)
+        t = stratified(len(rows), len(weights), rng)
         eps = torch.randn(x.shape, generator=rng, device=device)
         error = (unet(noise.add_noise(x, eps, t), t, context, return_dict=False)[0] - eps).square().mean((1, 2, 3))
         return (weights[t] * error).mean()
