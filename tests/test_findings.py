@@ -3,7 +3,8 @@
 import pytest
 from tools import figures
 
-from memsub.files import load_json
+from memsub.batch import project
+from memsub.files import load_json, save_json
 from memsub.findings import at_least, at_most, checks, compared, exactly, fact, percent, rate
 
 
@@ -65,3 +66,15 @@ def test_a_run_that_finds_something_else_is_told():
         "04.rate: 0.26 written, 0.3 found"
     ]
     assert figures.compare(known, {"05": {"x": 1}}) == ["05.x is not in docs/figures.json"]
+
+
+def test_a_run_is_compared_with_the_documents(tmp_path, monkeypatch, capsys):
+    rate = load_json(project() / "docs" / "figures.json")["04_pruning"]["exact_pruned"]
+    for shift, code, told in ((0.0, 0, "all figures agree"), (1.0, 1, "04_pruning.exact_pruned")):
+        fact = rate | {"value": rate["value"] + shift, "varies": 0.01}
+        save_json({"facts": {"exact_pruned": fact}}, tmp_path / "findings" / "04_pruning.json")
+        monkeypatch.setattr("sys.argv", ["figures", "--compare", str(tmp_path)])
+        with pytest.raises(SystemExit) as ended:
+            figures.main()
+        assert ended.value.code == code
+        assert told in capsys.readouterr().out

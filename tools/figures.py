@@ -82,10 +82,7 @@ def take(
 ) -> dict[str, Any]:
     """What is known, brought up to date by a run's findings, reports of the testbed and of full size, benchmarks."""
     if run:
-        files = sorted((run / "findings").glob("*.json"))
-        if not files:
-            raise FileNotFoundError(f"{run} holds no findings/*.json: name the folder of a run that has finished.")
-        known = known | {file.stem: load_json(file)["facts"] for file in files}
+        known = known | facts(run)
     if run or testbed:
         known = known | {"removals": audited(), "widths": of_width()}
     if testbed:
@@ -95,6 +92,18 @@ def take(
     if fullsize:
         known = known | {"fullsize": load_json(fullsize)}
     return known
+
+
+def facts(run: Path) -> dict[str, dict[str, Any]]:
+    """What each notebook of a run found.
+
+    Raises:
+        FileNotFoundError: the folder holds no findings.
+    """
+    files = sorted((run / "findings").glob("*.json"))
+    if not files:
+        raise FileNotFoundError(f"{run} holds no findings/*.json: name the folder of a run that has finished.")
+    return {file.stem: load_json(file)["facts"] for file in files}
 
 
 def trained(weights: Path) -> list[dict[str, Any]]:
@@ -155,8 +164,8 @@ def fill(text: str, figures: dict[str, Any], source: str) -> str:
 def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Facts that differ by more than they vary between machines, or that one side lacks."""
     told = []
-    for notebook, facts in theirs.items():
-        for name, fact in facts.items():
+    for notebook, found in theirs.items():
+        for name, fact in found.items():
             known = ours.get(notebook, {}).get(name)
             if known is None:
                 told.append(f"{notebook}.{name} is not in docs/figures.json")
@@ -181,7 +190,7 @@ def main() -> None:
     figures = load_json(file) if file.is_file() else {}
     wrong = []
     if args.compare:
-        wrong = compare(figures, take(args.compare, None, None, {}))
+        wrong = compare(figures, facts(args.compare))
     elif args.check:
         for name in DOCUMENTS:
             text = (root / name).read_text(encoding="utf-8")
