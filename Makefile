@@ -7,7 +7,7 @@ export MALLOC_MMAP_THRESHOLD_ = 1000000000
 export MALLOC_TOP_PAD_ = 67108864
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
-.PHONY: demo test rehearse docs install lint types
+.PHONY: demo test rehearse browser docs install lint types
 
 ## make demo: install, then run all notebooks on the embedded model; read runs/demo/report.html
 demo: install
@@ -22,6 +22,11 @@ test: install lint types
 ## make rehearse: all notebooks on SD1.4 and SD2.0 at full size with random weights, about 12 GB
 rehearse: install
 	$(BIN)/python -m tools.rehearsal --out runs/rehearsal
+
+## make browser: Run All and the explorer's slider in JupyterLab, in a headless browser (skipped where there is none)
+browser: install
+	$(BIN)/pip install --quiet "playwright>=1.50"
+	$(BIN)/pytest tests/browser -s -rs
 
 ## make docs: the site into site/, a broken link is an error
 docs: .venv-docs/installed

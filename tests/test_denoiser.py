@@ -59,7 +59,7 @@ class Toy:
         return once.repeat(2), torch.tensor([True, False]).repeat_interleave(prompts)
 
     @torch.no_grad()
-    def sample(self, prompts, latents, steps, guidance_scale):
+    def sample(self, prompts, latents, steps, guidance_scale, solver="own"):
         text = prompts if isinstance(prompts, torch.Tensor) else self.embed(prompts)
         self.scheduler.set_timesteps(steps)
         for t in self.scheduler.timesteps:

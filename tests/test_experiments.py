@@ -19,9 +19,9 @@ def sampled(monkeypatch):
     found = []
     plain = StableDiffusionDenoiser.sample
 
-    def counted(self, prompts, latents, steps, guidance_scale):
+    def counted(self, prompts, latents, steps, *options):
         found.append(len(latents) * steps)
-        return plain(self, prompts, latents, steps, guidance_scale)
+        return plain(self, prompts, latents, steps, *options)
 
     monkeypatch.setattr(StableDiffusionDenoiser, "sample", counted)
     return found

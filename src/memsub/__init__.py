@@ -19,6 +19,7 @@ from .denoiser import Denoiser, as_denoiser
 from .evaluation import interval, score, seed_similarity, summary
 from .findings import at_least, at_most, checks, exactly, say
 from .generation import generate
+from .lab import Lab, Setting, explore
 from .metrics import CopyMetric, Metrics, PromptMetric, fid, kid, load_metrics
 from .models import load_pipeline
 from .neurons import WeightMasks, importance, locate, memorized
@@ -34,11 +35,13 @@ __all__ = [
     "CopyMetric",
     "Denoiser",
     "Edit",
+    "Lab",
     "Metrics",
     "Parameters",
     "PromptMetric",
     "Prompts",
     "Run",
+    "Setting",
     "WeightMasks",
     "as_denoiser",
     "at_least",
@@ -46,6 +49,7 @@ __all__ = [
     "capture",
     "checks",
     "exactly",
+    "explore",
     "fid",
     "generate",
     "importance",

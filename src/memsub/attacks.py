@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .denoiser import Pipeline, as_denoiser, noised, sampler_fingerprint
+from .denoiser import Pipeline, Solver, as_denoiser, noised, sampler_fingerprint
 from .distributed import gathered, is_main, processes, shard, wait
 from .files import load_json, save_image, save_json
 from .generation import generate
@@ -38,6 +38,7 @@ def sample_to_folder(
     images: int = 30,
     steps: int = 50,
     guidance_scale: float = 7.5,
+    solver: Solver = "own",
     batch_size: int = 64,
     progress: bool = True,
 ) -> None:
@@ -55,6 +56,7 @@ def sample_to_folder(
         "images": images,
         "steps": steps,
         "guidance_scale": guidance_scale,
+        "solver": solver,
     }
     manifest = folder / "manifest.json"
     if manifest.is_file():
@@ -77,6 +79,7 @@ def sample_to_folder(
                 seeds=[seed for _, seed in part],
                 steps=steps,
                 guidance_scale=guidance_scale,
+                solver=solver,
                 batch_size=batch_size,
                 progress=False,
             )

@@ -39,7 +39,7 @@ SEEDS = (1000, 1001)
 STARTS = ("its caption", "another caption", "the empty prompt", "noise")
 """What the attack begins with."""
 
-SAMPLING: dict[str, Any] = {"steps": 10, "guidance_scale": 3.0, "progress": False}
+SAMPLING: dict[str, Any] = {"steps": 8, "solver": "multistep", "guidance_scale": 3.0, "progress": False}
 """Of the pictures that are judged, for `generate`."""
 
 Replicated = Callable[[np.ndarray, Sequence[str], np.ndarray], np.ndarray]
@@ -97,8 +97,7 @@ def attack_work(
     *,
     iterations: Sequence[int] = ITERATIONS,
     seeds: Sequence[int] = SEEDS,
-    steps: int = 10,
-    guidance_scale: float = 3.0,
+    sampling: Mapping[str, Any] = SAMPLING,
     noises: int = 4,
     batch_size: int = 64,
     replicated: Replicated = by_exact_test,
@@ -111,6 +110,7 @@ def attack_work(
     Args:
         start: embeddings to begin with, one a target (`starts`).
         iterations: ascending, after which it is looked.
+        sampling: of the pictures that are looked at, for `generate`.
         replicated: the verdict on pictures.
 
     Returns:
@@ -118,7 +118,7 @@ def attack_work(
     """
     attack = EmbeddingAttack(pipe, targets.images, start, noises=noises, batch_size=batch_size)
     found, left, done = np.full(len(targets), np.inf), list(range(len(targets))), 0
-    options: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale, "progress": False}
+    options = {**sampling, "progress": False}
     with tqdm(total=len(left) * iterations[-1], desc="attack work", disable=not progress, mininterval=2) as bar:
         for look in iterations:
             attack.advance(look - done, left, bar)
@@ -178,8 +178,7 @@ def relearning(
     looks: Sequence[int] = (0, 10, 25, 50, 100),
     batch_size: int = 16,
     seed: int = 0,
-    steps: int = 10,
-    guidance_scale: float = 3.0,
+    sampling: Mapping[str, Any] = SAMPLING,
     replicated: Replicated = by_exact_test,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -210,9 +209,7 @@ def relearning(
                 loss.backward()
                 optimizer.step()
             done = look
-            drawn = generate(
-                pipe, watched.captions, seeds=0, steps=steps, guidance_scale=guidance_scale, progress=False
-            )
+            drawn = generate(pipe, watched.captions, seeds=0, **sampling)
             hits = int(replicated(drawn, watched.captions, watched.images).sum())
             rows.append({"steps": look} | _share(hits, len(watched)))
     finally:

@@ -20,9 +20,10 @@ from tqdm.auto import tqdm
 
 from . import experiments
 from .distributed import alone, is_main, processes
-from .files import load_json, save_json, save_text
+from .files import load_json, save_json
 from .models import Model, find_model
 from .parameters import Parameters
+from .report import write_report
 from .runs import Run
 
 
@@ -44,6 +45,7 @@ NOTEBOOKS: dict[str, Callable[[Model], bool]] = {
     "04_pruning": of_any_model,
     "05_attack_evaluation": of_any_model,
     "06_deletion": of_any_model,
+    "07_explorer": of_any_model,
 }
 """In the order of execution, and which models each is for."""
 
@@ -118,7 +120,8 @@ def run(name: str, out: Path | None = None, only: list[str] | None = None, fresh
         alone()
     save_json(given.dump(), folder / "parameters.json")
     _execute_all(notebooks, given, folder, fresh)
-    return write_report([folder / p.name for p in notebooks], folder / "report.html", f"memsub: {given.model}")
+    executed = [folder / path.name for path in notebooks]
+    return write_report(executed, folder / "report.html", f"memsub: {given.model}", given.dump())
 
 
 def _execute_all(notebooks: list[Path], parameters: Parameters, folder: Path, fresh: bool) -> None:
@@ -157,22 +160,6 @@ def execute(path: Path, out: Path, parameters: Parameters) -> None:
             f"{path.name} stopped at In [{error.exec_count}]: {error.ename}: {error.evalue} (see {out}). "
             "Run again to go on from there."
         ) from None
-
-
-def write_report(notebooks: list[Path], out: Path, title: str) -> Path:
-    """One HTML page with the text, tables and figures of executed notebooks, without their code."""
-    from nbconvert import HTMLExporter
-
-    cells = [cell for path in notebooks for cell in nbformat.read(path, as_version=4).cells]
-    for i, cell in enumerate(cells):
-        cell["id"] = f"cell-{i}"
-        if cell.cell_type == "code":  # progress bars are no result
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
-    page = nbformat.v4.new_notebook(cells=cells, metadata={"title": title})
-    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
-    body, _ = exporter.from_notebook_node(page)
-    save_text(body, out)
-    return out
 
 
 def _code(notebook: NotebookNode) -> str:

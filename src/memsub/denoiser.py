@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -23,6 +23,10 @@ import torch
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
     from transformers import PreTrainedTokenizerBase
+
+
+Solver = Literal["own", "multistep"]
+"""What sampling is stepped by: the model's own scheduler, or `multistep` of its noise schedule."""
 
 
 @runtime_checkable
@@ -77,7 +81,12 @@ class Denoiser(Protocol):
         ...
 
     def sample(
-        self, prompts: list[str] | torch.Tensor, latents: torch.Tensor, steps: int, guidance_scale: float
+        self,
+        prompts: list[str] | torch.Tensor,
+        latents: torch.Tensor,
+        steps: int,
+        guidance_scale: float,
+        solver: Solver = "own",
     ) -> torch.Tensor:
         """Denoised latents of captions, or of their embeddings, from initial noise: shape of `latents`."""
         ...
@@ -179,12 +188,22 @@ class StableDiffusionDenoiser:
         return once.repeat(2), torch.tensor([False, True]).repeat_interleave(prompts)
 
     def sample(
-        self, prompts: list[str] | torch.Tensor, latents: torch.Tensor, steps: int, guidance_scale: float
+        self,
+        prompts: list[str] | torch.Tensor,
+        latents: torch.Tensor,
+        steps: int,
+        guidance_scale: float,
+        solver: Solver = "own",
     ) -> torch.Tensor:
         """As the protocol."""
         given = {"prompt_embeds": prompts} if isinstance(prompts, torch.Tensor) else {"prompt": prompts}
         options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "latent"}
-        return self.pipe(**given, latents=latents, **options).images
+        own = self.pipe.scheduler
+        try:
+            self.pipe.scheduler = multistep(own) if solver == "multistep" else own
+            return self.pipe(**given, latents=latents, **options).images
+        finally:
+            self.pipe.scheduler = own
 
     @torch.no_grad()
     def encode(self, images: np.ndarray) -> torch.Tensor:
@@ -204,6 +223,17 @@ class StableDiffusionDenoiser:
     def parts(self) -> Mapping[str, torch.nn.Module]:
         """As the protocol."""
         return {"unet": self.network, "vae": self.pipe.vae, "text_encoder": self.pipe.text_encoder}
+
+
+def multistep(scheduler: Any) -> Any:
+    """DPM-Solver++ (Lu et al. 2022) of second order on a scheduler's noise schedule, from pure noise on.
+
+    Few-step samplings of diffusers' `leading` spacing begin below the top of the schedule: on the embedded model ten
+    steps of it find a tenth less replicated after pruning than fifty do, eight of these as much (`tools.solvers`).
+    """
+    from diffusers import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler.from_config(scheduler.config, timestep_spacing="trailing")
 
 
 ADAPTERS: dict[str, Callable[[Any], Any]] = {"StableDiffusionPipeline": StableDiffusionDenoiser}

@@ -324,7 +324,7 @@ def methods(run: Run) -> list[Method]:
     p = run.parameters
     if unknown := [name for name in p.baselines.strengths if name not in BASELINES]:
         raise ValueError(f"baselines.strengths: unknown {unknown[0]!r}; expected some of {', '.join(BASELINES)}.")
-    options = {"steps": p.sampling.steps, "batch_size": p.sampling.batch_size, "gradient_rows": gradient_rows(run)}
+    options = {"steps": p.capture.steps, "batch_size": p.sampling.batch_size, "gradient_rows": gradient_rows(run)}
     context = Context(run.pipe, run.sample, run.captions("ordinary"), **options)
     found = []
     for name, strength in method_names(p):
@@ -431,7 +431,8 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     p = run.parameters
     memorized = [run.captions("memorized")[i] for i in run.held_out(run.split["locate"])]
     groups = memorized[: p.detection.captions], run.prompts.of("heldout")[: p.detection.captions]
-    options = p.sampling.model_dump() | {"calls": p.detection.calls}
+    options = {"calls": p.detection.calls, "steps": p.capture.steps}
+    options |= p.sampling.model_dump(include={"guidance_scale", "batch_size"})
     areas: dict[str, dict[str, float]] = {}
     curves: dict[str, pd.DataFrame] = {}
     for name in _under(run, conditions(p)):
@@ -527,7 +528,7 @@ def deletion(run: Run) -> pd.DataFrame:
     p, removed = run.parameters, _memorized(run, list(run.references)[: run.parameters.deletion.targets])
     subjects = {"removed": removed, "fresh": _never_seen(run, len(removed))}
     options: dict[str, Any] = {"iterations": p.deletion.iterations, "noises": p.deletion.noises}
-    options |= p.sampling.model_dump(exclude={"batch_size"})
+    options["sampling"] = p.sampling.model_dump(exclude={"batch_size"})
     rows = []
     for name in _under(run, deletion_conditions(p)):
         for kind, pairs in subjects.items():

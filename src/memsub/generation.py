@@ -2,7 +2,7 @@
 
     generate(pipe, ["a red star on a plain green background"], seeds=3)
     generate(pipe, prompts, seeds=range(len(prompts)), batch_size=64)       # a noise of its own for each prompt
-    sample = partial(generate, pipe, steps=10)                              # a Sample: what metrics are given
+    sample = partial(generate, pipe, steps=8, solver="multistep")           # a Sample: what metrics are given
 
 An image depends on its prompt and its seed alone: not on the batch it was sampled in, nor on its place in the list
 (to the last digits of float arithmetic, which can differ between batch sizes).
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .denoiser import Pipeline, as_denoiser
+from .denoiser import Pipeline, Solver, as_denoiser
 from .distributed import gathered, is_main, shard
 
 
@@ -61,6 +61,7 @@ def generate(
     seeds: int | Sequence[int] = 0,
     steps: int = 50,
     guidance_scale: float = 7.5,
+    solver: Solver = "own",
     batch_size: int = 64,
     progress: bool = True,
 ) -> np.ndarray:
@@ -69,7 +70,8 @@ def generate(
     Args:
         prompts: captions, or their embeddings (prompts, tokens, width).
         seeds: one seed for all prompts (they share the initial noise), or one a prompt.
-        steps: denoising steps of the pipeline's own scheduler.
+        steps: denoising steps.
+        solver: the pipeline's own scheduler, or a multistep solver that needs fewer steps (`denoiser.multistep`).
         batch_size: images at a time; a network call holds twice as many under guidance.
 
     Returns:
@@ -88,7 +90,7 @@ def generate(
         for start in range(0, len(mine), batch_size):
             part = list(mine[start : start + batch_size])
             noise = initial_noise(denoiser, [seeds[i] for i in part])
-            latents = denoiser.sample(chosen(prompts, part), noise, steps, guidance_scale)
+            latents = denoiser.sample(chosen(prompts, part), noise, steps, guidance_scale, solver)
             images |= dict(zip(part, denoiser.decode(latents), strict=True))
             bar.update(len(part))
     images = gathered(images)

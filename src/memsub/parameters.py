@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .denoiser import Solver
 from .models import find_model
 
 Contrast = Literal["empty", "ordinary"]
@@ -55,7 +56,8 @@ class MetricNames(_Part):
 class Sampling(_Part):
     """How images that are scored are sampled."""
 
-    steps: int = Field(10, ge=1, description="denoising steps")
+    steps: int = Field(8, ge=1, description="denoising steps")
+    solver: Solver = Field("multistep", description="the model's own scheduler, or one that needs fewer steps")
     guidance_scale: float = Field(3.0, ge=1, description="also of capture")
     batch_size: int = Field(60, ge=1, description="prompts at a time, also of capture")
 

@@ -20,6 +20,9 @@ width_tradeoff(table), width_law(table, found)              # models with rows o
 attack_curves(work, iterations)                             # iterations of the attack -> share of pictures drawn
 relearning(learned)                                         # steps of fine-tuning -> share that comes back
 intervals(found, columns)                                   # values of models with their intervals
+layer_bars(values, label)                                   # a bar a layer
+score_lines({"before": (captions, calls)}, label)           # a detection score along the steps
+attack_lines({"unedited": [step, ...]}, threshold, title)   # one attack's similarity to its target, as it runs
 """
 
 from __future__ import annotations
@@ -140,6 +143,15 @@ def layer_label(name: str) -> str:
     parts = name.split(".")
     where = parts[0].removesuffix("_blocks").removesuffix("_block")
     return where if where == "mid" else f"{where} {parts[1]}.{parts[3]}"
+
+
+def layer_place(name: str) -> tuple[str, int]:
+    """Side ("down", "mid", "up") and row, from the top, of a layer in the U of a UNet of four levels."""
+    side = name.partition("_")[0]
+    if side == "mid":
+        return side, 0
+    block = int(name.split(".")[1])
+    return side, block if side == "down" else 3 - block
 
 
 def _label_layers(axis: Axes, layers: Sequence[str]) -> None:
@@ -555,5 +567,65 @@ def intervals(found: pd.DataFrame, columns: Mapping[str, str], reference: str = 
         axis.set(xlabel=label, yticks=at)
         axis.set_yticklabels(found.index, fontsize=8)
     axes[0, 0].set_ylabel("model")
+    sns.despine(figure)
+    return figure
+
+
+# --- for the lab: figures that pyplot does not know of, so that a thread can draw them --------------------------------
+
+
+def layer_bars(values: pd.Series, label: str) -> Figure:
+    """A bar a layer.
+
+    Args:
+        values: shares by module name, in execution order; shown times 100.
+    """
+    figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+    axis = figure.subplots()
+    axis.bar(range(len(values)), 100 * values.to_numpy(), color="tab:blue")
+    _label_layers(axis, list(values.index))
+    axis.set(ylabel=label, ylim=(0, max(1.0, 110 * values.max())))
+    sns.despine(figure)
+    return figure
+
+
+def score_lines(lines: Mapping[str, np.ndarray], label: str) -> Figure:
+    """A score along the steps of sampling: the mean over captions, thin a line a caption.
+
+    Args:
+        lines: legend entry to values (captions, calls).
+    """
+    figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+    axis = figure.subplots()
+    for (name, values), colour in zip(lines.items(), sns.color_palette("deep"), strict=False):
+        axis.plot(values.T, color=colour, alpha=0.3, linewidth=0.8)
+        axis.plot(values.mean(0), color=colour, linewidth=2, label=f"{name} ({len(values)} captions)")
+    axis.set(xlabel="denoising step", ylabel=label, ylim=(0, None))
+    axis.legend(fontsize=7)
+    sns.despine(figure)
+    return figure
+
+
+def attack_lines(runs: Mapping[str, Sequence[Mapping[str, Any]]], threshold: float, title: str = "") -> Figure:
+    """Similarity to the target along the iterations of an attack; filled marks: the picture replicates it.
+
+    Args:
+        runs: legend entry to what `Lab.attack` yields.
+        threshold: of the copy metric.
+    """
+    figure = Figure(figsize=(9.2, 2.9), layout="constrained")
+    axis = figure.subplots()
+    for (name, steps), colour in zip(runs.items(), cycle(sns.color_palette("deep")), strict=False):
+        found = pd.DataFrame(list(steps))
+        axis.plot(found["iteration"], found["similarity"], color=colour, label=name)
+        hit = found["replicates"].astype(bool)
+        for part, face in ((found[hit], colour), (found[~hit], "white")):
+            axis.scatter(part["iteration"], part["similarity"], color=colour, facecolor=face, zorder=3)
+    axis.axhline(
+        threshold, color="black", linestyle="--", linewidth=1, label=f"copy metric's threshold ({threshold:.2f})"
+    )
+    axis.set(xlabel="iterations of the attack (filled: the picture replicates its target)", ylabel="copy similarity")
+    axis.set_title(textwrap.shorten(title, 110), fontsize=9, loc="left")
+    axis.legend(fontsize=7, loc="lower right")
     sns.despine(figure)
     return figure

@@ -126,6 +126,11 @@ class Run:
             )
         return found[:wanted]
 
+    @property
+    def images_folder(self) -> Path:
+        """Where the training images of published lists are, or will be."""
+        return Path(self.parameters.data.images or self.folder / "gt_images")
+
     @cached_property
     def references(self) -> dict[int, np.ndarray]:
         """Training images of memorized prompts, by the prompt's place in `captions`, as large as the pipeline's images.
@@ -139,7 +144,7 @@ class Run:
         rows = self.prompts.memorized_rows[: self.parameters.grid.memorized]
         if "image" in rows:
             return dict(enumerate(map(decode, rows["image"])))
-        folder = Path(self.parameters.data.images or self.folder / "gt_images")
+        folder = self.images_folder
         with first_on_each_machine():
             if not folder.is_dir():
                 print(told(fetch_images(rows, folder)))

@@ -19,7 +19,7 @@ class Context:
         sample: plain sampling with everything but prompts and seeds filled in; a baseline hands it what it made of
             them.
         ordinary: captions that are not memorized.
-        steps: denoising steps of `sample`.
+        steps: of the schedule whose first step a baseline may look at.
         batch_size: prompts at a time; `gradient_rows`: rows of a network call that keeps its activations for a
             gradient.
     """

@@ -1,6 +1,7 @@
 """Detection before sampling: scores of the first steps that tell memorized captions from others, by name.
 
     found = first_step_scores(pipe, captions)         # name of the score to (captions,)
+    step_scores(pipe, captions, calls=10)             # the same call by call: (captions, calls)
     area, curve = roc(found["text magnitude"], first_step_scores(pipe, others)["text magnitude"])
 
 A score sees each of the first network calls: the initial noise and both predictions, each (n, channels, height, width),
@@ -10,6 +11,7 @@ and returns (n,). A new one is a file of this folder and a line in `SCORES`; it 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,8 +26,13 @@ Score = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 SCORES: dict[str, Score] = {"text magnitude": text_magnitude, "noise change": noise_change}
 
 
+def first_step_scores(pipe: Pipeline, prompts: Sequence[str], **options: Any) -> dict[str, np.ndarray]:
+    """`step_scores`, with its options, mean over the calls: name to (prompts,)."""
+    return {name: found.mean(1) for name, found in step_scores(pipe, prompts, **options).items()}
+
+
 @torch.no_grad()
-def first_step_scores(
+def step_scores(
     pipe: Pipeline,
     prompts: Sequence[str],
     *,
@@ -36,14 +43,14 @@ def first_step_scores(
     guidance_scale: float = 7.5,
     batch_size: int = 64,
 ) -> dict[str, np.ndarray]:
-    """Scores of captions from the first `calls` steps, mean over calls and seeds.
+    """Scores of captions at each of the first `calls` network calls, mean over seeds.
 
     Args:
         scores: names in `SCORES`; default all.
         batch_size: noises at a time; a network call holds twice as many.
 
     Returns:
-        Name to (prompts,).
+        Name to (prompts, calls).
 
     Raises:
         ValueError: no prompts, or an unknown score.
@@ -62,16 +69,16 @@ def first_step_scores(
         start = initial_noise(denoiser, np.repeat(range(seeds), len(part)).tolist())
         denoiser.scheduler.set_timesteps(steps)
         x = start * denoiser.scheduler.init_noise_sigma
-        totals = {name: torch.zeros(len(start), device=start.device) for name in names}
+        seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
         for t in denoiser.scheduler.timesteps[:calls]:
             inputs = denoiser.scheduler.scale_model_input(torch.cat([x, x]), t)
             unconditional, conditional = denoiser.predict(inputs, t, context).chunk(2)
             for name in names:
-                totals[name] += SCORES[name](start, unconditional, conditional)
+                seen[name].append(SCORES[name](start, unconditional, conditional).float())
             guided = unconditional + guidance_scale * (conditional - unconditional)
             x = denoiser.scheduler.step(guided, t, x).prev_sample
-        for name, total in totals.items():
-            found[name].append((total / calls).view(seeds, len(part)).mean(0).cpu().numpy())
+        for name, of_calls in seen.items():
+            found[name].append(torch.stack(of_calls, 1).view(seeds, len(part), -1).mean(0).cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in found.items()}
 
 

@@ -1,0 +1,325 @@
+"""The lab as ipywidgets: controls on the left, what the edit does on the right.
+
+    Explorer(Lab(run))
+
+One thread computes, the newest wish first, so that sliders and the cancel button answer meanwhile.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+
+from .. import plots
+from ..exact import LEVEL
+from .session import UNEDITED, Lab, Setting
+
+SHOWN = 6
+"""Captions whose pictures are shown at once."""
+SIDE = 108
+"""Of a picture, in pixels of the page."""
+COLOURS = {True: "#b2182b", False: "#1a7a3c", None: "#888888"}
+"""Frames of copies, of pictures of their own, and of those that nothing can be said of."""
+
+
+class Explorer(widgets.VBox):
+    """Captions and an edit to choose; pictures, verdicts, where the weights lie, detection and attack to look at.
+
+    Attributes:
+        lab: what computes.
+        setting: of the edit that is chosen.
+    """
+
+    def __init__(self, lab: Lab):
+        self.lab = lab
+        self._pool, self._stop = ThreadPoolExecutor(1, "lab"), Event()
+        self._running: Future[None] = Future()
+        self._running.set_result(None)
+        self._curves: dict[str, list[dict[str, Any]]] = {}
+        self._make_controls()
+        self._make_views()
+        left = widgets.VBox([*self._controls, self._u], layout={"width": "360px", "min_width": "360px"})
+        right = widgets.VBox([self.pictures, widgets.HBox([self.weights, self.scores]), self.curve])
+        super().__init__([widgets.HBox([left, right]), self.status])
+        self._choose_kind()
+        for control in (self.seeds, self.own, self.captions):
+            control.observe(self._refresh, "value")
+        for control in (self.sparsity, self.tau, self.contrast, self.located_on):
+            control.observe(self._refresh, "value")
+        self.kind.observe(self._choose_kind, "value")
+        self._refresh()
+
+    # --- controls -----------------------------------------------------------------------------------------------
+
+    def _make_controls(self) -> None:
+        p, wide = self.lab.run.parameters, {"layout": {"width": "340px"}, "style": {"description_width": "84px"}}
+        self.kind = widgets.Dropdown(options=list(self.lab.captions), description="captions", **wide)
+        self.captions = widgets.SelectMultiple(rows=6, description="", layout={"width": "340px"})
+        self.own = widgets.Text(
+            placeholder="a caption of your own, then Enter", continuous_update=False, description="own", **wide
+        )
+        self.seeds = widgets.IntSlider(1, 1, 4, description="seeds", continuous_update=False, **wide)
+        self.sparsity = widgets.SelectionSlider(
+            options=[(f"{100 * s:g} %", s) for s in sorted({0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, p.edit_sparsity})],
+            value=p.edit_sparsity,
+            description="sparsity s",
+            continuous_update=False,
+            **wide,
+        )
+        self.tau = widgets.IntSlider(
+            p.edit.steps, 1, p.capture.steps, description="steps τ", continuous_update=False, **wide
+        )
+        self.contrast = widgets.ToggleButtons(
+            options=[("empty prompt", "empty"), ("ordinary prompts", "ordinary")],
+            description="contrast",
+            style={"description_width": "84px", "button_width": "118px"},
+        )
+        self.located_on = widgets.Dropdown(options=self.lab.groups, description="located on", **wide)
+        self._make_buttons()
+        self._controls = [
+            self.kind,
+            self.captions,
+            self.own,
+            self.seeds,
+            self.sparsity,
+            self.tau,
+            self.contrast,
+            self.located_on,
+            widgets.HBox([self.attack, self.cancel]),
+            widgets.HBox([self.file, self.save]),
+            self.progress,
+        ]
+
+    def _make_buttons(self) -> None:
+        attack = "the embedding attack on the first caption's training image"
+        self.attack = widgets.Button(description="Attack", icon="bolt", tooltip=attack)
+        self.cancel = widgets.Button(description="Cancel", icon="stop", disabled=True)
+        self.file = widgets.Text("edit.safetensors", layout={"width": "190px"})
+        self.save = widgets.Button(description="Save the edit", icon="save")
+        self.progress = widgets.IntProgress(0, 0, 1, layout={"width": "340px"})
+        self.attack.on_click(lambda _: self._submit(self._attack))
+        self.cancel.on_click(lambda _: self._stop.set())
+        self.save.on_click(lambda _: self._save())
+        self._u = self._layer_buttons()
+
+    def _layer_buttons(self) -> widgets.VBox:
+        """The network as a U: down on the left, the middle at the bottom, up on the right; a click leaves one out."""
+        names = list(self.lab.run.denoiser.layers())
+        self._chosen = set(names)
+        self.layers = {
+            name: widgets.Button(description=plots.layer_label(name), layout={"width": "58px", "height": "26px"})
+            for name in names
+        }
+        for name, button in self.layers.items():
+            button.on_click(lambda _, name=name: self._toggle(name))
+        rows = [widgets.HBox(line) for line in self._u_shape(names)]
+        legend = widgets.HTML("<small>layers that are edited; darker: memorized sets share more of it</small>")
+        return widgets.VBox([*rows, legend], layout={"align_items": "center"})
+
+    def _u_shape(self, names: Sequence[str]) -> list[list[widgets.Widget]]:
+        places = {name: plots.layer_place(name) for name in names}
+        depth = max((row for side, row in places.values() if side != "mid"), default=0)
+        lines: list[list[widgets.Widget]] = []
+        for row in range(depth + 1):
+            down, up = ([self.layers[n] for n in names if places[n] == (side, row)] for side in ("down", "up"))
+            gap = widgets.Box(layout={"width": f"{max(8, 16 + 24 * (depth - row))}px"})
+            lines.append([*down, gap, *up])
+        return [*lines, [self.layers[n] for n in names if places[n][0] == "mid"]]
+
+    def _toggle(self, name: str) -> None:
+        self._chosen ^= {name}
+        self._refresh()
+
+    def _choose_kind(self, _: Any = None) -> None:
+        found = self.lab.captions[self.kind.value]
+        self.captions.options = [(c if len(c) < 60 else f"{c[:57]}...", c) for c in dict.fromkeys(found)]
+        self.captions.value = tuple(dict.fromkeys(found))[:3]
+
+    @property
+    def setting(self) -> Setting:
+        names = list(self.layers)
+        layers = None if self._chosen == set(names) else tuple(n for n in names if n in self._chosen)
+        return Setting(self.sparsity.value, self.tau.value, self.contrast.value, self.located_on.value, layers)
+
+    @property
+    def shown(self) -> list[str]:
+        """Captions whose pictures are shown, one's own first; raises ValueError if there is none."""
+        own = [self.own.value.strip()] if self.own.value.strip() else []
+        if not (found := [*own, *self.captions.value][:SHOWN]):
+            raise ValueError(f"no caption is chosen: choose one to {SHOWN}, or write your own.")
+        return found
+
+    # --- one thread, the newest wish --------------------------------------------------------------------------------
+
+    def _submit(self, job: Callable[[Event], None]) -> None:
+        self._stop.set()
+        self._running.cancel()
+        self._stop = stop = Event()
+        self._running = self._pool.submit(self._run, job, stop)
+
+    def _run(self, job: Callable[[Event], None], stop: Event) -> None:
+        self.cancel.disabled, self.progress.bar_style = False, "info"
+        try:
+            job(stop)
+            if stop.is_set():
+                self._say("cancelled")
+        except Exception as error:  # told where it is seen: a thread has no cell
+            self._say(f"<b style='color:{COLOURS[True]}'>{type(error).__name__}: {html.escape(str(error))}</b>")
+        finally:
+            self.cancel.disabled, self.progress.bar_style = True, ""
+            self.progress.value = self.progress.max
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Until what was asked for is shown; raises TimeoutError after so many seconds."""
+        while not self._running.cancelled() and not self._running.done():
+            self._running.result(seconds)
+
+    def _say(self, told: str) -> None:
+        self.status.value = told
+
+    # --- views ------------------------------------------------------------------------------------------------------
+
+    def _make_views(self) -> None:
+        self.pictures, self.status = widgets.HTML(), widgets.HTML()
+        self.weights, self.scores, self.curve = (widgets.Image(format="png") for _ in range(3))
+
+    @contextmanager
+    def _part(self, number: int, of: int, told: str) -> Iterator[None]:
+        self.progress.max, self.progress.value = of, number
+        self._say(told)
+        yield
+        self.progress.value = number + 1
+
+    def _refresh(self, _: Any = None) -> None:
+        self._submit(self._update)
+
+    def _update(self, stop: Event) -> None:
+        setting, captions, seeds = self.setting, self.shown, range(self.seeds.value)
+        parts: list[tuple[str, Callable[[], None]]] = [
+            ("pictures", lambda: self._show_pictures(captions, seeds, setting)),
+            ("where the weights lie", lambda: self._show_weights(setting)),
+            ("detection", lambda: self._show_scores(captions, setting)),
+            ("overlap", lambda: self._colour_layers(setting)),
+        ]
+        for number, (told, show) in enumerate(parts):
+            if stop.is_set():
+                return
+            with self._part(number, len(parts), told):
+                show()
+        share = edit.density if (edit := self.lab.edit(setting)) else 0.0
+        self._say(f"{setting}: {100 * share:.2f} % of the second feed-forward weights are zero")
+
+    def _show_pictures(self, captions: Sequence[str], seeds: Sequence[int], setting: Setting) -> None:
+        rows: list[tuple[str, list[str]]] = []
+        references = [self.lab.reference(caption) for caption in captions]
+        if any(r is not None for r in references):
+            rows.append(("training image", [_cell(r, "", None) if r is not None else "–" for r in references]))
+        models = {"before": UNEDITED} | ({"after": setting} if setting.sparsity else {})
+        for name, of in models.items():
+            drawn = self.lab.pictures(captions, seeds, of)
+            for k, seed in enumerate(seeds):
+                told = self.lab.verdicts(drawn[:, k], captions)
+                cells = [_cell(image, *_verdict(row)) for image, (_, row) in zip(drawn[:, k], told.iterrows())]  # noqa: B905
+                rows.append((f"{name}, seed {seed}", cells))
+        head = "".join(f"<th style='width:{SIDE}px;font-weight:normal'>{html.escape(c)}</th>" for c in captions)
+        body = "".join(
+            f"<tr><td style='text-align:right;padding-right:8px'>{name}</td>"
+            + "".join(f"<td style='text-align:center;vertical-align:top'>{cell}</td>" for cell in cells)
+            + "</tr>"
+            for name, cells in rows
+        )
+        self.pictures.value = (
+            f"<table style='font-size:11px;line-height:1.2'><tr style='vertical-align:bottom'><th></th>{head}</tr>"
+            f"{body}</table>"
+        )
+
+    def _show_weights(self, setting: Setting) -> None:
+        self.weights.value = _png(plots.layer_bars(self.lab.density(setting), "weights set to zero (%)"))
+
+    def _show_scores(self, captions: Sequence[str], setting: Setting) -> None:
+        lines = {
+            "before": self.lab.text_magnitude(captions),
+            f"after: {setting}": self.lab.text_magnitude(captions, setting),
+        }
+        self.scores.value = _png(plots.score_lines(lines, "push of the text (text magnitude)"))
+
+    def _colour_layers(self, setting: Setting) -> None:
+        shared = self.lab.overlap(setting)
+        top = max(shared.values()) or 1.0
+        for name, button in self.layers.items():
+            edited = name in self._chosen
+            button.style.button_color = to_hex(colormaps["Blues"](0.1 + 0.7 * shared[name] / top)) if edited else "#eee"
+            button.style.text_color = ("white" if shared[name] > 0.65 * top else "black") if edited else "#aaa"
+            left_out = "" if edited else "; left out"
+            button.tooltip = f"{name}: sets of memorized prompts share {100 * shared[name]:.0f} %{left_out}"
+
+    def _attack(self, stop: Event) -> None:
+        setting, caption = self.setting, self.shown[0]
+        iterations, seen = self.lab.run.parameters.embedding_attack.iterations, []
+        self.progress.max = iterations
+        for step in self.lab.attack(caption, setting, iterations=iterations):
+            seen.append(step)
+            self.progress.value = step["iteration"]
+            self._curves[str(setting)] = seen
+            self._say(f"{setting}: {step['iteration']} of {iterations} iterations, similarity {step['similarity']:.2f}")
+            threshold = self.lab.run.metrics.copy.threshold
+            self.curve.value = _png(plots.attack_lines(self._curves, threshold, caption))
+            if stop.is_set():
+                return
+
+    def _save(self) -> None:
+        edit = self.lab.edit(self.setting)
+        if edit is None:
+            self._say("nothing to save: the sparsity is 0.")
+            return
+        try:
+            path = Path(self.file.value)
+            edit.save(path)
+            self._say(f"saved: {html.escape(str(path))} ({path.stat().st_size / 1e6:.2f} MB), {self.setting}")
+        except (OSError, ValueError) as error:
+            self._say(f"<b style='color:{COLOURS[True]}'>not saved: {html.escape(str(error))}</b>")
+
+
+def _verdict(row: pd.Series) -> tuple[str, bool | None]:
+    """A line for below a picture, and whether it is a copy (None: there is no training image)."""
+    if pd.isna(row["similarity"]):
+        return "", None
+    copy = bool(row["replicates"])
+    if pd.isna(row["p"]):
+        return f"{'copy' if copy else 'no copy'} ({row['similarity']:.2f})", copy
+    level = f"1/{round(1 / LEVEL)}"
+    return (f"training layout (p = {level})" if copy else f"own layout (p = {row['p']:.2g})"), copy
+
+
+def _cell(image: np.ndarray, told: str, copy: bool | None) -> str:
+    frame = f"border:3px solid {COLOURS[copy]};width:{SIDE}px;height:{SIDE}px"
+    source = base64.b64encode(_encoded(image)).decode()
+    return f"<img src='data:image/png;base64,{source}' style='{frame}'><br><span>{told}</span>"
+
+
+def _encoded(image: np.ndarray) -> bytes:
+    picture, buffer = Image.fromarray(image), io.BytesIO()
+    picture.thumbnail((2 * SIDE, 2 * SIDE))
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=80)
+    return buffer.getvalue()

@@ -1,0 +1,128 @@
+"""The notebooks where users are: JupyterLab in a real browser. `make browser`; skipped where there is no browser."""
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: `make browser` installs it")
+ROOT = Path(__file__).parents[2]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+MINUTES = 20
+"""That a notebook may take here."""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    with playwright.sync_playwright() as p:
+        if path is None and not Path(p.chromium.executable_path).is_file():
+            pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed, nor playwright's own")
+        quiet = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+        found = p.chromium.launch(executable_path=path, args=quiet)
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A copy of the notebooks without their outputs, beside an empty run folder."""
+    root = tmp_path_factory.mktemp("jupyterlab")
+    for name in ("notebooks", "papermill_params"):
+        shutil.copytree(ROOT / name, root / name)
+    for path in (root / "notebooks").glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs, cell.execution_count = [], None
+        nbformat.write(notebook, path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={folder}"]
+    command += ["--ServerApp.port", str(port), "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "JUPYTER_CONFIG_DIR": str(folder / "config")}
+    address = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        for _ in range(60):
+            try:
+                urllib.request.urlopen(f"{address}/api", timeout=2)
+                break
+            except OSError:
+                time.sleep(1)
+        yield address
+        process.terminate()
+
+
+@pytest.fixture
+def page(browser):
+    found = browser.new_page(viewport={"width": 1500, "height": 1300})
+    yield found
+    found.close()
+
+
+def run_all(page, server: str, name: str) -> None:
+    """Opens a notebook and chooses Run, Run All Cells."""
+    page.goto(f"{server}/lab/workspaces/{name}/tree/notebooks/{name}.ipynb?reset")
+    page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
+    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=60_000)
+    page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+
+
+def saved(page, path: Path, wanted: str) -> nbformat.NotebookNode:
+    """The notebook once its last cell's output says what is wanted."""
+    for _ in range(12 * MINUTES):
+        page.keyboard.press("Control+s")
+        time.sleep(5)
+        notebook = nbformat.read(path, as_version=4)
+        outputs = [o for cell in notebook.cells if cell.cell_type == "code" for o in cell.outputs]
+        assert not [o for o in outputs if o.output_type == "error"], "a cell ended with an error"
+        if any(wanted in o.get("text", "") for o in notebook.cells[-1].get("outputs", [])):
+            return notebook
+    raise TimeoutError(f"{path.name}: not done after {MINUTES} minutes")
+
+
+def test_run_all_of_the_testbed(page, server, folder):
+    run_all(page, server, "00_testbed")
+    notebook = saved(page, folder / "notebooks" / "00_testbed.ipynb", "holds: verbatim captions replicate")
+    checks = "".join(o.text for o in notebook.cells[-1].outputs if o.output_type == "stream" and o.name == "stdout")
+    assert "FAILS" not in checks
+    assert checks.count("holds") >= 8
+    page.screenshot(path=folder / "00.png")
+
+
+def test_the_explorers_slider_changes_the_pictures(page, server, folder):
+    run_all(page, server, "07_explorer")
+    page.wait_for_selector(".widget-hslider", timeout=60_000 * MINUTES, state="attached")
+    saved(page, folder / "notebooks" / "07_explorer.ipynb", "holds: the lab's edit")
+    page.locator(".widget-hslider").first.scroll_into_view_if_needed()
+    page.wait_for_function("document.querySelectorAll('.widget-html img').length >= 6", timeout=60_000)
+    pictures = "[...document.querySelectorAll('.widget-html img')].map(i => i.src).join()"
+    before = page.evaluate(pictures)
+    page.screenshot(path=folder / "explorer.png")
+    slider = page.locator(
+        ".widget-inline-hbox:has-text('sparsity') [role=slider], .widget-inline-hbox:has-text('sparsity') .noUi-handle"
+    )
+    slider.first.focus()
+    began = time.monotonic()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(f"({pictures}) !== {before!r}", timeout=60_000)
+    took = time.monotonic() - began
+    bars = page.evaluate("[...document.querySelectorAll('.progress-bar')].map(b => b.className)")
+    assert bars
+    page.screenshot(path=folder / "explorer-after.png")
+    print(f"first picture after {took:.1f} s")
