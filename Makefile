@@ -13,11 +13,12 @@ NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 demo: install
 	$(BIN)/python -m memsub run tiny --out runs/demo
 
-## make test: install, lint, types, unit tests, the notebooks as committed, and the figures in README and model card
+## make test: install, lint, types, unit tests, the notebooks as committed, their figures in the documents, their budgets
 test: install lint types
 	$(BIN)/pytest
 	$(BIN)/pytest --nbval --nbval-cell-timeout 600 --nbval-sanitize-with notebooks/sanitize.cfg $(NOTEBOOKS)
 	$(BIN)/python -m tools.figures --compare runs/tiny
+	$(BIN)/python -m tools.budget runs/tiny
 
 ## make rehearse: all notebooks on SD1.4 and SD2.0 at full size with random weights, about 12 GB
 rehearse: install

@@ -19,13 +19,15 @@ from tqdm.auto import tqdm
 from memsub.batch import NOTEBOOKS, project
 from memsub.files import save_text
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
 
 def tidy(notebook: NotebookNode) -> NotebookNode:
-    """Without what was written to stderr, and without the metadata of this execution."""
+    """Without what was written to stderr, widgets, and the metadata of this execution."""
     for cell in notebook.cells:
         cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})]
     notebook.metadata.pop("papermill", None)
     return notebook
 

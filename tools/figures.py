@@ -67,7 +67,24 @@ def fullsize(found: list[dict[str, Any]]) -> str:
     return markdown_table(head, lines)
 
 
-TABLES: dict[str, Callable[[Any], str]] = {"stages": stages, "removals": removals, "fullsize": fullsize}
+def solvers(found: list[dict[str, Any]]) -> str:
+    """How samplers agree with fifty steps of the model's own scheduler, as Markdown; shares in percent."""
+    head = ["model", "solver", "steps", "replicated", "same verdict", "alignment", "ms an image"]
+    lines = [
+        f"| {r['model']} | {r['solver']} | {r['steps']} | {100 * r['replicated']:.0f} ({100 * r['low']:.0f} to "
+        f"{100 * r['high']:.0f}, n = {r['n']}) | {100 * r['agree']:.0f} | {100 * r['alignment']:.1f} | "
+        f"{1000 * r['seconds']:.0f} |"
+        for r in found
+    ]
+    return markdown_table(head, lines)
+
+
+TABLES: dict[str, Callable[[Any], str]] = {
+    "stages": stages,
+    "removals": removals,
+    "fullsize": fullsize,
+    "solvers": solvers,
+}
 """Of any other name: the report's."""
 _FIGURE = re.compile(r"<!--figure (?P<path>[\w.]+) (?P<format>\w+)-->.*?<!--/figure-->", re.DOTALL)
 _TABLE = re.compile(r"<!--table (?P<name>\w+)-->.*?<!--/table-->", re.DOTALL)
@@ -79,6 +96,7 @@ def take(
     benchmarks: Path | None,
     known: dict[str, Any],
     fullsize: Path | None = None,
+    solvers: Path | None = None,
 ) -> dict[str, Any]:
     """What is known, brought up to date by a run's findings, reports of the testbed and of full size, benchmarks."""
     if run:
@@ -87,10 +105,8 @@ def take(
         known = known | {"removals": audited(), "widths": of_width()}
     if testbed:
         known = known | {"testbed": load_json(testbed), "stages": trained(weights_folder())}
-    if benchmarks:
-        known = known | {"benchmarks": load_json(benchmarks)}
-    if fullsize:
-        known = known | {"fullsize": load_json(fullsize)}
+    for name, file in {"benchmarks": benchmarks, "fullsize": fullsize, "solvers": solvers}.items():
+        known = known | ({name: load_json(file)} if file else {})
     return known
 
 
@@ -182,6 +198,7 @@ def main() -> None:
     parser.add_argument("--testbed", type=Path, help="report.json of tools.testbed_report to take over")
     parser.add_argument("--benchmarks", type=Path, help="benchmarks.json of tools.benchmarks to take over")
     parser.add_argument("--fullsize", type=Path, help="rows of tools.fullsize_removals to take over")
+    parser.add_argument("--solvers", type=Path, help="rows of tools.solvers to take over")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a document says otherwise")
     parser.add_argument("--compare", type=Path, metavar="RUN", help="fail if this run found something else")
     args = parser.parse_args()
@@ -196,7 +213,7 @@ def main() -> None:
             text = (root / name).read_text(encoding="utf-8")
             wrong += [] if fill(text, figures, name) == text else [f"{name} does not say what docs/figures.json says"]
     else:
-        figures = take(args.take, args.testbed, args.benchmarks, figures, args.fullsize)
+        figures = take(args.take, args.testbed, args.benchmarks, figures, args.fullsize, args.solvers)
         save_json(figures, file)
         for name in DOCUMENTS:
             save_text(fill((root / name).read_text(encoding="utf-8"), figures, name), root / name)

@@ -50,23 +50,23 @@ class ActivationStats:
     def norms(self, group: str | None = None) -> dict[str, torch.Tensor]:
         """Root mean square over the group's prompts, layer to (steps, neurons): a_j / sqrt(m).
 
-        The division makes sets of any size comparable, and one empty prompt stand for m of them. Raises KeyError if
-        there is no such group, or several and none is named.
+        So sets of any size compare. Raises KeyError if there is no such group, or several and none is named.
         """
-        name = next(iter(self.counts)) if group is None and len(self.counts) == 1 else str(group)
-        row = self._row(name)
-        return {layer: (s[row] / self.counts[name]).sqrt() for layer, s in self.sums.items()}
-
-    def only(self, group: str) -> ActivationStats:
-        """The statistics of one group; raises KeyError if there is no such group."""
         row = self._row(group)
-        sums = {layer: s[row : row + 1] for layer, s in self.sums.items()}
-        return ActivationStats(sums, {group: self.counts[group]}, self.provenance, [*self.prompts, group])
+        return {layer: (s[row] / list(self.counts.values())[row]).sqrt() for layer, s in self.sums.items()}
 
-    def _row(self, group: str) -> int:
-        if group not in self.counts:
+    def only(self, group: str | None = None, steps: int | None = None) -> ActivationStats:
+        """The statistics of one group, at the first steps; raises KeyError as `norms`."""
+        row = self._row(group)
+        sums = {layer: s[row : row + 1, :steps] for layer, s in self.sums.items()}
+        name = list(self.counts)[row]
+        return ActivationStats(sums, {name: self.counts[name]}, self.provenance, [*self.prompts, name])
+
+    def _row(self, group: str | None) -> int:
+        name = next(iter(self.counts)) if group is None and len(self.counts) == 1 else group
+        if name not in self.counts:
             raise KeyError(f"no group {group!r} in these statistics; they hold: {', '.join(self.counts)}.")
-        return list(self.counts).index(group)
+        return list(self.counts).index(name)
 
     def __add__(self, other: ActivationStats) -> ActivationStats:
         """Statistics of both, made the same way: groups of one name add up, others stand side by side."""

@@ -431,7 +431,7 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     p = run.parameters
     memorized = [run.captions("memorized")[i] for i in run.held_out(run.split["locate"])]
     groups = memorized[: p.detection.captions], run.prompts.of("heldout")[: p.detection.captions]
-    options = {"calls": p.detection.calls, "steps": p.capture.steps}
+    options = {"calls": p.detection.calls, "seeds": p.detection.seeds, "steps": p.capture.steps}
     options |= p.sampling.model_dump(include={"guidance_scale", "batch_size"})
     areas: dict[str, dict[str, float]] = {}
     curves: dict[str, pd.DataFrame] = {}
@@ -445,7 +445,7 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
 
 def detection_cost(p: Parameters) -> list[Work]:
     captions = _held_out_captions(p, p.detection.captions) + p.detection.captions
-    return [Work(len(conditions(p)) * captions * 4, p.detection.calls)]  # four seeds a caption
+    return [Work(len(conditions(p)) * captions * p.detection.seeds, p.detection.calls)]
 
 
 STARTS = ("no attack", "its caption", "a random embedding")
@@ -470,10 +470,15 @@ def _never_seen(run: Run, n: int) -> audit.Pairs:
     return audit.Pairs(run.prompts.of("heldout")[: len(real)], real)
 
 
+def _attacked_models(p: Parameters) -> list[Condition]:
+    """Random weights leave the pictures where they are: there is nothing to bring back."""
+    return [c for c in conditions(p) if c.random is None]
+
+
 def embeddings(run: Run) -> dict[tuple[str, str, str], np.ndarray]:
     """What the embedding attack brings up: (model, target, start) to images, with seeds that it did not use."""
     images = {}
-    for name in _under(run, conditions(run.parameters)):
+    for name in _under(run, _attacked_models(run.parameters)):
         for target, (captions, wanted) in targets(run).items():
             seeds = range(1000, 1000 + len(wanted))
             for start in STARTS:
@@ -500,7 +505,7 @@ def _embedding(run: Run, captions: list[str], wanted: np.ndarray, start: str) ->
 
 
 def embeddings_cost(p: Parameters) -> list[Work]:
-    n = len(conditions(p)) * len(TARGETS) * p.embedding_attack.images
+    n = len(_attacked_models(p)) * len(TARGETS) * p.embedding_attack.images
     backward = 1.5 * p.embedding_attack.noises  # in guided steps: forward and backward, three times a row of two
     attack = Work(n * (len(STARTS) - 1), p.embedding_attack.iterations, backward)
     return [Work(n * len(STARTS), p.sampling.steps), attack]

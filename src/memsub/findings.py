@@ -79,7 +79,8 @@ def checks(run: Run, notebook: str, claims: Mapping[str, Claim], **facts: Any) -
         name: {"verdict": c.verdict, "value": c.value, "bound": c.bound, "varies": c.varies}
         for name, c in claims.items()
     }
-    run.record(notebook, claims=values, facts={name: plain(value) for name, value in facts.items()})
+    plainly = {name: plain(value) for name, value in facts.items()}
+    run.record(notebook, claims=values, facts=plainly, network_rows=run.network_rows)
 
 
 def fact(value: float, *, varies: float) -> dict[str, float]:

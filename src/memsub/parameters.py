@@ -103,22 +103,22 @@ class Sweep(_Part):
 class Evaluation(_Part):
     """How much is sampled to evaluate an edit."""
 
-    captions: int = Field(33, ge=2, description="memorized, and as many never-seen captions")
-    models: int = Field(10, ge=1, description="pruned models, each located on another subset of the smallest size")
-    controls: int = Field(3, ge=1, description="of them with controls: random weights, ordinary prompts")
-    real_images: int = Field(150, ge=4, description="never-seen captions for KID and FID")
-    seed_captions: int = Field(12, ge=2, description="captions whose pictures are compared between seeds")
+    captions: int = Field(28, ge=2, description="memorized, and as many never-seen captions")
+    models: int = Field(8, ge=1, description="pruned models, each located on another subset of the smallest size")
+    controls: int = Field(2, ge=1, description="of them with controls: random weights, ordinary prompts")
+    real_images: int = Field(120, ge=4, description="never-seen captions for KID and FID")
+    seed_captions: int = Field(10, ge=2, description="captions whose pictures are compared between seeds")
 
 
 class BaselineSetting(_Part):
     """The comparison with what can be done at inference time."""
 
     captions: int = Field(20, ge=2, description="memorized captions")
-    never_seen: int = Field(60, ge=4, description="never-seen captions")
+    never_seen: int = Field(40, ge=4, description="never-seen captions")
     strengths: dict[str, list[Any]] = Field(
-        {}, description="baseline to its sweep; [] leaves it out (default: its own)"
+        {"value neurons": [None, 0.0]}, description="baseline to its sweep; [] leaves it out (default: its own)"
     )
-    timed: int = Field(8, ge=1, description="captions that are timed")
+    timed: int = Field(4, ge=1, description="captions that are timed")
     turns: int = Field(2, ge=1, description="times that the methods are timed, in turns")
 
 
@@ -126,15 +126,16 @@ class Detection(_Part):
     """Telling memorized captions before sampling."""
 
     captions: int = Field(100, ge=2, description="never-seen captions, and at most as many memorized ones")
-    calls: int = Field(3, ge=1, description="network calls that score a caption")
+    calls: int = Field(3, ge=1, description="network calls that score a caption and seed")
+    seeds: int = Field(2, ge=1, description="seeds of a caption")
 
 
 class Extraction(_Part):
     """Carlini et al.'s attack."""
 
-    captions: int = Field(16, ge=2, description="captions of each kind")
-    images: int = Field(5, ge=2, description="images a caption")
-    clique: int = Field(4, ge=2, description="near-duplicates that make a claim")
+    captions: int = Field(12, ge=2, description="captions of each kind")
+    images: int = Field(4, ge=2, description="images a caption")
+    clique: int = Field(3, ge=2, description="near-duplicates that make a claim")
     distance: float = Field(0.1, gt=0, description="tiled distance of near-duplicates")
 
 
@@ -143,7 +144,7 @@ class EmbeddingAttack(_Part):
 
     images: int = Field(4, ge=1, description="training images, and as many that were never trained on")
     iterations: int = Field(50, ge=1, description="steps of the optimization")
-    noises: int = Field(4, ge=1, description="noises an image and step")
+    noises: int = Field(2, ge=1, description="noises an image and step")
 
 
 class Deletion(_Part):
@@ -154,13 +155,13 @@ class Deletion(_Part):
     )
     targets: int = Field(12, ge=2, description="memorized pictures under attack, and as many never trained on")
     iterations: list[int] = Field([0, 10, 25], min_length=2, description="of the attack, after which it is looked")
-    noises: int = Field(4, ge=1, description="noises an image and iteration")
+    noises: int = Field(2, ge=1, description="noises an image and iteration")
 
 
 class Testbed(_Part):
     """What the drawn world's notebook samples."""
 
-    seeds: int = Field(2, ge=1, description="images of a memorized caption")
+    seeds: int = Field(1, ge=1, description="images of a memorized caption")
     never_seen: int = Field(200, ge=2, description="images of captions that are not in the training set")
 
 

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 from .activations import ActivationStats, capture
@@ -55,6 +56,9 @@ class Run:
         self.parameters = parameters
         self.folder = Path(parameters.folder)
         self.store = Store(self.folder / "artifacts")
+        self.network_rows = 0
+        """Latents that the network was called with so far, each half of a guided call for itself: what a notebook
+        costs, on whatever machine."""
 
     @classmethod
     def from_notebook(cls, variables: MutableMapping[str, Any]) -> Run:
@@ -69,12 +73,19 @@ class Run:
 
     @cached_property
     def pipe(self) -> Pipeline:
-        return load_pipeline(self.parameters.model)
+        return self._counted(load_pipeline(self.parameters.model))
 
     @cached_property
     def twin(self) -> Pipeline:
         """The model that was trained alike, but never on a memorized pair; only where the model has one."""
-        return load_pipeline(self.model.twin)
+        return self._counted(load_pipeline(self.model.twin))
+
+    def _counted(self, pipe: Pipeline) -> Pipeline:
+        def count(network: torch.nn.Module, args: tuple) -> None:
+            self.network_rows += len(args[0])
+
+        as_denoiser(pipe).network.register_forward_pre_hook(count)
+        return pipe
 
     @contextmanager
     def as_twin(self) -> Iterator[None]:
@@ -279,7 +290,8 @@ class Run:
     def edit(self, group: str, **changed: Any) -> Edit:
         """The edit located on one group of the grid, by the parameters `edit`, or by others."""
         by = self.parameters.edit.model_dump() | {"sparsity": self.parameters.edit_sparsity} | changed
-        masks = locate(self.pipe, self.grid, self.null(by["contrast"]), by["sparsity"], group)
+        ours, theirs = self.grid.only(group, by["steps"]), self.null(by["contrast"]).only(steps=by["steps"])
+        masks = locate(self.pipe, ours, theirs, by["sparsity"])
         edit = masks.union(by["steps"], by["threshold"])
         return edit.only(by["layers"]) if by["layers"] else edit
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -157,13 +158,16 @@ def find_value_neurons(
     return found
 
 
+@lru_cache(maxsize=1)  # the same at every strength
+def _of_ordinary(context: Context) -> ValueStatistics:
+    return value_statistics(context.pipe, context.ordinary, context.batch_size)
+
+
 def _make(context: Context, deviations: float | None) -> Sample:
     """Finds and silences each prompt's neurons before it is sampled: as published, or down to some deviations."""
-    statistics: list[ValueStatistics] = []  # made with the first prompts, once
 
     def sample(prompts: Sequence[str], *, seeds: Sequence[int]) -> np.ndarray:
-        if not statistics:
-            statistics.append(value_statistics(context.pipe, context.ordinary, context.batch_size))
+        statistics = _of_ordinary(context)
         # With a threshold that nearly every prompt exceeds, silenced is what lies that many deviations out.
         strength = {} if deviations is None else {"spread": -2.0, "z_min": deviations}
         images = []
@@ -171,7 +175,7 @@ def _make(context: Context, deviations: float | None) -> Sample:
         size = min(context.batch_size, 32) if processes() == 1 else 1
         for i in range(0, len(prompts), size):
             part = prompts[i : i + size]
-            with deactivated(context.pipe, find_value_neurons(context.pipe, part, statistics[0], **strength)):
+            with deactivated(context.pipe, find_value_neurons(context.pipe, part, statistics, **strength)):
                 images.append(context.sample(part, seeds=seeds[i : i + size]))
         return np.concatenate(images)
 

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..activations import ActivationStats
 from ..attacks import EmbeddingAttack
 from ..detection import step_scores
 from ..exact import LEVEL, exact_p
@@ -115,12 +114,9 @@ class Lab:
         return [name for name in self.run.grid.counts if name.startswith("memorized")]
 
     def _masks(self, group: str, contrast: Contrast, sparsity: float, steps: int) -> WeightMasks:
-        def first(stats: ActivationStats) -> ActivationStats:
-            return replace(stats, sums={name: s[:, :steps] for name, s in stats.sums.items()})
-
         def make() -> WeightMasks:
-            stats, null = first(self.run.grid.only(group)), first(self.run.null(contrast))
-            return locate(self.run.pipe, stats, null, sparsity, group)
+            ours, theirs = self.run.grid.only(group, steps), self.run.null(contrast).only(steps=steps)
+            return locate(self.run.pipe, ours, theirs, sparsity)
 
         return self._once(("masks", group, contrast, sparsity, steps), make)
 

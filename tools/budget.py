@@ -1,0 +1,60 @@
+"""Does any notebook call the network more often than it may? `python -m tools.budget runs/tiny`.
+
+A run's `findings/` say how many latents each notebook called the network with (each half of a guided call for
+itself), which no machine changes; a notebook whose artifacts were there already takes less. The budget is what was
+drawn when this was written and a tenth more: who needs more raises it here, and says what for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from memsub.files import load_json
+
+BUDGETS: dict[str, tuple[int, str]] = {
+    "00_testbed": (0, "each memorized caption once, 200 never-seen ones and the twin: intervals of 3 points"),
+    "01_activation_capture": (0, "the grid: 200 prompts and the empty one, fifty steps, once for all notebooks"),
+    "02_memorized_neurons": (0, "nothing is drawn"),
+    "03_subspace_overlap": (0, "nothing is drawn"),
+    "04_pruning": (0, "28 memorized and 28 never-seen captions a model; sweep, variants, eight models, controls"),
+    "05_attack_evaluation": (0, "14 methods on 60 captions; extraction; the attack on eight pictures and three models"),
+    "06_deletion": (0, "the attack on 24 pictures and four models, until they are drawn"),
+    "07_explorer": (0, "a grid of nine captions, and two short attacks"),
+}
+"""Rows by notebook, and what they are for."""
+
+
+def spent(run: Path) -> pd.DataFrame:
+    """Columns rows, budget and what_for, by notebook.
+
+    Raises:
+        FileNotFoundError: the run has no findings.
+    """
+    files = {name: run / "findings" / f"{name}.json" for name in BUDGETS}
+    rows = {
+        name: {"rows": load_json(file)["network_rows"], "budget": BUDGETS[name][0], "what_for": BUDGETS[name][1]}
+        for name, file in files.items()
+        if file.is_file()
+    }
+    if not rows:
+        raise FileNotFoundError(f"{run} holds no findings/*.json: name the folder of a run that has finished.")
+    return pd.DataFrame(rows).T
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.budget", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, help="folder of a run that began empty")
+    table = spent(parser.parse_args().run)
+    print(table.to_string())
+    over = table[table["rows"] > table["budget"]]
+    for name, row in over.iterrows():
+        print(f"{name}: {row['rows']:,} rows, of {row['budget']:,} that it may call the network with")
+    sys.exit(bool(len(over)))
+
+
+if __name__ == "__main__":
+    main()
