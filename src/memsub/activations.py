@@ -125,9 +125,11 @@ def _hooked(denoiser: Denoiser, weights: torch.Tensor, sums: dict[str, torch.Ten
     pending: dict[str, torch.Tensor] = {}
 
     def flush() -> None:
-        for layer, per_row in pending.items():
-            sums[layer][:, step] += weights @ per_row.cpu()
-        pending.clear()
+        if pending:
+            added = weights @ torch.cat([*pending.values()], 1).cpu()  # one transfer a call
+            for layer, part in zip(pending, added.split([p.shape[1] for p in pending.values()], 1), strict=True):
+                sums[layer][:, step] += part
+            pending.clear()
 
     def next_step(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         nonlocal step
@@ -138,12 +140,10 @@ def _hooked(denoiser: Denoiser, weights: torch.Tensor, sums: dict[str, torch.Ten
 
     def add(layer: str, hidden: torch.Tensor) -> None:
         hidden = hidden.detach().flatten(1, -2)  # (rows, tokens, neurons)
-        parts = hidden.split(max(1, PART // hidden[0].numel()))
-        pending[layer] = torch.cat([unit_squares(part) for part in parts])
+        pending[layer] = torch.cat([unit_squares(part) for part in hidden.split(max(1, PART // hidden[0].numel()))])
 
     handles = [denoiser.network.register_forward_pre_hook(next_step, with_kwargs=True)]
-    for name, linear in denoiser.layers().items():
-        handles.append(linear.register_forward_pre_hook(lambda _, args, name=name: add(name, args[0])))
+    handles += [m.register_forward_pre_hook(lambda _, x, n=n: add(n, x[0])) for n, m in denoiser.layers().items()]
     try:
         yield
         flush()

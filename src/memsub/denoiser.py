@@ -11,6 +11,7 @@ Another kind of model is one class with these methods and one line in `ADAPTERS`
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -200,7 +201,7 @@ class StableDiffusionDenoiser:
         options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "latent"}
         own = self.pipe.scheduler
         try:
-            self.pipe.scheduler = multistep(own) if solver == "multistep" else own
+            self.pipe.scheduler = _on_host(multistep(own) if solver == "multistep" else own)
             return self.pipe(**given, latents=latents, **options).images
         finally:
             self.pipe.scheduler = own
@@ -234,6 +235,17 @@ def multistep(scheduler: Any) -> Any:
     from diffusers import DPMSolverMultistepScheduler
 
     return DPMSolverMultistepScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+
+
+def _on_host(scheduler: Any) -> Any:
+    """The scheduler with its time steps left on the host.
+
+    diffusers puts them on the device and looks each up in tables on the host: a transfer back, for which the device is
+    waited, two or three times a network call. From the host there is none.
+    """
+    found = copy.copy(scheduler)
+    found.set_timesteps = lambda steps, device=None, **options: type(found).set_timesteps(found, steps, **options)
+    return found
 
 
 ADAPTERS: dict[str, Callable[[Any], Any]] = {"StableDiffusionPipeline": StableDiffusionDenoiser}

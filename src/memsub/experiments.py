@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from . import attacks, audit
 from .baselines import BASELINES, Context
 from .controls import random_edit
-from .denoiser import sampler_fingerprint
+from .denoiser import Denoiser, sampler_fingerprint
 from .detection import first_step_scores, roc
 from .evaluation import seed_similarity, summary
 from .generation import Sample
@@ -289,9 +289,9 @@ def distances_cost(p: Parameters) -> list[Work]:
 # --- notebook 05: baselines --------------------------------------------------------------------------------------
 
 
-def gradient_rows(run: Run) -> int:
+def gradient_rows(denoiser: Denoiser) -> int:
     """Rows of a network call that keeps its activations for a gradient: four at 64 x 64 latents, about 10 GB."""
-    return max(4, 4 * 64**2 // run.denoiser.latent_shape[1] ** 2)
+    return max(4, 4 * 64**2 // denoiser.latent_shape[1] ** 2)
 
 
 @dataclass
@@ -324,7 +324,11 @@ def methods(run: Run) -> list[Method]:
     p = run.parameters
     if unknown := [name for name in p.baselines.strengths if name not in BASELINES]:
         raise ValueError(f"baselines.strengths: unknown {unknown[0]!r}; expected some of {', '.join(BASELINES)}.")
-    options = {"steps": p.capture.steps, "batch_size": p.sampling.batch_size, "gradient_rows": gradient_rows(run)}
+    options = {
+        "steps": p.capture.steps,
+        "batch_size": p.sampling.batch_size,
+        "gradient_rows": gradient_rows(run.denoiser),
+    }
     context = Context(run.pipe, run.sample, run.captions("ordinary"), **options)
     found = []
     for name, strength in method_names(p):
@@ -495,7 +499,7 @@ def _embedding(run: Run, captions: list[str], wanted: np.ndarray, start: str) ->
     options = {"iterations": p.iterations, "noises": p.noises}
 
     def make() -> dict[str, np.ndarray]:
-        more: dict[str, Any] = options | {"batch_size": gradient_rows(run), "progress": False}
+        more: dict[str, Any] = options | {"batch_size": gradient_rows(run.denoiser), "progress": False}
         found = attacks.embedding_attack(run.pipe, wanted, begin, **more)
         return {"embeddings": found.float().cpu().numpy()}
 
@@ -542,7 +546,7 @@ def deletion(run: Run) -> pd.DataFrame:
             of = {"model": sampler_fingerprint(run.pipe), "captions": pairs.captions, "images": pairs.images, **options}
             found = run.store.table(
                 "attack-work",
-                partial(make, replicated=verdict(run), batch_size=gradient_rows(run)),
+                partial(make, replicated=verdict(run), batch_size=gradient_rows(run.denoiser)),
                 judge=run.metrics.copy.identity,
                 **of,
             )

@@ -79,7 +79,8 @@ def _optimize(
         embedding.grad = gradient
         optimizer.step()
         with torch.no_grad():
-            embedding[~unfinished] = before[~unfinished]  # AdamW moves on by momentum: these are done
+            # AdamW moves on by momentum: the others are done.
+            embedding.copy_(torch.where(unfinished[:, None, None], embedding, before))
     return embedding.detach()
 
 

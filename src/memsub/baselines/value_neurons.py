@@ -33,7 +33,7 @@ def deactivated(pipe: Pipeline, neurons: Neurons) -> Iterator[None]:
         def hook(module: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
             if len(output) % len(mask):
                 raise ValueError(f"neurons of {len(mask)} prompts do not fit a UNet call on {len(output)} rows.")
-            return output.masked_fill(mask.repeat(len(output) // len(mask), 1)[:, None], 0)
+            return output.masked_fill(mask.to(output.device).repeat(len(output) // len(mask), 1)[:, None], 0)
 
         return hook
 
@@ -65,7 +65,7 @@ def _activations(pipe: Pipeline, prompts: Sequence[str]) -> dict[str, torch.Tens
     denoiser = as_denoiser(pipe)
     context = denoiser.embed(prompts)
     with torch.no_grad():
-        return {name: layer(context).float().abs().mean(1) for name, layer in denoiser.value_layers().items()}
+        return {name: layer(context).float().abs().mean(1).cpu() for name, layer in denoiser.value_layers().items()}
 
 
 def memorization_score(pipe: Pipeline, prompts: Sequence[str], batch_size: int = 16) -> torch.Tensor:

@@ -219,7 +219,7 @@ class Lab:
             raise ValueError(f"{caption!r} has no training image to attack: choose a memorized caption.")
         run, edit = self.run, self.edit(setting)
         noises = run.parameters.embedding_attack.noises
-        options = {"noises": noises, "batch_size": gradient_rows(run)}
+        options = {"noises": noises, "batch_size": gradient_rows(run.denoiser)}
         attack = EmbeddingAttack(run.pipe, reference[None], run.denoiser.embed([caption]), **options)
         for iteration in range(0, iterations + 1, every):
             with pruned(run.pipe, edit):

@@ -1,0 +1,128 @@
+"""A model on a device that is not the host, at full size: nothing is mixed, and no step is waited for."""
+
+import numpy as np
+import pytest
+import torch
+
+import memsub
+from memsub import audit
+from memsub.attacks import embedding_attack
+from memsub.audit import Pairs
+from memsub.baselines import embedding_optimization, value_neurons
+from memsub.denoiser import as_denoiser, fingerprint
+from memsub.detection import first_step_scores
+from memsub.meta import Elsewhere
+from memsub.published import shapes
+
+CAPTIONS = ["a red star on a plain green background", "a blue fish"]
+LOOK = {"steps": 1, "guidance_scale": 3.0, "progress": False}
+
+
+def never(images, captions, references):
+    return np.zeros(len(images), bool)
+
+
+@pytest.fixture(scope="module", params=[("sd14", torch.float16), ("sd20", torch.bfloat16)], ids=lambda p: p[0])
+def pipe(request):
+    found = shapes(*request.param)
+    with Elsewhere():
+        fingerprint(found)  # reads every weight, once
+    return found
+
+
+@pytest.fixture(scope="module")
+def pairs(pipe):
+    side = as_denoiser(pipe).image_shape[0]
+    return Pairs(CAPTIONS, np.zeros((2, side, side, 3), np.uint8))
+
+
+def test_the_stand_in_refuses_what_a_gpu_refuses():
+    there, here = torch.ones(3, device="meta"), torch.ones(3)
+    with Elsewhere(number=7) as device:
+        with pytest.raises(RuntimeError, match=r"device|meta"):
+            there + here
+        assert (there + 1).sum().item() == 7
+        assert not (2 * there).cpu().any()
+        held = torch.zeros(1000, device="meta")
+        del held
+    assert sum(device.waits.values()) == sum(device.transfers.values()) == 1
+    assert 4000 <= device.peak < 4200
+
+
+@pytest.mark.parametrize("solver", ["own", "multistep"])
+def test_sampling_sends_back_the_images_alone(pipe, solver):
+    steps = 3
+    with Elsewhere() as device:
+        images = memsub.generate(pipe, CAPTIONS, steps=steps, solver=solver, progress=False)
+    assert images.shape == (2, *as_denoiser(pipe).image_shape, 3)
+    assert not device.waits
+    assert sum(device.transfers.values()) == 1
+
+
+def test_capture_sends_back_one_tensor_a_call(pipe):
+    with Elsewhere() as device:
+        stats = memsub.capture(pipe, CAPTIONS, steps=2, progress=False)
+    calls = next(iter(stats.sums.values())).shape[1]
+    assert not device.waits
+    per_call = {place: n for place, n in device.transfers.items() if n > len(stats.sums)}
+    assert not per_call, "more than one a layer"
+    assert sum(n for place, n in device.transfers.items() if n == calls) >= calls
+
+
+def test_weights_are_located_and_set_there(pipe):
+    layers = as_denoiser(pipe).layers()
+    with Elsewhere(number=2000):  # more columns than any row may hold
+        stats = memsub.capture(pipe, CAPTIONS, steps=1, progress=False)
+        masks = memsub.locate(pipe, stats, stats)
+        assert list(masks.layers) == list(layers)
+        shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items()}
+        model = {"model": fingerprint(pipe)}
+        edit = memsub.Edit({name: torch.arange(3) for name in layers}, shapes, model)
+        with memsub.pruned(pipe, edit) as edited:
+            memsub.generate(edited, CAPTIONS, steps=1, progress=False)
+
+
+def test_attacks_and_the_audit_run_there(pipe, pairs):
+    start = as_denoiser(pipe).embed(pairs.captions)
+    with Elsewhere() as device:
+        embedding_attack(pipe, pairs.images, start, iterations=2, noises=2, progress=False)
+        assert not device.waits
+        options = {"sampling": LOOK, "replicated": never, "progress": False}
+        audit.attack_work(pipe, pairs, start, iterations=(0, 1), noises=1, seeds=(1,), **options)
+        assert not device.waits
+        audit.denoising_error(pipe, pairs.images, start, times=(600,))
+        audit.relearning(pipe, pairs, pairs, lr=1e-4, looks=(0, 1), batch_size=2, **options)
+    assert max(device.transfers.values()) <= 4
+
+
+def test_detection_and_baselines_run_there(pipe):
+    with Elsewhere() as device:
+        first_step_scores(pipe, CAPTIONS, calls=2)
+        assert not device.waits
+        embedding_optimization.optimized_embeddings(pipe, CAPTIONS, target=-1.0, iterations=1)
+        statistics = value_neurons.value_statistics(pipe, CAPTIONS, 2)
+        statistics.score_mean = -1.0  # every caption counts as memorized
+        neurons = value_neurons.find_value_neurons(pipe, CAPTIONS[:1], statistics, z=1.0, spread=0.0)
+        with value_neurons.deactivated(pipe, neurons):
+            memsub.generate(pipe, CAPTIONS[:1], steps=1, progress=False)
+
+
+def test_clip_runs_there(monkeypatch, tmp_path):
+    import transformers
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    from memsub.metrics.clip import clip
+    from memsub.published import tokenizer
+
+    with torch.device("meta"):
+        model = transformers.CLIPModel(transformers.CLIPConfig()).half()
+    words = tokenizer()
+    monkeypatch.setattr(transformers.CLIPModel, "from_pretrained", lambda *_, **__: model)
+    monkeypatch.setattr(transformers.CLIPTokenizer, "from_pretrained", lambda *_: words)
+    monkeypatch.setattr(CLIPImageProcessorPil, "from_pretrained", lambda *_: CLIPImageProcessorPil())
+    with Elsewhere() as device:
+        metric = clip("some/clip", device="meta")
+        device.transfers.clear()
+        metric.image_features(np.zeros((2, 64, 64, 3), np.uint8))
+        metric.text_features(CAPTIONS)
+    assert sum(device.transfers.values()) == 2
