@@ -29,6 +29,7 @@ from .controls import random_edit
 from .denoiser import Denoiser, sampler_fingerprint
 from .detection import first_step_scores, roc
 from .evaluation import seed_similarity, summary
+from .exact import LEVEL
 from .generation import Sample
 from .metrics import fid, kid
 from .models import find_model
@@ -43,7 +44,7 @@ from .testbed.dataset import LADDER, PAIRS_PER_RUNG, TEMPLATE_GROUPS
 
 LOCATE = "memorized locate"
 """The group of the grid whose edit is reported."""
-KEPT = 0.9
+KEPT = 0.85
 """Share of the unedited model's alignment that a recommended edit keeps."""
 TWIN = "twin"
 """What tables call the model that never saw a memorized pair."""
@@ -435,8 +436,7 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     p = run.parameters
     memorized = [run.captions("memorized")[i] for i in run.held_out(run.split["locate"])]
     groups = memorized[: p.detection.captions], run.prompts.of("heldout")[: p.detection.captions]
-    options = {"calls": p.detection.calls, "seeds": p.detection.seeds, "steps": p.capture.steps}
-    options |= p.sampling.model_dump(include={"guidance_scale", "batch_size"})
+    options = p.detection.model_dump(include={"calls", "seeds"}) | p.sampling.model_dump(exclude={"solver"})
     areas: dict[str, dict[str, float]] = {}
     curves: dict[str, pd.DataFrame] = {}
     for name in _under(run, conditions(p)):
@@ -457,9 +457,17 @@ TARGETS = ("training image", "never trained on")
 
 
 def targets(run: Run) -> dict[str, tuple[list[str], np.ndarray]]:
-    """Captions and pictures under the embedding attack: training images, and pictures the model never saw."""
+    """Captions and pictures under the embedding attack: training images, and pictures the model never saw.
+
+    Of the training images those that the pruned model does not replicate from their captions come first.
+    """
     n = run.parameters.embedding_attack.images
-    pairs = _memorized(run, run.held_out(run.split["locate"])[:n]), _never_seen(run, n)
+    chosen = run.held_out(run.split["locate"])[: run.parameters.evaluation.captions]
+    with pruned(run.pipe, run.edit(LOCATE)):
+        scored = run.scored_memorized(chosen)
+    replicated = scored["exact_p"] <= LEVEL if "exact_p" in scored else scored["replicated"]
+    hidden = [chosen[i] for i in np.argsort(replicated, kind="stable")]
+    pairs = _memorized(run, hidden[:n]), _never_seen(run, n)
     return {name: (of.captions, of.images) for name, of in zip(TARGETS, pairs, strict=True)}
 
 
@@ -481,9 +489,9 @@ def _attacked_models(p: Parameters) -> list[Condition]:
 
 def embeddings(run: Run) -> dict[tuple[str, str, str], np.ndarray]:
     """What the embedding attack brings up: (model, target, start) to images, with seeds that it did not use."""
-    images = {}
+    images, of = {}, targets(run)
     for name in _under(run, _attacked_models(run.parameters)):
-        for target, (captions, wanted) in targets(run).items():
+        for target, (captions, wanted) in of.items():
             seeds = range(1000, 1000 + len(wanted))
             for start in STARTS:
                 prompts = captions if start == "no attack" else _embedding(run, captions, wanted, start)
@@ -512,7 +520,8 @@ def embeddings_cost(p: Parameters) -> list[Work]:
     n = len(_attacked_models(p)) * len(TARGETS) * p.embedding_attack.images
     backward = 1.5 * p.embedding_attack.noises  # in guided steps: forward and backward, three times a row of two
     attack = Work(n * (len(STARTS) - 1), p.embedding_attack.iterations, backward)
-    return [Work(n * len(STARTS), p.sampling.steps), attack]
+    looked_at = _held_out_captions(p, p.evaluation.captions)
+    return [Work(n * len(STARTS) + looked_at, p.sampling.steps), attack]
 
 
 # --- notebook 06: deletion ---------------------------------------------------------------------------------------
