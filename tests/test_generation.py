@@ -6,6 +6,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 import memsub
+from memsub.audit import by_exact_test
+from memsub.testbed import deletion
 from memsub.testbed.dataset import weights_folder
 
 TWO = ["a red star on a plain green background", "a blue fish and a pink tree on a striped white background"]
@@ -27,6 +29,19 @@ def test_batches_and_order_do_not_matter(exact_pipe):
     assert np.abs(together.astype(int) - apart).max() <= 1  # a value at the edge of rounding
 
 
+def test_the_multistep_solver_gives_the_verdicts_of_many_steps(pipe, prompts):
+    """Of a pruned model, where few steps of the model's own scheduler do not; which is in place again afterwards."""
+    captions, images, own = prompts.memorized[:24], prompts.images("verbatim", 0, 24), pipe.scheduler
+    options = {"guidance_scale": 3.0, "progress": False, "seeds": range(24)}
+    with memsub.pruned(pipe, memsub.Edit.load(deletion.edits()["pruning"])):
+        many, few, multistep = (
+            by_exact_test(memsub.generate(pipe, captions, steps=steps, solver=solver, **options), captions, images)
+            for steps, solver in ((50, "own"), (8, "own"), (8, "multistep"))
+        )
+    assert (multistep == many).mean() >= max(0.9, (few == many).mean())
+    assert pipe.scheduler is own
+
+
 def test_seeds_and_prompts_matter(pipe):
     a, b = memsub.generate(pipe, TWO[:1] * 2, seeds=[1, 2], steps=4, progress=False)
     assert (a != b).mean() > 0.5
@@ -40,6 +55,7 @@ def test_seeds_and_prompts_matter(pipe):
         (TWO, {"seeds": [1]}, "1 seeds for 2 prompts"),
         (TWO, {"batch_size": 0}, "batch_size and steps must be at least 1"),
         (TWO, {"steps": 0}, "batch_size and steps must be at least 1"),
+        (TWO, {"solver": "dpm"}, "unknown solver 'dpm'; expected one of own, multistep"),
     ],
 )
 def test_bad_input_is_named(pipe, prompts, options, message):

@@ -11,7 +11,7 @@ An image depends on its prompt and its seed alone: not on the batch it was sampl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import torch
@@ -78,11 +78,14 @@ def generate(
         uint8, shape (prompts, height, width, 3).
 
     Raises:
-        ValueError: no prompts, a prompt that is not text, another number of seeds, or a batch size or steps below 1.
+        ValueError: no prompts, a prompt that is not text, another number of seeds, a batch size or steps below 1, or an
+            unknown solver.
     """
     denoiser = as_denoiser(pipe)
     prompts = prompts.to(denoiser.device) if isinstance(prompts, torch.Tensor) else list(prompts)
     check_request(prompts, steps, batch_size)
+    if solver not in get_args(Solver):
+        raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(get_args(Solver))}.")
     seeds = one_seed_each(seeds, len(prompts))
     mine = shard(range(len(prompts)))  # one process: all of them
     images: dict[int, np.ndarray] = {}
