@@ -34,7 +34,7 @@ from .fullsize import UNETS, random_pipeline
 
 SMALL: dict[str, Any] = {
     "metrics": {"more": ["sharpness"]},
-    "sampling": {"steps": 2, "batch_size": 4, "guidance_scale": 7.5},
+    "sampling": {"steps": 2, "solver": "own", "batch_size": 4, "guidance_scale": 7.5},
     "capture": {"steps": 2},
     "grid": {"memorized": 12, "subsets": 2, "sizes": [2]},
     "edit": {"steps": 2},

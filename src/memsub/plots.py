@@ -580,7 +580,7 @@ def layer_bars(values: pd.Series, label: str) -> Figure:
     Args:
         values: shares by module name, in execution order; shown times 100.
     """
-    figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+    figure = Figure(figsize=(4.2, 2.8), layout="constrained")
     axis = figure.subplots()
     axis.bar(range(len(values)), 100 * values.to_numpy(), color="tab:blue")
     _label_layers(axis, list(values.index))
@@ -595,7 +595,7 @@ def score_lines(lines: Mapping[str, np.ndarray], label: str) -> Figure:
     Args:
         lines: legend entry to values (captions, calls).
     """
-    figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+    figure = Figure(figsize=(4.2, 2.8), layout="constrained")
     axis = figure.subplots()
     for (name, values), colour in zip(lines.items(), sns.color_palette("deep"), strict=False):
         axis.plot(values.T, color=colour, alpha=0.3, linewidth=0.8)
@@ -613,7 +613,7 @@ def attack_lines(runs: Mapping[str, Sequence[Mapping[str, Any]]], threshold: flo
         runs: legend entry to what `Lab.attack` yields.
         threshold: of the copy metric.
     """
-    figure = Figure(figsize=(9.2, 2.9), layout="constrained")
+    figure = Figure(figsize=(8.6, 2.9), layout="constrained")
     axis = figure.subplots()
     for (name, steps), colour in zip(runs.items(), cycle(sns.color_palette("deep")), strict=False):
         found = pd.DataFrame(list(steps))

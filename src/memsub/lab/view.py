@@ -27,6 +27,7 @@ from PIL import Image
 
 from .. import plots
 from ..exact import LEVEL
+from ..experiments import LOCATE
 from .session import UNEDITED, Lab, Setting
 
 SHOWN = 6
@@ -85,11 +86,12 @@ class Explorer(widgets.VBox):
             p.edit.steps, 1, p.capture.steps, description="steps τ", continuous_update=False, **wide
         )
         self.contrast = widgets.ToggleButtons(
-            options=[("empty prompt", "empty"), ("ordinary prompts", "ordinary")],
+            options=["empty", "ordinary"],
             description="contrast",
-            style={"description_width": "84px", "button_width": "118px"},
+            tooltips=["against the empty prompt, as the paper does", "against ordinary prompts"],
+            style={"description_width": "84px", "button_width": "110px"},
         )
-        self.located_on = widgets.Dropdown(options=self.lab.groups, description="located on", **wide)
+        self.located_on = widgets.Dropdown(options=self.lab.groups, value=LOCATE, description="located on", **wide)
         self._make_buttons()
         self._controls = [
             self.kind,
@@ -121,8 +123,9 @@ class Explorer(widgets.VBox):
         """The network as a U: down on the left, the middle at the bottom, up on the right; a click leaves one out."""
         names = list(self.lab.run.denoiser.layers())
         self._chosen = set(names)
+        small = {"width": "54px", "height": "26px", "padding": "0", "margin": "1px"}
         self.layers = {
-            name: widgets.Button(description=plots.layer_label(name), layout={"width": "58px", "height": "26px"})
+            name: widgets.Button(description=plots.layer_label(name), layout=small, style={"font_size": "11px"})
             for name in names
         }
         for name, button in self.layers.items():
@@ -137,7 +140,7 @@ class Explorer(widgets.VBox):
         lines: list[list[widgets.Widget]] = []
         for row in range(depth + 1):
             down, up = ([self.layers[n] for n in names if places[n] == (side, row)] for side in ("down", "up"))
-            gap = widgets.Box(layout={"width": f"{max(8, 16 + 24 * (depth - row))}px"})
+            gap = widgets.Box(layout={"width": f"{12 + 20 * (depth - row)}px"})
             lines.append([*down, gap, *up])
         return [*lines, [self.layers[n] for n in names if places[n][0] == "mid"]]
 
@@ -197,6 +200,7 @@ class Explorer(widgets.VBox):
     def _make_views(self) -> None:
         self.pictures, self.status = widgets.HTML(), widgets.HTML()
         self.weights, self.scores, self.curve = (widgets.Image(format="png") for _ in range(3))
+        self.curve.layout.display = "none"  # until there is one
 
     @contextmanager
     def _part(self, number: int, of: int, told: str) -> Iterator[None]:
@@ -278,6 +282,7 @@ class Explorer(widgets.VBox):
             self._curves[str(setting)] = seen
             self._say(f"{setting}: {step['iteration']} of {iterations} iterations, similarity {step['similarity']:.2f}")
             threshold = self.lab.run.metrics.copy.threshold
+            self.curve.layout.display = None
             self.curve.value = _png(plots.attack_lines(self._curves, threshold, caption))
             if stop.is_set():
                 return
