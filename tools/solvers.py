@@ -36,7 +36,7 @@ SAMPLERS: list[dict[str, Any]] = [
 """The first is what the others are compared with."""
 
 
-def measured(captions: int = 100, never_seen: int = 150) -> list[dict[str, Any]]:
+def measured(captions: int = 100, never_seen: int = 60) -> list[dict[str, Any]]:
     """A row a model and sampler."""
     pipe, twin, prompts = load_pipeline("tiny"), load_pipeline("tiny-twin"), load_prompts("tiny")
     metrics = load_metrics("tiny", more=[])
