@@ -108,6 +108,7 @@ def test_other_content_gives_other_scores(run, metrics, monkeypatch):
     """Captions, training images, metrics, sampling, weights: a change in any is not served what was there."""
     chosen = run.held_out([])
     first = run.scored_memorized(chosen)
+    assert first["seed"].tolist() == list(range(len(chosen)))  # one noise for all would make rates hang together
     sampled = []
     real = type(run).sample.fget
     monkeypatch.setattr(type(run), "sample", property(lambda self: sampled.append(1) or real(self)))

@@ -454,19 +454,22 @@ def detection_cost(p: Parameters) -> list[Work]:
 
 STARTS = ("no attack", "its caption", "a random embedding")
 TARGETS = ("training image", "never trained on")
+HIDDEN_FROM = (1, 2, 3)
+"""Seeds with which a picture that an edit hides is not replicated."""
 
 
 def targets(run: Run) -> dict[str, tuple[list[str], np.ndarray]]:
     """Captions and pictures under the embedding attack: training images, and pictures the model never saw.
 
-    Of the training images those that the pruned model does not replicate from their captions come first.
+    Of the training images those come first that the pruned model replicates from their captions with the fewest seeds.
     """
     n = run.parameters.embedding_attack.images
     chosen = run.held_out(run.split["locate"])[: run.parameters.evaluation.captions]
     with pruned(run.pipe, run.edit(LOCATE)):
-        scored = run.scored_memorized(chosen)
+        scored = run.scored_memorized(chosen, seeds=HIDDEN_FROM)
     replicated = scored["exact_p"] <= LEVEL if "exact_p" in scored else scored["replicated"]
-    hidden = [chosen[i] for i in np.argsort(replicated, kind="stable")]
+    rates = replicated.to_numpy().reshape(len(chosen), -1).mean(1)
+    hidden = [chosen[i] for i in np.argsort(rates, kind="stable")]
     pairs = _memorized(run, hidden[:n]), _never_seen(run, n)
     return {name: (of.captions, of.images) for name, of in zip(TARGETS, pairs, strict=True)}
 
@@ -520,7 +523,7 @@ def embeddings_cost(p: Parameters) -> list[Work]:
     n = len(_attacked_models(p)) * len(TARGETS) * p.embedding_attack.images
     backward = 1.5 * p.embedding_attack.noises  # in guided steps: forward and backward, three times a row of two
     attack = Work(n * (len(STARTS) - 1), p.embedding_attack.iterations, backward)
-    looked_at = _held_out_captions(p, p.evaluation.captions)
+    looked_at = len(HIDDEN_FROM) * _held_out_captions(p, p.evaluation.captions)
     return [Work(n * len(STARTS) + looked_at, p.sampling.steps), attack]
 
 

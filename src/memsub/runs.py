@@ -14,7 +14,7 @@ was *chosen* on the second, and it is *reported* on the third.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, MutableMapping
+from collections.abc import Collection, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
 from itertools import count
@@ -303,18 +303,20 @@ class Run:
         return partial(generate, self.pipe, progress=False, **self.parameters.sampling.model_dump())
 
     def scored_memorized(
-        self, chosen: Collection[int], sample: Sample | None = None, seeds: Iterable[int] = (0,), **of: Any
+        self, chosen: Collection[int], sample: Sample | None = None, seeds: Sequence[int] | None = None, **of: Any
     ) -> pd.DataFrame:
         """`memsub.score` of memorized captions by the pipeline as it is now; computed once.
 
         Args:
             chosen: their places.
             sample: something else than plain sampling, and what it is a function of.
+            seeds: each caption is sampled with each; default: once, with a seed of its own. (Of pictures that share
+                their noise many replicate or few do: a rate of them has no binomial interval.)
         """
         captions = [self.captions("memorized")[i] for i in chosen]
         references = np.stack([self.references[i] for i in chosen])
-        make = partial(score, sample or self.sample, self.metrics, captions, references, seeds=list(seeds))
-        return self.store.table("memorized", make, references=references, seeds=list(seeds), **self._of(captions), **of)
+        make = partial(score, sample or self.sample, self.metrics, captions, references, seeds=seeds)
+        return self.store.table("memorized", make, references=references, seeds=seeds, **self._of(captions), **of)
 
     def scored_never_seen(self, n: int, sample: Sample | None = None, **of: Any) -> pd.DataFrame:
         """`memsub.score` of the first n captions the model never saw, a few in memory at a time; computed once."""
