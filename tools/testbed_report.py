@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from memsub import plots
 from memsub.evaluation import interval, score, seed_similarity
+from memsub.audit import SAMPLING
 from memsub.exact import LEVEL, exact_p, uniformity
 from memsub.files import save_json, save_text
 from memsub.findings import percent
@@ -34,7 +35,6 @@ from memsub.testbed.scorers import copy_pairs, round_trip, scorer_scenes
 from memsub.testbed.towers import SceneEncoder
 from memsub.testbed.unet import LEVELS, SceneUNet
 
-GUIDANCE = 3.0
 ALTERNATIVES = 16
 FRESH_SCENES = 3
 """Seed of scenes for the copy metric; training took the two before."""
@@ -48,7 +48,7 @@ class Report:
         self.pipe, self.metrics, self.prompts, self.folder, self.share = pipe, metrics, prompts, folder, sample
         self.twin = twin
         self.metrics.more = {"exact_p": exact_p}
-        self.sample = partial(generate, pipe, guidance_scale=GUIDANCE)
+        self.sample = partial(generate, pipe, **SAMPLING)
         self.held = prompts.rows("heldout")[: self._n(500)]
         self.real = prompts.images("heldout")[: len(self.held)]
 
@@ -137,7 +137,7 @@ class Report:
         references = np.concatenate([self.prompts.images(kind) for kind in kinds])
         step = max(1, round(1 / self.share))  # of a sample, of every kind alike
         captions, references = captions[::step], references[::step]
-        images = generate(self.twin, captions, guidance_scale=GUIDANCE, seeds=range(len(captions)))
+        images = generate(self.twin, captions, seeds=range(len(captions)), **SAMPLING)
         return self._calibration("the twin with the memorized captions", images, captions, references)
 
     def _nearest(self) -> Iterator[dict]:
@@ -197,11 +197,11 @@ class Report:
             for wide in (True, False):
                 self.pipe.unet = own if wide else plain
                 began = time.perf_counter()
-                self.sample(self.prompts.ordinary[:n], seeds=range(n), progress=False)
+                self.sample(self.prompts.ordinary[:n], seeds=range(n), steps=50, solver="own")
                 times[wide].append(time.perf_counter() - began)
         self.pipe.unet = own
         seconds, ratio = np.median(times[True]), np.median(times[True]) / np.median(times[False])
-        figure = f"{n} images, 50 DDIM steps, guidance {GUIDANCE}, {torch.get_num_threads()} threads; to plain rows"
+        figure = f"{n} images, 50 DDIM steps, guided, {torch.get_num_threads()} threads; to plain rows"
         return _row(figure, "≤ 1.5 ×", f"{seconds:.1f} s, {ratio:.2f} ×", ratio, reached=ratio <= 1.5)
 
     def _size(self) -> dict:
