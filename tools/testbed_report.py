@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,8 +20,8 @@ import torch
 from matplotlib.figure import Figure
 
 from memsub import plots
-from memsub.evaluation import interval, score, seed_similarity
 from memsub.audit import SAMPLING
+from memsub.evaluation import interval, score, seed_similarity
 from memsub.exact import LEVEL, exact_p, uniformity
 from memsub.files import save_json, save_text
 from memsub.findings import percent
@@ -48,7 +48,7 @@ class Report:
         self.pipe, self.metrics, self.prompts, self.folder, self.share = pipe, metrics, prompts, folder, sample
         self.twin = twin
         self.metrics.more = {"exact_p": exact_p}
-        self.sample = partial(generate, pipe, **SAMPLING)
+        self.sample: Callable[..., np.ndarray] = partial(generate, pipe, **SAMPLING)
         self.held = prompts.rows("heldout")[: self._n(500)]
         self.real = prompts.images("heldout")[: len(self.held)]
 
