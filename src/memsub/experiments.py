@@ -27,7 +27,7 @@ from . import attacks, audit
 from .baselines import BASELINES, Context
 from .controls import random_edit
 from .denoiser import Denoiser, sampler_fingerprint
-from .detection import first_step_scores, roc
+from .detection import SCORES, first_step_scores, roc
 from .evaluation import seed_similarity, summary
 from .exact import LEVEL
 from .generation import Sample
@@ -240,6 +240,10 @@ def models(run: Run) -> pd.DataFrame:
     return _evaluated(run, model_conditions(run.parameters), "report", "pruned models")
 
 
+def _drawn(run: Run) -> Sample:
+    return lambda prompts, *, seeds: run.drawn(prompts, seeds)
+
+
 def seeds(run: Run) -> pd.DataFrame:
     """Copy similarity between two seeds of one caption: rows are models, columns kinds of captions."""
     p = run.parameters
@@ -248,7 +252,7 @@ def seeds(run: Run) -> pd.DataFrame:
     rows = {}
     for name in _under(run, conditions(p)):
         rows[name] = {
-            kind: seed_similarity(run.sample, run.metrics, some[: p.evaluation.seed_captions], seeds=3).mean()
+            kind: seed_similarity(_drawn(run), run.metrics, some[: p.evaluation.seed_captions], seeds=3).mean()
             for kind, some in captions.items()
         }
     return pd.DataFrame(rows).T
@@ -373,15 +377,24 @@ def seconds(run: Run) -> pd.Series:
     p = run.parameters.baselines
     captions = [run.captions("memorized")[i] for i in run.held_out(run.split["locate"])[: p.timed]]
     first = {m.name: m for m in reversed(methods(run)) if m.name != TWIN}
-    times: dict[tuple[str, str], list[float]] = {(m.name, m.strength): [] for m in first.values()}
-    for turn in tqdm(range(p.turns + 1), desc="timing"):
-        for m in first.values():
+    of = {"captions": captions, "model": sampler_fingerprint(run.pipe), "turns": p.turns}
+    of |= {"methods": [[m.name, m.strength, m.code] for m in first.values()], "device": str(run.denoiser.device)}
+    of |= {"threads": torch.get_num_threads(), **run.parameters.sampling.model_dump()}
+    found = run.store.table("seconds", partial(_timed, run, list(first.values()), captions, p.turns), **of)
+    return found.set_index(["method", "strength"])["seconds"]
+
+
+def _timed(run: Run, compared: list[Method], captions: list[str], turns: int) -> pd.DataFrame:
+    times: dict[tuple[str, str], list[float]] = {(m.name, m.strength): [] for m in compared}
+    for turn in tqdm(range(turns + 1), desc="timing"):
+        for m in compared:
             with m.condition.applied(run):
                 began = time.perf_counter()
                 m.sample(captions, seeds=[0] * len(captions))
                 if turn:  # the first warms up
                     times[m.name, m.strength].append((time.perf_counter() - began) / len(captions))
-    return pd.Series({of: float(np.median(found)) for of, found in times.items()})
+    rows = [{"method": m, "strength": s, "seconds": float(np.median(took))} for (m, s), took in times.items()]
+    return pd.DataFrame(rows)
 
 
 def seconds_cost(p: Parameters) -> list[Work]:
@@ -437,10 +450,15 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
     memorized = [run.captions("memorized")[i] for i in run.held_out(run.split["locate"])]
     groups = memorized[: p.detection.captions], run.prompts.of("heldout")[: p.detection.captions]
     options = p.detection.model_dump(include={"calls", "seeds"}) | p.sampling.model_dump(exclude={"solver"})
+    code = {score: code_version(function) for score, function in SCORES.items()}
     areas: dict[str, dict[str, float]] = {}
     curves: dict[str, pd.DataFrame] = {}
     for name in _under(run, conditions(p)):
-        scores = [first_step_scores(run.pipe, group, **options) for group in groups]
+        scores = []
+        for group in groups:
+            make = partial(first_step_scores, run.pipe, group, **options)
+            of = {"captions": group, "model": sampler_fingerprint(run.pipe), "scores": code, **options}
+            scores.append(run.store.arrays("detection", make, **of))
         rocs = {score: roc(scores[0][score], scores[1][score]) for score in scores[0]}
         areas[name] = {score: area for score, (area, _) in rocs.items()}
         curves |= {f"{name}, {score}: AUC {area:.2f}": curve for score, (area, curve) in rocs.items()}
@@ -498,7 +516,7 @@ def embeddings(run: Run) -> dict[tuple[str, str, str], np.ndarray]:
             seeds = range(1000, 1000 + len(wanted))
             for start in STARTS:
                 prompts = captions if start == "no attack" else _embedding(run, captions, wanted, start)
-                images[name, target, start] = run.sample(prompts, seeds=seeds)
+                images[name, target, start] = run.drawn(prompts, seeds)
     return images
 
 
@@ -580,8 +598,9 @@ def recognition(run: Run) -> pd.DataFrame:
     )
     for name in _under(run, deletion_conditions(run.parameters)):
         for given, told, mirrored in asked:
-            found = audit.denoising_error(run.pipe, pairs.images, run.denoiser.embed(told), mirrored=mirrored)
-            rows.append(found.assign(model=name, given=given))
+            make = partial(audit.denoising_error, run.pipe, pairs.images, run.denoiser.embed(told), mirrored=mirrored)
+            of = {"model": sampler_fingerprint(run.pipe), "told": told, "images": pairs.images, "mirrored": mirrored}
+            rows.append(run.store.table("recognition", make, **of).assign(model=name, given=given))
     return pd.concat(rows, ignore_index=True)
 
 

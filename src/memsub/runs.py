@@ -302,6 +302,26 @@ class Run:
         """`generate` with the options of whatever is scored."""
         return partial(generate, self.pipe, progress=False, **self.parameters.sampling.model_dump())
 
+    def drawn(self, prompts: Sequence[str] | torch.Tensor, seeds: Sequence[int]) -> np.ndarray:
+        """Pictures of captions, or of embeddings, by the pipeline as its weights are now; sampled once."""
+        sampling = self.parameters.sampling.model_dump(exclude={"batch_size"})
+        of = {"prompts": prompts, "seeds": list(seeds), "model": sampler_fingerprint(self.pipe), **sampling}
+        return self.store.arrays("pictures", partial(_pictures, self.sample, prompts, seeds), **of)["images"]
+
+    def scored(
+        self,
+        captions: list[str],
+        references: np.ndarray | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        sample: Sample | None = None,
+        kind: str = "scored",
+        **of: Any,
+    ) -> pd.DataFrame:
+        """`memsub.score` of captions by the pipeline as it is now; computed once, as an artifact of a `kind`."""
+        make = partial(score, sample or self.sample, self.metrics, captions, references, seeds=seeds)
+        return self.store.table(kind, make, references=references, seeds=seeds, **self._of(captions), **of)
+
     def scored_memorized(
         self, chosen: Collection[int], sample: Sample | None = None, seeds: Sequence[int] | None = None, **of: Any
     ) -> pd.DataFrame:
@@ -315,8 +335,7 @@ class Run:
         """
         captions = [self.captions("memorized")[i] for i in chosen]
         references = np.stack([self.references[i] for i in chosen])
-        make = partial(score, sample or self.sample, self.metrics, captions, references, seeds=seeds)
-        return self.store.table("memorized", make, references=references, seeds=seeds, **self._of(captions), **of)
+        return self.scored(captions, references, seeds=seeds, sample=sample, kind="memorized", **of)
 
     def scored_never_seen(self, n: int, sample: Sample | None = None, **of: Any) -> pd.DataFrame:
         """`memsub.score` of the first n captions the model never saw, a few in memory at a time; computed once."""
@@ -365,6 +384,10 @@ class Run:
 
 def _features(metrics: Metrics, images: np.ndarray) -> dict[str, np.ndarray]:
     return {"features": metrics.prompt.image_features(images)}
+
+
+def _pictures(sample: Sample, prompts: Any, seeds: Sequence[int]) -> dict[str, np.ndarray]:
+    return {"images": sample(prompts, seeds=seeds)}
 
 
 def _descriptors(metrics: Metrics, images: np.ndarray) -> dict[str, np.ndarray]:
