@@ -69,10 +69,10 @@ def test_a_run_that_finds_something_else_is_told():
 
 
 def test_a_run_is_compared_with_the_documents(tmp_path, monkeypatch, capsys):
-    rate = load_json(project() / "docs" / "figures.json")["04_pruning"]["exact_pruned"]
-    for shift, code, told in ((0.0, 0, "all figures agree"), (1.0, 1, "04_pruning.exact_pruned")):
+    rate = load_json(project() / "docs" / "figures.json")["04_pruning"]["located"]
+    for shift, code, told in ((0.0, 0, "all figures agree"), (1.0, 1, "04_pruning.located")):
         fact = rate | {"value": rate["value"] + shift, "varies": 0.01}
-        save_json({"facts": {"exact_pruned": fact}}, tmp_path / "findings" / "04_pruning.json")
+        save_json({"facts": {"located": fact}}, tmp_path / "findings" / "04_pruning.json")
         monkeypatch.setattr("sys.argv", ["figures", "--compare", str(tmp_path)])
         with pytest.raises(SystemExit) as ended:
             figures.main()

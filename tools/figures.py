@@ -5,7 +5,7 @@
     python -m tools.figures --check                       # do the documents say what docs/figures.json says?
     python -m tools.figures --compare runs/tiny           # does a run on this machine find the same?
 
-A document holds a figure between `<!--figure 04_pruning.exact_pruned percent-->` and `<!--/figure-->`; the last word is
+A document holds a figure between `<!--figure 04_pruning.located percent-->` and `<!--/figure-->`; the last word is
 one of `FORMATS`. Tables of measurements stand between `<!--table testbed-->` and `<!--/table-->`.
 """
 
