@@ -87,6 +87,11 @@ def made_of_an_edit(file: Path, unedited: str) -> bool:
     return json.loads(file.with_suffix(".json").read_text()).get("model", unedited) != unedited
 
 
+def made_of_embeddings(file: Path) -> bool:
+    """Whether it is sampled from optimized embeddings, which round otherwise in two processes."""
+    return isinstance(json.loads(file.with_suffix(".json").read_text()).get("prompts"), str)
+
+
 def test_a_run_under_the_launcher_makes_the_artifacts_of_one_process(tmp_path):
     """`accelerate launch -m memsub run`: everything that takes a GPU, shared out over two processes."""
     given = SMALL | {"model": "tiny"}
@@ -104,10 +109,10 @@ def test_a_run_under_the_launcher_makes_the_artifacts_of_one_process(tmp_path):
     assert not Counter(p.parent.name for p in stored) - Counter(p.parent.name for p in found)  # 02 made masks besides
     unedited = sampler_fingerprint(run.pipe)
     assert sum(not made_of_an_edit(file, unedited) for file in stored) > 20
-    for file in stored:
+    for file in [f for f in stored if f.parent.name != "seconds"]:  # two processes take other times
         other = tmp_path / "two" / file.relative_to(tmp_path / "one")
         if not other.is_file():
-            assert made_of_an_edit(file, unedited), other
+            assert made_of_an_edit(file, unedited) or made_of_embeddings(file), other
             continue
         if file.suffix == ".parquet":
             ours, theirs = (pd.read_parquet(path) for path in (file, other))
