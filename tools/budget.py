@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from memsub.files import load_json
+from .figures import findings
 
 BUDGETS: dict[str, tuple[int, str]] = {
     "00_testbed": (18_000, "each memorized caption once, 200 never-seen ones and the twin: intervals of 3 points"),
@@ -32,19 +32,11 @@ BUDGETS: dict[str, tuple[int, str]] = {
 
 
 def spent(run: Path) -> pd.DataFrame:
-    """Columns rows, budget and what_for, by notebook.
-
-    Raises:
-        FileNotFoundError: the run has no findings.
-    """
-    files = {name: run / "findings" / f"{name}.json" for name in BUDGETS}
+    """Columns rows, budget and what_for, by notebook; raises as `figures.findings`."""
     rows = {
-        name: {"rows": load_json(file)["network_rows"], "budget": BUDGETS[name][0], "what_for": BUDGETS[name][1]}
-        for name, file in files.items()
-        if file.is_file()
+        name: {"rows": found["network_rows"], "budget": BUDGETS[name][0], "what_for": BUDGETS[name][1]}
+        for name, found in findings(run).items()
     }
-    if not rows:
-        raise FileNotFoundError(f"{run} holds no findings/*.json: name the folder of a run that has finished.")
     return pd.DataFrame(rows).T
 
 

@@ -18,8 +18,7 @@ from tqdm.auto import tqdm
 
 from memsub.batch import NOTEBOOKS, project
 from memsub.files import save_text
-
-WIDGET = "application/vnd.jupyter.widget-view+json"
+from memsub.report import results
 
 
 def tidy(notebook: NotebookNode) -> NotebookNode:
@@ -27,7 +26,7 @@ def tidy(notebook: NotebookNode) -> NotebookNode:
     for cell in notebook.cells:
         cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and WIDGET not in o.get("data", {})]
+            cell.outputs = results(cell)
     notebook.metadata.pop("papermill", None)
     return notebook
 

@@ -111,7 +111,12 @@ def take(
 
 
 def facts(run: Path) -> dict[str, dict[str, Any]]:
-    """What each notebook of a run found.
+    """What each notebook of a run found; raises as `findings`."""
+    return {notebook: found["facts"] for notebook, found in findings(run).items()}
+
+
+def findings(run: Path) -> dict[str, dict[str, Any]]:
+    """What each notebook of a run recorded: claims, facts, rows of network calls.
 
     Raises:
         FileNotFoundError: the folder holds no findings.
@@ -119,7 +124,7 @@ def facts(run: Path) -> dict[str, dict[str, Any]]:
     files = sorted((run / "findings").glob("*.json"))
     if not files:
         raise FileNotFoundError(f"{run} holds no findings/*.json: name the folder of a run that has finished.")
-    return {file.stem: load_json(file)["facts"] for file in files}
+    return {file.stem: load_json(file) for file in files}
 
 
 def trained(weights: Path) -> list[dict[str, Any]]:

@@ -240,10 +240,6 @@ def models(run: Run) -> pd.DataFrame:
     return _evaluated(run, model_conditions(run.parameters), "report", "pruned models")
 
 
-def _drawn(run: Run) -> Sample:
-    return lambda prompts, *, seeds: run.drawn(prompts, seeds)
-
-
 def seeds(run: Run) -> pd.DataFrame:
     """Copy similarity between two seeds of one caption: rows are models, columns kinds of captions."""
     p = run.parameters
@@ -252,7 +248,7 @@ def seeds(run: Run) -> pd.DataFrame:
     rows = {}
     for name in _under(run, conditions(p)):
         rows[name] = {
-            kind: seed_similarity(_drawn(run), run.metrics, some[: p.evaluation.seed_captions], seeds=3).mean()
+            kind: seed_similarity(run.drawn, run.metrics, some[: p.evaluation.seed_captions], seeds=3).mean()
             for kind, some in captions.items()
         }
     return pd.DataFrame(rows).T

@@ -125,10 +125,15 @@ def _links(titles: Sequence[tuple[int, str, str]]) -> str:
     return f"<ul>{''.join(links)}</ul>"
 
 
+def results(cell: NotebookNode) -> list[NotebookNode]:
+    """A code cell's outputs without progress bars and widgets, which are no result."""
+    return [o for o in cell.outputs if o.get("name") != "stderr" and _WIDGET not in o.get("data", {})]
+
+
 def _clean(cell: NotebookNode, formulas: dict[str, str]) -> None:
-    """Leaves out progress bars and widgets, which are no result, and puts tokens in the place of formulas."""
+    """Leaves out what is no result, and puts tokens in the place of formulas."""
     if cell.cell_type == "code":
-        cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and _WIDGET not in o.get("data", {})]
+        cell.outputs = results(cell)
         return
     from latex2mathml.converter import convert
 

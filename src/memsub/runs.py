@@ -287,12 +287,15 @@ class Run:
         of = {"sparsity": self.parameters.mask_sparsity, "group": group, "stats": stats.prompts, "null": null.prompts}
         return self.store.get("masks", WeightMasks, make, provenance=stats.provenance, **of)
 
+    def located(self, group: str, contrast: Contrast, sparsity: float, steps: int) -> WeightMasks:
+        """Memorized weights of one group of the grid, at the first steps."""
+        ours, theirs = self.grid.only(group, steps), self.null(contrast).only(steps=steps)
+        return locate(self.pipe, ours, theirs, sparsity)
+
     def edit(self, group: str, **changed: Any) -> Edit:
         """The edit located on one group of the grid, by the parameters `edit`, or by others."""
         by = self.parameters.edit.model_dump() | {"sparsity": self.parameters.edit_sparsity} | changed
-        ours, theirs = self.grid.only(group, by["steps"]), self.null(by["contrast"]).only(steps=by["steps"])
-        masks = locate(self.pipe, ours, theirs, by["sparsity"])
-        edit = masks.union(by["steps"], by["threshold"])
+        edit = self.located(group, by["contrast"], by["sparsity"], by["steps"]).union(by["steps"], by["threshold"])
         return edit.only(by["layers"]) if by["layers"] else edit
 
     # --- evaluation ---------------------------------------------------------------------------------------------

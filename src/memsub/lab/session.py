@@ -24,7 +24,7 @@ from ..attacks import EmbeddingAttack
 from ..detection import step_scores
 from ..exact import LEVEL, exact_p
 from ..experiments import LOCATE, gradient_rows
-from ..neurons import WeightMasks, locate
+from ..neurons import WeightMasks
 from ..overlap import pairwise_iou
 from ..parameters import Contrast
 from ..prompts import disjoint_pairs
@@ -114,11 +114,8 @@ class Lab:
         return [name for name in self.run.grid.counts if name.startswith("memorized")]
 
     def _masks(self, group: str, contrast: Contrast, sparsity: float, steps: int) -> WeightMasks:
-        def make() -> WeightMasks:
-            ours, theirs = self.run.grid.only(group, steps), self.run.null(contrast).only(steps=steps)
-            return locate(self.run.pipe, ours, theirs, sparsity)
-
-        return self._once(("masks", group, contrast, sparsity, steps), make)
+        of = (group, contrast, sparsity, steps)
+        return self._once(("masks", *of), lambda: self.run.located(*of))
 
     def edit(self, setting: Setting) -> Edit | None:
         """The edit of a setting; None if it is none.

@@ -58,9 +58,11 @@ class Explorer(widgets.VBox):
         right = widgets.VBox([self.pictures, widgets.HBox([self.weights, self.scores]), self.curve])
         super().__init__([widgets.HBox([left, right]), self.status])
         self._choose_kind()
-        for control in (self.seeds, self.own, self.captions):
-            control.observe(self._refresh, "value")
-        for control in (self.sparsity, self.tau, self.contrast, self.located_on):
+        chosen, setting = (
+            (self.seeds, self.own, self.captions),
+            (self.sparsity, self.tau, self.contrast, self.located_on),
+        )
+        for control in (*chosen, *setting):
             control.observe(self._refresh, "value")
         self.kind.observe(self._choose_kind, "value")
         self._refresh()
