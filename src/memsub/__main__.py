@@ -34,7 +34,7 @@ def _run(args: argparse.Namespace) -> None:
         parameters, _ = batch.find_parameters(args.parameters)
         print(describe(parameters, load_pipeline(parameters.model) if at_hand(parameters.model) else None))
         return
-    report = batch.run(args.parameters, args.out, args.notebooks, args.fresh)
+    report = batch.run(args.parameters, args.out, args.notebooks, args.fresh, args.jobs)
     if report:
         print(f"Report: {report}")
 
@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
     run.add_argument("--notebooks", nargs="+", metavar="NN", help="only those whose names begin so, such as 00 01")
     run.add_argument("--fresh", action="store_true", help="execute all of them again")
+    run.add_argument("--jobs", type=int, default=1, help="so many notebooks side by side, on one CPU 2 pay (1)")
     run.add_argument("--dry-run", action="store_true", help="print what it would take, and download nothing")
     run.set_defaults(function=_run)
 

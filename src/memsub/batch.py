@@ -11,7 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+import multiprocessing
+import os
+from collections.abc import Callable, Generator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 
 import nbformat
@@ -48,6 +52,8 @@ NOTEBOOKS: dict[str, Callable[[Model], bool]] = {
     "07_explorer": of_any_model,
 }
 """In the order of execution, and which models each is for."""
+CAPTURE = "01_activation_capture"
+"""Those after it read what it captured: side by side they begin when it has ended."""
 
 
 class NotebookError(RuntimeError):
@@ -97,18 +103,25 @@ def find_notebooks(model: Model, only: list[str] | None = None) -> list[Path]:
     return [project() / "notebooks" / f"{name}.ipynb" for name in names]
 
 
-def run(name: str, out: Path | None = None, only: list[str] | None = None, fresh: bool = False) -> Path | None:
-    """Executes the notebooks in order and returns the path of the HTML report (in the main process).
+def run(
+    name: str, out: Path | None = None, only: list[str] | None = None, fresh: bool = False, jobs: int = 1
+) -> Path | None:
+    """Executes the notebooks and returns the path of the HTML report (in the main process).
 
     Args:
         name: of parameters in papermill_params/, or a YAML file.
         out: run folder; default `runs/<name>` in the current folder.
         only: beginnings of the names of the notebooks to execute; default all that are for the model.
+        fresh: also those that were executed before.
+        jobs: notebooks side by side, which share out the cores. A small model uses two cores better in two kernels
+            than in two threads; what fills a GPU alone needs one.
 
     Raises:
-        ValueError, FileNotFoundError: parameters or model are not right; nothing was executed.
+        ValueError, FileNotFoundError: parameters or model are not right, or fewer than one job; nothing was executed.
         NotebookError: a notebook stopped; the next call goes on with it.
     """
+    if jobs < 1:
+        raise ValueError(f"jobs: at least one notebook at a time; got {jobs}.")
     given, stem = find_parameters(name)
     folder = (out or Path("runs") / stem).resolve()
     given = given.model_copy(update={"folder": str(folder)})
@@ -119,30 +132,63 @@ def run(name: str, out: Path | None = None, only: list[str] | None = None, fresh
             return None
         alone()
     save_json(given.dump(), folder / "parameters.json")
-    _execute_all(notebooks, given, folder, fresh)
+    _execute_all(notebooks, given, folder, fresh, jobs)
     executed = [folder / path.name for path in notebooks]
     return write_report(executed, folder / "report.html", f"memsub: {given.model}", given.dump())
 
 
-def _execute_all(notebooks: list[Path], parameters: Parameters, folder: Path, fresh: bool) -> None:
+def _execute_all(notebooks: list[Path], parameters: Parameters, folder: Path, fresh: bool, jobs: int) -> None:
     record = folder / "executed.json"
     done = load_json(record) if record.is_file() and not fresh else {}
     digest = _digest(parameters.dump(), *(p.read_text() for p in sorted(Path(__file__).parent.rglob("*.py"))))
-    unchanged = True
-    bar = tqdm(notebooks, desc="notebooks", unit="notebook")
-    for path in bar:
-        bar.set_postfix_str(path.stem)
+    due: dict[Path, str] = {}
+    for path in notebooks:
         digest = _digest(digest, _code(nbformat.read(path, as_version=4)))
-        unchanged = unchanged and done.get(path.name) == digest and (folder / path.name).is_file()
-        if not unchanged:
+        if due or done.get(path.name) != digest or not (folder / path.name).is_file():
+            due[path] = digest
             done.pop(path.name, None)
-            execute(path, folder / path.name, parameters)
-            done[path.name] = digest
+    save_json(done, record)
+    bar = tqdm(total=len(notebooks), initial=len(notebooks) - len(due), desc="notebooks", unit="notebook")
+    with bar, closing(_executed(list(due), parameters, folder, jobs)) as executed:
+        for path in executed:
+            done[path.name] = due[path]
             save_json(done, record)
+            bar.set_postfix_str(path.stem)
+            bar.update()
 
 
-def execute(path: Path, out: Path, parameters: Parameters) -> None:
-    """Executes one notebook by papermill, in the folder it lies in.
+def _executed(paths: list[Path], parameters: Parameters, folder: Path, jobs: int) -> Generator[Path]:
+    """Executes notebooks, so many side by side, and names each when it has ended; raises as `execute`."""
+    if jobs == 1:
+        for path in paths:
+            execute(path, folder / path.name, parameters)
+            yield path
+        return
+    waiting, running = list(paths), dict[Future, Path]()
+    # Spawned, not forked: this process has threads. The kernels inherit how many of theirs they may use.
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, _use_threads, (threads,)) as pool:
+        try:
+            while waiting or running:
+                if not any(path.stem == CAPTURE for path in running.values()):
+                    end = 1 + next((i for i, path in enumerate(waiting) if path.stem == CAPTURE), len(waiting))
+                    for path in waiting[:end]:
+                        running[pool.submit(execute, path, folder / path.name, parameters, bar=False)] = path
+                    del waiting[:end]
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    future.result()
+                    yield running.pop(future)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _use_threads(threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+
+
+def execute(path: Path, out: Path, parameters: Parameters, bar: bool = True) -> None:
+    """Executes one notebook by papermill, in the folder it lies in; `bar`: shows how far it is.
 
     Raises:
         NotebookError: names notebook, cell and error; `out` holds the notebook up to there.
@@ -154,7 +200,8 @@ def execute(path: Path, out: Path, parameters: Parameters) -> None:
     logging.getLogger("papermill").setLevel(logging.ERROR)
     given = parameters.dump()
     try:
-        papermill.execute_notebook(str(path), str(out), given, cwd=str(path.parent), kernel_name="python3")
+        options = {"cwd": str(path.parent), "kernel_name": "python3", "progress_bar": bar}
+        papermill.execute_notebook(str(path), str(out), given, **options)
     except PapermillExecutionError as error:
         raise NotebookError(
             f"{path.name} stopped at In [{error.exec_count}]: {error.ename}: {error.evalue} (see {out}). "

@@ -114,7 +114,7 @@ class BaselineSetting(_Part):
     """The comparison with what can be done at inference time."""
 
     captions: int = Field(20, ge=2, description="memorized captions")
-    never_seen: int = Field(40, ge=4, description="never-seen captions")
+    never_seen: int = Field(28, ge=4, description="never-seen captions")
     strengths: dict[str, list[Any]] = Field(
         {"value neurons": [None, 0.0]}, description="baseline to its sweep; [] leaves it out (default: its own)"
     )
@@ -125,7 +125,7 @@ class BaselineSetting(_Part):
 class Detection(_Part):
     """Telling memorized captions before sampling."""
 
-    captions: int = Field(100, ge=2, description="never-seen captions, and at most as many memorized ones")
+    captions: int = Field(34, ge=2, description="never-seen captions, and at most as many memorized ones")
     calls: int = Field(3, ge=1, description="network calls that score a caption and seed")
     seeds: int = Field(2, ge=1, description="seeds of a caption")
 

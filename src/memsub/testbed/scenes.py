@@ -101,6 +101,11 @@ def _icons() -> dict[str, list[Part]]:
 ICONS = tuple(_icons())
 
 
+@cache
+def _corners(icon: str) -> list[tuple[bool, np.ndarray]]:
+    return [(filled, np.asarray(corners)) for filled, corners in _icons()[icon]]
+
+
 # --- what a caption says, and what it leaves free ----------------------------------------------------------
 
 
@@ -313,21 +318,23 @@ def sample_layout(rng: np.random.Generator, content: Content) -> Layout:
     """
     low, high = (10.0, 12.5) if len(content.items) == 1 else (7.5, 9.0)
     n = len(content.items)
-    while True:
-        radii = low + (high - low) * rng.random(n)
-        nearest = radii[:, None] / 2  # to the rim, in steps of the grid
-        centres = 2 * (nearest + ((SIZE - radii[:, None]) / 2 - nearest) * rng.random((n, 2))).round()
-        pairs = pairwise(zip(centres.tolist(), radii, strict=True))
+    while True:  # in plain numbers: arrays of one or two cost ten times as much
+        u = rng.random(3 * n).tolist()
+        radii = [low + (high - low) * v for v in u[:n]]
+        nearest = [r / 2 for r in radii for _ in "xy"]  # to the rim, in steps of the grid
+        steps = [near + ((SIZE / 2 - near) - near) * v for near, v in zip(nearest, u[n:], strict=True)]
+        centres = [(2.0 * round(steps[2 * i]), 2.0 * round(steps[2 * i + 1])) for i in range(n)]
+        pairs = pairwise(zip(centres, radii, strict=True))
         if all(math.dist(a, b) / (ra + rb) > 0.9 for (a, ra), (b, rb) in pairs):
             break
     placements = tuple(
-        Placement(float(x), float(y), float(r), float(rng.uniform(-12, 12)), bool(rng.random() < 0.5), _jitter(rng))
+        Placement(x, y, r, float(rng.uniform(-12, 12)), bool(rng.random() < 0.5), _jitter(rng))
         for (x, y), r in zip(centres, radii, strict=True)
     )
     return Layout(
         placements,
-        angle=float(rng.choice([0, 45, 90, 135])),
-        pitch=float(rng.choice([8, 12, 16])),
+        angle=45.0 * int(rng.integers(4)),
+        pitch=8.0 + 4 * int(rng.integers(3)),
         phase=(float(rng.integers(4) / 4), float(rng.integers(4) / 4)),
         contrast=float(rng.uniform(0.16, 0.26)),
         hsv=_jitter(rng),
@@ -352,13 +359,14 @@ def render(content: Content, layout: Layout) -> np.ndarray:
         raise ValueError(f"layout places {len(layout.placements)} icons, content names {len(content.items)}")
     canvas = _background(content, layout)
     for (icon, colour), place in zip(content.items, layout.placements, strict=True):
-        mask = Image.new("L", canvas.size, 0)
+        mask = Image.new("L", canvas.shape, 0)
         pen = ImageDraw.Draw(mask)
         turn = _transform(place)
-        for filled, corners in _icons()[icon]:
-            pen.polygon([tuple(p) for p in np.asarray(corners) @ turn[:2] + turn[2]], fill=255 if filled else 0)
-        canvas.paste(tuple(int(v) for v in _shade(colour, place.hsv)), mask=mask)
-    return np.asarray(canvas.reduce(SUPERSAMPLING))
+        for filled, corners in _corners(icon):
+            pen.polygon((corners @ turn[:2] + turn[2]).ravel().tolist(), fill=1 if filled else 0)
+        np.copyto(canvas, _packed(*_shade(colour, place.hsv)), where=np.asarray(mask).view(bool))
+    scene = Image.frombuffer("RGBX", canvas.shape, canvas, "raw", "RGBX", 0, 1)
+    return np.asarray(scene.reduce(SUPERSAMPLING).convert("RGB"))
 
 
 def _transform(place: Placement) -> np.ndarray:
@@ -386,8 +394,13 @@ def _grid() -> tuple[np.ndarray, np.ndarray]:
     return axis[None, :], axis[:, None]
 
 
-def _background(content: Content, layout: Layout) -> Image.Image:
-    """Two shades of the background's colour: a pattern of both, or a gradient from one to the other."""
+def _packed(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarray:
+    """Colours as the four bytes RGBX of one little-endian uint32: whole pixels are set at once."""
+    return red.astype("<u4") | green.astype("<u4") << 8 | blue.astype("<u4") << 16
+
+
+def _background(content: Content, layout: Layout) -> np.ndarray:
+    """Two shades of the background's colour: a pattern of both, or a gradient from one to the other; `_packed`."""
     base = _shade(content.background, layout.hsv)
     # The second shade is darker, but lighter where the colour is so dark that darker would not show.
     gradient = content.pattern == "gradient"
@@ -396,17 +409,12 @@ def _background(content: Content, layout: Layout) -> Image.Image:
     if gradient:  # over the whole frame
         x, y = _grid()
         cos, sin = np.cos(np.radians(layout.angle)), np.sin(np.radians(layout.angle))
-        blend = np.clip(((x - SIZE / 2) * cos + (y - SIZE / 2) * sin) / (1.2 * SIZE) + 0.5, 0, 1)[..., None]
-        return Image.fromarray((base * (1 - blend) + other * blend).round().astype(np.uint8))
-    canvas = Image.new("RGB", (SIZE * SUPERSAMPLING,) * 2, _whole(base))
-    if content.pattern != "plain":
-        mask = _pattern(content.pattern, layout).view(np.uint8) * np.uint8(255)
-        canvas.paste(_whole(other), mask=Image.fromarray(mask))
-    return canvas
-
-
-def _whole(colour: np.ndarray) -> tuple[int, ...]:
-    return tuple(int(v) for v in colour.round())
+        blend = np.clip(((x - SIZE / 2) * cos + (y - SIZE / 2) * sin) / (1.2 * SIZE) + 0.5, 0, 1)
+        return _packed(*((a * (1 - blend) + b * blend).round() for a, b in zip(base, other, strict=True)))
+    shades = _packed(*np.stack([base, other], 1).round())
+    if content.pattern == "plain":
+        return np.full((SIZE * SUPERSAMPLING,) * 2, shades[0])
+    return np.where(_pattern(content.pattern, layout), shades[1], shades[0])
 
 
 def _pattern(name: str, layout: Layout) -> np.ndarray:
