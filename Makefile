@@ -53,6 +53,6 @@ install: $(BIN)/installed
 
 $(BIN)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -r requirements.lock
+	$(BIN)/pip install --quiet --no-compile -r requirements.lock  # half the time; what is imported is compiled then
 	$(BIN)/pip install --quiet --no-deps -e .
 	touch $@

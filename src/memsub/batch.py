@@ -22,8 +22,8 @@ import nbformat
 from nbformat import NotebookNode
 from tqdm.auto import tqdm
 
-from . import experiments
 from .distributed import alone, is_main, processes
+from .experiments import EXPERIMENTS, precompute
 from .files import load_json, save_json
 from .models import Model, find_model
 from .parameters import Parameters
@@ -127,7 +127,7 @@ def run(
     given = given.model_copy(update={"folder": str(folder)})
     notebooks = find_notebooks(find_model(given.model), only)
     if processes() > 1:  # under accelerate launch: together what takes long, then one of them runs the notebooks
-        experiments.precompute(Run(given))
+        precompute(Run(given))
         if not is_main():
             return None
         alone()
@@ -165,6 +165,8 @@ def _executed(paths: list[Path], parameters: Parameters, folder: Path, jobs: int
             yield path
         return
     waiting, running = list(paths), dict[Future, Path]()
+    experiments_of = {path: [e for e in EXPERIMENTS.values() if path.stem.startswith(e.notebook)] for path in paths}
+    cost = {path: sum(e.steps(parameters) for e in of) for path, of in experiments_of.items()}
     # Spawned, not forked: this process has threads. The kernels inherit how many of theirs they may use.
     threads = max(1, (os.cpu_count() or 1) // jobs)
     spawn = multiprocessing.get_context("spawn")
@@ -173,7 +175,7 @@ def _executed(paths: list[Path], parameters: Parameters, folder: Path, jobs: int
             while waiting or running:
                 if not any(path.stem == CAPTURE for path in running.values()):
                     end = 1 + next((i for i, path in enumerate(waiting) if path.stem == CAPTURE), len(waiting))
-                    for path in waiting[:end]:
+                    for path in sorted(waiting[:end], key=lambda path: -cost[path]):  # the longest begin first
                         running[pool.submit(execute, path, folder / path.name, parameters, bar=False)] = path
                     del waiting[:end]
                 for future in wait(running, return_when=FIRST_COMPLETED).done:

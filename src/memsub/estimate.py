@@ -41,7 +41,7 @@ def work(p: Parameters) -> pd.DataFrame:
                 "part": f"{experiment.notebook} {experiment.title}",
                 "images": sum(w.images for w in found),
                 "network calls": sum(-(-w.images // p.sampling.batch_size) * w.steps for w in found),
-                "steps": round(sum(w.images * w.steps * w.weight for w in found)),
+                "steps": experiment.steps(p),
             }
         )
     return pd.DataFrame(rows)

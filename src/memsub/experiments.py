@@ -101,6 +101,10 @@ class Experiment:
     result: Callable[[Run], Any]
     cost: Callable[[Parameters], list[Work]]
 
+    def steps(self, p: Parameters) -> int:
+        """Guided steps of one image that it costs."""
+        return round(sum(w.images * w.steps * w.weight for w in self.cost(p)))
+
 
 def _held_out_captions(p: Parameters, wanted: int) -> int:
     """Memorized captions of one part of the split that are scored, if all have training images."""
@@ -466,8 +470,11 @@ def detection_cost(p: Parameters) -> list[Work]:
     return [Work(len(conditions(p)) * captions * p.detection.seeds, p.detection.calls)]
 
 
-STARTS = ("no attack", "its caption", "a random embedding")
-TARGETS = ("training image", "never trained on")
+TARGETS = {
+    "training image": ("no attack", "its caption", "a random embedding"),
+    "never trained on": ("no attack", "its caption"),
+}
+"""Pictures under the embedding attack, and what it begins with."""
 HIDDEN_FROM = (1, 2, 3)
 """Seeds with which a picture that an edit hides is not replicated."""
 
@@ -510,7 +517,7 @@ def embeddings(run: Run) -> dict[tuple[str, str, str], np.ndarray]:
     for name in _under(run, _attacked_models(run.parameters)):
         for target, (captions, wanted) in of.items():
             seeds = range(1000, 1000 + len(wanted))
-            for start in STARTS:
+            for start in TARGETS[target]:
                 prompts = captions if start == "no attack" else _embedding(run, captions, wanted, start)
                 images[name, target, start] = run.drawn(prompts, seeds)
     return images
@@ -534,11 +541,12 @@ def _embedding(run: Run, captions: list[str], wanted: np.ndarray, start: str) ->
 
 
 def embeddings_cost(p: Parameters) -> list[Work]:
-    n = len(_attacked_models(p)) * len(TARGETS) * p.embedding_attack.images
+    n = len(_attacked_models(p)) * p.embedding_attack.images
+    looks = sum(map(len, TARGETS.values()))
     backward = 1.5 * p.embedding_attack.noises  # in guided steps: forward and backward, three times a row of two
-    attack = Work(n * (len(STARTS) - 1), p.embedding_attack.iterations, backward)
+    attack = Work(n * (looks - len(TARGETS)), p.embedding_attack.iterations, backward)
     looked_at = len(HIDDEN_FROM) * _held_out_captions(p, p.evaluation.captions)
-    return [Work(n * len(STARTS) + looked_at, p.sampling.steps), attack]
+    return [Work(n * looks + looked_at, p.sampling.steps), attack]
 
 
 # --- notebook 06: deletion ---------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property, partial
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -341,12 +341,16 @@ class Run:
         return self.scored(captions, references, seeds=seeds, sample=sample, kind="memorized", **of)
 
     def scored_never_seen(self, n: int, sample: Sample | None = None, **of: Any) -> pd.DataFrame:
-        """`memsub.score` of the first n captions the model never saw, a few in memory at a time; computed once."""
+        """`memsub.score` of the first n captions the model never saw, a few in memory at a time; computed once.
+
+        Those that evaluations take are a part of their own, so that whoever takes more shares them.
+        """
         captions = self.prompts.of("heldout")[:n]
-        starts = tqdm(range(0, len(captions), CHUNK), desc="sampling never-seen captions", disable=n <= CHUNK)
+        first = min(self.parameters.evaluation.captions, len(captions))
+        edges = [0, *range(first, len(captions) - 1, CHUNK), len(captions)]  # no part of one caption
         parts = []
-        for start in starts:
-            some = captions[start : start + CHUNK]
+        for start, end in tqdm([*pairwise(edges)], desc="sampling never-seen captions", disable=n <= CHUNK):
+            some = captions[start:end]
             make = partial(score, _shifted(sample or self.sample, start), self.metrics, some)
             parts.append(self.store.table("never-seen", make, start=start, **self._of(some), **of))
         return pd.concat(parts, ignore_index=True)
