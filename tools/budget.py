@@ -20,10 +20,10 @@ BUDGETS: dict[str, tuple[int, str]] = {
     "01_activation_capture": (22_200, "the grid: 200 prompts and the empty one, fifty steps, once for all notebooks"),
     "02_memorized_neurons": (0, "nothing is drawn"),
     "03_subspace_overlap": (0, "nothing is drawn"),
-    "04_pruning": (50_000, "28 memorized and 28 never-seen captions a model; sweep, variants, eight models, controls"),
+    "04_pruning": (48_000, "28 memorized and 28 never-seen captions a model; sweep, variants, eight models, controls"),
     "05_attack_evaluation": (
-        60_000,
-        "14 methods on 60 captions; extraction; the attack on eight pictures and three models",
+        52_000,
+        "14 methods on 48 captions; extraction; the attack on eight pictures and three models",
     ),
     "06_deletion": (17_000, "the attack on 24 pictures and four models, until they are drawn"),
     "07_explorer": (1_500, "a grid of nine captions, and two short attacks"),

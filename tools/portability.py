@@ -1,9 +1,9 @@
 """Do tests, claims and committed outputs hold on other CPUs? `python -m tools.portability`.
 
 Runs the unit tests and the notebooks (by nbval, against their committed outputs) under every setting of kernels and
-threads that this machine can imitate, each in a folder of its own. Prints what fails, and how much the value behind
-each claim varies
-over the settings: the `varies` that stands beside the claim must not be smaller.
+threads that this machine can imitate, each in a folder of its own, as many side by side as the threads leave cores.
+Prints what fails, and how much the value behind each claim varies over the settings: the `varies` that stands beside
+the claim must not be smaller.
 
     python -m tools.portability --settings default-1 avx2-2 --only notebooks --notebooks 00 01
 """
@@ -39,7 +39,7 @@ def settings() -> dict[str, dict[str, str]]:
 
 def run_tests(root: Path, environment: dict[str, str], log: Path) -> bool:
     """The unit tests under one setting."""
-    return _run([sys.executable, "-m", "pytest"], root, environment, log)
+    return _run([], ["worksteal"], root, environment, log)
 
 
 def run_notebooks(root: Path, folder: Path, only: list[str], environment: dict[str, str], log: Path) -> bool:
@@ -48,12 +48,15 @@ def run_notebooks(root: Path, folder: Path, only: list[str], environment: dict[s
     for name in ("notebooks", "papermill_params"):
         shutil.copytree(root / name, folder / name)
     notebooks = [str(p) for p in sorted((folder / "notebooks").glob("*.ipynb")) if p.name.startswith(tuple(only))]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--nbval", "--nbval-cell-timeout", "3600"]
-    command += ["--nbval-sanitize-with", str(folder / "notebooks" / "sanitize.cfg"), *notebooks]
-    return _run(command, folder, environment, log)
+    options = ["-p", "no:cacheprovider", "--nbval", "--nbval-cell-timeout", "3600"]
+    options += ["--nbval-sanitize-with", str(folder / "notebooks" / "sanitize.cfg"), *notebooks]
+    return _run(options, ["loadfile", "--no-loadscope-reorder"], folder, environment, log)
 
 
-def _run(command: list[str], cwd: Path, environment: dict[str, str], log: Path) -> bool:
+def _run(options: list[str], shared_out: list[str], cwd: Path, environment: dict[str, str], log: Path) -> bool:
+    command = [sys.executable, "-m", "pytest", *options]
+    if (processes := (os.cpu_count() or 1) // int(environment["OMP_NUM_THREADS"])) > 1:
+        command += ["-n", str(processes), "--dist", *shared_out]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as out:
         env = os.environ | {"HF_HUB_OFFLINE": "1"} | environment
