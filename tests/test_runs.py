@@ -96,6 +96,15 @@ def test_the_grid_is_captured_once_and_equals_separate_captures(new_run, exact_p
     assert run.edit("memorized 3/1", contrast="ordinary").density > 0
 
 
+def test_overlap_is_that_of_subsets_without_a_common_prompt_and_made_once(run, monkeypatch):
+    masks = [run.masks("memorized", 2, i) for i in range(3)]
+    pairs = disjoint_pairs(run.members(2))
+    expected = memsub.pairwise_iou(masks, pairs=pairs).numpy()
+    np.testing.assert_array_equal(run.overlap("memorized", 2), expected)
+    monkeypatch.setattr("memsub.runs.pairwise_iou", None)
+    np.testing.assert_array_equal(run.overlap("memorized", 2), expected)
+
+
 def test_a_truncated_file_does_not_go_unnoticed(run):
     run.grid  # noqa: B018
     (path,) = (run.store.folder / "grid").glob("*.safetensors")

@@ -618,8 +618,11 @@ def revival(run: Run) -> pd.DataFrame:
     One row a model, as `Run.evaluate` gives it.
     """
     chosen, edit = run.held_out(run.split["locate"]), run.edit(LOCATE)
-    others = {f"pruned, zeros {name}": audit.revived(run.pipe, edit, signs=signs) for name, signs in REVIVED.items()}
-    models = {"unedited": None, "pruned": edit} | others
+    models = {"unedited": None, "pruned": edit}
+    for name, signs in REVIVED.items():
+        make = partial(audit.revived, run.pipe, edit, signs=signs)
+        of = {"model": sampler_fingerprint(run.pipe), "edit": edit.positions, "signs": signs}
+        models[f"pruned, zeros {name}"] = run.store.get("revived", Edit, make, **of)
     return pd.DataFrame([{"model": name} | run.evaluate(of, chosen) for name, of in models.items()])
 
 

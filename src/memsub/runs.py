@@ -35,8 +35,9 @@ from .generation import Sample, generate
 from .metrics import Metrics, load_metrics
 from .models import Model, find_model, load_pipeline
 from .neurons import WeightMasks, locate
+from .overlap import pairwise_iou
 from .parameters import Contrast, Parameters
-from .prompts import Prompts, load_prompts, near_duplicates, subsets, too_long
+from .prompts import Prompts, disjoint_pairs, load_prompts, near_duplicates, subsets, too_long
 from .pruning import Edit, pruned
 from .recovery import fetch_images, told
 from .store import Store, code_version
@@ -287,6 +288,13 @@ class Run:
         of = {"sparsity": self.parameters.mask_sparsity, "group": group, "stats": stats.prompts, "null": null.prompts}
         return self.store.get("masks", WeightMasks, make, provenance=stats.provenance, **of)
 
+    def overlap(self, kind: Kind, size: int) -> np.ndarray:
+        """IoU of the masks of every two subsets of a size that share no prompt: (pairs, steps, layers)."""
+        members, stats = self.members(size), self.grid
+        of: dict[str, Any] = {"kind": kind, "members": members, "sparsity": self.parameters.mask_sparsity}
+        of |= {"stats": stats.prompts, "null": self.null().prompts, "provenance": stats.provenance}
+        return self.store.arrays("overlap", partial(_overlap, self, kind, size), **of)["iou"]
+
     def located(self, group: str, contrast: Contrast, sparsity: float, steps: int) -> WeightMasks:
         """Memorized weights of one group of the grid, at the first steps."""
         ours, theirs = self.grid.only(group, steps), self.null(contrast).only(steps=steps)
@@ -395,6 +403,11 @@ def _features(metrics: Metrics, images: np.ndarray) -> dict[str, np.ndarray]:
 
 def _pictures(sample: Sample, prompts: Any, seeds: Sequence[int]) -> dict[str, np.ndarray]:
     return {"images": sample(prompts, seeds=seeds)}
+
+
+def _overlap(run: Run, kind: Kind, size: int) -> dict[str, np.ndarray]:
+    masks = [run.masks(kind, size, i) for i in range(run.parameters.grid.subsets)]
+    return {"iou": pairwise_iou(masks, pairs=disjoint_pairs(run.members(size))).numpy()}
 
 
 def _descriptors(metrics: Metrics, images: np.ndarray) -> dict[str, np.ndarray]:
