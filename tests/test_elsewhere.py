@@ -1,5 +1,7 @@
 """A model on a device that is not the host, at full size: nothing is mixed, and no step is waited for."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +24,10 @@ def never(images, captions, references):
     return np.zeros(len(images), bool)
 
 
-@pytest.fixture(scope="module", params=[("sd14", torch.float16), ("sd20", torch.bfloat16)], ids=lambda p: p[0])
+KINDS = product(("sd14", "sd20"), (torch.float16, torch.bfloat16))
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: f"{kind[0]}-{kind[1]}".replace("torch.", ""))
 def pipe(request):
     found = shapes(*request.param)
     with Elsewhere():
