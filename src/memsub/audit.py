@@ -4,7 +4,7 @@
     attack_curve(work)                          # share found by 0, 5, 10, ... iterations, with intervals
     log_rank(work_of_edited, work_of_twin)      # do the two curves differ?
     relearning(pipe, taught, watched, lr=1e-5)  # fine-tuned on some pairs: do others come back?
-    revived(pipe, edit)                         # zeros imputed from what is left around them
+    revived(pipe, imputed(pipe, edit))          # zeros completed from what is left around them
     diversity(sample, captions)                 # do two seeds of a caption differ?
 
 *Gone* means: the attack's curve is the twin's, and the test had the power to tell (it does tell other edits from the
@@ -13,7 +13,7 @@ twin). All of it takes the pipeline as it is: put an edit in place by `memsub.pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -298,45 +298,81 @@ def denoising_error(
 # --- revival of zeros ----------------------------------------------------------------------------------------------
 
 
-def revived(pipe: Pipeline, edit: Edit, *, signs: bool = True, kept: float = 0.6, iterations: int = 100) -> Edit:
-    """The edit with other values where it has zeros: what an attacker who sees the zeros puts there.
+def imputed(pipe: Pipeline, edit: Edit, *, iterations: int = 100, tolerance: float = 1e-3) -> Edit:
+    """The edit with other values where it has zeros, completed from what is left: they hide where the edit was.
 
     After "Roots Beneath the Cut" (Zhang et al., CVPR 2026). Of each weight matrix the entries that the edit does not
     set are known; the gaps are filled by iterated completion (Mazumder et al. 2010: singular values less the smallest
-    one, from the means of the columns on). Of the filled values only the signs of the largest are trusted: they get the
-    largest magnitude that is left in their row, the others stay zero.
+    one, from the means of the columns on).
 
     Args:
-        signs: False for the completed values themselves, which hide where the edit was: the defence.
-        kept: share of the gaps whose signs are trusted.
+        iterations: at most; a layer ends when its values change by less than `tolerance` of their norm.
 
     Raises:
         ValueError: the edit belongs to another model.
     """
     values = {}
     with pruned(pipe, edit):
-        modules = dict(as_denoiser(pipe).network.named_modules())
-        for layer, positions in edit.positions.items():
-            weight = modules[layer].weight.detach().float().flatten(1)
-            gaps = positions.to(weight.device)
-            found = _completed(weight, gaps, iterations) if len(gaps) else weight.new_zeros(0)
-            if signs and len(gaps):
-                trusted = found.abs() >= found.abs().quantile(1 - kept)
-                found = trusted * found.sign() * weight.abs().amax(1)[gaps // weight.shape[1]]
-            values[layer] = found.half().cpu()
-    about = {"model": edit.provenance["model"], "revived": [edit.provenance, signs, kept, iterations]}
+        for layer, weight, gaps in _with_gaps(pipe, edit):
+            values[layer] = _completed(weight, gaps, iterations, tolerance).half().cpu()
+    about = {"model": edit.provenance["model"], "imputed": [edit.provenance, iterations, tolerance]}
     return Edit(edit.positions, edit.shapes, about, values)
 
 
-def _completed(weight: torch.Tensor, gaps: torch.Tensor, iterations: int) -> torch.Tensor:
+def revived(pipe: Pipeline, edit: Edit, *, kept: float = 0.6) -> Edit:
+    """An `imputed` edit as an attacker would have it, who sees where the zeros lay.
+
+    Of the completed values only the signs of the largest are trusted: they get the largest magnitude that is left in
+    their row, the others stay zero ("Roots Beneath the Cut").
+
+    Args:
+        kept: share of the gaps whose signs are trusted.
+
+    Raises:
+        ValueError: the edit belongs to another model.
+    """
+    values = {}
+    with pruned(pipe, Edit(edit.positions, edit.shapes, edit.provenance)):
+        for layer, weight, gaps in _with_gaps(pipe, edit):
+            found = edit.values[layer].to(weight)
+            trusted = found.abs() >= found.abs().quantile(1 - kept)
+            values[layer] = (trusted * found.sign() * weight.abs().amax(1)[gaps // weight.shape[1]]).half().cpu()
+    about = {"model": edit.provenance["model"], "revived": [edit.provenance, kept]}
+    return Edit(edit.positions, edit.shapes, about, values)
+
+
+def _with_gaps(pipe: Pipeline, edit: Edit) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Layers that the edit sets something of: their names, weights as matrices, and flat positions."""
+    modules = dict(as_denoiser(pipe).network.named_modules())
+    for layer, positions in edit.positions.items():
+        if len(positions):
+            weight = modules[layer].weight.detach().float().flatten(1)
+            yield layer, weight, positions.to(weight.device)
+
+
+def _completed(weight: torch.Tensor, gaps: torch.Tensor, iterations: int, tolerance: float) -> torch.Tensor:
     """Values for flat positions `gaps` of a matrix."""
     weight, known = weight.clone(), torch.ones_like(weight)
     flat, known.view(-1)[gaps] = weight.view(-1), 0
     flat[gaps] = ((weight * known).sum(0) / known.sum(0).clamp_min(1))[gaps % weight.shape[1]]
     for _ in range(iterations):
-        u, s, v = torch.linalg.svd(weight, full_matrices=False)
-        flat[gaps] = ((u * (s - s[-1])) @ v).reshape(-1)[gaps]
+        before, flat[gaps] = flat[gaps], _shrunk(weight).reshape(-1)[gaps]
+        if (flat[gaps] - before).norm() <= tolerance * before.norm():
+            break
     return flat[gaps]
+
+
+def _shrunk(matrix: torch.Tensor) -> torch.Tensor:
+    """The matrix with its singular values less the smallest one.
+
+    By the eigenvectors of its smaller Gram matrix: of a full-size layer a hundred times a singular value decomposition
+    would take an hour.
+    """
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    squares, vectors = torch.linalg.eigh(wide @ wide.T)
+    singular = squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
+    shrunk = (vectors * (1 - singular[0] / singular)) @ (vectors.T @ wide)
+    return shrunk if wide is matrix else shrunk.T
 
 
 # --- quality -------------------------------------------------------------------------------------------------------

@@ -608,21 +608,21 @@ def recognition(run: Run) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
-REVIVED = {"imputed": False, "revived": True}
+REVIVED = ("imputed", "revived")
 """What is put in the place of zeros: completed values, or their trusted signs with the largest magnitudes."""
 
 
 def revival(run: Run) -> pd.DataFrame:
-    """METHOD's edit, and the same with other values where it has zeros (`audit.revived`): what comes back?
+    """METHOD's edit, and the same with other values where it has zeros (`audit.imputed`): what comes back?
 
     One row a model, as `Run.evaluate` gives it.
     """
     chosen, edit = run.held_out(run.split["locate"]), run.edit(LOCATE)
-    models = {"unedited": None, "pruned": edit}
-    for name, signs in REVIVED.items():
-        make = partial(audit.revived, run.pipe, edit, signs=signs)
-        of = {"model": sampler_fingerprint(run.pipe), "edit": edit.positions, "signs": signs}
-        models[f"pruned, zeros {name}"] = run.store.get("revived", Edit, make, **of)
+    told = {"model": sampler_fingerprint(run.pipe), "edit": edit.positions}
+    imputed = run.store.get("imputed", Edit, partial(audit.imputed, run.pipe, edit), **told)
+    models: dict[str, Edit | None] = {"unedited": None, "pruned": edit}
+    filled = imputed, audit.revived(run.pipe, imputed)
+    models |= {f"pruned, zeros {name}": of for name, of in zip(REVIVED, filled, strict=True)}
     return pd.DataFrame([{"model": name} | run.evaluate(of, chosen) for name, of in models.items()])
 
 
