@@ -165,8 +165,8 @@ def _executed(paths: list[Path], parameters: Parameters, folder: Path, jobs: int
             yield path
         return
     waiting, running = list(paths), dict[Future, Path]()
-    experiments_of = {path: [e for e in EXPERIMENTS.values() if path.stem.startswith(e.notebook)] for path in paths}
-    cost = {path: sum(e.steps(parameters) for e in of) for path, of in experiments_of.items()}
+    every = EXPERIMENTS.values()
+    cost = {path: sum(e.steps(parameters) for e in every if path.stem.startswith(e.notebook)) for path in paths}
     # Spawned, not forked: this process has threads. The kernels inherit how many of theirs they may use.
     threads = max(1, (os.cpu_count() or 1) // jobs)
     spawn = multiprocessing.get_context("spawn")

@@ -42,7 +42,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 PATTERNS = ("plain", "striped", "checkered", "gradient")
 
 Polygon = list[tuple[float, float]]
-Part = tuple[bool, Polygon]  # (filled or cut out, corners); parts are drawn in order
+Part = tuple[bool, np.ndarray]  # (filled or cut out, corners (n, 2)); parts are drawn in order
 
 
 # --- icons, in a unit disc, y pointing down ---------------------------------------------------------------
@@ -72,11 +72,11 @@ def _heart() -> Polygon:
 
 
 def _fill(*polygons: Polygon) -> list[Part]:
-    return [(True, p) for p in polygons]
+    return [(True, np.asarray(p)) for p in polygons]
 
 
 def _cut(*polygons: Polygon) -> list[Part]:
-    return [(False, p) for p in polygons]
+    return [(False, np.asarray(p)) for p in polygons]
 
 
 @cache
@@ -99,11 +99,6 @@ def _icons() -> dict[str, list[Part]]:
 
 
 ICONS = tuple(_icons())
-
-
-@cache
-def _corners(icon: str) -> list[tuple[bool, np.ndarray]]:
-    return [(filled, np.asarray(corners)) for filled, corners in _icons()[icon]]
 
 
 # --- what a caption says, and what it leaves free ----------------------------------------------------------
@@ -362,7 +357,7 @@ def render(content: Content, layout: Layout) -> np.ndarray:
         mask = Image.new("L", canvas.shape, 0)
         pen = ImageDraw.Draw(mask)
         turn = _transform(place)
-        for filled, corners in _corners(icon):
+        for filled, corners in _icons()[icon]:
             pen.polygon((corners @ turn[:2] + turn[2]).ravel().tolist(), fill=1 if filled else 0)
         np.copyto(canvas, _packed(*_shade(colour, place.hsv)), where=np.asarray(mask).view(bool))
     scene = Image.frombuffer("RGBX", canvas.shape, canvas, "raw", "RGBX", 0, 1)
