@@ -240,6 +240,10 @@ def spread(lines: Mapping[str, np.ndarray], layers: Sequence[str], label: str, t
     return figure
 
 
+BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1)}
+"""Where a legend goes that would lie on points."""
+
+
 def tradeoff(frame: pd.DataFrame, x: str, y: str, labels: Mapping[str, str], hue: str = "model") -> Figure:
     """One point a model: memorization to the right, quality up; the best corner is the upper left.
 
@@ -247,10 +251,10 @@ def tradeoff(frame: pd.DataFrame, x: str, y: str, labels: Mapping[str, str], hue
         frame: columns `x`, `y`, `hue`.
         labels: axis label of `x` and of `y`.
     """
-    figure, axis = plt.subplots(figsize=(6.5, 4.4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 4.2), layout="constrained")
     sns.scatterplot(frame, x=x, y=y, hue=hue, style=hue, s=70, ax=axis)
     axis.set(xlabel=labels[x], ylabel=labels[y])
-    axis.legend(title=None, fontsize=8)
+    axis.legend(title=None, fontsize=8, **BESIDE)
     sns.despine(figure)
     return figure
 
@@ -313,7 +317,7 @@ def p_values(kinds: Mapping[str, np.ndarray]) -> Figure:
     axis.plot(at, at, "k:", linewidth=1, label="uniform: nothing remembered")
     axis.set(xscale="log", xlabel="p-value of the exact test", ylabel="share of images at or below it")
     axis.axvline(1 / 256, color="gray", linewidth=0.8)
-    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
+    axis.legend(fontsize=8, **BESIDE)
     sns.despine(figure)
     return figure
 
@@ -333,16 +337,22 @@ def methods(frame: pd.DataFrame, x: str, y: str, labels: Mapping[str, str], unit
         frame: columns method, strength (a label), `x` and `y` (shares, or similarities; shown times 100).
         labels: axis label of `x` and of `y`.
     """
-    figure, axis = plt.subplots(figsize=(7, 4.6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8.5, 4.6), layout="constrained")
     names = list(frame["method"].unique())
-    for name, colour in zip(names, sns.color_palette("deep", len(names)), strict=True):
+    above, below, left = {"xytext": (5, 4)}, {"xytext": (4, -10)}, {"xytext": (-4, 4), "ha": "right"}
+    sides = cycle([left, below, above, below])
+    for name, colour, side in zip(names, sns.color_palette("deep", len(names)), sides, strict=False):
         part = frame[frame["method"] == name]
-        axis.plot(100 * part[x], 100 * part[y], {"none": "*-", "twin": "X-"}.get(name, "o-"), color=colour, label=name)
+        if name in ("none", "twin"):  # on top of the methods that change nothing
+            axis.plot(100 * part[x], 100 * part[y], "k*" if name == "none" else "kX", ms=11, label=name, zorder=3)
+            continue
+        axis.plot(100 * part[x], 100 * part[y], "o-", color=colour, label=name)
         for point in part.itertuples():
             at = (100 * getattr(point, x), 100 * getattr(point, y))
-            axis.annotate(point.strength, at, fontsize=7, xytext=(4, 3), textcoords="offset points", color=colour)
-    axis.set(xlabel=f"{labels[x]}{unit}", ylabel=f"{labels[y]}{unit}", xlim=(-3, 103))
-    axis.legend(title=None, fontsize=8)
+            axis.annotate(point.strength, at, fontsize=7, textcoords="offset points", color=colour, **side)
+    axis.set(xlabel=f"{labels[x]}{unit}", ylabel=f"{labels[y]}{unit}", xlim=(-3, 118))
+    axis.set_xticks(range(0, 101, 20))
+    axis.legend(title=None, fontsize=8, **BESIDE)
     sns.despine(figure)
     return figure
 
@@ -468,7 +478,7 @@ def _panels(n: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
 def _labelled(figure: Figure, axes: np.ndarray, label: str, title: str | None = None) -> Figure:
     """With what the shared axis says, and the legend beside the last panel."""
     axes[0, 0].set_ylabel(label)
-    axes[0, -1].legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left", title=title)
+    axes[0, -1].legend(fontsize=8, title=title, **BESIDE)
     sns.despine(figure)
     return figure
 
