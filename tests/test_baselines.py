@@ -59,13 +59,13 @@ def test_value_neurons_are_silenced_and_come_back(exact_pipe):
 
 def test_value_neurons_of_memorized_prompts_lower_their_scores(exact_pipe, prompts):
     pipe = exact_pipe
-    never_seen = prompts.of("heldout")[:50]
+    never_seen = prompts.of("heldout")[:30]
     statistics = baselines.value_statistics(pipe, never_seen)
     spread = 2.0  # under NeMo's one deviation hardly any memorized prompt of this model comes
     threshold = statistics.score_mean + spread * statistics.score_std
-    some = [*prompts.memorized[:8], *never_seen[:3]]
+    some = [*prompts.memorized[:4], *never_seen[:2]]
     scores = memorization_score(pipe, some)
-    assert (scores[:8] > threshold).float().mean() >= 0.5
+    assert (scores[:4] > threshold).float().mean() >= 0.5
     neurons = baselines.find_value_neurons(pipe, some, statistics, spread=spread)
     found = torch.cat(list(neurons.values()), 1)
     assert torch.equal(found.any(1), scores > threshold)  # a prompt that scores under it is left alone
@@ -83,5 +83,5 @@ def test_value_neurons_of_memorized_prompts_lower_their_scores(exact_pipe, promp
     # Alone, a prompt has the neurons that it has among others.
     alone = baselines.find_value_neurons(pipe, some[prompt : prompt + 1], statistics, spread=spread)
     assert all(torch.equal(m[0], neurons[n][prompt]) for n, m in alone.items())
-    more = baselines.find_value_neurons(pipe, some, statistics, spread=-2, z_min=0)
-    assert sum(m.sum() for m in more.values()) > found.sum()
+    more = baselines.find_value_neurons(pipe, some[:2], statistics, spread=-2, z_min=0)
+    assert sum(m.sum() for m in more.values()) > found[:2].sum()

@@ -92,9 +92,18 @@ def made_of_embeddings(file: Path) -> bool:
     return isinstance(json.loads(file.with_suffix(".json").read_text()).get("prompts"), str)
 
 
+FEWER = {
+    "grid": {"memorized": 12, "subsets": 2, "sizes": [2], "sparsity": 0.05},
+    "sweep": {"sparsity": [0.3], "steps": [2]},
+    "evaluation": {"captions": 2, "models": 1, "controls": 1, "real_images": 4, "seed_captions": 2},
+    "baselines": {"captions": 2, "never_seen": 4, "strengths": {"random tokens": [1]}, "timed": 2, "turns": 1},
+}
+"""Every experiment of the run is shared out over the processes, none has more than it takes to tell."""
+
+
 def test_a_run_under_the_launcher_makes_the_artifacts_of_one_process(tmp_path):
     """`accelerate launch -m memsub run`: everything that takes a GPU, shared out over two processes."""
-    given = SMALL | {"model": "tiny"}
+    given = SMALL | {"model": "tiny"} | FEWER
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(given))
     run = Run(Parameters.checked(given | {"folder": str(tmp_path / "one")}))
     experiments.precompute(run)

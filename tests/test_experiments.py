@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
+from conftest import SMALL
 from memsub import baselines, batch, detection, estimate, experiments, metrics
 from memsub.baselines import Baseline
 from memsub.denoiser import StableDiffusionDenoiser
@@ -120,6 +121,9 @@ def test_every_experiment_is_in_the_estimate(run):
     assert (table[["images", "network calls", "steps"]] > 0).all(None)
 
 
+ONE_METHOD = SMALL["baselines"] | {"strengths": {"random tokens": [1]}}
+
+
 # --- seams: one file and one registry line ------------------------------------------------------------------------
 
 
@@ -129,7 +133,7 @@ def test_a_registered_baseline_stands_in_the_tables(new_run, monkeypatch):
 
     dummy = Baseline("adds a word", "words", make, (1, 2))
     monkeypatch.setitem(baselines.BASELINES, "dummy", dummy)
-    run = new_run()
+    run = new_run(baselines=ONE_METHOD)
     table = experiments.baselines(run)
     assert table[table["method"] == "dummy"]["strength"].tolist() == ["1", "2"]
     assert table[table["method"] == "dummy"]["replication_rate"].notna().all()
@@ -151,7 +155,7 @@ def test_a_registered_detection_score_stands_in_the_tables(run, monkeypatch):
 
 def test_a_registered_metric_stands_in_the_tables(new_run, monkeypatch):
     monkeypatch.setitem(metrics.IMAGE_METRICS, "dummy", lambda images, prompts, references: np.full(len(images), 7.0))
-    run = new_run(metrics={"more": ["dummy"]})
+    run = new_run(metrics={"more": ["dummy"]}, baselines=ONE_METHOD)
     run.metrics = metrics.load_metrics("tiny", "cpu", more=run.parameters.metrics.more)
     assert (experiments.models(run)["dummy"] == 7).all()
     assert (experiments.baselines(run)["dummy"] == 7).all()

@@ -31,8 +31,8 @@ def test_batches_and_order_do_not_matter(exact_pipe):
 
 def test_the_multistep_solver_gives_the_verdicts_of_many_steps(pipe, prompts):
     """Of a pruned model, where few steps of the model's own scheduler do not; which is in place again afterwards."""
-    captions, images, own = prompts.memorized[:24], prompts.images("verbatim", 0, 24), pipe.scheduler
-    options = {"guidance_scale": 3.0, "progress": False, "seeds": range(24)}
+    captions, images, own = prompts.memorized[:16], prompts.images("verbatim", 0, 16), pipe.scheduler
+    options = {"guidance_scale": 3.0, "progress": False, "seeds": range(16)}
     with memsub.pruned(pipe, memsub.Edit.load(deletion.edits()["pruning"])):
         many, few, multistep = (
             by_exact_test(memsub.generate(pipe, captions, steps=steps, solver=solver, **options), captions, images)

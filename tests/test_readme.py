@@ -25,7 +25,7 @@ def test_the_five_lines_do_something(metrics, prompts, monkeypatch):
     monkeypatch.setattr(memsub, "capture", partial(memsub.capture, steps=10, batch_size=50, progress=False))
     names: dict = {}
     exec("\n".join(lines[:-1]), names)  # all but the line that applies the edit
-    sample = partial(memsub.generate, names["pipe"], steps=16, guidance_scale=3.0, progress=False)
+    sample = partial(memsub.generate, names["pipe"], steps=8, solver="multistep", guidance_scale=3.0, progress=False)
     captions, images = prompts.memorized[:30], prompts.images("verbatim", 0, 30)
     before = memsub.score(sample, metrics, captions, images, seeds=[0])["replicated"].mean()
     exec(lines[-1], names)
