@@ -37,8 +37,8 @@ def prune(
     """METHOD's edit: weights that are memorized at any of the first steps are set to zero.
 
     Args:
-        contrast: "empty" (the paper's), "ordinary" captions, or "other wording": the same content in other words, so
-            that the difference is what the wording adds.
+        contrast: "empty" (the paper's), as many "ordinary" captions, or "other wording": the same content in other
+            words, so that the difference is what the wording adds.
         layers: only so many, those in which sets of memorized prompts overlap most; default all.
 
     Raises:
@@ -46,7 +46,7 @@ def prune(
     """
     others = {
         "empty": [""],
-        "ordinary": ordinary.captions,
+        "ordinary": ordinary.captions[: len(memorized)],
         "other wording": other_wording(memorized.captions),
     }
     if contrast not in others:
