@@ -37,7 +37,7 @@ ORDINARY = 20_000
 FRESH = 600
 SHOWN = 8
 """Removed pairs whose pictures are kept."""
-LONG_TARGETS = 40
+LONG_TARGETS = 20
 """Of the long attack: to 500 iterations from the captions; from other starts, and on fresh pictures, to 100."""
 
 
