@@ -339,7 +339,8 @@ def methods(frame: pd.DataFrame, x: str, y: str, labels: Mapping[str, str], unit
     """
     figure, axis = plt.subplots(figsize=(8.5, 4.6), layout="constrained")
     names = list(frame["method"].unique())
-    above, below, left = {"xytext": (5, 4)}, {"xytext": (4, -10)}, {"xytext": (-4, 4), "ha": "right"}
+    left: dict[str, Any] = {"xytext": (-4, 4), "ha": "right"}
+    below, above = {"xytext": (4, -10)}, {"xytext": (5, 4)}
     sides = cycle([left, below, above, below])
     for name, colour, side in zip(names, sns.color_palette("deep", len(names)), sides, strict=False):
         part = frame[frame["method"] == name]
