@@ -34,6 +34,10 @@ SMALL = {
     "deletion": {"targets": 2, "iterations": [0, 2], "noises": 2},
 }
 """Parameters of a run that takes seconds."""
+ONE_METHOD = SMALL["baselines"] | {
+    "strengths": {"embedding optimization": [], "random tokens": [1], "value neurons": []}
+}
+"""Of its baselines the fastest alone: one that is not named has its own strengths."""
 
 
 @pytest.fixture(scope="session")

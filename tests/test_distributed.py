@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from conftest import SMALL
+from conftest import ONE_METHOD, SMALL
 from memsub import ActivationStats, WeightMasks, experiments
 from memsub.denoiser import sampler_fingerprint
 from memsub.parameters import Parameters
@@ -96,7 +96,7 @@ FEWER = {
     "grid": {"memorized": 12, "subsets": 2, "sizes": [2], "sparsity": 0.05},
     "sweep": {"sparsity": [0.3], "steps": [2]},
     "evaluation": {"captions": 2, "models": 1, "controls": 1, "real_images": 4, "seed_captions": 2},
-    "baselines": {"captions": 2, "never_seen": 4, "strengths": {"random tokens": [1]}, "timed": 2, "turns": 1},
+    "baselines": ONE_METHOD,
 }
 """Every experiment of the run is shared out over the processes, none has more than it takes to tell."""
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import SMALL
+from conftest import ONE_METHOD
 from memsub import baselines, batch, detection, estimate, experiments, metrics
 from memsub.baselines import Baseline
 from memsub.denoiser import StableDiffusionDenoiser
@@ -119,9 +119,6 @@ def test_every_experiment_is_in_the_estimate(run):
     table = estimate.work(run.parameters)
     assert table["part"].tolist() == [f"{e.notebook} {e.title}" for e in EXPERIMENTS.values()]
     assert (table[["images", "network calls", "steps"]] > 0).all(None)
-
-
-ONE_METHOD = SMALL["baselines"] | {"strengths": {"random tokens": [1]}}
 
 
 # --- seams: one file and one registry line ------------------------------------------------------------------------
