@@ -93,9 +93,9 @@ def made_of_embeddings(file: Path) -> bool:
 
 
 FEWER = {
-    "grid": {"memorized": 12, "subsets": 2, "sizes": [2], "sparsity": 0.05},
+    "grid": SMALL["grid"] | {"subsets": 2, "sizes": [2]},
     "sweep": {"sparsity": [0.3], "steps": [2]},
-    "evaluation": {"captions": 2, "models": 1, "controls": 1, "real_images": 4, "seed_captions": 2},
+    "evaluation": SMALL["evaluation"] | {"models": 1},
     "baselines": ONE_METHOD,
 }
 """Every experiment of the run is shared out over the processes, none has more than it takes to tell."""
