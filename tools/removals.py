@@ -37,7 +37,7 @@ ORDINARY = 20_000
 FRESH = 600
 SHOWN = 8
 """Removed pairs whose pictures are kept."""
-LONG_TARGETS = 20
+LONG_TARGETS = 40
 """Of the long attack: to 500 iterations from the captions; from other starts, and on fresh pictures, to 100."""
 
 
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--starts", nargs="*", default=["its caption"], help="what the attack begins with")
     parser.add_argument("--attacked", nargs="*", default=["removed"], help="kinds of pairs that are attacked")
     parser.add_argument("--noises", type=int, default=2, help="of the attack, an iteration")
-    parser.add_argument("--rates", type=float, nargs="*", default=[1e-4], help="of relearning")
+    parser.add_argument("--rates", type=float, nargs="*", default=[1e-5, 1e-4], help="of relearning")
     parser.add_argument("--looks", type=int, nargs="*", default=[0, 10, 25, 100], help="steps of relearning")
     parser.add_argument("--seeds", type=int, default=4, help="draws of each caption for the exact test (4)")
     parser.add_argument("--long", nargs="*", default=[], help="names of models that are attacked from every start")
