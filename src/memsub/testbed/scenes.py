@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -402,22 +402,31 @@ def _background(content: Content, layout: Layout) -> np.ndarray:
     step = layout.contrast if base.max() < 90 else -layout.contrast * (2.0 if gradient else 1.0)
     other = _shade(content.background, layout.hsv, step)
     if gradient:  # over the whole frame
-        x, y = _grid()
-        cos, sin = np.cos(np.radians(layout.angle)), np.sin(np.radians(layout.angle))
-        blend = np.clip(((x - SIZE / 2) * cos + (y - SIZE / 2) * sin) / (1.2 * SIZE) + 0.5, 0, 1)
-        return _packed(*((a * (1 - blend) + b * blend).round() for a, b in zip(base, other, strict=True)))
+        blend, where = _gradient(layout.angle)
+        return _packed(*((a * (1 - blend) + b * blend).round() for a, b in zip(base, other, strict=True)))[where]
     shades = _packed(*np.stack([base, other], 1).round())
     if content.pattern == "plain":
         return np.full((SIZE * SUPERSAMPLING,) * 2, shades[0])
-    return np.where(_pattern(content.pattern, layout), shades[1], shades[0])
+    return np.where(_pattern(content.pattern, layout.angle, layout.pitch, layout.phase), shades[1], shades[0])
 
 
-def _pattern(name: str, layout: Layout) -> np.ndarray:
+@cache
+def _gradient(angle: float) -> tuple[np.ndarray, np.ndarray]:
+    """Shares of the second shade, (values,), and which of them each supersampled pixel has."""
+    x, y = _grid()
+    cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    blend = np.clip(((x - SIZE / 2) * cos + (y - SIZE / 2) * sin) / (1.2 * SIZE) + 0.5, 0, 1)
+    values, where = np.unique(blend, return_inverse=True)
+    return values, where.reshape(blend.shape)
+
+
+@lru_cache(512)  # all that `sample_layout` gives: 6 MB
+def _pattern(name: str, angle: float, pitch: float, phase: tuple[float, float]) -> np.ndarray:
     """Where the second shade lies, supersampled; bool."""
     x, y = _grid()
     if name == "checkered":
-        across = (x / layout.pitch + layout.phase[0]).astype(np.int32)
-        return (across + (y / layout.pitch + layout.phase[1]).astype(np.int32)) % 2 == 1
-    cos, sin = np.cos(np.radians(layout.angle)), np.sin(np.radians(layout.angle))
-    u = (x * cos + y * sin) / layout.pitch + layout.phase[0]
+        across = (x / pitch + phase[0]).astype(np.int32)
+        return (across + (y / pitch + phase[1]).astype(np.int32)) % 2 == 1
+    cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    u = (x * cos + y * sin) / pitch + phase[0]
     return u - np.floor(u) < 0.5
