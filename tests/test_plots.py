@@ -34,7 +34,7 @@ def rates(n: int = 6) -> pd.DataFrame:
 
 LEARNED = pd.DataFrame(
     {"model": ["a", "twin"] * 2, "taught": "ordinary pairs", "lr": 1e-4, "steps": [0, 0, 9, 9], "share": 0.1, "n": 9}
-)
+).assign(low=0.0, high=0.4)
 AUDITED = pd.DataFrame({"attacked": [0.5, 0.1], "attacked_low": 0.1, "attacked_high": 0.6}, index=["a", "twin"])
 
 

@@ -46,11 +46,11 @@ def stages(found: list[dict[str, Any]]) -> str:
 
 def removals(found: list[dict[str, Any]]) -> str:
     """What the audits of the removals say, as Markdown: shares in percent; of variants only those trained whole."""
-    head = ["", "told", "not told", "attacked", "relearned", "alignment", "minutes (threads)", "MB"]
+    head = ["", "told", "not told", "attacked", "relearned", "alignment", "core minutes", "MB"]
     lines = [
         f"| {r['model']} | {100 * r['removed']:.0f} | {100 * r['unseen']:.0f} | {100 * r['attacked']:.0f} | "
         f"{100 * r['relearned']:+.0f} | {100 * r['alignment']:.0f} | "
-        + (f"{r['minutes']:.1f} ({r['threads']}) | {r['bytes'] / 1e6:.1f} |" if r["bytes"] else "| |")
+        + (f"{r['minutes'] * r['threads']:.1f} | {r['bytes'] / 1e6:.1f} |" if r["bytes"] else "| |")
         for r in found
         if "," not in r["model"]
     ]

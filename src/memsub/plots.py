@@ -522,17 +522,19 @@ def attack_curves(work: pd.DataFrame, iterations: Sequence[int]) -> Figure:
 
 
 def relearning(learned: pd.DataFrame) -> Figure:
-    """Removed pictures that come back, though not taught, while the model is fine-tuned on others; a line a model.
+    """Removed pictures that come back, though not taught, while the model is fine-tuned on others; with 95 % intervals.
 
     Args:
-        learned: columns model, taught, lr, steps, share, low, high, n; a panel for each of taught and lr.
+        learned: columns model (a line each), taught and lr (a panel each), steps, share, low, high, n.
     """
     panels = list(learned.groupby(["taught", "lr"], sort=False))
     figure, axes = _panels(len(panels), 2.9, 3.6)
     styles = _model_styles(learned["model"].unique())
     for axis, ((taught, lr), part) in zip(axes[0], panels, strict=True):
         for model, line in part.groupby("model", sort=False):
-            axis.plot(line["steps"], 100 * line["share"], markersize=3, **styles[str(model)])
+            style = styles[str(model)]
+            axis.plot(line["steps"], 100 * line["share"], markersize=3, **style)
+            axis.fill_between(line["steps"], 100 * line["low"], 100 * line["high"], color=style["color"], alpha=0.08)
         axis.set_title(f"taught {taught},\nlearning rate {lr:g}, n = {part['n'].iloc[0]}", fontsize=9)
         axis.set(xlabel="steps", ylim=(-3, 103))
     return _labelled(figure, axes, "other removed pictures replicated (%)")
