@@ -493,6 +493,12 @@ def _model_styles(models: Sequence[str]) -> dict[str, dict[str, Any]]:
     }
 
 
+def _share_line(axis: Axes, line: pd.DataFrame, x: str, style: Mapping[str, Any], alpha: float) -> None:
+    """Shares (columns share, low, high) in percent over a column, their intervals as a band."""
+    axis.plot(line[x], 100 * line["share"], **style)
+    axis.fill_between(line[x], 100 * line["low"], 100 * line["high"], color=style["color"], alpha=alpha)
+
+
 def attack_curves(work: pd.DataFrame, iterations: Sequence[int]) -> Figure:
     """Pictures that the embedding attack has drawn by so many iterations, with 95 % intervals: a line a model.
 
@@ -507,11 +513,8 @@ def attack_curves(work: pd.DataFrame, iterations: Sequence[int]) -> Figure:
     styles = _model_styles(work["model"].unique())
     for axis, ((kind, start), panel) in zip(axes[0], panels, strict=True):
         for model, part in panel.groupby("model", sort=False):
-            curve, style = attack_curve(part, iterations), styles[str(model)]
-            axis.plot(curve["iterations"], 100 * curve["share"], markersize=4, **style)
-            axis.fill_between(
-                curve["iterations"], 100 * curve["low"], 100 * curve["high"], color=style["color"], alpha=0.12
-            )
+            style = styles[str(model)] | {"markersize": 4}
+            _share_line(axis, attack_curve(part, iterations), "iterations", style, alpha=0.12)
         told = f"{kinds[str(kind)]}, n = {len(panel) // panel['model'].nunique()} a model"
         axis.set_title(told + (f",\nfrom {start}" if start else ""), fontsize=10)
         axis.set_xscale("symlog", linthresh=5)
@@ -532,9 +535,7 @@ def relearning(learned: pd.DataFrame) -> Figure:
     styles = _model_styles(learned["model"].unique())
     for axis, ((taught, lr), part) in zip(axes[0], panels, strict=True):
         for model, line in part.groupby("model", sort=False):
-            style = styles[str(model)]
-            axis.plot(line["steps"], 100 * line["share"], markersize=3, **style)
-            axis.fill_between(line["steps"], 100 * line["low"], 100 * line["high"], color=style["color"], alpha=0.08)
+            _share_line(axis, line, "steps", styles[str(model)] | {"markersize": 3}, alpha=0.08)
         axis.set_title(f"taught {taught},\nlearning rate {lr:g}, n = {part['n'].iloc[0]}", fontsize=9)
         axis.set(xlabel="steps", ylim=(-3, 103))
     return _labelled(figure, axes, "other removed pictures replicated (%)")
