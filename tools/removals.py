@@ -3,15 +3,21 @@
 The first two thirds of the verbatim pairs are removed, the last third is not told. Edits, minutes and tables go to
 `--out` under keys of what they are a function of: a second call goes on where the first one stopped. `--ship` writes
 the tables, pictures of the audited models, and the edits named by `--edits` to the folder that ships with the model.
+All that ships (five core hours; two models at a time, one thread each):
+
+    python -m tools.removals --processes 2 --long twin unedited pruning regrowth --edits pruning regrowth --ship
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +141,37 @@ class Bench:
             return self.store.arrays("pictures", draw, **told)
 
 
+@cache
+def own_bench(out: Path, options: str) -> Bench:
+    """The bench of this process, which has one thread: the embedded model fills cores better so."""
+    torch.set_num_threads(1)
+    return Bench(out, **json.loads(options))
+
+
+def one(out: Path, options: str, part: str, name: str) -> None:
+    """One part of the work ("audit", "long_attack", "pictures") on one model, into the store."""
+    getattr(own_bench(out, options), part)(name)
+
+
+def side_by_side(processes: int, out: Path, options: dict[str, Any], parts: list[tuple[str, str]]) -> None:
+    """Parts of the work, as many at a time as there are processes; an edit is made in the first part that needs it."""
+    told = json.dumps(options)
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for done in [pool.submit(one, out, told, part, name) for part, name in parts]:
+            done.result()
+
+
+def pictured(names: Iterable[str]) -> list[str]:
+    """Models whose pictures ship: no variants of others."""
+    return [name for name in names if "," not in name]
+
+
 def shipped(
     bench: Bench, tables: dict[str, dict[str, pd.DataFrame]], long: dict[str, pd.DataFrame], edits: list[str]
 ) -> None:
     """Writes what ships with the embedded model."""
     pictures = {"training images": bench.of.removed.images[:SHOWN]}
-    for name in [name for name in tables if "," not in name]:  # variants of others are left out
+    for name in pictured(tables):
         drawn = bench.pictures(name)
         pictures |= {name: drawn["caption"], f"{name}, attacked": drawn["attacked"]}
     files = {name: "".join(c if c.isalnum() else "-" for c in name) + ".safetensors" for name in edits}
@@ -162,14 +193,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4, help="draws of each caption for the exact test (4)")
     parser.add_argument("--long", nargs="*", default=[], help="names of models that are attacked from every start")
     parser.add_argument("--edits", nargs="*", default=[], help="names of removals whose edits ship")
+    parser.add_argument("--processes", type=int, default=1, help="models at a time, one thread each (1: all threads)")
     parser.add_argument("--ship", action="store_true", help="into the folder of the embedded model")
     args = parser.parse_args()
     asked = [name for name in [*args.only, *args.edits, *args.long] if name not in ("twin", "unedited")]
     if unknown := [name for name in asked if name not in REMOVALS]:
         parser.error(f"no removal {unknown[0]!r}; expected some of {', '.join(REMOVALS)}")
     options = {name: getattr(args, name) for name in ("iterations", "attacked", "noises", "rates", "looks", "seeds")}
-    bench = Bench(args.out, begin=args.starts, **options)
+    options |= {"begin": args.starts}
     tables, names = {}, ["twin", "unedited", *args.only]
+    if args.processes > 1:
+        parts = [("audit", name) for name in names] + [("long_attack", name) for name in args.long]
+        parts += [("pictures", name) for name in pictured(names) if args.ship]
+        side_by_side(args.processes, args.out, options, parts)
+    bench = Bench(args.out, **options)
     for name in names:
         tables[name] = bench.audit(name)
         found = summary(tables)
