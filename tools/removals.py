@@ -203,8 +203,10 @@ def main() -> None:
     options |= {"begin": args.starts}
     tables, names = {}, ["twin", "unedited", *args.only]
     if args.processes > 1:
-        parts = [("audit", name) for name in names] + [("long_attack", name) for name in args.long]
-        parts += [("pictures", name) for name in pictured(names) if args.ship]
+        whole = pictured(names)
+        parts = [("audit", name) for name in whole] + [("long_attack", name) for name in args.long]
+        parts += [("pictures", name) for name in whole if args.ship]
+        parts += [("audit", name) for name in names if name not in whole]  # what can wait comes last
         side_by_side(args.processes, args.out, options, parts)
     bench = Bench(args.out, **options)
     for name in names:
