@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tools.removals import removal
 
 from memsub import audit
 from memsub.activations import capture
@@ -151,6 +152,14 @@ def test_every_removal_makes_an_edit(pipe, memorized, ordinary, quick, tmp_path,
     edit.save(tmp_path / "edit.safetensors")
     with pruned(pipe, Edit.load(tmp_path / "edit.safetensors")):
         assert fingerprint(pipe) != before
+
+
+def test_a_removal_is_audited_under_its_name_and_seed():
+    assert removal("regrowth, seed 2") == (REMOVALS["regrowth"], 2)
+    assert removal("pruning, half of the layers") == (REMOVALS["pruning, half of the layers"], 0)
+    for wrong in ("regrowht", "regrowth, seed", "regrowth, seed one", "twin"):
+        with pytest.raises(ValueError, match=f"no removal '{wrong}'; expected some of pruning"):
+            removal(wrong)
 
 
 def test_blocks_are_taught_what_they_did(pipe, memorized, ordinary, tmp_path):

@@ -33,6 +33,20 @@ def test_more_prompts_than_there_are(new_run):
         new_run(grid={"memorized": 5000}).captions("memorized")
 
 
+def test_another_precision_is_another_model(tmp_path):
+    """Its artifacts have keys of their own (the fingerprint), and edits of float32 are not taken."""
+    run = Run(Parameters.checked({"folder": str(tmp_path), "dtype": "bfloat16"}))
+    assert run.pipe.unet.dtype == run.twin.unet.dtype == torch.bfloat16
+    assert [c.labels["model"] for c in experiments.deletion_conditions(run.parameters)] == [
+        "unedited",
+        "pruned",
+        "twin",
+    ]
+    assert "regrowth" in [c.labels["model"] for c in experiments.deletion_conditions(Parameters(dtype="float32"))]
+    with pytest.raises(ValueError, match="dtype"):
+        Parameters.checked({"dtype": "int8"})
+
+
 # --- which prompts --------------------------------------------------------------------------------------------
 
 

@@ -22,12 +22,13 @@ from memsub.report import results
 
 
 def tidy(notebook: NotebookNode) -> NotebookNode:
-    """Without what was written to stderr, widgets, and the metadata of this execution."""
+    """Without what was written to stderr, widgets and their state, and the metadata of this execution."""
     for cell in notebook.cells:
         cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
         if cell.cell_type == "code":
             cell.outputs = results(cell)
-    notebook.metadata.pop("papermill", None)
+    for key in ("papermill", "widgets"):
+        notebook.metadata.pop(key, None)
     return notebook
 
 

@@ -34,13 +34,15 @@ from memsub.metrics import load_metrics
 from memsub.models import load_pipeline
 from memsub.prompts import Prompts, load_prompts
 from memsub.pruning import Edit, pruned
-from memsub.removal import REMOVALS
+from memsub.removal import REMOVALS, Removal
 from memsub.store import Store, module_version
 from memsub.testbed import dataset, deletion
 
 REMOVED = 67
 ORDINARY = 20_000
 FRESH = 600
+AGAIN = ["regrowth, seed 1", "regrowth, seed 2"]
+"""Made once more: does what passes the audit pass it by its seed?"""
 SHOWN = 8
 """Removed pairs whose pictures are kept."""
 LONG_TARGETS = 40
@@ -64,6 +66,14 @@ def subjects(prompts: Prompts) -> Subjects:
     )
 
 
+def removal(name: str) -> tuple[Removal, int]:
+    """A removal and its seed, by "name" or "name, seed n"; raises ValueError for one that is not registered."""
+    known, _, seed = name.partition(", seed ")
+    if known not in REMOVALS or not f"{seed or 0}".isdigit():
+        raise ValueError(f"no removal {name!r}; expected some of {', '.join(REMOVALS)}, or '..., seed 1'")
+    return REMOVALS[known], int(seed or 0)
+
+
 class Bench:
     """The models under audit, and a store of what was made of them."""
 
@@ -74,12 +84,13 @@ class Bench:
 
     def edit(self, name: str) -> tuple[Edit, dict[str, Any]]:
         """A removal's edit, and what it took (minutes, bytes)."""
+        made_by, seed = removal(name)
         told: dict[str, Any] = {"name": name, "model": fingerprint(self.pipe), "captions": self.of.removed.captions}
-        told |= {"kept": self.of.ordinary.captions, "options": REMOVALS[name].options}
-        path = self.store.path("edits", ".safetensors", None, **told, code=REMOVALS[name].code)
+        told |= {"kept": self.of.ordinary.captions, "options": made_by.options}
+        path = self.store.path("edits", ".safetensors", None, **told, code=made_by.code)
         if not path.is_file():
             began = time.monotonic()
-            edit = REMOVALS[name].edit(self.pipe, self.of.removed, self.of.ordinary, folder=self.store.folder)
+            edit = made_by.edit(self.pipe, self.of.removed, self.of.ordinary, folder=self.store.folder, seed=seed)
             edit.save(path)
             minutes = (time.monotonic() - began) / 60
             about = {"minutes": minutes, "threads": torch.get_num_threads(), "bytes": path.stat().st_size}
@@ -177,13 +188,14 @@ def shipped(
     files = {name: "".join(c if c.isalnum() else "-" for c in name) + ".safetensors" for name in edits}
     for name, file in files.items():
         bench.edit(name)[0].save(deletion.folder() / file)
-    deletion.ship(tables, long, {name: bench.edit(name)[1] for name in tables if name in REMOVALS}, pictures, files)
+    costs = {name: bench.edit(name)[1] for name in tables if name not in ("twin", "unedited")}
+    deletion.ship(tables, long, costs, pictures, files)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.removals", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/removals"), help="folder (runs/removals)")
-    parser.add_argument("--only", nargs="*", default=list(REMOVALS), help="names of removals (default: all)")
+    parser.add_argument("--only", nargs="*", default=[*REMOVALS, *AGAIN], help="removals (default: all)")
     parser.add_argument("--iterations", type=int, nargs="*", default=[0, 5, 10, 25, 50, 100], help="when to look")
     parser.add_argument("--starts", nargs="*", default=["its caption"], help="what the attack begins with")
     parser.add_argument("--attacked", nargs="*", default=["removed"], help="kinds of pairs that are attacked")
@@ -196,9 +208,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="models at a time, one thread each (1: all threads)")
     parser.add_argument("--ship", action="store_true", help="into the folder of the embedded model")
     args = parser.parse_args()
-    asked = [name for name in [*args.only, *args.edits, *args.long] if name not in ("twin", "unedited")]
-    if unknown := [name for name in asked if name not in REMOVALS]:
-        parser.error(f"no removal {unknown[0]!r}; expected some of {', '.join(REMOVALS)}")
+    try:
+        for name in {*args.only, *args.edits, *args.long} - {"twin", "unedited"}:
+            removal(name)
+    except ValueError as error:
+        parser.error(str(error))
     options = {name: getattr(args, name) for name in ("iterations", "attacked", "noises", "rates", "looks", "seeds")}
     options |= {"begin": args.starts}
     tables, names = {}, ["twin", "unedited", *args.only]

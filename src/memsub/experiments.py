@@ -553,8 +553,9 @@ def embeddings_cost(p: Parameters) -> list[Work]:
 
 
 def deletion_conditions(p: Parameters) -> list[Condition]:
-    """The unedited model, edits, and the twin."""
-    files: dict[str, Any] = p.deletion.edits or (shipped.edits() if find_model(p.model).twin else {})
+    """The unedited model, edits (those that ship are of the weights in float32), and the twin."""
+    ship = find_model(p.model).twin and p.dtype in (None, "float32")
+    files: dict[str, Any] = p.deletion.edits or (shipped.edits() if ship else {})
     edited = [Condition({"model": name}, file=file) for name, file in files.items()]
     return [
         Condition({"model": "unedited"}),

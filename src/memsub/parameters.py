@@ -169,6 +169,9 @@ class Parameters(_Part):
     """Everything a run can be told; the defaults suit the embedded model."""
 
     model: str = Field("tiny", description="a name, a folder, or a hub id")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="of the networks (default: float32 on a CPU, the model's own on a GPU)"
+    )
     folder: str = Field("../runs/tiny", description="of the run: artifacts, notebooks, report")
     seed: int = Field(0, description="of the subsets and of the split into locating, choosing and reporting prompts")
     data: Data = Data()

@@ -74,12 +74,16 @@ class Run:
 
     @cached_property
     def pipe(self) -> Pipeline:
-        return self._counted(load_pipeline(self.parameters.model))
+        return self._counted(load_pipeline(self.parameters.model, dtype=self._dtype))
 
     @cached_property
     def twin(self) -> Pipeline:
         """The model that was trained alike, but never on a memorized pair; only where the model has one."""
-        return self._counted(load_pipeline(self.model.twin))
+        return self._counted(load_pipeline(self.model.twin, dtype=self._dtype))
+
+    @property
+    def _dtype(self) -> torch.dtype | None:
+        return getattr(torch, self.parameters.dtype) if self.parameters.dtype else None
 
     def _counted(self, pipe: Pipeline) -> Pipeline:
         def count(network: torch.nn.Module, args: tuple) -> None:
