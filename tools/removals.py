@@ -180,7 +180,7 @@ def pictured(names: Iterable[str]) -> list[str]:
 def shipped(
     bench: Bench, tables: dict[str, dict[str, pd.DataFrame]], long: dict[str, pd.DataFrame], edits: list[str]
 ) -> None:
-    """Writes what ships with the embedded model."""
+    """Writes what ships with the embedded model; what ships already of models that were not audited now stays."""
     pictures = {"training images": bench.of.removed.images[:SHOWN]}
     for name in pictured(tables):
         drawn = bench.pictures(name)
@@ -189,6 +189,10 @@ def shipped(
     for name, file in files.items():
         bench.edit(name)[0].save(deletion.folder() / file)
     costs = {name: bench.edit(name)[1] for name in tables if name not in ("twin", "unedited")}
+    if (deletion.folder() / "edits.json").is_file():
+        tables, costs, pictures = deletion.audits() | tables, deletion.costs() | costs, deletion.pictures() | pictures
+        long = dict(iter(deletion.long_attack().groupby("model", sort=False))) | long
+        files = {name: path.name for name, path in deletion.edits().items()} | files
     deletion.ship(tables, long, costs, pictures, files)
 
 
