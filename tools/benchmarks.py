@@ -5,6 +5,7 @@
     masks       memorized neurons of one set at SD1.4 size against reading |W| once a step; disk and memory
     overlap     pairwise IoU of ten such sets
     edit        generation with an edit applied against without
+    network     one call in bfloat16, and compiled (needs a C++ compiler), against float32
     memory      peak memory of capture against generation, SD1.4's UNet in bfloat16
 
 Every ratio is taken within one run, from the medians of alternating repetitions: the machine may be slow, but equally
@@ -14,6 +15,7 @@ slow for both.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import resource
 import statistics
@@ -45,7 +47,7 @@ GUIDANCE = 3.0
 
 
 def _alternate(
-    functions: list[Callable[[], object]], repetitions: int, within: Sequence[Callable] | None = None
+    functions: Sequence[Callable[[], object]], repetitions: int, within: Sequence[Callable] | None = None
 ) -> list[float]:
     """Median seconds of each, called in turns after a warm-up; entering the contexts of `within` does not count."""
     seconds: list[list[float]] = [[] for _ in functions]
@@ -198,6 +200,27 @@ def bench_edit(pipe: Pipeline, repetitions: int = 7, steps: int = 10) -> dict[st
     return {"unedited_s": plain, "edited_s": edited, "ratio": edited / plain}
 
 
+def bench_network(pipe: Pipeline, rows: int = 60, repetitions: int = 5) -> dict[str, float]:
+    """One call of the network: float32 as it is, after `torch.compile`, and in bfloat16."""
+    denoiser = as_denoiser(pipe)
+    network, latents = denoiser.network, initial_noise(pipe, list(range(rows)))
+    embeddings = denoiser.embed([""]).expand(rows, -1, -1)
+
+    def call(model: Callable, dtype: torch.dtype = torch.float32) -> None:
+        with torch.no_grad():
+            model(latents.to(dtype), torch.tensor(500), encoder_hidden_states=embeddings.to(dtype))
+
+    half, compiled = copy.deepcopy(network).to(torch.bfloat16), torch.compile(network)
+    began = time.perf_counter()
+    call(compiled)
+    compiling = time.perf_counter() - began
+    calls = [partial(call, network), partial(call, compiled), partial(call, half, torch.bfloat16)]
+    found = _alternate(calls, repetitions)
+    told = {f"{name}_ms": 1000 * s / rows for name, s in zip(("float32", "compiled", "bfloat16"), found, strict=True)}
+    ratios = {"compiled_ratio": found[1] / found[0], "bfloat16_ratio": found[2] / found[0]}
+    return told | {"compiling_s": compiling} | ratios
+
+
 def bench_memory(sample_size: int = 32, steps: int = 2) -> dict[str, float]:
     """Peak of what capture allocates against plain sampling, beside the weights: SD1.4's UNet, one prompt, few latents.
 
@@ -245,6 +268,7 @@ BENCHES: dict[str, tuple[Callable[..., dict[str, float]], str]] = {
     "capture": (bench_capture, "ratio ≤ 1.05"),
     "grid": (bench_grid, "ratio ≥ 10"),
     "edit": (bench_edit, "ratio 1.00 within noise"),
+    "network": (bench_network, "below 1 pays"),
     "memory": (bench_memory, "ratio ≤ 1.05"),
 }
 
@@ -257,7 +281,7 @@ def main() -> None:
     found = {}
     for name in args.names or BENCHES:
         function, aim = BENCHES[name]
-        needs_pipe = name in ("capture", "grid", "edit")
+        needs_pipe = name in ("capture", "grid", "edit", "network")
         found[name] = function(load_pipeline("tiny", device="cpu")) if needs_pipe else function()
         told = ", ".join(f"{k} {v:.4g}" for k, v in found[name].items())
         print(f"{name:8} {told}   (aim: {aim})", flush=True)

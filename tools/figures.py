@@ -69,11 +69,11 @@ def fullsize(found: list[dict[str, Any]]) -> str:
 
 def solvers(found: list[dict[str, Any]]) -> str:
     """How samplers agree with fifty steps of the model's own scheduler, as Markdown; shares in percent."""
-    head = ["model", "solver", "steps", "replicated", "same verdict", "alignment", "ms an image"]
+    head = ["model", "solver", "steps", "in", "replicated", "same verdict", "alignment", "ms an image"]
     lines = [
-        f"| {r['model']} | {r['solver']} | {r['steps']} | {100 * r['replicated']:.0f} ({100 * r['low']:.0f} to "
-        f"{100 * r['high']:.0f}, n = {r['n']}) | {100 * r['agree']:.0f} | {100 * r['alignment']:.1f} | "
-        f"{1000 * r['seconds']:.0f} |"
+        f"| {r['model']} | {r['solver']} | {r['steps']} | {r['dtype']} | {100 * r['replicated']:.0f} "
+        f"({100 * r['low']:.0f} to {100 * r['high']:.0f}, n = {r['n']}) | {100 * r['agree']:.0f} | "
+        f"{100 * r['alignment']:.1f} | {1000 * r['seconds']:.0f} |"
         for r in found
     ]
     return markdown_table(head, lines)
@@ -105,7 +105,9 @@ def take(
         known = known | {"removals": audited(), "widths": of_width()}
     if testbed:
         known = known | {"testbed": load_json(testbed), "stages": trained(weights_folder())}
-    for name, file in {"benchmarks": benchmarks, "fullsize": fullsize, "solvers": solvers}.items():
+    if benchmarks:  # those that were run
+        known = known | {"benchmarks": known.get("benchmarks", {}) | load_json(benchmarks)}
+    for name, file in {"fullsize": fullsize, "solvers": solvers}.items():
         known = known | ({name: load_json(file)} if file else {})
     return known
 

@@ -1,13 +1,14 @@
-"""How few steps may a picture be judged in? `python -m tools.solvers --out runs/solvers.json`.
+"""How few steps, and bits, may a picture be judged in? `python -m tools.solvers --out runs/solvers.json`.
 
 The same captions and seeds by several samplers, on the embedded model, unedited and with the edits that ship, and on
-its twin: the exact test's verdicts and the alignment against those of fifty steps of the model's own scheduler.
-`python -m tools.figures --solvers` takes the table into the documents.
+its twin, in float32 or bfloat16: the exact test's verdicts and the alignment against those of fifty steps of the
+model's own scheduler. `python -m tools.figures --solvers` takes the table into the documents.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from memsub.audit import by_exact_test
 from memsub.evaluation import interval, score
@@ -32,6 +34,7 @@ SAMPLERS: list[dict[str, Any]] = [
     {"solver": "multistep", "steps": 10},
     {"solver": "multistep", "steps": 8},
     {"solver": "multistep", "steps": 6},
+    {"solver": "multistep", "steps": 8, "dtype": "bfloat16"},
 ]
 """The first is what the others are compared with."""
 
@@ -48,7 +51,10 @@ def measured(captions: int = 100, never_seen: int = 60) -> list[dict[str, Any]]:
         model, first = twin if name == "twin" else pipe, None
         with nullcontext() if name == "twin" else pruned(pipe, edit):
             for sampler in SAMPLERS:
-                sample: Sample = partial(generate, model, guidance_scale=3.0, progress=False, **sampler)
+                how = {"dtype": "float32"} | sampler
+                of = copy.deepcopy(model).to(getattr(torch, how["dtype"]))
+                told = {key: how[key] for key in ("solver", "steps")}
+                sample: Sample = partial(generate, of, guidance_scale=3.0, progress=False, **told)
                 began = time.perf_counter()
                 images = sample(memorized, seeds=range(captions))
                 seconds = (time.perf_counter() - began) / captions
@@ -57,9 +63,11 @@ def measured(captions: int = 100, never_seen: int = 60) -> list[dict[str, Any]]:
                 above = (scored["prompt_similarity"] - scored["chance"]).to_numpy()
                 first = (hits, above) if first is None else first
                 low, high = interval(int(hits.sum()), captions)
-                told = {"replicated": float(hits.mean()), "low": low, "high": high, "n": captions}
-                told |= {"agree": float(np.mean(hits == first[0])), "alignment": float(above.mean() / first[1].mean())}
-                rows.append({"model": name} | sampler | told | {"seconds": seconds})
+                row = (
+                    {"model": name} | how | {"replicated": float(hits.mean()), "low": low, "high": high, "n": captions}
+                )
+                row |= {"agree": float(np.mean(hits == first[0])), "alignment": float(above.mean() / first[1].mean())}
+                rows.append(row | {"seconds": seconds})
                 print(rows[-1], flush=True)
     return rows
 
