@@ -156,7 +156,7 @@ def locate(
 
 # --- the same rule at many steps, fast --------------------------------------------------------------------------
 
-_BLOCK = 5
+_BLOCK = 10
 """Steps that share their candidates: norms drift slowly, so that few columns can come first at any of them."""
 
 
