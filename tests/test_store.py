@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from memsub import store as storing
 from memsub.activations import capture
@@ -58,6 +59,8 @@ def test_describe_tells_arrays_apart_by_type_and_shape():
     a = np.zeros(4, np.float32)
     assert len({describe(x) for x in (a, a.astype(np.int32), a.reshape(2, 2), a + 1)}) == 4
     assert describe(a) == describe(a.copy())
+    half = torch.tensor([1.5, 2], dtype=torch.bfloat16)  # which numpy does not have
+    assert describe(half) == describe(half.clone()) != describe(half + 1)
 
 
 def test_the_code_that_makes_an_artifact_is_part_of_its_key(monkeypatch):

@@ -117,7 +117,8 @@ def describe(value: Any, readable: bool = False) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().numpy()
+        held = value.detach().cpu()
+        value = (held.float() if held.dtype == torch.bfloat16 else held).numpy()  # numpy has no bfloat16
     if isinstance(value, np.ndarray):
         digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
         return f"{value.dtype} {value.shape} {digest}"
