@@ -1,9 +1,11 @@
 """The lab: what it computes, and the widgets that show it, driven from Python as a browser would."""
 
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import memsub
 from conftest import SMALL
@@ -148,7 +150,8 @@ def test_own_captions_and_those_of_a_kind(explorer):
 def test_the_attack_runs_until_it_is_cancelled(explorer):
     explorer.attack.click()
     while not explorer.curve.value:
-        explorer.wait(120) if explorer._running.done() else None
+        explorer._running.join(0.1)
+        assert explorer.curve.value or explorer._running.is_alive(), explorer.status.value
     explorer.cancel.click()
     explorer.wait(120)
     assert bytes(explorer.curve.value).startswith(b"\x89PNG")
@@ -158,6 +161,25 @@ def test_the_attack_runs_until_it_is_cancelled(explorer):
     explorer.wait(120)
     assert "no caption is chosen" in explorer.status.value
     explorer.kind.value = "memorized, locating the edit"
+    explorer.wait(120)
+
+
+def test_a_wish_leaves_a_core_to_the_notebook_and_no_thread_behind(explorer):
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        explorer._submit(lambda stop: seen.append(torch.get_num_threads()))
+        explorer.wait(120)
+        assert seen == [2]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert not [t for t in threading.enumerate() if t.name == "lab"]
+    held = threading.Event()
+    explorer._submit(lambda stop: held.wait(60))
+    with pytest.raises(TimeoutError, match=r"still computes after 0\.1 s"):
+        explorer.wait(0.1)
+    held.set()
     explorer.wait(120)
 
 

@@ -11,15 +11,15 @@ import base64
 import html
 import io
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -38,6 +38,21 @@ COLOURS = {True: "#b2182b", False: "#1a7a3c", None: "#888888"}
 """Frames of copies, of pictures of their own, and of those that nothing can be said of."""
 
 
+@contextmanager
+def _one_thread_fewer() -> Iterator[None]:
+    """While open, torch computes with one thread fewer, of two or more.
+
+    The notebook's own thread counts too, and where there are more than cores OpenMP's no longer wait actively: on two
+    cores all that computes takes twice as long.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 class Explorer(widgets.VBox):
     """Captions and an edit to choose; pictures, verdicts, where the weights lie, detection and attack to look at.
 
@@ -48,9 +63,7 @@ class Explorer(widgets.VBox):
 
     def __init__(self, lab: Lab):
         self.lab = lab
-        self._pool, self._stop = ThreadPoolExecutor(1, "lab"), Event()
-        self._running: Future[None] = Future()
-        self._running.set_result(None)
+        self._running, self._stop = Thread(), Event()
         self._curves: dict[str, list[dict[str, Any]]] = {}
         self._make_controls()
         self._make_views()
@@ -173,14 +186,20 @@ class Explorer(widgets.VBox):
 
     def _submit(self, job: Callable[[Event], None]) -> None:
         self._stop.set()
-        self._running.cancel()
         self._stop = stop = Event()
-        self._running = self._pool.submit(self._run, job, stop)
+        # One a wish: a thread that stays keeps the OpenMP threads it computed with.
+        self._running = Thread(target=self._run, args=(job, stop, self._running), name="lab", daemon=True)
+        self._running.start()
 
-    def _run(self, job: Callable[[Event], None], stop: Event) -> None:
+    def _run(self, job: Callable[[Event], None], stop: Event, before: Thread) -> None:
+        if before.is_alive():
+            before.join()
+        if stop.is_set():
+            return
         self.cancel.disabled, self.progress.bar_style = False, "info"
         try:
-            job(stop)
+            with _one_thread_fewer():
+                job(stop)
             if stop.is_set():
                 self._say("cancelled")
         except Exception as error:  # told where it is seen: a thread has no cell
@@ -191,8 +210,10 @@ class Explorer(widgets.VBox):
 
     def wait(self, seconds: float | None = None) -> None:
         """Until what was asked for is shown; raises TimeoutError after so many seconds."""
-        while not self._running.cancelled() and not self._running.done():
-            self._running.result(seconds)
+        while (running := self._running).is_alive():
+            running.join(seconds)
+            if running.is_alive():
+                raise TimeoutError(f"the lab still computes after {seconds} s: {self.status.value}")
 
     def _say(self, told: str) -> None:
         self.status.value = told
