@@ -213,8 +213,8 @@ def main() -> None:
     parser.add_argument("--ship", action="store_true", help="into the folder of the embedded model")
     args = parser.parse_args()
     try:
-        for name in {*args.only, *args.edits, *args.long} - {"twin", "unedited"}:
-            removal(name)
+        for name in [name for name in (*args.only, *args.edits, *args.long) if name not in ("twin", "unedited")]:
+            removal(name)  # the first that is unknown is told
     except ValueError as error:
         parser.error(str(error))
     options = {name: getattr(args, name) for name in ("iterations", "attacked", "noises", "rates", "looks", "seeds")}
