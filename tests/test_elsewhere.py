@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import memsub
-from memsub import audit
+from memsub import audit, fitting
 from memsub.attacks import embedding_attack
 from memsub.audit import Pairs
 from memsub.baselines import embedding_optimization, value_neurons
@@ -15,6 +15,7 @@ from memsub.denoiser import as_denoiser, fingerprint
 from memsub.detection import first_step_scores
 from memsub.meta import Elsewhere
 from memsub.published import shapes
+from memsub.removal import REMOVALS, fine_tuning, surrogates
 
 CAPTIONS = ["a red star on a plain green background", "a blue fish"]
 LOOK = {"steps": 1, "guidance_scale": 3.0, "progress": False}
@@ -56,12 +57,15 @@ def test_the_stand_in_refuses_what_a_gpu_refuses():
 
 @pytest.mark.parametrize("solver", ["own", "multistep"])
 def test_sampling_sends_back_the_images_alone(pipe, solver):
-    steps = 3
-    with Elsewhere() as device:
-        images = memsub.generate(pipe, CAPTIONS, steps=steps, solver=solver, progress=False)
-    assert images.shape == (2, *as_denoiser(pipe).image_shape, 3)
-    assert not device.waits
-    assert sum(device.transfers.values()) == 1
+    uploads = []
+    for steps in (2, 5):
+        with Elsewhere() as device:
+            images = memsub.generate(pipe, CAPTIONS, steps=steps, solver=solver, progress=False)
+        assert images.shape == (2, *as_denoiser(pipe).image_shape, 3)
+        assert not device.waits
+        assert sum(device.transfers.values()) == 1
+        uploads.append(sum(device.uploads.values()))
+    assert uploads[0] == uploads[1], "a step more sends nothing more to the device"
 
 
 def test_capture_sends_back_one_tensor_a_call(pipe):
@@ -131,3 +135,25 @@ def test_clip_runs_there(monkeypatch, tmp_path):
         metric.image_features(np.zeros((2, 64, 64, 3), np.uint8))
         metric.text_features(CAPTIONS)
     assert sum(device.transfers.values()) == 2
+
+
+TRAINED = [name for name, removal in REMOVALS.items() if removal.objective and "," not in name]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_removals_train_there(name, tmp_path, monkeypatch):
+    pipe = shapes("sd14", torch.bfloat16, sample_size=16)
+    pairs = Pairs(CAPTIONS, np.zeros((2, 128, 128, 3), np.uint8))
+    sizes = {layer: tuple(m.weight.shape) for layer, m in as_denoiser(pipe).layers().items()}
+    with Elsewhere():
+        about = {"model": fingerprint(pipe)}
+    located = memsub.Edit({layer: torch.arange(3) for layer in sizes}, sizes, about)
+    monkeypatch.setattr(fine_tuning, "prune", lambda *_, **__: located)
+    monkeypatch.setattr(surrogates, "SAMPLING", LOOK)
+    monkeypatch.setattr(fitting, "_save", lambda *_: None)  # what lies there has no values
+    few = {"iterations": 1} if name.startswith("adversarial") else {"alone": 1} if name == "regrowth" else {}
+    few |= {"steps": 2, "where": "located", "optimizer": "adafactor"}
+    with Elsewhere() as device:
+        edit = REMOVALS[name].edit(pipe, pairs, pairs, folder=tmp_path, progress=False, **few)
+    assert edit.positions.keys() == sizes.keys()
+    assert {place.split(":")[0] for place in device.waits} == {"fitting.py"}, "the loss is looked at, once a step"

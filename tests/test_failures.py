@@ -21,7 +21,7 @@ from PIL import Image
 
 import memsub
 from memsub import attacks
-from memsub.activations import capture, unit_squares
+from memsub.activations import _unit_squares_there, capture, unit_squares
 from memsub.batch import NOTEBOOKS
 from memsub.denoiser import StableDiffusionDenoiser, as_denoiser
 from memsub.files import read_images, save_image, save_table, save_tensors, save_text
@@ -153,7 +153,18 @@ def test_capture_in_half_precision(pipe, prompts, dtype):
 
 def test_the_largest_halves_do_not_overflow():
     hidden = torch.full((2, 5, 4), torch.finfo(torch.float16).max, dtype=torch.float16)
-    torch.testing.assert_close(unit_squares(hidden), torch.full((2, 4), 5 / 4))
+    for found in (unit_squares(hidden), _unit_squares_there(hidden)):
+        torch.testing.assert_close(found, torch.full((2, 4), 5 / 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_gpu_s_unit_squares_are_those_of_the_definition(dtype):
+    rows = torch.randn(2, 500, 320, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 1, 500)[:, None]
+    hidden = rows.to(dtype)
+    hidden[0, 0] = 0
+    exact = torch.nn.functional.normalize(hidden.double(), dim=-1).square().sum(1)
+    assert (unit_squares(hidden) / exact - 1).abs().max() < 1e-5
+    assert (_unit_squares_there(hidden) / exact - 1).abs().max() < (1e-5 if dtype == torch.float32 else 1e-3)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

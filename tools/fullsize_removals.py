@@ -1,7 +1,8 @@
 """A step of every removal on SD1.4's and SD2.0's UNets with random weights: `python -m tools.fullsize_removals`.
 
 What the edits do means nothing; that they are made, by how much memory and in what time, does. Each removal runs in a
-process of its own, in bfloat16, with gradient checkpointing and Adafactor, on latents of 8 x 8 and sixteen pairs.
+process of its own, in bfloat16, with gradient checkpointing and Adafactor, on sixteen pairs: of latents as published
+where there is a GPU, of 8 x 8 elsewhere.
 `--out` takes the rows that `python -m tools.figures --fullsize` reads.
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from memsub import distributed
 from memsub.audit import Pairs
 from memsub.denoiser import as_denoiser
 from memsub.files import load_json, save_json
@@ -39,7 +41,9 @@ FEWER: dict[str, dict[str, Any]] = {
 
 def one(model: Any, name: str) -> dict[str, Any]:
     """Makes one removal's edit; what it took."""
-    pipe = random_pipeline(model, sample_size=8, dtype=torch.bfloat16)
+    device = distributed.device()
+    side = UNETS[model]["sample_size"] if device.type == "cuda" else 8
+    pipe = random_pipeline(model, sample_size=side, dtype=torch.bfloat16).to(device)
     denoiser = as_denoiser(pipe)
     pipe.unet.enable_gradient_checkpointing()
     pruning.CAPTURE["steps"] = 10  # those that the edit unites
@@ -58,9 +62,12 @@ def one(model: Any, name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         edit = REMOVALS[name].edit(pipe, pairs("verbatim"), pairs("ordinary"), folder=folder, progress=False, **options)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    on = f"{torch.get_num_threads()} threads"
+    if device.type == "cuda":
+        peak, on = torch.cuda.max_memory_allocated() / 1e9, torch.cuda.get_device_name()
     weights = sum(map(len, edit.positions.values())) / 1e6
     took = {"seconds": time.monotonic() - began, "gigabytes": peak, "million_weights": weights}
-    return {"model": model, "removal": name, **took, "threads": torch.get_num_threads()}
+    return {"model": model, "removal": name, "on": on, "side": side, **took}
 
 
 def main() -> None:

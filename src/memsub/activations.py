@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -22,13 +22,13 @@ from typing import Literal
 import torch
 from tqdm.auto import tqdm
 
-from .denoiser import Denoiser, Pipeline, as_denoiser, fingerprint
+from .denoiser import Denoiser, Pipeline, as_denoiser, fingerprint, to_host
 from .distributed import is_main, rank, shard, summed, wait
 from .files import load_tensors, save_artifact
 from .generation import check_request, chosen, initial_noise
 
 PART = 2**22
-"""Activations that are squared at a time: bounds what capture needs besides sampling to tens of megabytes."""
+"""Activations that are squared at a time on a CPU: bounds what capture needs besides sampling to tens of megabytes."""
 
 
 @dataclass
@@ -109,27 +109,38 @@ class ActivationStats:
 
 def unit_squares(hidden: torch.Tensor) -> torch.Tensor:
     """Squares of rows scaled to unit length, summed over tokens: (rows, tokens, neurons) to float32 (rows, neurons)."""
-    squares = hidden.float().square()
-    inverse = squares.sum(-1).clamp_min_(torch.finfo(squares.dtype).tiny).reciprocal_()  # a zero row stays zero
-    return torch.bmm(inverse[:, None], squares)[:, 0]
+    if hidden.device.type != "cpu":
+        return _unit_squares_there(hidden)
+    found = []
+    for part in hidden.split(max(1, PART // hidden[0].numel())):
+        squares = part.float().square()
+        inverse = squares.sum(-1).clamp_min_(1e-38).reciprocal_()  # a zero row stays zero
+        found.append(torch.bmm(inverse[:, None], squares)[:, 0])
+    return torch.cat(found)
+
+
+def _unit_squares_there(hidden: torch.Tensor) -> torch.Tensor:
+    """The same on a GPU, where memory takes the time: two passes in the model's own dtype, whose sums are float32."""
+    unit = torch.nn.functional.rms_norm(hidden, hidden.shape[-1:], eps=1e-38)
+    return torch.linalg.vector_norm(unit, dim=1, dtype=torch.float32).square() / hidden.shape[-1]
 
 
 @contextmanager
 def _hooked(denoiser: Denoiser, weights: torch.Tensor, sums: dict[str, torch.Tensor]) -> Iterator[None]:
     """While open, the activations of one batch's network calls are added to `sums`, which lie on the CPU.
 
-    Only one call's (rows, neurons) are kept on the device, and copied once a call. `weights` says how often each row
-    of a call counts for each group: (groups, rows).
+    Only one call's (rows, neurons) are kept on the device, and copied once a call, while the next one is computed.
+    `weights` says how often each row of a call counts for each group: (groups, rows).
     """
-    step = -1
+    step, widths = -1, [s.shape[2] for s in sums.values()]
     pending: dict[str, torch.Tensor] = {}
+    sent: list[tuple[int, Callable[[], torch.Tensor]]] = []  # one call's, or none
 
     def flush() -> None:
-        if pending:
-            added = weights @ torch.cat([*pending.values()], 1).cpu()  # one transfer a call
-            for layer, part in zip(pending, added.split([p.shape[1] for p in pending.values()], 1), strict=True):
-                sums[layer][:, step] += part
-            pending.clear()
+        for call, received in sent:
+            for s, part in zip(sums.values(), (weights @ received()).split(widths, 1), strict=True):
+                s[:, call] += part
+        sent[:] = [(step, to_host(torch.cat([pending.pop(layer) for layer in sums], 1)))] if pending else []
 
     def next_step(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         nonlocal step
@@ -139,14 +150,14 @@ def _hooked(denoiser: Denoiser, weights: torch.Tensor, sums: dict[str, torch.Ten
             raise RuntimeError(f"the sampler made more than the {calls} calls that were expected.")
 
     def add(layer: str, hidden: torch.Tensor) -> None:
-        hidden = hidden.detach().flatten(1, -2)  # (rows, tokens, neurons)
-        pending[layer] = torch.cat([unit_squares(part) for part in hidden.split(max(1, PART // hidden[0].numel()))])
+        pending[layer] = unit_squares(hidden.detach().flatten(1, -2))  # (rows, tokens, neurons)
 
     handles = [denoiser.network.register_forward_pre_hook(next_step, with_kwargs=True)]
     handles += [m.register_forward_pre_hook(lambda _, x, n=n: add(n, x[0])) for n, m in denoiser.layers().items()]
     try:
         yield
         flush()
+        flush()  # the last call's
     finally:
         for handle in handles:
             handle.remove()
@@ -213,26 +224,18 @@ def capture(
 
 def _empty(denoiser, prompts, groups, steps, guidance_scale, seed, cfg_half) -> ActivationStats:
     layers, calls = denoiser.layers(), denoiser.calls(steps)
-    provenance = {
-        "model": fingerprint(denoiser),
-        "layers": list(layers),
-        "steps": steps,
-        "guidance_scale": float(guidance_scale),
-        "seed": seed,
-        "sampler": type(denoiser.scheduler).__name__,
-        "cfg_half": cfg_half,
-        "dtype": str(denoiser.dtype),
-        "diffusers": version("diffusers"),
-    }
+    asked = {"steps": steps, "guidance_scale": float(guidance_scale), "seed": seed, "cfg_half": cfg_half}
+    made = {"sampler": type(denoiser.scheduler).__name__, "diffusers": version("diffusers")}
+    network = {"model": fingerprint(denoiser), "layers": list(layers), "dtype": str(denoiser.dtype)}
     told = prompts if isinstance(prompts, list) else prompts.tolist()
-    asked = hashlib.sha256(json.dumps([told, groups]).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps([told, groups]).encode()).hexdigest()
     sums = {name: torch.zeros(len(groups), calls, linear.in_features) for name, linear in layers.items()}
-    return ActivationStats(sums, {name: len(members) for name, members in groups.items()}, provenance, [asked])
+    return ActivationStats(
+        sums, {name: len(members) for name, members in groups.items()}, network | asked | made, [digest]
+    )
 
 
-def _check(
-    prompts: list[str] | torch.Tensor, groups: dict[str, list[int]], cfg_half: str, steps: int, batch_size: int
-) -> None:
+def _check(prompts, groups, cfg_half, steps, batch_size) -> None:
     check_request(prompts, steps, batch_size)
     if cfg_half not in ("both", "cond"):
         raise ValueError(f"cfg_half must be 'both' or 'cond'; got {cfg_half!r}.")

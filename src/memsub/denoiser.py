@@ -200,11 +200,13 @@ class StableDiffusionDenoiser:
         given = {"prompt_embeds": prompts} if isinstance(prompts, torch.Tensor) else {"prompt": prompts}
         options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "latent"}
         own = self.pipe.scheduler
+        handle = self.network.register_forward_pre_hook(_steps_on(self.device, own.config.num_train_timesteps))
         try:
             self.pipe.scheduler = _on_host(multistep(own) if solver == "multistep" else own)
             return self.pipe(**given, latents=latents, **options).images
         finally:
             self.pipe.scheduler = own
+            handle.remove()
 
     @torch.no_grad()
     def encode(self, images: np.ndarray) -> torch.Tensor:
@@ -246,6 +248,31 @@ def _on_host(scheduler: Any) -> Any:
     found = copy.copy(scheduler)
     found.set_timesteps = lambda steps, device=None, **options: type(found).set_timesteps(found, steps, **options)
     return found
+
+
+def _steps_on(device: torch.device, steps: int) -> Callable[[Any, tuple], tuple]:
+    """A hook that gives a network its time step on the device, from one table: a copy a call is waited for."""
+    table = torch.arange(steps, device=device)
+
+    def hook(module: torch.nn.Module, args: tuple) -> tuple:
+        latents, t, *others = args
+        return (latents, t if t.is_floating_point() else table[int(t)], *others)
+
+    return hook
+
+
+def to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Begins to copy a tensor to the host; what is returned waits for it. A GPU computes on meanwhile."""
+    there = tensor.to("cpu", non_blocking=tensor.is_cuda)
+    if not tensor.is_cuda:
+        return lambda: there
+    arrived = torch.cuda.current_stream(tensor.device).record_event()
+
+    def wait() -> torch.Tensor:
+        arrived.synchronize()
+        return there
+
+    return wait
 
 
 ADAPTERS: dict[str, Callable[[Any], Any]] = {"StableDiffusionPipeline": StableDiffusionDenoiser}

@@ -68,7 +68,7 @@ def memory(p: Parameters) -> pd.DataFrame | None:
         for side in (512, 768):
             pipe = shapes(cast(Any, name), find_model(name).gpu_dtype, side // 8)
             columns[f"{side} pixels"] = {}
-            for part, work in _parts(pipe, p).items():
+            for part, work in parts(pipe, p).items():
                 with Elsewhere(number=max(512, side)) as device:
                     work()
                 columns[f"{side} pixels"][part] = (device.peak + size(as_denoiser(pipe).parts().values())) / 1e9
@@ -76,7 +76,7 @@ def memory(p: Parameters) -> pd.DataFrame | None:
     return pd.DataFrame(columns)
 
 
-def _parts(pipe: Pipeline, p: Parameters) -> dict[str, Callable[[], object]]:
+def parts(pipe: Pipeline, p: Parameters) -> dict[str, Callable[[], object]]:
     """One step of each part that fills a GPU."""
     denoiser = as_denoiser(pipe)
     rows, batch = gradient_rows(denoiser), p.sampling.batch_size
@@ -106,18 +106,18 @@ def _parts(pipe: Pipeline, p: Parameters) -> dict[str, Callable[[], object]]:
 
 @torch.no_grad()
 def seconds_per_step(pipe: Pipeline, batch_size: int) -> float:
-    """Seconds of one guided denoising step of one image, from two steps of a batch after one of warm-up."""
+    """Seconds of one guided call of the network for one image, from a few of a batch after one of warm-up."""
     denoiser = as_denoiser(pipe)
 
-    def steps(n: int) -> float:
+    def call(steps: int) -> float:
         began = time.perf_counter()
-        denoiser.sample([""] * batch_size, initial_noise(denoiser, [0] * batch_size), n, 3.0)
+        denoiser.sample([""] * batch_size, initial_noise(denoiser, [0] * batch_size), steps, 3.0)
         if denoiser.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - began
+        return (time.perf_counter() - began) / denoiser.calls(steps)
 
-    steps(1)
-    return steps(2) / 2 / batch_size
+    call(1)
+    return call(4) / batch_size
 
 
 def describe(p: Parameters, pipe: Pipeline | None) -> str:

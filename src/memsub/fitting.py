@@ -3,8 +3,8 @@
     fit(module, loss, steps=1000, lr=1e-3, seed=0, folder=out / "checkpoints", name="unet")
 
 `loss(step, generator)` returns a scalar; all its randomness comes from the generator, which is a function of
-seed, name and step alone. A run that is killed therefore resumes at its last checkpoint and ends with the
-same weights as one that was not.
+seed, name and step alone, and of the host, so that every device sees the same. A run that is killed therefore resumes
+at its last checkpoint and ends with the same weights as one that was not.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 M = TypeVar("M", bound=Any)
 
 
-def generator(*parts: object, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator seeded by anything that prints: `generator(seed, "unet", step)`."""
-    return torch.Generator(device).manual_seed(zlib.crc32(repr(parts).encode()))
+def generator(*parts: object) -> torch.Generator:
+    """A generator of the host, seeded by anything that prints: `generator(seed, "unet", step)`."""
+    return torch.Generator().manual_seed(zlib.crc32(repr(parts).encode()))
 
 
 def v_weights(alphas_cumprod: torch.Tensor) -> torch.Tensor:
@@ -51,9 +51,8 @@ def v_weights(alphas_cumprod: torch.Tensor) -> torch.Tensor:
 
 
 def stratified(n: int, steps: int, rng: torch.Generator) -> torch.Tensor:
-    """Steps of a schedule, (n,) on the generator's device: one from each n-th part of it, in random order."""
-    device = rng.device
-    places = torch.randperm(n, generator=rng, device=device) + torch.rand(n, generator=rng, device=device)
+    """Steps of a schedule, (n,): one from each n-th part of it, in random order."""
+    places = torch.randperm(n, generator=rng) + torch.rand(n, generator=rng)
     return (places * (steps / n)).long().clamp(max=steps - 1)
 
 
@@ -94,7 +93,7 @@ def fit(
     )
     running = 0.0
     for step in bar:
-        value = loss(step, generator(seed, stream or name, step, device=next(iter(params.values())).device))
+        value = loss(step, generator(seed, stream or name, step))
         value.backward()
         torch.nn.utils.clip_grad_norm_(params.values(), 1.0)
         for group in rule.param_groups:

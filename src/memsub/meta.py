@@ -44,8 +44,9 @@ class Elsewhere(TorchDispatchMode):
     """Stands in for a device while open.
 
     Attributes:
-        transfers: copies of tensors to the host; waits: scalars that the host asked for. By the last place in this
-            package that the call came from, "file.py:line".
+        transfers: copies of tensors to the host; waits: scalars that the host asked for; uploads: copies of tensors
+            from the host, which are waited for, too. By the last place in this package that the call came from,
+            "file.py:line".
         peak: bytes of tensors that were on the device at once and came up meanwhile.
 
     Args:
@@ -57,6 +58,7 @@ class Elsewhere(TorchDispatchMode):
         self.number, self.live, self.peak = number, 0, 0
         self.transfers: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
+        self.uploads: Counter[str] = Counter()
         self._known: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._stack = ExitStack()
 
@@ -88,6 +90,7 @@ class Elsewhere(TorchDispatchMode):
         for leaf in tree_leaves(found):
             if isinstance(leaf, torch.Tensor) and leaf.is_meta:
                 self._see(leaf.untyped_storage())
+                self.uploads[_place()] += function is aten._to_copy.default and not args[0].is_meta
         return found
 
     def _see(self, storage: torch.UntypedStorage) -> None:

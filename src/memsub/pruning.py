@@ -87,9 +87,7 @@ class Edit(HubMixin):
         """
         wanted = tuple(layers)
         if missing := [w for w in wanted if not any(n.startswith(w) for n in self.positions)]:
-            raise ValueError(
-                f"no layer's name begins with {missing[0]!r}; the layers are: {', '.join(self.positions)}."
-            )
+            raise ValueError(f"no layer's name begins with {missing[0]!r}; there are: {', '.join(self.positions)}.")
         positions = {n: p if n.startswith(wanted) else p[:0] for n, p in self.positions.items()}
         values = {n: v if n.startswith(wanted) else v[:0] for n, v in self.values.items()}
         return Edit(positions, self.shapes, self.provenance | {"only": list(wanted)}, values)
@@ -99,9 +97,8 @@ class Edit(HubMixin):
         whole = [n for n, p in self.positions.items() if len(p) == math.prod(self.shapes[n]) > 0]
         tensors = {n: p.to(torch.int32) for n, p in self.positions.items() if n not in whole}
         tensors |= {f"{n}.values": v for n, v in self.values.items() if v.any()}
-        save_artifact(
-            tensors, path, "Edit", {"shapes": dict(self.shapes), "whole": whole, "provenance": self.provenance}
-        )
+        about = {"shapes": dict(self.shapes), "whole": whole, "provenance": self.provenance}
+        save_artifact(tensors, path, "Edit", about)
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:

@@ -31,7 +31,7 @@ def retrack(
     denoiser, kept = as_denoiser(pipe), Encoded(pipe, ordinary)
     forget, context = denoiser.encode(memorized.images), denoiser.embed(memorized.captions)
     apart = torch.cdist(forget.flatten(1).float(), kept.latents.flatten(1).float())
-    near = apart.topk(neighbours, largest=False).indices
+    near = apart.topk(min(neighbours, len(ordinary)), largest=False).indices
 
     def loss(step: int, rng: torch.Generator, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
         rows = torch.randint(len(memorized), (BATCH,), generator=rng)

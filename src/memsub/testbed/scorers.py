@@ -93,7 +93,7 @@ def round_trip(vae: AutoencoderKL, images: np.ndarray) -> np.ndarray:
 
 def noisy(x: torch.Tensor, strength: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     """Gaussian noise of a standard deviation up to 8 % of the range."""
-    return x + 0.16 * strength[:, None, None, None] * torch.randn(x.shape, generator=rng, device=x.device)
+    return x + 0.16 * strength[:, None, None, None] * torch.randn(x.shape, generator=rng).to(x.device)
 
 
 def blurred(x: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
@@ -119,7 +119,7 @@ def moved(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Te
 
 def softened(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     """What pruning does to a copy: a blur of up to two pixels, and contrast that fades by up to a half."""
-    strength = torch.rand(2, len(x), generator=rng, device=x.device)
+    strength = torch.rand(2, len(x), generator=rng).to(x.device)
     x = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), "replicate"), 3, 1)
     soft = F.avg_pool2d(F.pad(x, (2, 2, 2, 2), "replicate"), 5, 1)
     mix, fade = strength[0][:, None, None, None], 1 - 0.5 * strength[1][:, None, None, None]
@@ -130,9 +130,9 @@ def softened(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 
 def _augment(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     """Each kind of copy with probability one half."""
-    on = torch.rand(4, len(x), generator=rng, device=x.device) < 0.5
-    strength = torch.rand(4, len(x), generator=rng, device=x.device)
-    shift = torch.rand(len(x), 2, generator=rng, device=x.device) * 2 - 1
+    on = torch.rand(4, len(x), generator=rng).to(x.device) < 0.5
+    strength = torch.rand(4, len(x), generator=rng).to(x.device)
+    shift = torch.rand(len(x), 2, generator=rng).to(x.device) * 2 - 1
     x = moved(x, 1.25 * shift * on[2][:, None], 1 - 0.09 * strength[3] * on[3])
     x = torch.where(on[1][:, None, None, None], softened(blurred(x, strength[1]), rng), x)
     return noisy(x, strength[0] * on[0], rng)
@@ -146,8 +146,8 @@ def train_alignment_judge(scenes: ScorerScenes, folder: Path, seed: int, steps: 
     named = torch.from_numpy(np.stack([multi_hot(c) for c in contents]))
 
     def loss(step: int, rng: torch.Generator) -> torch.Tensor:
-        rows = torch.randint(len(images), (64,), generator=rng, device=device).cpu()
-        x, strength = to_tensor(images[rows.numpy()]).to(device), torch.rand(2, 64, generator=rng, device=device)
+        rows = torch.randint(len(images), (64,), generator=rng)
+        x, strength = to_tensor(images[rows.numpy()]).to(device), torch.rand(2, 64, generator=rng).to(device)
         x = noisy(blurred(x, strength[0]), strength[1], rng)
         items, background, pattern = model(x).split(CHOICES, dim=1)
         wanted = named[rows].to(device).split(CHOICES, dim=1)
@@ -188,12 +188,12 @@ def train_copy_descriptor(
 def copy_pairs(model: SceneEncoder, scenes: ScorerScenes, vae: AutoencoderKL, seed: int = 0) -> pd.DataFrame:
     """Similarities of copies and of distinct scenes: columns similarity, pair ("noise", ...), is_copy."""
     device = next(model.parameters()).device
-    rng = generator(seed, "roc", device=device)
+    rng = generator(seed, "roc")
     originals = scenes.images[:, :LAYOUTS]
     x = to_tensor(originals.reshape(-1, *originals.shape[2:])).to(device)
     n = len(x)
-    strength = torch.rand(n, generator=rng, device=device)
-    shift = torch.rand(n, 2, generator=rng, device=device) * 2 - 1
+    strength = torch.rand(n, generator=rng).to(device)
+    shift = torch.rand(n, 2, generator=rng).to(device) * 2 - 1
     ones, still = torch.ones(n, device=device), torch.zeros(n, 2, device=device)
     copies = {
         "noise": noisy(x, strength, rng),

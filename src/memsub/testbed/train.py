@@ -95,7 +95,7 @@ def train_autoencoder(images: np.ndarray, folder: Path, seed: int, steps: int, d
     ).to(device)
 
     def loss(step: int, rng: torch.Generator) -> torch.Tensor:
-        x = to_tensor(images[torch.randint(len(images), (16,), generator=rng, device=device).cpu().numpy()]).to(device)
+        x = to_tensor(images[torch.randint(len(images), (16,), generator=rng).numpy()]).to(device)
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample(rng)).sample
         return _distortion(x, y) + 3e-4 * posterior.kl().mean() / posterior.mean[0].numel()
@@ -133,11 +133,9 @@ def train_clip(
             for _ in range(hard)
             for r, tail in zip(rows, tails, strict=True)
         ]
-        x = to_tensor(images[rows]).to(device)
-        x = x + 0.1 * torch.rand((len(x), 1, 1, 1), generator=rng, device=device) * torch.randn(
-            x.shape, generator=rng, device=device
-        )
-        image, text = clip.image_features(x), clip.text_features(tokenize(tokenizer, texts).to(device))
+        x = to_tensor(images[rows])
+        x = x + 0.1 * torch.rand((len(x), 1, 1, 1), generator=rng) * torch.randn(x.shape, generator=rng)
+        image, text = clip.image_features(x.to(device)), clip.text_features(tokenize(tokenizer, texts).to(device))
         logits = clip.log_scale.exp().clamp(max=100) * image @ text.T
         target = torch.arange(len(x), device=device)
         return (F.cross_entropy(logits, target) + F.cross_entropy(logits[:, : len(x)].T, target)) / 2
@@ -182,10 +180,10 @@ def train_unet(
     def loss(step: int, rng: torch.Generator) -> torch.Tensor:
         rows = torch.from_numpy(order[step * BATCH : (step + 1) * BATCH])
         x = latents[rows].to(device, memory_format=torch.channels_last)
-        dropped = torch.rand(len(rows), generator=rng, device=device).cpu() < 0.1  # for classifier-free guidance
+        dropped = torch.rand(len(rows), generator=rng) < 0.1  # for classifier-free guidance
         context = text_encoder(ids[torch.where(dropped, -1, rows)].to(device)).last_hidden_state
-        t = stratified(len(rows), len(weights), rng)
-        eps = torch.randn(x.shape, generator=rng, device=device)
+        t = stratified(len(rows), len(weights), rng).to(device)
+        eps = torch.randn(x.shape, generator=rng).to(device)
         error = (unet(noise.add_noise(x, eps, t), t, context, return_dict=False)[0] - eps).square().mean((1, 2, 3))
         return (weights[t] * error).mean()
 

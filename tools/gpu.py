@@ -1,0 +1,149 @@
+"""Stable Diffusion 1.4 and 2.0 at full size on a GPU, measured: `python -m tools.gpu --out runs/gpu.json`.
+
+Random weights in float16, everything else as published: 512 and 768 pixels, the batch sizes of the parameter files. Per
+model: a guided step of one image, a whole image, capture and an edit against plain sampling, one set's masks, seconds
+and peak memory of each part that `memsub run --dry-run` estimates from shapes, how often a network call waits for the
+host, and the minutes of each part of a run. `--out` takes the file that `python -m tools.figures --gpu` reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memsub import batch, estimate
+from memsub.activations import capture
+from memsub.denoiser import Pipeline, as_denoiser
+from memsub.files import save_json
+from memsub.generation import generate, initial_noise
+from memsub.meta import size
+from memsub.neurons import locate
+from memsub.parameters import Parameters
+from memsub.prompts import load_prompts
+from memsub.pruning import pruned
+
+from .fullsize import UNETS, random_pipeline
+
+GUIDANCE = 7.5
+
+
+def seconds(work: Callable[[], object], repetitions: int = 3) -> float:
+    """Median seconds after a warm-up, the GPU's work done."""
+    taken = []
+    for _ in range(repetitions + 1):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken[1:])
+
+
+def peak(work: Callable[[], object]) -> float:
+    """Gigabytes of tensors at once, weights included."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    return torch.cuda.max_memory_allocated() / 1e9
+
+
+def waits(work: Callable[[], object]) -> Counter[str]:
+    """How often the host waited for the GPU, by file and line: CUDA's synchronizing calls."""
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            work()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    places = [w for w in caught if "synchronizing CUDA operation" in str(w.message)]
+    return Counter(f"{'/'.join(Path(w.filename).parts[-2:])}:{w.lineno}" for w in places)
+
+
+def waits_a_call(work: Callable[[int], object]) -> dict[str, float]:
+    """`work(steps)`: the waits that another step adds."""
+    few, many = waits(lambda: work(2)), waits(lambda: work(6))
+    return {place: (many[place] - few[place]) / 4 for place in many if many[place] != few[place]}
+
+
+def ratios(pipe: Pipeline, prompts: list[str], steps: int = 10) -> dict[str, Any]:
+    """Capture, and sampling with an edit, against plain sampling of the same prompts in one batch, not decoded."""
+    noise = initial_noise(pipe, [0] * len(prompts))
+    options: dict[str, Any] = {"guidance_scale": GUIDANCE, "batch_size": len(prompts), "progress": False}
+
+    def sample(n: int = steps) -> None:
+        as_denoiser(pipe).sample(prompts, noise, n, GUIDANCE)
+
+    def captured(n: int = steps) -> None:
+        capture(pipe, prompts, steps=n, **options)
+
+    plain, capturing, again = seconds(sample), seconds(captured), seconds(sample)
+    stats, null = (capture(pipe, p, steps=steps, **options) for p in (prompts, [""]))
+    masks = locate(pipe, stats, null, 0.01)
+    with pruned(pipe, masks.union(steps)):
+        edited = seconds(sample)
+    return {
+        "plain_s": plain,
+        "again_ratio": again / plain,
+        "capture_ratio": capturing / plain,
+        "edited_ratio": edited / plain,
+        "masks_s": seconds(lambda: locate(pipe, stats, null, 0.01)),
+        "sampling_waits": waits_a_call(sample),
+        "capture_waits": waits_a_call(captured),
+    }
+
+
+def parts(pipe: Pipeline, p: Parameters) -> dict[str, dict[str, float]]:
+    """Seconds and peak gigabytes of one step of each part that fills a GPU."""
+    return {
+        name: {"seconds": seconds(work, 1), "gigabytes": peak(work)} for name, work in estimate.parts(pipe, p).items()
+    }
+
+
+def measured(name: Any) -> dict[str, Any]:
+    """Everything of one model."""
+    parameters, _ = batch.find_parameters(name)
+    pipe = random_pipeline(name, UNETS[name]["sample_size"], dtype=torch.float16, complete=True).to("cuda")
+    prompts = load_prompts("tiny").memorized[: parameters.sampling.batch_size]
+    rows, pixels = len(prompts), 8 * UNETS[name]["sample_size"]
+    step = estimate.seconds_per_step(pipe, rows)
+    image = seconds(lambda: generate(pipe, prompts, steps=50, batch_size=rows, progress=False), 1) / rows
+    minutes = {row["part"]: row["steps"] * step / 60 for row in estimate.work(parameters).to_dict("records")}
+    expected = estimate.memory(parameters)
+    assert expected is not None  # of published models there is one
+    found = {
+        "pixels": pixels,
+        "rows": rows,
+        "step_ms": 1000 * step,
+        "image_s": image,
+        "weights_gb": size(as_denoiser(pipe).parts().values()) / 1e9,
+        "shapes_gb": expected[f"{pixels} pixels"].to_dict(),
+        "minutes": minutes,
+    }
+    return found | ratios(pipe, prompts) | {"parts": parts(pipe, parameters)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", choices=[[], *UNETS], help=f"which (default: all): {', '.join(UNETS)}")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu.json"), help="(runs/gpu.json)")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("no GPU that PyTorch sees on this machine; `memsub run sd14 --dry-run` estimates from shapes.")
+    found: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    for name in args.names or UNETS:
+        found[name] = measured(name)
+        print(name, found[name], flush=True)
+        save_json(found, args.out)
+
+
+if __name__ == "__main__":
+    main()
