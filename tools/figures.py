@@ -27,7 +27,7 @@ from memsub.testbed.dataset import weights_folder
 
 from .testbed_report import markdown_table, to_markdown
 
-DOCUMENTS = ("README.md", "docs/benchmarks.md", "src/memsub/testbed/weights/README.md")
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/full-size.md", "src/memsub/testbed/weights/README.md")
 FORMATS: dict[str, Callable[[Any], str]] = {
     "percent": percent,
     "rate": lambda f: f"{percent(f['value'])} ({100 * f['low']:.0f} to {100 * f['high']:.0f} %, n = {f['n']})",
@@ -47,24 +47,53 @@ def stages(found: list[dict[str, Any]]) -> str:
 def removals(found: list[dict[str, Any]]) -> str:
     """What the audits of the removals say, as Markdown: shares in percent; of variants only those trained whole."""
     head = ["", "told", "not told", "attacked", "relearned", "alignment", "core minutes", "MB"]
+    of = {r["model"]: r for r in found}
     lines = [
         f"| {r['model']} | {100 * r['removed']:.0f} | {100 * r['unseen']:.0f} | {100 * r['attacked']:.0f} | "
         f"{100 * r['relearned']:+.0f} | {100 * r['alignment']:.0f} | "
         + (f"{r['minutes'] * r['threads']:.1f} | {r['bytes'] / 1e6:.1f} |" if r["bytes"] else "| |")
-        for r in found
-        if "," not in r["model"]
+        for r in map(of.__getitem__, deletion.whole(of))
     ]
     return markdown_table(head, lines)
 
 
 def fullsize(found: list[dict[str, Any]]) -> str:
     """What a step of each removal took at full size, as Markdown."""
-    head = ["model", "removal", "weights set (millions)", "peak memory (GB)", "seconds"]
+    head = ["model", "removal", "on", "latents", "weights set (millions)", "peak memory (GB)", "seconds"]
     lines = [
-        f"| {r['model']} | {r['removal']} | {r['million_weights']:.0f} | {r['gigabytes']:.1f} | {r['seconds']:.0f} |"
+        f"| {r['model']} | {r['removal']} | {r['on']} | {r['side']} x {r['side']} | {r['million_weights']:.0f} | "
+        f"{r['gigabytes']:.1f} | {r['seconds']:.0f} |"
         for r in found
     ]
     return markdown_table(head, lines)
+
+
+def on_gpu(found: dict[str, Any]) -> str:
+    """What Stable Diffusion takes on a GPU, as Markdown: a row a measurement, a column a model."""
+    models = {name: of for name, of in found.items() if isinstance(of, dict)}
+
+    def row(told: str, how: str, number: Callable[[dict[str, Any]], float]) -> str:
+        return f"| {told} | " + " | ".join(how.format(number(of)) for of in models.values()) + " |"
+
+    lines = [
+        row("side of the image (pixels)", "{:.0f}", lambda of: of["pixels"]),
+        row("images a call", "{:.0f}", lambda of: of["rows"]),
+        row("a guided step of one image (ms)", "{:.1f}", lambda of: of["step_ms"]),
+        row("an image in 50 steps, decoded (s)", "{:.2f}", lambda of: of["image_s"]),
+        row("capture against sampling (aim: ≤ 1.05)", "{:.3f} ×", lambda of: of["capture_ratio"]),
+        row("sampling with an edit against without", "{:.3f} ×", lambda of: of["edited_ratio"]),
+        row("sampling once more, which is noise", "{:.3f} ×", lambda of: of["again_ratio"]),
+        row("masks of one set at ten steps (s)", "{:.2f}", lambda of: of["masks_s"]),
+        row("waits for the GPU that a step adds: sampling", "{:.0f}", lambda of: sum(of["sampling_waits"].values())),
+        row("... and capturing", "{:.0f}", lambda of: sum(of["capture_waits"].values())),
+    ]
+    for k, part in enumerate(next(iter(models.values()))["parts"]):
+        peak, shapes = (f"{part.split(',')[0]}: peak (GB)", "... as `--dry-run` has it from shapes")
+        lines.append(row(peak, "{:.1f}", lambda of, k=k: [*of["parts"].values()][k]["gigabytes"]))  # type: ignore[misc]
+        lines.append(row(shapes, "{:.1f}", lambda of, k=k: [*of["shapes_gb"].values()][k]))  # type: ignore[misc]
+    for part in next(iter(models.values()))["minutes"]:
+        lines.append(row(f"{part} (min)", "{:,.0f}", lambda of, part=part: of["minutes"][part]))  # type: ignore[misc]
+    return markdown_table(["", *models], lines)
 
 
 def solvers(found: list[dict[str, Any]]) -> str:
@@ -83,6 +112,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "stages": stages,
     "removals": removals,
     "fullsize": fullsize,
+    "gpu": on_gpu,
     "solvers": solvers,
 }
 """Of any other name: the report's."""
@@ -97,6 +127,7 @@ def take(
     known: dict[str, Any],
     fullsize: Path | None = None,
     solvers: Path | None = None,
+    gpu: Path | None = None,
 ) -> dict[str, Any]:
     """What is known, brought up to date by a run's findings, reports of the testbed and of full size, benchmarks."""
     if run:
@@ -107,7 +138,7 @@ def take(
         known = known | {"testbed": load_json(testbed), "stages": trained(weights_folder())}
     if benchmarks:  # those that were run
         known = known | {"benchmarks": known.get("benchmarks", {}) | load_json(benchmarks)}
-    for name, file in {"fullsize": fullsize, "solvers": solvers}.items():
+    for name, file in {"fullsize": fullsize, "solvers": solvers, "gpu": gpu}.items():
         known = known | ({name: load_json(file)} if file else {})
     return known
 
@@ -206,6 +237,7 @@ def main() -> None:
     parser.add_argument("--benchmarks", type=Path, help="benchmarks.json of tools.benchmarks to take over")
     parser.add_argument("--fullsize", type=Path, help="rows of tools.fullsize_removals to take over")
     parser.add_argument("--solvers", type=Path, help="rows of tools.solvers to take over")
+    parser.add_argument("--gpu", type=Path, help="gpu.json of tools.gpu to take over")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a document says otherwise")
     parser.add_argument("--compare", type=Path, metavar="RUN", help="fail if this run found something else")
     args = parser.parse_args()
@@ -220,7 +252,7 @@ def main() -> None:
             text = (root / name).read_text(encoding="utf-8")
             wrong += [] if fill(text, figures, name) == text else [f"{name} does not say what docs/figures.json says"]
     else:
-        figures = take(args.take, args.testbed, args.benchmarks, figures, args.fullsize, args.solvers)
+        figures = take(args.take, args.testbed, args.benchmarks, figures, args.fullsize, args.solvers, args.gpu)
         save_json(figures, file)
         for name in DOCUMENTS:
             save_text(fill((root / name).read_text(encoding="utf-8"), figures, name), root / name)

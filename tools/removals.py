@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
@@ -172,17 +172,12 @@ def side_by_side(processes: int, out: Path, options: dict[str, Any], parts: list
             done.result()
 
 
-def pictured(names: Iterable[str]) -> list[str]:
-    """Models whose pictures ship: no variants of others."""
-    return [name for name in names if "," not in name]
-
-
 def shipped(
     bench: Bench, tables: dict[str, dict[str, pd.DataFrame]], long: dict[str, pd.DataFrame], edits: list[str]
 ) -> None:
     """Writes what ships with the embedded model; what ships already of models that were not audited now stays."""
     pictures = {"training images": bench.of.removed.images[:SHOWN]}
-    for name in pictured(tables):
+    for name in deletion.whole(tables):
         drawn = bench.pictures(name)
         pictures |= {name: drawn["caption"], f"{name}, attacked": drawn["attacked"]}
     files = {name: "".join(c if c.isalnum() else "-" for c in name) + ".safetensors" for name in edits}
@@ -221,7 +216,7 @@ def main() -> None:
     options |= {"begin": args.starts}
     tables, names = {}, ["twin", "unedited", *args.only]
     if args.processes > 1:
-        whole = pictured(names)
+        whole = deletion.whole(names)
         parts = [("audit", name) for name in whole] + [("long_attack", name) for name in args.long]
         parts += [("pictures", name) for name in whole if args.ship]
         parts += [("audit", name) for name in names if name not in whole]  # what can wait comes last

@@ -52,7 +52,7 @@ def measured(captions: int = 100, never_seen: int = 60) -> list[dict[str, Any]]:
         with nullcontext() if name == "twin" else pruned(pipe, edit):
             for sampler in SAMPLERS:
                 how = {"dtype": "float32"} | sampler
-                of = copy.deepcopy(model).to(getattr(torch, how["dtype"]))
+                of = model if how["dtype"] == "float32" else copy.deepcopy(model).to(getattr(torch, how["dtype"]))
                 told = {key: how[key] for key in ("solver", "steps")}
                 sample: Sample = partial(generate, of, guidance_scale=3.0, progress=False, **told)
                 began = time.perf_counter()

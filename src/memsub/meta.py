@@ -90,7 +90,8 @@ class Elsewhere(TorchDispatchMode):
         for leaf in tree_leaves(found):
             if isinstance(leaf, torch.Tensor) and leaf.is_meta:
                 self._see(leaf.untyped_storage())
-                self.uploads[_place()] += function is aten._to_copy.default and not args[0].is_meta
+                if function is aten._to_copy.default and not args[0].is_meta:
+                    self.uploads[_place()] += 1
         return found
 
     def _see(self, storage: torch.UntypedStorage) -> None:

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,11 @@ def long_attack() -> pd.DataFrame:
 def costs() -> dict[str, dict[str, Any]]:
     """What each removal took: minutes, threads, bytes."""
     return load_json(folder() / "costs.json")
+
+
+def whole(names: Iterable[str]) -> list[str]:
+    """Without the variants among them, whose names have a comma: "regrowth, located" is one of "regrowth"."""
+    return [name for name in names if "," not in name]
 
 
 def pictures() -> dict[str, np.ndarray]:
