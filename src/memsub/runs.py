@@ -305,9 +305,12 @@ class Run:
         return locate(self.pipe, ours, theirs, sparsity)
 
     def edit(self, group: str, **changed: Any) -> Edit:
-        """The edit located on one group of the grid, by the parameters `edit`, or by others."""
+        """The edit located on one group of the grid, by the parameters `edit`, or by others; located once."""
         by = self.parameters.edit.model_dump() | {"sparsity": self.parameters.edit_sparsity} | changed
-        edit = self.located(group, by["contrast"], by["sparsity"], by["steps"]).union(by["steps"], by["threshold"])
+        stats, null = self.grid, self.null(by["contrast"])
+        of = {"group": group, **{key: by[key] for key in ("sparsity", "steps", "threshold")}}
+        of |= {"stats": stats.prompts, "null": null.prompts, "provenance": stats.provenance}
+        edit = self.store.get("edits", Edit, partial(_united, self, group, by), **of)
         return edit.only(by["layers"]) if by["layers"] else edit
 
     # --- evaluation ---------------------------------------------------------------------------------------------
@@ -399,6 +402,10 @@ class Run:
     def record(self, notebook: str, **values: Any) -> None:
         """Writes what a notebook found into `findings/<notebook>.json`: README, model card and report read it there."""
         save_json(values, self.folder / "findings" / f"{notebook}.json")
+
+
+def _united(run: Run, group: str, by: dict[str, Any]) -> Edit:
+    return run.located(group, by["contrast"], by["sparsity"], by["steps"]).union(by["steps"], by["threshold"])
 
 
 def _features(metrics: Metrics, images: np.ndarray) -> dict[str, np.ndarray]:
