@@ -75,19 +75,27 @@ def page(browser):
 
 
 def run_all(page, server: str, name: str) -> None:
-    """Opens a notebook and chooses Run, Run All Cells, until the kernel is busy: a menu may open before it is ready."""
+    """Opens a notebook and chooses Run, Run All Cells, until the kernel is busy.
+
+    A server that is just up may ask for a kernel, or take Run All before the kernel is there, and then nothing runs.
+    """
     page.goto(f"{server}/lab/workspaces/{name}/tree/notebooks/{name}.ipynb?reset")
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-    page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=60_000)
+    asked = []
     for _ in range(3):
-        page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
-        page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
         try:
+            page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=20_000)
+            page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click(timeout=5_000)
+            page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click(timeout=5_000)
             page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='busy']", timeout=20_000)
             return
         except playwright.TimeoutError:
-            page.keyboard.press("Escape")
-    raise AssertionError(f"{name}: Run All Cells was chosen three times, and the kernel stayed idle")
+            for dialog in page.locator(".jp-Dialog").all():
+                asked.append(dialog.inner_text())
+                print(f"{name}: JupyterLab asked {asked[-1]!r}")
+                dialog.locator(".jp-mod-accept").first.click(timeout=5_000)
+            page.keyboard.press("Escape")  # a menu that is left open
+    raise AssertionError(f"{name}: no cell ran after Run All Cells, three times; JupyterLab asked: {asked}")
 
 
 def saved(page, path: Path, wanted: str) -> nbformat.NotebookNode:
