@@ -255,8 +255,9 @@ def _steps_on(device: torch.device, steps: int) -> Callable[[Any, tuple], tuple]
     table = torch.arange(steps, device=device)
 
     def hook(module: torch.nn.Module, args: tuple) -> tuple:
-        latents, t, *others = args
-        return (latents, t if t.is_floating_point() else table[int(t)], *others)
+        if len(args) < 2 or not isinstance(args[1], torch.Tensor) or args[1].is_floating_point():
+            return args
+        return (args[0], table[int(args[1])], *args[2:])
 
     return hook
 
