@@ -46,7 +46,7 @@ from .fullsize import UNETS, random_pipeline
 GUIDANCE = 3.0
 
 
-def _alternate(
+def alternate(
     functions: Sequence[Callable[[], object]], repetitions: int, within: Sequence[Callable] | None = None
 ) -> list[float]:
     """Median seconds of each, called in turns after a warm-up; entering the contexts of `within` does not count."""
@@ -75,7 +75,7 @@ def bench_capture(pipe: Pipeline, steps: int = 20, repetitions: int = 9) -> dict
             pipe, prompts, groups=groups, steps=steps, guidance_scale=GUIDANCE, batch_size=len(prompts), progress=False
         )
 
-    generation, captures = _alternate([plain, captured], repetitions)
+    generation, captures = alternate([plain, captured], repetitions)
     return {"generation_s": generation, "capture_s": captures, "ratio": captures / generation}
 
 
@@ -162,7 +162,7 @@ def bench_masks(steps: int = 50, sparsity: float = 0.01, repetitions: int = 5) -
                 magnitude.sum()
 
     find = partial(_masks, layers, ours, theirs, sparsity)
-    reading, seconds = _alternate([read, find], repetitions)
+    reading, seconds = alternate([read, find], repetitions)
     with tempfile.TemporaryDirectory() as folder:
         find().save(Path(folder) / "masks.safetensors")
         size = (Path(folder) / "masks.safetensors").stat().st_size / 1e6
@@ -196,7 +196,7 @@ def bench_edit(pipe: Pipeline, repetitions: int = 7, steps: int = 10) -> dict[st
     def draw() -> None:
         generate(pipe, prompts, **options)
 
-    plain, edited = _alternate([draw, draw], repetitions, [nullcontext, lambda: pruned(pipe, edit)])
+    plain, edited = alternate([draw, draw], repetitions, [nullcontext, lambda: pruned(pipe, edit)])
     return {"unedited_s": plain, "edited_s": edited, "ratio": edited / plain}
 
 
@@ -215,7 +215,7 @@ def bench_network(pipe: Pipeline, rows: int = 60, repetitions: int = 5) -> dict[
     call(compiled)
     compiling = time.perf_counter() - began
     calls = [partial(call, network), partial(call, compiled), partial(call, half, torch.bfloat16)]
-    found = _alternate(calls, repetitions)
+    found = alternate(calls, repetitions)
     told = {f"{name}_ms": 1000 * s / rows for name, s in zip(("float32", "compiled", "bfloat16"), found, strict=True)}
     ratios = {"compiled_ratio": found[1] / found[0], "bfloat16_ratio": found[2] / found[0]}
     return told | {"compiling_s": compiling} | ratios

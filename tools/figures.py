@@ -47,12 +47,13 @@ def stages(found: list[dict[str, Any]]) -> str:
 def removals(found: list[dict[str, Any]]) -> str:
     """What the audits of the removals say, as Markdown: shares in percent; of variants only those trained whole."""
     head = ["", "told", "not told", "attacked", "relearned", "alignment", "core minutes", "MB"]
-    of = {r["model"]: r for r in found}
+    shown = deletion.whole(r["model"] for r in found)
     lines = [
         f"| {r['model']} | {100 * r['removed']:.0f} | {100 * r['unseen']:.0f} | {100 * r['attacked']:.0f} | "
         f"{100 * r['relearned']:+.0f} | {100 * r['alignment']:.0f} | "
         + (f"{r['minutes'] * r['threads']:.1f} | {r['bytes'] / 1e6:.1f} |" if r["bytes"] else "| |")
-        for r in map(of.__getitem__, deletion.whole(of))
+        for r in found
+        if r["model"] in shown
     ]
     return markdown_table(head, lines)
 

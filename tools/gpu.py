@@ -9,8 +9,6 @@ host, and the minutes of each part of a run. `--out` takes the file that `python
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -30,6 +28,7 @@ from memsub.parameters import Parameters
 from memsub.prompts import load_prompts
 from memsub.pruning import pruned
 
+from .benchmarks import alternate
 from .fullsize import UNETS, random_pipeline
 
 GUIDANCE = 7.5
@@ -37,14 +36,12 @@ GUIDANCE = 7.5
 
 def seconds(work: Callable[[], object], repetitions: int = 3) -> float:
     """Median seconds after a warm-up, the GPU's work done."""
-    taken = []
-    for _ in range(repetitions + 1):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
+
+    def done() -> None:
         work()
         torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return statistics.median(taken[1:])
+
+    return alternate([done], repetitions)[0]
 
 
 def peak(work: Callable[[], object]) -> float:

@@ -63,9 +63,8 @@ def measured(captions: int = 100, never_seen: int = 60) -> list[dict[str, Any]]:
                 above = (scored["prompt_similarity"] - scored["chance"]).to_numpy()
                 first = (hits, above) if first is None else first
                 low, high = interval(int(hits.sum()), captions)
-                row = (
-                    {"model": name} | how | {"replicated": float(hits.mean()), "low": low, "high": high, "n": captions}
-                )
+                shares = {"replicated": float(hits.mean()), "low": low, "high": high, "n": captions}
+                row = {"model": name} | how | shares
                 row |= {"agree": float(np.mean(hits == first[0])), "alignment": float(above.mean() / first[1].mean())}
                 rows.append(row | {"seconds": seconds})
                 print(rows[-1], flush=True)

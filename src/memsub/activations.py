@@ -27,6 +27,7 @@ from .distributed import is_main, rank, shard, summed, wait
 from .files import load_tensors, save_artifact
 from .generation import check_request, chosen, initial_noise
 
+TINY = torch.finfo(torch.float32).tiny
 PART = 2**22
 """Activations that are squared at a time on a CPU: bounds what capture needs besides sampling to tens of megabytes."""
 
@@ -114,14 +115,14 @@ def unit_squares(hidden: torch.Tensor) -> torch.Tensor:
     found = []
     for part in hidden.split(max(1, PART // hidden[0].numel())):
         squares = part.float().square()
-        inverse = squares.sum(-1).clamp_min_(1e-38).reciprocal_()  # a zero row stays zero
+        inverse = squares.sum(-1).clamp_min_(TINY).reciprocal_()  # a zero row stays zero
         found.append(torch.bmm(inverse[:, None], squares)[:, 0])
     return torch.cat(found)
 
 
 def _unit_squares_there(hidden: torch.Tensor) -> torch.Tensor:
     """The same on a GPU, where memory takes the time: two passes in the model's own dtype, whose sums are float32."""
-    unit = torch.nn.functional.rms_norm(hidden, hidden.shape[-1:], eps=1e-38)
+    unit = torch.nn.functional.rms_norm(hidden, hidden.shape[-1:], eps=TINY)
     return torch.linalg.vector_norm(unit, dim=1, dtype=torch.float32).square() / hidden.shape[-1]
 
 
@@ -230,12 +231,11 @@ def _empty(denoiser, prompts, groups, steps, guidance_scale, seed, cfg_half) -> 
     told = prompts if isinstance(prompts, list) else prompts.tolist()
     digest = hashlib.sha256(json.dumps([told, groups]).encode()).hexdigest()
     sums = {name: torch.zeros(len(groups), calls, linear.in_features) for name, linear in layers.items()}
-    return ActivationStats(
-        sums, {name: len(members) for name, members in groups.items()}, network | asked | made, [digest]
-    )
+    counts = {name: len(members) for name, members in groups.items()}
+    return ActivationStats(sums, counts, network | asked | made, [digest])
 
 
-def _check(prompts, groups, cfg_half, steps, batch_size) -> None:
+def _check(prompts: list[str] | torch.Tensor, groups: dict, cfg_half: str, steps: int, batch_size: int) -> None:
     check_request(prompts, steps, batch_size)
     if cfg_half not in ("both", "cond"):
         raise ValueError(f"cfg_half must be 'both' or 'cond'; got {cfg_half!r}.")

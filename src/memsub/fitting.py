@@ -3,8 +3,8 @@
     fit(module, loss, steps=1000, lr=1e-3, seed=0, folder=out / "checkpoints", name="unet")
 
 `loss(step, generator)` returns a scalar; all its randomness comes from the generator, which is a function of
-seed, name and step alone, and of the host, so that every device sees the same. A run that is killed therefore resumes
-at its last checkpoint and ends with the same weights as one that was not.
+seed, name and step alone. It is the host's, so that every device sees the same. A run that is killed therefore
+resumes at its last checkpoint and ends with the same weights as one that was not.
 """
 
 from __future__ import annotations
