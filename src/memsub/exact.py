@@ -104,10 +104,11 @@ def _draw(content: Content, seed: int) -> np.ndarray:
 
 def blurred_pixels(images: np.ndarray) -> np.ndarray:
     """Pixels after a 3 x 3 box blur, each channel's mean removed, as unit vectors: float32 (n, dim)."""
-    padded = np.pad(images.astype(np.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    x = (padded[:, :-2] + padded[:, 1:-1]) + padded[:, 2:]  # whole numbers: exact in whatever order
-    x = (x[:, :, :-2] + x[:, :, 1:-1]) + x[:, :, 2:]
-    x = (x - x.mean((1, 2), keepdims=True)).reshape(len(images), -1)
+    padded = np.pad(images.astype(np.uint16), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    x = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]  # whole numbers, and their sums below 2^24: all exact
+    x = (x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]).reshape(len(images), -1, 3).astype(np.float32)
+    means = np.full(x.shape[1], 1 / x.shape[1], np.float32) @ x  # ten times as fast as `mean` over an inner axis
+    x = (x - means[:, None]).reshape(len(images), -1)
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
 
 
