@@ -55,6 +55,7 @@ install: $(BIN)/installed
 
 $(BIN)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --no-compile --upgrade pip  # the one that Python 3.11 brings takes a quarter longer
 	$(BIN)/pip install --quiet --no-compile -r requirements.lock
 	$(BIN)/pip install --quiet --no-deps -e .
 	touch $@

@@ -203,7 +203,8 @@ def execute(path: Path, out: Path, parameters: Parameters, bar: bool = True) -> 
     given = parameters.dump()
     try:
         options = {"cwd": str(path.parent), "kernel_name": "python3", "progress_bar": bar}
-        papermill.execute_notebook(str(path), str(out), given, **options)
+        # All that a notebook leaves is written: a kernel would take a second and a half to tidy up.
+        papermill.execute_notebook(str(path), str(out), given, shutdown_kernel="immediate", **options)
     except PapermillExecutionError as error:
         raise NotebookError(
             f"{path.name} stopped at In [{error.exec_count}]: {error.ename}: {error.evalue} (see {out}). "

@@ -59,9 +59,9 @@ class LayerMask:
 
     def flat(self, step: int) -> torch.Tensor:
         """Ascending positions i f + j of the weights memorized at a step, int64."""
-        columns = self.columns.split(self.counts.sum(1).tolist())[step].long()
+        start, held = int(self.counts[:step].sum()), int(self.counts[step].sum())
         rows = torch.arange(self.shape[0]).repeat_interleave(self.counts[step])
-        return rows * self.shape[1] + columns
+        return rows * self.shape[1] + self.columns[start : start + held]
 
 
 @dataclass
