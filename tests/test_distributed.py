@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -19,8 +18,10 @@ from safetensors.torch import load_file
 from conftest import ONE_METHOD, SMALL
 from memsub import ActivationStats, WeightMasks, experiments
 from memsub.denoiser import sampler_fingerprint
+from memsub.files import save_tensors
 from memsub.parameters import Parameters
 from memsub.runs import Run
+from memsub.testbed import dataset
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
@@ -101,14 +102,14 @@ FEWER = {
 """Every experiment of the run is shared out over the processes, none has more than it takes to tell."""
 
 
-def test_a_run_under_the_launcher_makes_the_artifacts_of_one_process(tmp_path):
+def test_a_run_under_the_launcher_makes_the_artifacts_of_one_process(tmp_path, prompts, monkeypatch):
     """`accelerate launch -m memsub run`: everything that takes a GPU, shared out over two processes."""
+    monkeypatch.setenv("MEMSUB_CACHE", str(tmp_path / "cache"))  # of the training images a hundred are enough
+    save_tensors({"images": torch.from_numpy(prompts.images("verbatim"))}, dataset.training_images_file(), {})
     given = SMALL | {"model": "tiny"} | FEWER
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(given))
     run = Run(Parameters.checked(given | {"folder": str(tmp_path / "one")}))
     experiments.precompute(run)
-    descriptors = "artifacts/corpus"  # of sixty thousand pictures: half a minute, once is enough
-    shutil.copytree(tmp_path / "one" / descriptors, tmp_path / "two" / descriptors)
     done = launch(2, "-m", "memsub", "run", tmp_path / "small.yaml", "--out", tmp_path / "two", "--notebooks", "02")
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "two" / "report.html").is_file()

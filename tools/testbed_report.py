@@ -175,7 +175,7 @@ class Report:
         return _rate(f"{what} by the alignment judge, of {len(ICONS)}, as drawn", f"≥ {aim:.0%}", hits, aim)
 
     def _autoencoder(self) -> dict:
-        scenes = self.prompts.images("heldout")
+        scenes = self.prompts.images("heldout", 0, self._n(2000))
         error = (scenes.astype(np.float64) - round_trip(self.pipe.vae, scenes)) / 255
         psnr = (-10 * np.log10((error**2).mean((1, 2, 3)))).mean()
         figure = f"autoencoder on {len(scenes):,} held-out scenes, mean PSNR"

@@ -229,13 +229,18 @@ def training_images(progress: bool = True) -> np.ndarray:
     Too many to ship, but a function of the seed. They go to the user's cache folder, 185 MB, under a name that tells
     the shipped table they belong to: another version of the world is drawn anew.
     """
-    version = hashlib.sha256((weights_folder() / TABLE).read_bytes()).hexdigest()[:12]
-    path = downloads.cache() / f"training-images-{version}.safetensors"
+    path = training_images_file()
     with first_on_each_machine():
         if not path.is_file():
             corpus = build(SEED, progress=progress)
             save_tensors({"images": torch.from_numpy(corpus.images[corpus.trained])}, path, {})
     return load_file(path)["images"]
+
+
+def training_images_file() -> Path:
+    """Where they are cached, whether they are there or not."""
+    version = hashlib.sha256((weights_folder() / TABLE).read_bytes()).hexdigest()[:12]
+    return downloads.cache() / f"training-images-{version}.safetensors"
 
 
 @cache
