@@ -372,16 +372,19 @@ def baselines_cost(p: Parameters) -> list[Work]:
     return [Work(len(method_names(p)) * captions, p.sampling.steps)]
 
 
-def seconds(run: Run) -> pd.Series:
-    """Seconds an image of each method at its first strength, side by side in turns; medians, any search included."""
+def seconds(run: Run) -> pd.DataFrame:
+    """Seconds an image of each method at its first strength, side by side in turns; medians, any search included.
+
+    Columns seconds, on (the GPU, or how many threads); index method, strength. Timed once: a later run shows the same.
+    """
     p = run.parameters.baselines
     captions = [run.captions("memorized")[i] for i in run.held_out(run.split["locate"])[: p.timed]]
     first = {m.name: m for m in reversed(methods(run)) if m.name != TWIN}
     of = {"captions": captions, "model": sampler_fingerprint(run.pipe), "turns": p.turns}
     of |= {"methods": [[m.name, m.strength, m.code] for m in first.values()], "device": str(run.denoiser.device)}
-    of |= {"threads": torch.get_num_threads(), **run.parameters.sampling.model_dump()}
+    of |= run.parameters.sampling.model_dump()
     found = run.store.table("seconds", partial(_timed, run, list(first.values()), captions, p.turns), **of)
-    return found.set_index(["method", "strength"])["seconds"]
+    return found.set_index(["method", "strength"])
 
 
 def _timed(run: Run, compared: list[Method], captions: list[str], turns: int) -> pd.DataFrame:
@@ -394,7 +397,9 @@ def _timed(run: Run, compared: list[Method], captions: list[str], turns: int) ->
                 if turn:  # the first warms up
                     times[m.name, m.strength].append((time.perf_counter() - began) / len(captions))
     rows = [{"method": m, "strength": s, "seconds": float(np.median(took))} for (m, s), took in times.items()]
-    return pd.DataFrame(rows)
+    device, threads = run.denoiser.device, torch.get_num_threads()
+    on = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
+    return pd.DataFrame(rows).assign(on=on)
 
 
 def seconds_cost(p: Parameters) -> list[Work]:
