@@ -641,6 +641,6 @@ def attack_lines(runs: Mapping[str, Sequence[Mapping[str, Any]]], threshold: flo
     axis.set(xlabel="iterations of the attack (filled: the picture replicates its target)", ylabel="copy similarity")
     axis.set_ylim(min(0.0, *axis.get_ylim()), 1.04)
     axis.set_title(textwrap.shorten(title, 110), fontsize=9, loc="left")
-    axis.legend(fontsize=7, loc="lower right")
+    axis.legend(fontsize=7, loc="best")
     sns.despine(figure)
     return figure
