@@ -175,7 +175,8 @@ def _executed(paths: list[Path], parameters: Parameters, folder: Path, jobs: int
             while waiting or running:
                 if not any(path.stem == CAPTURE for path in running.values()):
                     end = 1 + next((i for i, path in enumerate(waiting) if path.stem == CAPTURE), len(waiting))
-                    for path in sorted(waiting[:end], key=lambda path: -cost[path]):  # the longest begin first
+                    # The longest begin first, of those that sample nothing the later ones: they do more.
+                    for path in sorted(waiting[:end], key=lambda path: (cost[path], path.name), reverse=True):
                         running[pool.submit(execute, path, folder / path.name, parameters, bar=False)] = path
                     del waiting[:end]
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
