@@ -55,9 +55,10 @@ types: install
 
 install: $(BIN)/installed
 
+# The pip that Python 3.11 brings takes a quarter longer than a newer one.
 $(BIN)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --no-compile --upgrade pip  # the one that Python 3.11 brings takes a quarter longer
+	$(BIN)/pip install --quiet --no-compile --upgrade pip
 	$(BIN)/pip install --quiet --no-compile -r requirements.lock
 	$(BIN)/pip install --quiet --no-deps -e .
 	touch $@

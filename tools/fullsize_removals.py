@@ -62,12 +62,11 @@ def one(model: Any, name: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         edit = REMOVALS[name].edit(pipe, pairs("verbatim"), pairs("ordinary"), folder=folder, progress=False, **options)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    on = f"{torch.get_num_threads()} threads"
     if device.type == "cuda":
-        peak, on = torch.cuda.max_memory_allocated() / 1e9, torch.cuda.get_device_name()
+        peak = torch.cuda.max_memory_allocated() / 1e9
     weights = sum(map(len, edit.positions.values())) / 1e6
     took = {"seconds": time.monotonic() - began, "gigabytes": peak, "million_weights": weights}
-    return {"model": model, "removal": name, "on": on, "side": side, **took}
+    return {"model": model, "removal": name, "on": distributed.hardware(device), "side": side, **took}
 
 
 def main() -> None:

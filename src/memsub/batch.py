@@ -204,7 +204,7 @@ def execute(path: Path, out: Path, parameters: Parameters, bar: bool = True) -> 
     given = parameters.dump()
     try:
         options = {"cwd": str(path.parent), "kernel_name": "python3", "progress_bar": bar}
-        # All that a notebook leaves is written: a kernel would take a second and a half to tidy up.
+        # All that a notebook leaves is written: a kernel would take more than a second to tidy up.
         papermill.execute_notebook(str(path), str(out), given, shutdown_kernel="immediate", **options)
     except PapermillExecutionError as error:
         raise NotebookError(

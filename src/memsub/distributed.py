@@ -52,6 +52,12 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def hardware(device: torch.device) -> str:
+    """What computes there, for what is timed: the GPU's name, or how many threads."""
+    threads = torch.get_num_threads()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
+
+
 def shard(items: Sequence[T]) -> Sequence[T]:
     """Every n-th item, beginning with this process' rank."""
     return items[rank() :: processes()]

@@ -28,6 +28,7 @@ from .baselines import BASELINES, Context
 from .controls import random_edit
 from .denoiser import Denoiser, sampler_fingerprint
 from .detection import SCORES, first_step_scores, roc
+from .distributed import hardware
 from .evaluation import seed_similarity, summary
 from .exact import LEVEL
 from .generation import Sample
@@ -397,9 +398,7 @@ def _timed(run: Run, compared: list[Method], captions: list[str], turns: int) ->
                 if turn:  # the first warms up
                     times[m.name, m.strength].append((time.perf_counter() - began) / len(captions))
     rows = [{"method": m, "strength": s, "seconds": float(np.median(took))} for (m, s), took in times.items()]
-    device, threads = run.denoiser.device, torch.get_num_threads()
-    on = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
-    return pd.DataFrame(rows).assign(on=on)
+    return pd.DataFrame(rows).assign(on=hardware(run.denoiser.device))
 
 
 def seconds_cost(p: Parameters) -> list[Work]:

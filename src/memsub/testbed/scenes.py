@@ -187,11 +187,10 @@ CHOICES = (len(ICONS) * len(COLOURS), len(COLOURS), len(PATTERNS))
 
 def multi_hot(content: Content) -> np.ndarray:
     """What a caption names, as zeros and ones of length `sum(CHOICES)`: coloured icons, background colour, pattern."""
-    colours = list(COLOURS)
     named = np.zeros(sum(CHOICES), np.float32)
     for icon, colour in content.items:
-        named[ICONS.index(icon) * len(colours) + colours.index(colour)] = 1
-    named[CHOICES[0] + colours.index(content.background)] = 1
+        named[ICONS.index(icon) * len(COLOURS) + _COLOUR_NAMES.index(colour)] = 1
+    named[CHOICES[0] + _COLOUR_NAMES.index(content.background)] = 1
     named[CHOICES[0] + CHOICES[1] + PATTERNS.index(content.pattern)] = 1
     return named
 
