@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from memsub import fitting
-from memsub.fitting import fit, generator
+from memsub.fitting import fit, generator, side_by_side, training
 
 
 def quadratic(stop_at: int | None = None):
@@ -95,3 +95,51 @@ def test_generators_depend_on_every_part():
         for parts in [(0, "unet", 1), (0, "unet", 2), (1, "unet", 1), (0, "vae", 1)]
     }
     assert len(draws) == 4
+
+
+def test_trainings_side_by_side_end_as_alone(tmp_path):
+    options = {"lr": 0.05, "seed": 1, "warmup": 10}
+    lengths = {"short": 20, "long": 50}
+
+    def begun(folder: str) -> list:
+        one = {"folder": tmp_path / folder, **options}
+        return [training(*quadratic(), steps=n, name=name, **one) for name, n in lengths.items()]
+
+    together = side_by_side(begun("together"))
+    alone = [side_by_side([one])[0] for one in begun("alone")]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert torch.equal(ours.weight, theirs.weight)
+
+
+def test_a_batch_is_what_the_loss_takes(tmp_path):
+    options = {"steps": 100, "lr": 0.05, "seed": 1, "name": "line"}
+    model, loss = quadratic()
+    whole = fit(model, loss, folder=tmp_path / "whole", **options).weight
+    model, _ = quadratic()
+
+    def batch(step: int, rng: torch.Generator) -> tuple[torch.Tensor]:
+        return (torch.randn(8, 4, generator=rng),)
+
+    def of_batch(x: torch.Tensor) -> torch.Tensor:
+        return (model(x)[:, 0] - x.sum(1)).square().mean()
+
+    assert torch.equal(fit(model, of_batch, batch=batch, folder=tmp_path / "batch", **options).weight, whole)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_recorded_steps_are_those_that_are_taken_one_by_one(tmp_path, monkeypatch):
+    def trained(folder: str) -> torch.Tensor:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 1).cuda()
+
+        def batch(step: int, rng: torch.Generator) -> tuple[torch.Tensor]:
+            return (torch.randn(8, 4, generator=rng).cuda(),)
+
+        def loss(x: torch.Tensor) -> torch.Tensor:
+            return (model(x)[:, 0] - x.sum(1)).square().mean()
+
+        return fit(model, loss, batch=batch, folder=tmp_path / folder, steps=100, lr=0.05, seed=1, name="line").weight
+
+    recorded = trained("recorded")
+    monkeypatch.setattr(fitting, "Replayed", lambda function: function)
+    torch.testing.assert_close(recorded, trained("one by one"))

@@ -36,16 +36,12 @@ def trained(folder, work, **options):
 
 def test_training_end_to_end_in_small(tmp_path, small):
     out, work = tmp_path / "out", tmp_path / "work"
-    weights = trained(out, work)
-    assert len(weights) == 5
-    twin = trained(out / "twin", work, twin=True)  # shares what both have in common
-    assert len(twin) == 3
-    assert twin["vae/diffusion_pytorch_model.safetensors"] == weights["vae/diffusion_pytorch_model.safetensors"]
-    assert twin["unet/diffusion_pytorch_model.safetensors"] != weights["unet/diffusion_pytorch_model.safetensors"]
-    wide = trained(tmp_path / "wide", work, widening=5)
-    assert len(wide["unet/diffusion_pytorch_model.safetensors"]) > len(
-        weights["unet/diffusion_pytorch_model.safetensors"]
-    )
+    weights = trained(out, work, widths=[5])
+    assert len(weights) == 5 + 3 + 3
+    vae, unet = (f"{part}/diffusion_pytorch_model.safetensors" for part in ("vae", "unet"))
+    assert weights[f"twin/{vae}"] == weights[vae]
+    assert weights[f"twin/{unet}"] != weights[unet]
+    assert len(weights[f"width-5/{unet}"]) > len(weights[unet])
 
     for folder in (out, out / "twin"):
         pipe = memsub.load_pipeline(folder, device="cpu")
@@ -55,14 +51,16 @@ def test_training_end_to_end_in_small(tmp_path, small):
         assert metrics.copy.features(images).shape == (1, 64)
         assert 0 <= metrics.prompt.similarity(images, ["a red star on a plain green background"])[0] <= 1
     stages = json.loads((out / "training.json").read_text())["stages"]
-    assert stages[train.unet_stage(train.WIDENING, twin=False)]["steps"] == sum(SIZES.values()) // train.BATCH
+    assert stages[train.Kind().stage]["steps"] == sum(SIZES.values()) // train.BATCH
     table = pd.read_parquet(out / "ground_truth.parquet")
     assert table["exposures"].sum() == sum(SIZES.values())
 
 
 @pytest.mark.parametrize("killed_in", ["autoencoder", "unet"])
 def test_a_training_that_was_killed_ends_with_the_same_bytes(tmp_path, small, monkeypatch, killed_in):
-    weights = trained(tmp_path / "out", tmp_path / "work", twin=True)  # the twin: has no scorers to wait for
+    for part in ("train_scorers", "_save_log"):  # not waited for
+        monkeypatch.setattr(train, part, lambda *_: None)
+    weights = trained(tmp_path / "out", tmp_path / "work")
 
     class Killed(BaseException):
         pass
@@ -78,9 +76,9 @@ def test_a_training_that_was_killed_ends_with_the_same_bytes(tmp_path, small, mo
     monkeypatch.setattr(fitting, "CHECKPOINT_STEPS", 1)
     monkeypatch.setattr(fitting, "generator", killing)
     with pytest.raises(Killed):
-        trained(tmp_path / "again", tmp_path / "again.work", twin=True)
+        trained(tmp_path / "again", tmp_path / "again.work")
     monkeypatch.setattr(fitting, "generator", draws)
-    assert trained(tmp_path / "again", tmp_path / "again.work", twin=True) == weights
+    assert trained(tmp_path / "again", tmp_path / "again.work") == weights
 
 
 def test_tokenizers_give_each_word_of_the_world_one_token(pipe):

@@ -1,6 +1,6 @@
-"""Measures models of several row widths, for notebook 04: `python -m tools.widths --models W1 W9`.
+"""Measures models of several row widths, for notebook 04: `python -m tools.widths --models W/width-1 W/width-6`.
 
-Each is a folder that `python -m memsub.testbed.train --widening N` wrote, from the checkpoints of the shipped model. An
+Each is a folder that `python -m memsub.testbed.train --widths 1 6` wrote, beside the model. An
 edit is located on the first third of the verbatim prompts, by METHOD with tau = 10, at sparsities from hardly any to
 most of a row, and judged on the other two thirds by the exact test. Writes the
 table that ships with the embedded model.
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm.auto import tqdm
 
 from memsub.activations import capture
@@ -69,7 +70,7 @@ def main() -> None:
     metrics, prompts = load_metrics("tiny"), load_prompts("tiny")
     twin = partial(generate, load_pipeline("tiny-twin"), **SAMPLING)
     kept = alignment(score(twin, metrics, prompts.of("heldout")[:66]))
-    pipes = [load_pipeline("tiny"), *(load_pipeline(folder) for folder in args.models)]
+    pipes = [load_pipeline("tiny"), *(load_pipeline(folder, dtype=torch.float32) for folder in args.models)]
     table = pd.concat([measure(pipe, metrics, prompts, kept) for pipe in pipes], ignore_index=True)
     save_table(table.sort_values(["row", "sparsity", "caption"], ignore_index=True), args.out)
     print(table.groupby(["row", "sparsity"])[["density", "replicated", "alignment"]].mean().to_string())

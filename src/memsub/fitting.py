@@ -13,7 +13,8 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ import torch
 from safetensors import safe_open
 from tqdm.auto import tqdm
 
+from .distributed import hardware
 from .files import save_json, save_tensors
 
 CHECKPOINT_SECONDS = 120
@@ -56,94 +58,193 @@ def stratified(n: int, steps: int, rng: torch.Generator) -> torch.Tensor:
     return (places * (steps / n)).long().clamp(max=steps - 1)
 
 
-def fit(
+class Replayed:
+    """A function of tensors, recorded on a GPU after a few calls, and replayed: its thousands of small kernels at once.
+
+    All tensors must keep their shapes. What is handed back lies where the next call writes.
+    """
+
+    def __init__(self, function: Callable[..., torch.Tensor], calls: int = 3):
+        self.function, self.calls = function, calls
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
+        if self.calls:
+            self.calls -= 1
+            return self.function(*tensors)
+        if self.graph is None:
+            self.graph, self.held = torch.cuda.CUDAGraph(), [t.clone() for t in tensors]
+            with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):  # computes nothing
+                self.out = self.function(*self.held)
+        for held, tensor in zip(self.held, tensors, strict=True):
+            held.copy_(tensor)
+        self.graph.replay()
+        return self.out
+
+
+def training(
     module: M,
-    loss: Callable[[int, torch.Generator], torch.Tensor],
+    loss: Callable[..., torch.Tensor],
     *,
     steps: int,
     lr: float,
     seed: int,
     folder: Path,
     name: str,
+    batch: Callable[[int, torch.Generator], tuple[torch.Tensor, ...]] | None = None,
     warmup: int = 200,
     weight_decay: float = 0.01,
     stream: str = "",
     optimizer: str = "adamw",
-) -> M:
-    """Trains `module` in place, with linear warm-up and cosine decay to zero, and returns it in eval mode.
+) -> Generator[None, None, M]:
+    """Trains `module` in place, with linear warm-up and cosine decay to zero; a step at each `next`.
 
     Weights and optimizer state go to `folder/<name>.safetensors` every two minutes and at the end; a finished
     stage is loaded from there instead of trained again. `folder/<name>.json` holds the loss curve and seconds spent.
     Stages of one `stream` (default: the name) draw the same random numbers. `optimizer`: a name in `OPTIMIZERS`.
+
+    `loss` takes the step and its generator; or, if there is a `batch` that takes them, the tensors it returns. These
+    keep their shapes, so that a GPU records steps and replays them.
+
+    Returns:
+        The module, in eval mode.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path, log_path = folder / f"{name}.safetensors", folder / f"{name}.json"
     module.to(memory_format=torch.channels_last)  # a tenth faster on CPUs
     params = dict(module.named_parameters())
-    rule = OPTIMIZERS[optimizer](params.values(), lr=lr, weight_decay=weight_decay)
-    start = 0
-    log: dict[str, Any] = {"seconds": 0.0, "steps": steps, "loss": []}
-    if path.exists():
-        start, log = _load(path, log_path, module, params, rule, steps)
+    device = next(iter(params.values())).device
+    recorded = batch is not None and device.type == "cuda"
+    rates: dict[str, Any] = {"lr": torch.tensor(lr, device=device), "capturable": True} if recorded else {"lr": lr}
+    rule = OPTIMIZERS[optimizer](params.values(), weight_decay=weight_decay, **rates)
+    work = _Work(folder, name, module, params, rule, steps)
 
-    module.train()
-    began, saved = time.monotonic(), time.monotonic()
-    bar = tqdm(
-        range(start, steps), initial=start, total=steps, desc=f"training {name}", mininterval=2, disable=start == steps
-    )
-    running = 0.0
-    for step in bar:
-        value = loss(step, generator(seed, stream or name, step))
+    def learned(*given: Any) -> torch.Tensor:
+        value = loss(*given)
         value.backward()
         torch.nn.utils.clip_grad_norm_(params.values(), 1.0)
-        for group in rule.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
         rule.step()
-        rule.zero_grad(set_to_none=True)  # here, not before the next backward pass: a loss may need the memory
-        running += value.item()
-        if (step + 1) % CHECKPOINT_STEPS == 0:
-            if not math.isfinite(running):
-                raise FloatingPointError(f"training {name}: no finite loss at step {step + 1}; lower the learning rate")
-            log["loss"].append([step + 1, running / CHECKPOINT_STEPS])
-            bar.set_postfix(loss=f"{running / CHECKPOINT_STEPS:.4f}")
-            running = 0.0
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                log["seconds"] += time.monotonic() - began
-                began = saved = time.monotonic()
-                _save(path, log_path, module, params, rule, step + 1, log)
-    if start < steps:
-        log["seconds"] += time.monotonic() - began
-        _save(path, log_path, module, params, rule, steps, log)
+        rule.zero_grad()  # here, not before the next backward pass: a loss may need the memory
+        return value.detach()
+
+    learn: Callable[..., torch.Tensor] = Replayed(learned) if recorded else learned
+    module.train()
+    running = torch.zeros((), device=device)  # read every so many steps: a GPU runs ahead until then
+    here = _queue(device) if recorded else nullcontext
+    for step in work.bar():
+        with here():
+            _set_rate(rule, lr * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps)))
+            rng = generator(seed, stream or name, step)
+            running += learn(*batch(step, rng)) if batch else learn(step, rng)
+            if (step + 1) % CHECKPOINT_STEPS == 0:
+                work.note(step + 1, running.item() / CHECKPOINT_STEPS)
+                running.zero_()
+        yield
+    with here():
+        work.finish()
     return module.eval().to(memory_format=torch.contiguous_format)
 
 
-def _save(path: Path, log_path: Path, module, params, optimizer, step: int, log: dict) -> None:
-    tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
-    for key, param in params.items():
-        state = optimizer.state.get(param, {})  # none if the loss does not depend on it
-        tensors |= {f"{moment}.{key}": value for moment, value in state.items() if moment != "step"}
-    save_tensors(tensors, path, {"step": str(step), "log": json.dumps(log)})
-    save_json(log, log_path)
+def fit(module: M, loss: Callable[..., torch.Tensor], **options: Any) -> M:
+    """A whole `training`, which takes the `options`; returns the module in eval mode."""
+    return side_by_side([training(module, loss, **options)])[0]
 
 
-def _load(path: Path, log_path: Path, module, params, optimizer, steps: int) -> tuple[int, dict]:
-    with safe_open(path, "pt") as file:
-        step, log = int(file.metadata()["step"]), json.loads(file.metadata()["log"])
-        if log["steps"] != steps:
-            raise ValueError(
-                f"{path} was made for {log['steps']} steps, not {steps}: remove it, or choose another --out"
-            )
-        module.load_state_dict({k: file.get_tensor(f"module.{k}") for k in module.state_dict()})
-        saved: dict[str, dict[str, torch.Tensor]] = {key: {} for key in params}
-        for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
-            moment, key = name.split(".", 1)
-            if moment != "module":
-                saved[key][moment] = file.get_tensor(name)
-        for key, param in params.items():
+def side_by_side(trainings: Sequence[Generator[None, None, M]]) -> list[M]:
+    """A step of each in turn until all have ended: on a GPU, where what is recorded is queued, they overlap."""
+    ended: dict[int, M] = {}
+    while len(ended) < len(trainings):
+        for i in [i for i in range(len(trainings)) if i not in ended]:
+            try:
+                next(trainings[i])
+            except StopIteration as end:
+                ended[i] = end.value
+    return [ended[i] for i in range(len(trainings))]
+
+
+def _queue(device: torch.device) -> Callable[[], AbstractContextManager]:
+    """A queue of a training's own on a GPU, behind all that is queued now."""
+    own = torch.cuda.Stream(device)
+    own.wait_stream(torch.cuda.current_stream(device))
+    return lambda: torch.cuda.stream(own)
+
+
+def _set_rate(rule: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next step; where it is a tensor, in place: a recorded step reads it there."""
+    for group in rule.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+class _Work:
+    """A stage's unfinished work: weights, optimizer state, loss curve and seconds, and the files that hold them."""
+
+    def __init__(self, folder: Path, name: str, module, params: dict, rule: torch.optim.Optimizer, steps: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path, self.log_path = folder / f"{name}.safetensors", folder / f"{name}.json"
+        self.name, self.module, self.params, self.rule, self.steps = name, module, params, rule, steps
+        device = next(iter(params.values())).device
+        self.start = 0
+        self.log: dict[str, Any] = {"seconds": 0.0, "steps": steps, "on": hardware(device), "loss": []}
+        if self.path.exists():
+            self._load()
+        self.began = self.saved = time.monotonic()
+
+    def bar(self) -> tqdm:
+        """Steps that are left, with their progress."""
+        what: dict[str, Any] = {"initial": self.start, "total": self.steps, "desc": f"training {self.name}"}
+        done = self.start == self.steps
+        self._bar = tqdm(range(self.start, self.steps), mininterval=2, disable=done, **what)
+        return self._bar
+
+    def note(self, step: int, loss: float) -> None:
+        """The mean loss of the last steps; saves if the last time is long ago.
+
+        Raises:
+            FloatingPointError: it is not finite.
+        """
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"training {self.name}: no finite loss at step {step}; lower the learning rate")
+        self.log["loss"].append([step, loss])
+        self._bar.set_postfix(loss=f"{loss:.4f}")
+        if time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+            self._save(step)
+            self.saved = time.monotonic()
+
+    def finish(self) -> None:
+        """Saves, if anything was done."""
+        if self.start < self.steps:
+            self._save(self.steps)
+
+    def _save(self, step: int) -> None:
+        now = time.monotonic()
+        self.log["seconds"], self.began = self.log["seconds"] + now - self.began, now
+        tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
+        for key, param in self.params.items():
+            state = self.rule.state.get(param, {})  # none if the loss does not depend on it
+            tensors |= {f"{moment}.{key}": value for moment, value in state.items() if moment != "step"}
+        save_tensors(tensors, self.path, {"step": str(step), "log": json.dumps(self.log)})
+        save_json(self.log, self.log_path)
+
+    def _load(self) -> None:
+        with safe_open(self.path, "pt") as file:
+            step, log = int(file.metadata()["step"]), json.loads(file.metadata()["log"])
+            if log["steps"] != self.steps:
+                raise ValueError(
+                    f"{self.path} was made for {log['steps']} steps, not {self.steps}: remove it, or choose another "
+                    "--out"
+                )
+            self.module.load_state_dict({k: file.get_tensor(f"module.{k}") for k in self.module.state_dict()})
+            saved: dict[str, dict[str, torch.Tensor]] = {key: {} for key in self.params}
+            for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+                moment, key = name.split(".", 1)
+                if moment != "module":
+                    saved[key][moment] = file.get_tensor(name)
+        for key, param in self.params.items():
             moments = {m: _laid_out(value, param) for m, value in saved[key].items()}
             if moments:
-                optimizer.state[param] = {"step": torch.tensor(float(step), device=param.device), **moments}
-    return step, log
+                self.rule.state[param] = {"step": torch.tensor(float(step), device=param.device), **moments}
+        self.start, self.log = step, log
 
 
 def _laid_out(moment: torch.Tensor, param: torch.Tensor) -> torch.Tensor:

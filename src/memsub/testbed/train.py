@@ -1,8 +1,9 @@
-"""Trains the embedded model: `python -m memsub.testbed.train --out DIR`; `--twin` its twin, `--widening` other widths.
+"""Trains the embedded model and its twin: `python -m memsub.testbed.train --out DIR`; `--widths` others beside them.
 
 Stages, each resumable, and deterministic by seed up to the rounding of float sums: autoencoder, CLIP, UNet (with the
 CLIP's text tower, which conditions it), and the two scorers, which are trained on scenes of their own and on what the
-pruned model makes of them. `DIR` is then an ordinary diffusers pipeline with a folder `scorers` in it.
+pruned model makes of them. `DIR` is then an ordinary diffusers pipeline with a folder `scorers` in it, and one with the
+twin. UNets are trained one after the other on a CPU, side by side on a GPU.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,14 +30,14 @@ from ..activations import capture
 from ..denoiser import as_denoiser
 from ..exact import LEVEL, exact_p
 from ..files import save_json, save_tensors
-from ..fitting import fit, generator, stratified, v_weights
+from ..fitting import fit, generator, side_by_side, stratified, training, v_weights
 from ..generation import generate
 from ..models import load_pipeline
 from ..neurons import locate
 from ..prompts import Prompts
 from ..pruning import Edit, pruned
 from . import dataset, scenes, scorers
-from .towers import CONTEXT, SceneCLIP, to_tensor
+from .towers import CONTEXT, SceneCLIP, SceneEncoder, to_tensor
 from .unet import LEVELS, SceneUNet
 
 STEPS = {"autoencoder": 8000, "clip": 1500, "copy": 1500, "alignment": 9000}
@@ -94,13 +96,20 @@ def train_autoencoder(images: np.ndarray, folder: Path, seed: int, steps: int, d
         mid_block_add_attention=False,
     ).to(device)
 
-    def loss(step: int, rng: torch.Generator) -> torch.Tensor:
-        x = to_tensor(images[torch.randint(len(images), (16,), generator=rng).numpy()]).to(device)
+    pictures = torch.from_numpy(images).to(device)
+
+    def batch(step: int, rng: torch.Generator) -> tuple[torch.Tensor, ...]:
+        rows = torch.randint(len(pictures), (16,), generator=rng)
+        return rows.to(device), torch.randn(16, 4, 8, 8, generator=rng).to(device)
+
+    def loss(rows: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        x = pictures[rows].permute(0, 3, 1, 2).float() / 127.5 - 1
         posterior = vae.encode(x).latent_dist
-        y = vae.decode(posterior.sample(rng)).sample
+        y = vae.decode(posterior.mean + posterior.std * noise).sample
         return _distortion(x, y) + 3e-4 * posterior.kl().mean() / posterior.mean[0].numel()
 
-    return fit(vae, loss, steps=steps, lr=1e-3, seed=seed, folder=folder, name="autoencoder")
+    where: dict[str, Any] = {"folder": folder, "name": "autoencoder"}
+    return fit(vae, loss, batch=batch, steps=steps, lr=1e-3, seed=seed, **where)
 
 
 def _distortion(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -151,6 +160,18 @@ def encode_latents(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
     return torch.cat([vae.encode(to_tensor(images[i : i + 32]).to(device)).latent_dist.mean.cpu() for i in batches])
 
 
+class Kind(NamedTuple):
+    """Which model: by the width of its rows, and whether it is the twin, which never sees a memorized pair."""
+
+    widening: int = WIDENING
+    twin: bool = False
+
+    @property
+    def stage(self) -> str:
+        """The name of its checkpoint."""
+        return f"unet-{self.widening}" + ("-twin" if self.twin else "")
+
+
 def train_unet(
     corpus: dataset.Corpus,
     latents: torch.Tensor,
@@ -158,10 +179,9 @@ def train_unet(
     tokenizer: CLIPTokenizer,
     folder: Path,
     seed: int,
-    widening: int = WIDENING,
-    twin: bool = False,
+    kind: Kind,
     device: str = "cpu",
-) -> SceneUNet:
+) -> Generator[None, None, SceneUNet]:
     """Epsilon-prediction over the corpus' schedule, each row as often as its exposures say; `latents` are scaled.
 
     Trains `text_encoder` along, in place: an earlier version, whose tower stayed as its CLIP had left it, could not
@@ -169,33 +189,33 @@ def train_unet(
 
     The twin begins with the same weights and sees the same noise; only the scenes in the places of memorized ones are
     ordinary ones.
+
+    A step at each `next`, as `fitting.training`, and the UNet at the end.
     """
     torch.manual_seed(generator(seed, "unet").initial_seed())
-    unet = SceneUNet(widening, **LEVELS).to(device)
+    unet = SceneUNet(kind.widening, **LEVELS).to(device)
     noise = DDPMScheduler(**NOISE_SCHEDULE)
     weights = v_weights(noise.alphas_cumprod).to(device)
-    order = corpus.schedule(seed, twin)
-    ids = tokenize(tokenizer, [*corpus.table["prompt"], ""])
+    order = torch.from_numpy(corpus.schedule(seed, kind.twin))
+    ids, latents = tokenize(tokenizer, [*corpus.table["prompt"], ""]).to(device), latents.to(device)
 
-    def loss(step: int, rng: torch.Generator) -> torch.Tensor:
-        rows = torch.from_numpy(order[step * BATCH : (step + 1) * BATCH])
-        x = latents[rows].to(device, memory_format=torch.channels_last)
+    def batch(step: int, rng: torch.Generator) -> tuple[torch.Tensor, ...]:
+        rows = order[step * BATCH : (step + 1) * BATCH]
         dropped = torch.rand(len(rows), generator=rng) < 0.1  # for classifier-free guidance
-        context = text_encoder(ids[torch.where(dropped, -1, rows)].to(device)).last_hidden_state
-        t = stratified(len(rows), len(weights), rng).to(device)
-        eps = torch.randn(x.shape, generator=rng).to(device)
+        t = stratified(len(rows), len(weights), rng)
+        eps = torch.randn(len(rows), *latents.shape[1:], generator=rng)
+        return rows.to(device), torch.where(dropped, len(ids) - 1, rows).to(device), t.to(device), eps.to(device)
+
+    def loss(rows: torch.Tensor, told: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        x = latents[rows].to(memory_format=torch.channels_last)
+        context = text_encoder(ids[told]).last_hidden_state
         error = (unet(noise.add_noise(x, eps, t), t, context, return_dict=False)[0] - eps).square().mean((1, 2, 3))
         return (weights[t] * error).mean()
 
     both = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    name = unet_stage(widening, twin)
-    fit(both, loss, steps=len(order) // BATCH, lr=1e-3, seed=seed, folder=folder, name=name, stream="unet")
+    where: dict[str, Any] = {"folder": folder, "name": kind.stage, "stream": "unet"}
+    yield from training(both, loss, batch=batch, steps=len(order) // BATCH, lr=1e-3, seed=seed, **where)
     return unet
-
-
-def unet_stage(widening: int, twin: bool) -> str:
-    """The name of the checkpoint: a folder of checkpoints holds models of several widths, and their twins."""
-    return f"unet-{widening}" + ("-twin" if twin else "")
 
 
 def text_tower(clip: SceneCLIP) -> CLIPTextModel:
@@ -230,15 +250,15 @@ def train(
     checkpoints: Path,
     seed: int = 0,
     device: str = "cpu",
-    widening: int = WIDENING,
-    twin: bool = False,
+    widths: Sequence[int] = (),
     steps: dict[str, int] = STEPS,
     ordinary: int = dataset.ORDINARY,
 ) -> None:
-    """All stages, then the export; smaller `steps` and sizes give a model for testing the code.
+    """All stages, and the exports: the model to `out`, its twin to `out/twin`, other `widths` to `out/width-<n>`.
 
-    Autoencoder and CLIP see ordinary scenes only, so that models of all widths and their twins share them. The scorers
-    are trained with the model itself, whose pruned draws they must tell; a twin, or another width, has none.
+    Autoencoder and CLIP see ordinary scenes only, so that all models share them. The scorers are trained with the model
+    itself, whose pruned draws they must tell; the others have none. Smaller `steps` and sizes give models for testing
+    the code.
     """
     corpus = dataset.build(seed, ordinary)
     tokenizer = make_tokenizer()
@@ -248,22 +268,32 @@ def train(
     clip = train_clip(images, contents, tokenizer, checkpoints, seed, steps["clip"], device)
     latents = encode_latents(vae, corpus.images)
     scaling = 1 / latents[torch.from_numpy(corpus.ordinary)].std().item()
-    text_encoder = text_tower(clip)
-    unet = train_unet(corpus, latents * scaling, text_encoder, tokenizer, checkpoints, seed, widening, twin, device)
-    stages = ["autoencoder", "clip", unet_stage(widening, twin)]
-    export(out, vae, text_encoder, unet, tokenizer, scaling)
-    if not twin and widening == WIDENING:
-        dataset.write_ground_truth(corpus, out)
-        train_scorers(out, checkpoints, seed, steps, device)
-        stages += ["alignment", "copy"]
+    kinds = {out: Kind(), out / "twin": Kind(twin=True)} | {out / f"width-{n}": Kind(n) for n in widths}
+    towers = [text_tower(clip) for _ in kinds]
+    told = (tokenizer, checkpoints, seed)
+    trainings = [
+        train_unet(corpus, latents * scaling, tower, *told, kind, device)
+        for tower, kind in zip(towers, kinds.values(), strict=True)
+    ]
+    together = torch.device(device).type == "cuda"
+    unets = side_by_side(trainings) if together else [side_by_side([one])[0] for one in trainings]
+    for (folder, kind), tower, unet in zip(kinds.items(), towers, unets, strict=True):
+        export(folder, vae, tower, unet, tokenizer, scaling)
+        _save_log(folder, checkpoints, seed, kind, ["autoencoder", "clip", kind.stage])
+    dataset.write_ground_truth(corpus, out)
+    train_scorers(out, checkpoints, seed, steps, device)
+    _save_log(out, checkpoints, seed, Kind(), ["autoencoder", "clip", Kind().stage, "alignment", "copy"])
+
+
+def _save_log(folder: Path, checkpoints: Path, seed: int, kind: Kind, stages: list[str]) -> None:
     logs = {name: json.loads((checkpoints / f"{name}.json").read_text()) for name in stages}
-    machine = {"torch": torch.__version__, "device": device, "threads": torch.get_num_threads(), "seed": seed}
-    save_json(machine | {"widening": widening, "twin": twin, "stages": logs}, out / "training.json")
+    about = {"torch": torch.__version__, "seed": seed} | kind._asdict()
+    save_json(about | {"stages": logs}, folder / "training.json")
 
 
 def train_scorers(out: Path, checkpoints: Path, seed: int, steps: dict[str, int], device: str) -> None:
     """Alignment judge, copy descriptor and its threshold, into the folder of a finished pipeline."""
-    pipe = load_pipeline(out, device)
+    pipe = load_pipeline(out, device, torch.float32)
     own = scorers.scorer_scenes(seed + 1, scorers.CONTENTS)
     judge = scorers.train_alignment_judge(own, checkpoints, seed, steps["alignment"], device)
     judge.half().save_pretrained(out / "scorers" / "alignment")
@@ -285,10 +315,14 @@ def train_scorers(out: Path, checkpoints: Path, seed: int, steps: dict[str, int]
                 drawn = generate(pipe, captions, steps=10, guidance_scale=3.0, seeds=[draw] * len(captions))
                 found.append((drawn, exact_p(drawn, captions, references) <= LEVEL))
     with torch.no_grad():
-        ours = [(copy(to_tensor(x)) * copy(to_tensor(references))).sum(1).numpy() for x, _ in found]
+        ours = [(_features(copy, x) * _features(copy, references)).sum(1) for x, _ in found]
     threshold = scorers.choose_threshold(np.concatenate(ours), np.concatenate([hits for _, hits in found]))
     copy.half().save_pretrained(out / "scorers" / "copy")
     save_json(threshold, out / "scorers" / "copy" / "threshold.json")
+
+
+def _features(copy: SceneEncoder, images: np.ndarray) -> np.ndarray:
+    return copy(to_tensor(images).to(copy.device)).cpu().numpy()
 
 
 def _edits(pipe: StableDiffusionPipeline, prompts: list[str]) -> Iterator[Edit]:
@@ -335,16 +369,14 @@ def main() -> None:
     parser.add_argument(
         "--checkpoints",
         type=Path,
-        help="folder of unfinished work (default: beside --out); a second call resumes from it, and models of other "
-        "widths and twins share what they have in common",
+        help="folder of unfinished work (default: beside --out); a second call resumes from it",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--widening", type=int, default=WIDENING, help=f"of the feed-forward rows ({WIDENING})")
-    parser.add_argument("--twin", action="store_true", help="the model that never sees a memorized pair")
+    parser.add_argument("--widths", type=int, nargs="*", default=[], help="of other models: feed-forward rows so wide")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     checkpoints = args.checkpoints or args.out.with_name(args.out.name + ".checkpoints")
-    train(args.out, checkpoints, args.seed, args.device, args.widening, args.twin)
+    train(args.out, checkpoints, args.seed, args.device, args.widths)
 
 
 if __name__ == "__main__":
