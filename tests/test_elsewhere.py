@@ -150,7 +150,7 @@ def test_removals_train_there(name, tmp_path, monkeypatch):
     located = memsub.Edit({layer: torch.arange(3) for layer in sizes}, sizes, about)
     monkeypatch.setattr(fine_tuning, "prune", lambda *_, **__: located)
     monkeypatch.setattr(surrogates, "SAMPLING", LOOK)
-    monkeypatch.setattr(fitting, "_save", lambda *_: None)  # what lies there has no values
+    monkeypatch.setattr(fitting._Work, "_save", lambda *_: None)  # what lies there has no values
     few = {"iterations": 1} if name.startswith("adversarial") else {"alone": 1} if name == "regrowth" else {}
     few |= {"steps": 2, "where": "located", "optimizer": "adafactor"}
     with Elsewhere() as device:
