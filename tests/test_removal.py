@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tools.removals import removal
+from tools.removals import of_this_model, removal
 
 from memsub import audit
 from memsub.activations import capture
@@ -160,6 +160,11 @@ def test_a_removal_is_audited_under_its_name_and_seed():
     for wrong in ("regrowht", "regrowth, seed", "regrowth, seed one", "twin"):
         with pytest.raises(ValueError, match=f"no removal '{wrong}'; expected some of pruning"):
             removal(wrong)
+
+
+def test_what_ships_was_made_of_the_model_that_ships(pipe):
+    assert of_this_model(fingerprint(pipe))
+    assert not of_this_model("another")
 
 
 def test_blocks_are_taught_what_they_did(pipe, memorized, ordinary, tmp_path):

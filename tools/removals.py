@@ -172,10 +172,18 @@ def side_by_side(processes: int, out: Path, options: dict[str, Any], parts: list
             done.result()
 
 
+def of_this_model(model: str) -> bool:
+    """Whether what ships already was made of this model: tables of two models do not mix."""
+    if not (deletion.folder() / "edits.json").is_file():
+        return False
+    return all(path.is_file() and Edit.load(path).provenance["model"] == model for path in deletion.edits().values())
+
+
 def shipped(
     bench: Bench, tables: dict[str, dict[str, pd.DataFrame]], long: dict[str, pd.DataFrame], edits: list[str]
 ) -> None:
-    """Writes what ships with the embedded model; what ships already of models that were not audited now stays."""
+    """Writes what ships with the embedded model; what ships already of removals that were not audited now stays."""
+    kept = of_this_model(fingerprint(bench.pipe))
     pictures = {"training images": bench.of.removed.images[:SHOWN]}
     for name in deletion.whole(tables):
         drawn = bench.pictures(name)
@@ -184,7 +192,7 @@ def shipped(
     for name, file in files.items():
         bench.edit(name)[0].save(deletion.folder() / file)
     costs = {name: bench.edit(name)[1] for name in tables if name not in ("twin", "unedited")}
-    if (deletion.folder() / "edits.json").is_file():
+    if kept:
         tables, costs, pictures = deletion.audits() | tables, deletion.costs() | costs, deletion.pictures() | pictures
         long = dict(iter(deletion.long_attack().groupby("model", sort=False))) | long
         files = {name: path.name for name, path in deletion.edits().items()} | files
