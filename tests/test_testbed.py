@@ -81,6 +81,12 @@ def test_a_training_that_was_killed_ends_with_the_same_bytes(tmp_path, small, mo
     assert trained(tmp_path / "again", tmp_path / "again.work") == weights
 
 
+@pytest.mark.parametrize("widths", [[1, 1], [train.WIDENING], [0]])
+def test_widths_that_cannot_be_are_told_before_anything_is_drawn(tmp_path, widths):
+    with pytest.raises(ValueError, match="name each once, from 1 on"):
+        train.train(tmp_path, tmp_path, widths=widths)
+
+
 def test_tokenizers_give_each_word_of_the_world_one_token(pipe):
     made = train.make_tokenizer()
     assert made.get_vocab() == train.make_tokenizer().get_vocab()

@@ -259,7 +259,14 @@ def train(
     Autoencoder and CLIP see ordinary scenes only, so that all models share them. The scorers are trained with the model
     itself, whose pruned draws they must tell; the others have none. Smaller `steps` and sizes give models for testing
     the code.
+
+    Raises:
+        ValueError: a width is named twice, is the model's own, or below 1.
     """
+    if len({WIDENING, *widths}) <= len(widths) or min(widths, default=1) < 1:
+        raise ValueError(
+            f"widths {list(widths)}: name each once, from 1 on, and not {WIDENING}, which is the model's own."
+        )
     corpus = dataset.build(seed, ordinary)
     tokenizer = make_tokenizer()
     images = corpus.images[corpus.ordinary]
