@@ -1,9 +1,8 @@
 """Measures models of several row widths, for notebook 04: `python -m tools.widths --models W/width-1 W/width-6`.
 
-Each is a folder that `python -m memsub.testbed.train --widths 1 6` wrote, beside the model. An
-edit is located on the first third of the verbatim prompts, by METHOD with tau = 10, at sparsities from hardly any to
-most of a row, and judged on the other two thirds by the exact test. Writes the
-table that ships with the embedded model.
+Each is a folder that `python -m memsub.testbed.train --widths 1 6` wrote, beside the model. An edit is located on the
+first third of the verbatim prompts, by METHOD with tau = 10, at sparsities from hardly any to most of a row, and judged
+on the other two thirds by the exact test. Writes the table that ships with the embedded model.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def training(
     recorded = batch is not None and device.type == "cuda"
     rates: dict[str, Any] = {"lr": torch.tensor(lr, device=device), "capturable": True} if recorded else {"lr": lr}
     rule = OPTIMIZERS[optimizer](params.values(), weight_decay=weight_decay, **rates)
-    work = _Work(folder, name, module, params, rule, steps)
+    work = _Work(folder, name, module, params, rule, steps, device)
 
     def learned(*given: Any) -> torch.Tensor:
         value = loss(*given)
@@ -179,11 +179,19 @@ def _set_rate(rule: torch.optim.Optimizer, rate: float) -> None:
 class _Work:
     """A stage's unfinished work: weights, optimizer state, loss curve and seconds, and the files that hold them."""
 
-    def __init__(self, folder: Path, name: str, module, params: dict, rule: torch.optim.Optimizer, steps: int):
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        module,
+        params: dict[str, torch.nn.Parameter],
+        rule: torch.optim.Optimizer,
+        steps: int,
+        device: torch.device,
+    ):
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.log_path = folder / f"{name}.safetensors", folder / f"{name}.json"
         self.name, self.module, self.params, self.rule, self.steps = name, module, params, rule, steps
-        device = next(iter(params.values())).device
         self.start = 0
         self.log: dict[str, Any] = {"seconds": 0.0, "steps": steps, "on": hardware(device), "loss": []}
         if self.path.exists():

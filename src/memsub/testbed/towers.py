@@ -26,7 +26,12 @@ CONTEXT = 24
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
     """uint8 (n, h, w, 3) to float32 (n, 3, h, w) in [-1, 1], the range of diffusers' autoencoders."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return in_range(torch.from_numpy(np.ascontiguousarray(images)))
+
+
+def in_range(images: torch.Tensor) -> torch.Tensor:
+    """The same of a uint8 tensor (n, h, w, 3), where it lies."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 class _Block(nn.Module):

@@ -37,7 +37,7 @@ from ..neurons import locate
 from ..prompts import Prompts
 from ..pruning import Edit, pruned
 from . import dataset, scenes, scorers
-from .towers import CONTEXT, SceneCLIP, SceneEncoder, to_tensor
+from .towers import CONTEXT, SceneCLIP, SceneEncoder, in_range, to_tensor
 from .unet import LEVELS, SceneUNet
 
 STEPS = {"autoencoder": 8000, "clip": 1500, "copy": 1500, "alignment": 9000}
@@ -103,7 +103,7 @@ def train_autoencoder(images: np.ndarray, folder: Path, seed: int, steps: int, d
         return rows.to(device), torch.randn(16, 4, 8, 8, generator=rng).to(device)
 
     def loss(rows: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        x = pictures[rows].permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = in_range(pictures[rows])
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.mean + posterior.std * noise).sample
         return _distortion(x, y) + 3e-4 * posterior.kl().mean() / posterior.mean[0].numel()
@@ -175,29 +175,30 @@ class Kind(NamedTuple):
 def train_unet(
     corpus: dataset.Corpus,
     latents: torch.Tensor,
-    text_encoder: CLIPTextModel,
+    clip: SceneCLIP,
     tokenizer: CLIPTokenizer,
     folder: Path,
     seed: int,
     kind: Kind,
     device: str = "cpu",
-) -> Generator[None, None, SceneUNet]:
+) -> Generator[None, None, torch.nn.ModuleDict]:
     """Epsilon-prediction over the corpus' schedule, each row as often as its exposures say; `latents` are scaled.
 
-    Trains `text_encoder` along, in place: an earlier version, whose tower stayed as its CLIP had left it, could not
-    tell icons apart. Steps are weighted by `v_weights`, and stratified over the batch.
+    Trains a copy of the CLIP's text tower along: an earlier version, whose tower stayed as it was, could not tell icons
+    apart. Steps are weighted by `v_weights`, and stratified over the batch.
 
     The twin begins with the same weights and sees the same noise; only the scenes in the places of memorized ones are
     ordinary ones.
 
-    A step at each `next`, as `fitting.training`, and the UNet at the end.
+    A step at each `next`, as `fitting.training`, and at the end `unet` and `text_encoder`. `latents` lie on the device.
     """
+    text_encoder = text_tower(clip)
     torch.manual_seed(generator(seed, "unet").initial_seed())
     unet = SceneUNet(kind.widening, **LEVELS).to(device)
     noise = DDPMScheduler(**NOISE_SCHEDULE)
     weights = v_weights(noise.alphas_cumprod).to(device)
     order = torch.from_numpy(corpus.schedule(seed, kind.twin))
-    ids, latents = tokenize(tokenizer, [*corpus.table["prompt"], ""]).to(device), latents.to(device)
+    ids = tokenize(tokenizer, [*corpus.table["prompt"], ""]).to(device)
 
     def batch(step: int, rng: torch.Generator) -> tuple[torch.Tensor, ...]:
         rows = order[step * BATCH : (step + 1) * BATCH]
@@ -214,8 +215,7 @@ def train_unet(
 
     both = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     where: dict[str, Any] = {"folder": folder, "name": kind.stage, "stream": "unet"}
-    yield from training(both, loss, batch=batch, steps=len(order) // BATCH, lr=1e-3, seed=seed, **where)
-    return unet
+    return (yield from training(both, loss, batch=batch, steps=len(order) // BATCH, lr=1e-3, seed=seed, **where))
 
 
 def text_tower(clip: SceneCLIP) -> CLIPTextModel:
@@ -276,16 +276,12 @@ def train(
     latents = encode_latents(vae, corpus.images)
     scaling = 1 / latents[torch.from_numpy(corpus.ordinary)].std().item()
     kinds = {out: Kind(), out / "twin": Kind(twin=True)} | {out / f"width-{n}": Kind(n) for n in widths}
-    towers = [text_tower(clip) for _ in kinds]
-    told = (tokenizer, checkpoints, seed)
-    trainings = [
-        train_unet(corpus, latents * scaling, tower, *told, kind, device)
-        for tower, kind in zip(towers, kinds.values(), strict=True)
-    ]
+    scaled = (latents * scaling).to(device)
+    trainings = [train_unet(corpus, scaled, clip, tokenizer, checkpoints, seed, k, device) for k in kinds.values()]
     together = torch.device(device).type == "cuda"
-    unets = side_by_side(trainings) if together else [side_by_side([one])[0] for one in trainings]
-    for (folder, kind), tower, unet in zip(kinds.items(), towers, unets, strict=True):
-        export(folder, vae, tower, unet, tokenizer, scaling)
+    trained = side_by_side(trainings) if together else [side_by_side([one])[0] for one in trainings]
+    for (folder, kind), both in zip(kinds.items(), trained, strict=True):
+        export(folder, vae, both["text_encoder"], both["unet"], tokenizer, scaling)
         _save_log(folder, checkpoints, seed, kind, ["autoencoder", "clip", kind.stage])
     dataset.write_ground_truth(corpus, out)
     train_scorers(out, checkpoints, seed, steps, device)
