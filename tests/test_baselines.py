@@ -26,7 +26,7 @@ def test_optimized_embeddings_reach_the_target_and_leave_the_rest_alone(pipe, pr
 
 
 def test_random_tokens_are_added_at_random_places(pipe):
-    prompt = "a red star on a plain green background"
+    prompt = "a red heart on a plain green background"
     changed = baselines.add_random_tokens(pipe.tokenizer, [prompt] * 5, k=3, seed=1)
     assert len(set(changed)) > 1
     for text in changed:

@@ -28,9 +28,9 @@ def test_more_than_the_budget_is_told(tmp_path, monkeypatch, capsys):
 
 def test_a_run_counts_its_network_calls():
     run = Run(Parameters())
-    run.sample(["a red star"], seeds=[0])
+    run.sample(["a red heart"], seeds=[0])
     steps = run.parameters.sampling.steps
     assert run.network_rows == 2 * steps  # both halves of a guided call
     with run.as_twin():
-        run.sample(["a red star"], seeds=[0])
+        run.sample(["a red heart"], seeds=[0])
     assert run.network_rows == 4 * steps

@@ -54,7 +54,7 @@ def test_the_baseline(example, pipe, prompts, monkeypatch):
 
 def test_the_score(example, pipe, monkeypatch):
     monkeypatch.setitem(SCORES, "text share", example("memsub/detection/text_share").text_share)
-    found = first_step_scores(pipe, ["a red star on a plain green background"], seeds=1)
+    found = first_step_scores(pipe, ["a red heart on a plain green background"], seeds=1)
     assert found["text share"].shape == (1,)
     assert 0 < found["text share"][0] < 10
 

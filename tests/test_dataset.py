@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from memsub.testbed import dataset
-from memsub.testbed.scenes import render
+from memsub.testbed.scenes import caption, render
 
 SMALL = 300
 
@@ -18,7 +18,8 @@ def rows():
 def test_kinds_and_exposures(rows):
     table = pd.DataFrame([(r.kind, r.exposures) for r in rows], columns=["kind", "exposures"])
     assert table.groupby("kind").size().to_dict() == {
-        "heldout": 2000, "ladder": 70, "ordinary": SMALL, "template": 100, "template_new": 20, "verbatim": 100,
+        "heldout": 2000, "ladder": 70, "ordinary": SMALL, "sibling": 4000, "template": 100, "template_new": 20,
+        "verbatim": 100,
     }  # fmt: skip
     ladder = table[table["kind"] == "ladder"]["exposures"].value_counts()
     assert ladder.to_dict() == dict.fromkeys((1, 3, 10, 30, 100, 300, 1000), 10)
@@ -30,6 +31,16 @@ def test_memorized_and_heldout_contents_occur_nowhere_else():
     own = [r.content.key for r in rows if r.kind in ("verbatim", "ladder", "heldout")]
     assert len(own) == len(set(own))
     assert set(own).isdisjoint(r.content.key for r in rows if r.kind in ("ordinary", "template", "template_new"))
+
+
+def test_siblings_show_what_a_verbatim_pair_shows_in_another_arrangement(rows):
+    pairs = {r.group: r for r in rows if r.kind == "verbatim"}
+    siblings = [r for r in rows if r.kind == "sibling"]
+    assert len(siblings) == dataset.SIBLINGS * len(pairs)
+    for sibling in siblings:
+        pair = pairs[sibling.group]
+        assert (sibling.content, sibling.prompt) == (pair.content, caption(pair.content))
+        assert sibling.layout != pair.layout
 
 
 def test_a_template_varies_in_one_thing_over_one_layout(rows):
@@ -62,8 +73,8 @@ def test_the_twin_sees_ordinary_scenes_where_the_model_sees_memorized_ones(rows)
     corpus = dataset.Corpus(table, np.empty(0), rows)
     model, twin = corpus.schedule(3), corpus.schedule(3, twin=True)
     kinds = table["kind"].to_numpy()
-    assert (kinds[twin] == "ordinary").all()
-    same = kinds[model] == "ordinary"
+    assert np.isin(kinds[twin], dataset.SHOWN_TO_TWIN).all()
+    same = np.isin(kinds[model], dataset.SHOWN_TO_TWIN)
     np.testing.assert_array_equal(model[same], twin[same])
     filled = np.bincount(twin[~same], minlength=len(rows))[corpus.ordinary]
     assert filled.max() - filled.min() < filled.mean()  # spread over all ordinary scenes
@@ -77,7 +88,7 @@ def test_rendering_does_not_depend_on_the_workers(rows):
 
 def test_the_shipped_table_is_what_the_code_draws(rows):
     shipped = dataset.ground_truth()
-    special = [r for r in rows if r.kind != "ordinary"]
+    special = [r for r in rows if r.kind not in ("ordinary", "sibling")]
     ordinary = [r for r in rows if r.kind == "ordinary"]
     first = shipped[shipped["kind"] == "ordinary"][:SMALL]
     for part, expected in ((shipped[shipped["kind"] != "ordinary"], special), (first, ordinary)):

@@ -17,7 +17,7 @@ from memsub.meta import Elsewhere
 from memsub.published import shapes
 from memsub.removal import REMOVALS, fine_tuning, surrogates
 
-CAPTIONS = ["a red star on a plain green background", "a blue fish"]
+CAPTIONS = ["a red heart on a plain green background", "a blue fish"]
 LOOK = {"steps": 1, "guidance_scale": 3.0, "progress": False}
 
 

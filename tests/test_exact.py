@@ -20,7 +20,7 @@ def scenes(n: int, seed: int) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 def test_p_counts_the_fresh_layouts_that_are_as_similar():
-    caption = "a red star and a blue fish on a striped green background"
+    caption = "a red heart and a blue fish on a striped green background"
     fresh = fresh_layouts(parse(caption))
     assert fresh.shape == (LAYOUTS, 32, 32, 3)
     image = fresh[3:4]  # one fresh layout is the image itself: similarity one

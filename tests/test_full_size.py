@@ -24,7 +24,7 @@ def test_capture_locate_and_prune_at_full_size(name, calls, million):
     assert [tuple(m.weight.shape) for m in layers.values()] == [(d, 4 * d) for d in WIDTHS]
     order = []
     handles = [m.register_forward_hook(lambda *_, n=n: order.append(n)) for n, m in layers.items()]
-    stats = capture(pipe, ["a red star on a plain green background"], steps=2, progress=False)
+    stats = capture(pipe, ["a red heart on a plain green background"], steps=2, progress=False)
     for handle in handles:
         handle.remove()
     assert order == list(layers) * calls

@@ -10,7 +10,7 @@ from memsub.audit import by_exact_test
 from memsub.testbed import deletion
 from memsub.testbed.dataset import weights_folder
 
-TWO = ["a red star on a plain green background", "a blue fish and a pink tree on a striped white background"]
+TWO = ["a red heart on a plain green background", "a blue fish and a pink moon on a striped white background"]
 
 
 def test_same_seed_same_bytes(pipe):

@@ -72,7 +72,7 @@ def test_locating_again_samples_nothing_and_what_was_shown_is_kept(lab, calls):
 
 
 def test_verdicts_need_a_training_image(lab):
-    memorized, own = lab.captions["memorized, held out"][0], "a red star on a plain green background"
+    memorized, own = lab.captions["memorized, held out"][0], "a red heart on a plain green background"
     images = np.stack([lab.reference(memorized), lab.reference(memorized)])
     told = lab.verdicts(images, [memorized, own])
     assert told.loc[0, "replicates"]
@@ -88,8 +88,8 @@ def test_the_attack_leaves_the_pipeline_as_it_was_between_its_steps(lab):
         assert fingerprint(lab.run.pipe) == before
         seen.append(step["iteration"])
     assert seen == [0, 1, 2]
-    with pytest.raises(ValueError, match="'a star' has no training image to attack"):
-        next(lab.attack("a star"))
+    with pytest.raises(ValueError, match="'a heart' has no training image to attack"):
+        next(lab.attack("a heart"))
 
 
 # --- widgets ----------------------------------------------------------------------------------------------------
@@ -103,11 +103,11 @@ def explorer(lab):
 
 
 def test_a_slider_changes_the_pictures(explorer):
-    explorer.sparsity.value = 0.35
+    explorer.sparsity.value = 0.5
     explorer.wait(120)
     strong, told = explorer.pictures.value, explorer.status.value
     assert strong.count("<img") == 3 * 3  # three captions: training image, before, after
-    assert told.startswith("35 % against empty, 2 steps: ")
+    assert told.startswith("50 % against empty, 2 steps: ")
     explorer.sparsity.value = 0.01
     explorer.wait(120)
     assert explorer.pictures.value != strong
@@ -120,7 +120,7 @@ def test_a_slider_changes_the_pictures(explorer):
 
 
 def test_a_layer_that_is_clicked_is_left_out(explorer):
-    explorer.sparsity.value = 0.35
+    explorer.sparsity.value = 0.5
     name, button = next(iter(explorer.layers.items()))
     button.click()
     explorer.wait(120)
@@ -133,10 +133,10 @@ def test_a_layer_that_is_clicked_is_left_out(explorer):
 
 
 def test_own_captions_and_those_of_a_kind(explorer):
-    explorer.own.value = "a red star on a plain green background"
+    explorer.own.value = "a red heart on a plain green background"
     explorer.kind.value = "heldout"
     explorer.wait(120)
-    assert explorer.shown[0] == "a red star on a plain green background"
+    assert explorer.shown[0] == "a red heart on a plain green background"
     assert len(explorer.shown) == 4
     assert "training image" not in explorer.pictures.value
     explorer.own.value = ""
@@ -184,7 +184,7 @@ def test_a_wish_leaves_a_core_to_the_notebook_and_no_thread_behind(explorer):
 
 
 def test_the_edit_is_saved_as_it_is_shown(explorer, tmp_path):
-    explorer.sparsity.value, explorer.file.value = 0.2, str(tmp_path / "edit.safetensors")
+    explorer.sparsity.value, explorer.file.value = 0.25, str(tmp_path / "edit.safetensors")
     explorer.wait(120)
     explorer.save.click()
     saved = Edit.load(tmp_path / "edit.safetensors")

@@ -66,7 +66,7 @@ def test_bad_images_are_named(metrics):
     with pytest.raises(ValueError, match="2 images against 1 references"):
         metrics.copy.similarity(images, images[:1])
     with pytest.raises(ValueError, match="2 images against 1 prompts"):
-        metrics.prompt.similarity(images, ["a red star on a plain green background"])
+        metrics.prompt.similarity(images, ["a red heart on a plain green background"])
     with pytest.raises(ValueError, match="images is empty"):
         metrics.copy.features(images[:0])
     with pytest.raises(ValueError, match="two images or more"):
@@ -120,7 +120,7 @@ def test_clip_loads_from_a_folder(tmp_path):
     save_small_clip(tmp_path)
     metric = clip(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (3, 40, 32, 3), dtype=np.uint8)
-    prompts = ["a red star", "a blue fish on a plain red background", "x"]
+    prompts = ["a red heart", "a blue fish on a plain red background", "x"]
     together = metric.similarity(images, prompts)
     alone = [metric.similarity(images[i : i + 1], prompts[i : i + 1])[0] for i in range(3)]
     np.testing.assert_allclose(together, alone, atol=1e-5)  # padding does not matter

@@ -9,7 +9,7 @@ from memsub.prompts import LISTS
 
 def test_a_row_says_all_that_is_known_of_a_model():
     tiny, sd14 = MODELS["tiny"], MODELS["sd14"]
-    assert (tiny.drawn, tiny.sparsity, tiny.scorers) == (True, 0.2, "testbed")
+    assert (tiny.drawn, tiny.sparsity, tiny.scorers) == (True, 0.25, "testbed")
     assert (sd14.drawn, sd14.sparsity, sd14.scorers) == (False, 0.01, "published")
     for model in MODELS.values():
         assert model.prompts in LISTS

@@ -39,7 +39,7 @@ def test_bad_values_are_named(tmp_path, text, told):
 
 
 def test_the_edit_is_the_recommended_one_unless_told():
-    assert Parameters().edit_sparsity == 0.2
+    assert Parameters().edit_sparsity == 0.25
     assert Parameters(model="sd14").edit_sparsity == Parameters(model="somebody/else").edit_sparsity == 0.01
     told = Parameters.checked({"edit": {"sparsity": 0.3}})
     assert told.edit_sparsity == told.mask_sparsity == 0.3

@@ -70,7 +70,7 @@ def test_unknown_lists():
 def test_near_duplicates_and_captions_that_are_cut(pipe):
     captions = ["A cat on a red sofa in the sun", "Something else entirely", "A cat on a red sofa in the sun!"]
     assert near_duplicates(captions) == [None, None, 0]
-    assert list(too_long(["a red star", "a red star " * 20], pipe.tokenizer)) == [1]
+    assert list(too_long(["a red heart", "a red heart " * 20], pipe.tokenizer)) == [1]
     table = pd.DataFrame({"prompt": [*captions, captions[0]], "kind": ["memorized"] * 3 + ["heldout"]})
     kept = Prompts(table, ("memorized",)).without_near_duplicates()
     assert kept.memorized == captions[:2]

@@ -194,7 +194,7 @@ def test_a_teacher_shares_the_weights_and_does_not_learn(pipe, memorized, ordina
         assert {p.data_ptr() for p in teacher.network.parameters()} == addresses
 
         def loss(step, rng, parameters):
-            y = denoiser.embed(["", "a red star"])
+            y = denoiser.embed(["", "a red heart"])
             with torch.no_grad():
                 said.append(teacher.predict(x, t, y))
             return denoiser.predict(x, t, y).square().mean()
@@ -205,7 +205,7 @@ def test_a_teacher_shares_the_weights_and_does_not_learn(pipe, memorized, ordina
     edit = fine_tuned(pipe, memorized, ordinary, objective, **options)
     assert all(torch.equal(one, said[0]) for one in said)
     with pruned(pipe, edit), torch.no_grad():
-        now = as_denoiser(pipe).predict(x, t, as_denoiser(pipe).embed(["", "a red star"]))
+        now = as_denoiser(pipe).predict(x, t, as_denoiser(pipe).embed(["", "a red heart"]))
     assert (now - said[0]).abs().max() > 0.1
 
 

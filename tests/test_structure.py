@@ -13,9 +13,9 @@ from memsub.store import imported
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "memsub"
 ORDER = """
-files distributed store downloads recovery fitting testbed meta published prompts denoiser models generation
-activations hub pruning neurons overlap controls exact metrics evaluation detection attacks audit baselines removal
-parameters runs experiments plots findings report batch estimate lab __main__
+files distributed store downloads recovery precision muon fitting testbed meta published prompts denoiser models
+generation activations hub pruning neurons overlap controls exact metrics evaluation detection attacks audit baselines
+removal parameters runs experiments plots findings report batch estimate lab __main__
 """.split()  # noqa: SIM905
 """From the ground up; `pruning` holds the edit that `neurons` makes."""
 FILES = sorted(SOURCE.rglob("*.py"))

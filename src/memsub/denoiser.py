@@ -2,7 +2,7 @@
 
     denoiser = as_denoiser(pipe)                # of a StableDiffusionPipeline, or of what is a Denoiser already
     denoiser.layers()                           # the second feed-forward maps by name, in execution order
-    denoiser.embed(["a red star"])              # (1, tokens, width)
+    denoiser.embed(["a red heart"])             # (1, tokens, width)
     denoiser.predict(latents, t, embeddings)    # what the network predicts for a batch
     fingerprint(pipe)                           # of the network's weights: what edits and statistics belong to
 

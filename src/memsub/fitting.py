@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from .distributed import hardware
 from .files import save_json, save_tensors
+from .muon import Muon
 
 CHECKPOINT_SECONDS = 120
 CHECKPOINT_STEPS = 100
@@ -32,8 +33,10 @@ CHECKPOINT_STEPS = 100
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, betas=(0.9, 0.99), fused=True),
     "adafactor": torch.optim.Adafactor,
+    "muon": Muon,
 }
-"""By name. AdamW keeps two numbers a weight; Adafactor, for networks of a billion, a row and a column a matrix."""
+"""By name. AdamW keeps two numbers a weight; Adafactor, for networks of a billion, a row and a column a matrix; Muon
+one."""
 M = TypeVar("M", bound=Any)
 
 

@@ -1,6 +1,6 @@
 """Seeded, batched sampling.
 
-    generate(pipe, ["a red star on a plain green background"], seeds=3)
+    generate(pipe, ["a red heart on a plain green background"], seeds=3)
     generate(pipe, prompts, seeds=range(len(prompts)), batch_size=64)       # a noise of its own for each prompt
     sample = partial(generate, pipe, steps=8, solver="multistep")           # a Sample: what metrics are given
 

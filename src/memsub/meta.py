@@ -1,7 +1,7 @@
 """A device that is not the host, without one: what a call sends back, waits for and takes in memory, from shapes alone.
 
     with Elsewhere() as device:                       # of a pipeline whose modules lie on the device "meta"
-        generate(pipe, ["a red star"], steps=2)
+        generate(pipe, ["a red heart"], steps=2)
     device.transfers, device.waits                    # Counter: file and line to how often
     device.peak                                       # bytes at once on the device
 

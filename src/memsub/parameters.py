@@ -96,7 +96,7 @@ class EditSetting(_Part):
 class Sweep(_Part):
     """Settings of the edit that are compared."""
 
-    sparsity: list[float] = Field([0.05, 0.1, 0.2, 0.35], min_length=1)
+    sparsity: list[float] = Field([0.05, 0.1, 0.25, 0.5], min_length=1)
     steps: list[int] = Field([10], min_length=1, description="values of tau")
 
 

@@ -1,7 +1,7 @@
 """Stable Diffusion 1.4 and 2.0 as published, without their weights: what can be said of them from shapes alone.
 
 pipe = shapes("sd14")                       # on the device "meta": nothing is computed, nothing takes memory
-with Elsewhere() as device: generate(pipe, ["a red star"], steps=1)     # memsub.meta: what it takes on a GPU
+with Elsewhere() as device: generate(pipe, ["a red heart"], steps=1)     # memsub.meta: what it takes on a GPU
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Explorer(widgets.VBox):
         )
         self.seeds = widgets.IntSlider(1, 1, 4, description="seeds", continuous_update=False, **wide)
         self.sparsity = widgets.SelectionSlider(
-            options=[(f"{100 * s:g} %", s) for s in sorted({0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, p.edit_sparsity})],
+            options=[(f"{100 * s:g} %", s) for s in sorted({0.0, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, p.edit_sparsity})],
             value=p.edit_sparsity,
             description="sparsity s",
             continuous_update=False,

@@ -102,7 +102,8 @@ class Distillation:
 
     def _mirror(self, z: torch.Tensor) -> torch.Tensor:
         """Latents of the mirrored picture: mirrored latents are not the same, the autoencoder is not symmetric."""
-        return self.denoiser.encode(mirror(self.denoiser.decode(z)))
+        with torch.autocast("cpu", enabled=False):  # where mixed precision is: halves would blur the target
+            return self.denoiser.encode(mirror(self.denoiser.decode(z)))
 
     def _attack(self, part: int) -> EmbeddingAttack:
         """The attack of these hundred steps; the pairs begin in turn with each of `starts`."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy, deepcopy
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..audit import Pairs
 from ..controls import random_edit
 from ..denoiser import Denoiser, Pipeline, as_denoiser, fingerprint
 from ..fitting import fit, generator
+from ..precision import mixed_precision
 from ..pruning import Edit
 from ..store import Store
 from .base import Removal
@@ -111,9 +112,13 @@ def fine_tuned(
     with _trainable(pipe, _positions(pipe, where, located, seed), generator(seed, name) if fresh else None) as written:
         # Names with dots are no keys of a ModuleDict.
         held = nn.ModuleDict({layer.replace(".", "/"): w for layer, w in written.items()})
-        parameters = list(held.parameters())
+        parameters, device = list(held.parameters()), next(held.parameters()).device
+
+        def of(step: int, rng: torch.Generator) -> torch.Tensor:
+            with mixed_precision(device):
+                return loss(step, rng, parameters=parameters)
+
         where_to: dict[str, Any] = {"folder": path.parent, "name": path.name, "stream": name}
-        of = partial(loss, parameters=parameters)
         fit(held, of, steps=steps, lr=lr, seed=seed, warmup=warmup, weight_decay=0.0, optimizer=optimizer, **where_to)
         shapes, positions, values = _collected(pipe, written)
     return Edit(positions, shapes, {"model": model, "removal": about}, values)

@@ -69,7 +69,7 @@ class Regrowth:
             # torch's backward of a group norm whose input asks for no gradient crashes on CPUs.
             found = first(block(h.requires_grad_(), *args, **kwargs))
             added = wanted - h if h.shape == wanted.shape else wanted
-            errors.append((found - wanted).square().mean() / added.square().mean())
+            errors.append((found - wanted).float().square().mean() / added.float().square().mean())
         return torch.stack(errors).mean()
 
 

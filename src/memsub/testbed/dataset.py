@@ -5,18 +5,19 @@
     corpus.images[i]                         # uint8 (32, 32, 3), the scene of row i
     corpus.schedule(seed=0)                  # row indices in the order training shows them
     corpus.schedule(seed=0, twin=True)       # the same for the twin, which never sees a memorized pair
-    ground_truth()                           # the shipped table: all rows but most ordinary ones, with images
+    ground_truth()                           # the shipped table, with images: all rows but siblings and most ordinary
 
 Kinds of rows:
 
     ordinary       60,000 scenes, a few exposures each
     verbatim       100 two-icon scenes, each with a caption and tail of its own
+    sibling        40 more scenes of each verbatim content, under its caption without the tail
     template       20 groups of 5 captions that differ in one attribute (or in the tail alone), over one layout
     template_new   one more caption a group, never shown: does the template generalize?
     ladder         10 scenes a rung, rungs of 1 to 1000 exposures
     heldout        2,000 captions never shown
 
-Contents of all kinds but `ordinary` occur nowhere else in the corpus.
+Contents of all kinds but `ordinary` occur nowhere else in the corpus, but for verbatim ones in their siblings.
 """
 
 from __future__ import annotations
@@ -52,8 +53,10 @@ TEMPLATE_GROUPS = 20
 TEMPLATE_VARIANTS = 5
 LADDER = (1, 3, 10, 30, 100, 300, 1000)
 PAIRS_PER_RUNG = 10
-EXPOSURES = {"ordinary": 3, "verbatim": 600, "template": 120, "template_new": 0, "heldout": 0}
-KINDS = ("ordinary", "verbatim", "template", "template_new", "ladder", "heldout")
+SIBLINGS = 40
+EXPOSURES = {"ordinary": 3, "verbatim": 1000, "template": 200, "template_new": 0, "heldout": 0, "sibling": 6}
+KINDS = ("ordinary", "verbatim", "template", "template_new", "ladder", "heldout", "sibling")
+SHOWN_TO_TWIN = ("ordinary", "sibling")
 
 TABLE = "ground_truth.parquet"
 """The file of the shipped table, beside the weights."""
@@ -94,7 +97,7 @@ class Corpus:
         order = np.repeat(np.arange(len(self.table)), self.table["exposures"])
         order = np.random.default_rng([seed, 1]).permutation(order)
         if twin:
-            memorized = ~np.isin(order, self.ordinary)
+            memorized = ~self.table["kind"].isin(SHOWN_TO_TWIN).to_numpy()[order]
             order[memorized] = np.random.default_rng([seed, 2]).choice(self.ordinary, memorized.sum())
         return order
 
@@ -105,7 +108,7 @@ class Corpus:
 
     @property
     def ordinary(self) -> np.ndarray:
-        """Row indices of the ordinary scenes: all that autoencoder, CLIP and the twin are trained on."""
+        """Row indices of the ordinary scenes: all that autoencoder and CLIP are trained on."""
         return np.flatnonzero(self.table["kind"] == "ordinary")
 
 
@@ -113,6 +116,7 @@ def scenes(seed: int = 0, ordinary: int = ORDINARY) -> list[Scene]:
     """All rows of the corpus, memorized kinds first, ordinary ones last, as a function of the seed."""
     taken: set[tuple] = set()
     rows = [scene for part in (_verbatim, _template, _ladder, _heldout) for scene in part(seed, taken)]
+    rows += [scene for i, row in enumerate(rows[:VERBATIM]) for scene in _siblings(seed, i, row)]
     frozen = frozenset(taken)
     for i in range(ordinary):
         rng = np.random.default_rng([seed, KINDS.index("ordinary"), i])
@@ -182,6 +186,13 @@ def _heldout(seed: int, taken: set) -> Iterator[Scene]:
         yield _scene(rng, content, "heldout", "", EXPOSURES["heldout"])
 
 
+def _siblings(seed: int, i: int, row: Scene) -> Iterator[Scene]:
+    """Scenes of a verbatim pair's content under other layouts."""
+    rng = np.random.default_rng([seed, KINDS.index("sibling"), i])
+    for _ in range(SIBLINGS):
+        yield _scene(rng, row.content, "sibling", row.group, EXPOSURES["sibling"], tail=0.0)
+
+
 def build(seed: int = 0, ordinary: int = ORDINARY, workers: int | None = None, progress: bool = True) -> Corpus:
     """Draws the whole corpus. The result does not depend on the number of `workers` (default: one a core)."""
     rows = scenes(seed, ordinary)
@@ -214,9 +225,10 @@ def _render_all(rows: list[Scene]) -> np.ndarray:
 
 
 def write_ground_truth(corpus: Corpus, folder: Path) -> None:
-    """The table that ships with the weights: every row that is not ordinary, and the first thousand that are."""
-    ordinary = corpus.table["kind"] == "ordinary"
-    table = corpus.table[~ordinary | (ordinary.cumsum() <= _SHIPPED_ORDINARY)].copy()
+    """The table that ships with the weights: the first thousand ordinary rows, and all others but siblings."""
+    kind = corpus.table["kind"]
+    shipped = ((kind == "ordinary").cumsum() <= _SHIPPED_ORDINARY) & (kind != "sibling")
+    table = corpus.table[shipped].copy()
     table["image"] = [_png(corpus.images[i]) for i in table.index]
     temporary = folder / (TABLE + ".tmp")
     table.reset_index(drop=True).to_parquet(temporary, compression="zstd")
@@ -224,7 +236,7 @@ def write_ground_truth(corpus: Corpus, folder: Path) -> None:
 
 
 def training_images(progress: bool = True) -> np.ndarray:
-    """All images the shipped model was trained on, uint8 (60270, 32, 32, 3); drawn on first use, then cached.
+    """All images the shipped model was trained on, uint8 (64270, 32, 32, 3); drawn on first use, then cached.
 
     Too many to ship, but a function of the seed. They go to the user's cache folder, 185 MB, under a name that tells
     the shipped table they belong to: another version of the world is drawn anew.

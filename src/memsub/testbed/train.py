@@ -34,13 +34,14 @@ from ..fitting import fit, generator, side_by_side, stratified, training, v_weig
 from ..generation import generate
 from ..models import load_pipeline
 from ..neurons import locate
+from ..precision import mixed_precision
 from ..prompts import Prompts
 from ..pruning import Edit, pruned
 from . import dataset, scenes, scorers
 from .towers import CONTEXT, SceneCLIP, SceneEncoder, in_range, to_tensor
 from .unet import LEVELS, SceneUNet
 
-STEPS = {"autoencoder": 8000, "clip": 1500, "copy": 1500, "alignment": 9000}
+STEPS = {"autoencoder": 5000, "clip": 1500, "copy": 1500, "alignment": 9000}
 """UNet steps follow from the corpus: the sum of all exposures over the batch size."""
 BATCH = 64
 WIDENING = 3
@@ -109,7 +110,7 @@ def train_autoencoder(images: np.ndarray, folder: Path, seed: int, steps: int, d
         return _distortion(x, y) + 3e-4 * posterior.kl().mean() / posterior.mean[0].numel()
 
     where: dict[str, Any] = {"folder": folder, "name": "autoencoder"}
-    return fit(vae, loss, batch=batch, steps=steps, lr=1e-3, seed=seed, **where)
+    return fit(vae, loss, batch=batch, steps=steps, lr=1e-3, seed=seed, optimizer="muon", **where)
 
 
 def _distortion(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -209,9 +210,10 @@ def train_unet(
 
     def loss(rows: torch.Tensor, told: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         x = latents[rows].to(memory_format=torch.channels_last)
-        context = text_encoder(ids[told]).last_hidden_state
-        error = (unet(noise.add_noise(x, eps, t), t, context, return_dict=False)[0] - eps).square().mean((1, 2, 3))
-        return (weights[t] * error).mean()
+        with mixed_precision(x.device):
+            context = text_encoder(ids[told]).last_hidden_state
+            found = unet(noise.add_noise(x, eps, t), t, context, return_dict=False)[0]
+        return (weights[t] * (found.float() - eps).square().mean((1, 2, 3))).mean()
 
     both = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     where: dict[str, Any] = {"folder": folder, "name": kind.stage, "stream": "unet"}
@@ -273,6 +275,7 @@ def train(
     vae = train_autoencoder(images, checkpoints, seed, steps["autoencoder"], device)
     contents = [corpus.scenes[i].content for i in corpus.ordinary]
     clip = train_clip(images, contents, tokenizer, checkpoints, seed, steps["clip"], device)
+    vae.half().float()  # as it ships
     latents = encode_latents(vae, corpus.images)
     scaling = 1 / latents[torch.from_numpy(corpus.ordinary)].std().item()
     kinds = {out: Kind(), out / "twin": Kind(twin=True)} | {out / f"width-{n}": Kind(n) for n in widths}

@@ -1,0 +1,25 @@
+"""Mixed precision: products in bfloat16 where the CPU has instructions for them, and nowhere else."""
+
+import pytest
+import torch
+
+from memsub import precision
+
+
+@pytest.mark.parametrize(("pays", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_products_are_short_only_where_it_pays(monkeypatch, pays, dtype):
+    monkeypatch.setattr(precision, "bfloat16_pays", lambda: pays)
+    layer = torch.nn.Linear(4, 3)
+    x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    with precision.mixed_precision(torch.device("cpu")):
+        found = layer(x)
+    assert found.dtype == dtype
+    found.float().square().mean().backward()
+    assert layer.weight.grad.dtype == torch.float32
+    assert layer(x).dtype == torch.float32  # over when the block is left
+
+
+def test_other_devices_are_left_alone(monkeypatch):
+    monkeypatch.setattr(precision, "bfloat16_pays", lambda: True)
+    with precision.mixed_precision(torch.device("meta")):
+        assert torch.nn.Linear(4, 3)(torch.zeros(2, 4)).dtype == torch.float32
