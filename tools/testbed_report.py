@@ -131,10 +131,12 @@ class Report:
         return _row(figure, "≤ 1 %, KS p > 0.05", measured, (p <= LEVEL).mean(), low, high, len(p), reached)
 
     def _twin_calibration(self) -> dict:
-        """One seed a caption: pictures of one caption hang together."""
+        """One seed a caption, one caption a layout: p of pictures that share either hang together."""
         kinds = ("verbatim", "template", "ladder")
-        captions = [text for kind in kinds for text in self.prompts.of(kind)]
-        references = np.concatenate([self.prompts.images(kind) for kind in kinds])
+        rows = pd.concat([self.prompts.rows(kind) for kind in kinds])
+        own = ((rows["kind"] != "template") | ~rows.duplicated(["kind", "group"])).to_numpy()
+        captions = rows["prompt"][own].tolist()
+        references = np.concatenate([self.prompts.images(kind) for kind in kinds])[own]
         step = max(1, round(1 / self.share))  # of a sample, of every kind alike
         captions, references = captions[::step], references[::step]
         images = generate(self.twin, captions, seeds=range(len(captions)), **SAMPLING)
