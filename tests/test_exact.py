@@ -25,10 +25,12 @@ def test_p_counts_the_fresh_layouts_that_are_as_similar():
     assert fresh.shape == (LAYOUTS, 32, 32, 3)
     image = fresh[3:4]  # one fresh layout is the image itself: similarity one
     similar = blurred_pixels(fresh) @ blurred_pixels(image)[0]
-    for reference in (fresh[10:11], fresh[200:201]):
+    for seed in (1, 2):  # not of the fresh ones: rounding would decide between two that are the same
+        reference = render(parse(caption), sample_layout(np.random.default_rng(seed), parse(caption)))[None]
         own = (blurred_pixels(reference) @ blurred_pixels(image)[0])[0]
         assert exact_p(image, [caption], reference)[0] == (1 + (similar >= own).sum()) / (LAYOUTS + 1)
-    assert exact_p(image, [caption], image)[0] == 2 / (LAYOUTS + 1)  # as similar as itself, once
+    # As similar as itself, once; whether the same layout counts again, rounding decides.
+    assert exact_p(image, [caption], image)[0] <= 2 / (LAYOUTS + 1)
     assert np.isnan(exact_p(image, [caption], None)).all()
 
 
