@@ -238,7 +238,7 @@ def write_ground_truth(corpus: Corpus, folder: Path) -> None:
 def training_images(progress: bool = True) -> np.ndarray:
     """All images the shipped model was trained on, uint8 (64270, 32, 32, 3); drawn on first use, then cached.
 
-    Too many to ship, but a function of the seed. They go to the user's cache folder, 185 MB, under a name that tells
+    Too many to ship, but a function of the seed. They go to the user's cache folder, 197 MB, under a name that tells
     the shipped table they belong to: another version of the world is drawn anew.
     """
     path = training_images_file()
