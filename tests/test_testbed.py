@@ -1,10 +1,12 @@
 """The embedded model, from training to report: the code end to end in small, the shipped weights on a sample."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tools.testbed_report import Report, to_markdown
 
 import memsub
@@ -86,6 +88,19 @@ def test_a_training_that_was_killed_ends_with_the_same_bytes(tmp_path, small, mo
 def test_widths_that_cannot_be_are_told_before_anything_is_drawn(tmp_path, widths):
     with pytest.raises(ValueError, match="name each once, from 1 on"):
         train.train(tmp_path, tmp_path, widths=widths)
+    with pytest.raises(ValueError, match="name each once"):
+        train.train_widths(tmp_path, tmp_path, widths)
+
+
+def test_a_width_is_trained_beside_the_model_that_ships(tmp_path, small, monkeypatch):
+    monkeypatch.setattr(dataset, "build", partial(dataset.build, ordinary=100))
+    monkeypatch.setitem(train.STEPS, "clip", STEPS["clip"])
+    [folder] = train.train_widths(tmp_path, tmp_path / "work", [5])
+    own, shipped = (memsub.load_pipeline(of, "cpu", torch.float32) for of in (folder, "tiny"))
+    assert all(map(torch.equal, own.vae.state_dict().values(), shipped.vae.state_dict().values()))
+    rows = [[w.in_features for w in as_denoiser(pipe).layers().values()] for pipe in (own, shipped)]
+    assert [3 * row for row in rows[0]] == [5 * row for row in rows[1]]
+    assert json.loads((folder / "training.json").read_text())["widening"] == 5
 
 
 def test_tokenizers_give_each_word_of_the_world_one_token(pipe):

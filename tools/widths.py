@@ -1,8 +1,9 @@
-"""Measures models of several row widths, for notebook 04: `python -m tools.widths --models W/width-1 W/width-6`.
+"""Measures models of several row widths, for notebook 04: `python -m tools.widths --train 1 6 --models W`.
 
-Each is a folder that `python -m memsub.testbed.train --widths 1 6` wrote, beside the model. An edit is located on the
-first third of the verbatim prompts, by METHOD with tau = 10, at sparsities from hardly any to most of a row, and judged
-on the other two thirds by the exact test. Writes the table that ships with the embedded model.
+Trains models whose rows are so wide beside the shipped one, with its autoencoder (two hours and a half of one core;
+`memsub.testbed.train --widths` makes them with a model of their own), into `W`, where they are found again. An edit is
+located on the first third of the verbatim prompts, by METHOD with tau = 10, at sparsities from hardly any to most of a
+row, and judged on the other two thirds by the exact test. Writes the table that ships with the embedded model.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from memsub.prompts import Prompts, load_prompts
 from memsub.pruning import pruned
 from memsub.runs import Run
 from memsub.testbed.dataset import weights_folder
+from memsub.testbed.train import train_widths
 from memsub.testbed.widths import TABLE
 
 SPARSITY = (0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.4, 0.6)
@@ -61,15 +63,18 @@ def measure(pipe: Any, metrics: Metrics, prompts: Prompts, kept: float) -> pd.Da
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.widths", description=__doc__.splitlines()[0])
-    parser.add_argument("--models", type=Path, nargs="+", required=True, help="folders, beside the shipped model")
+    parser.add_argument("--train", type=int, nargs="+", default=[1, 6], help="widths of the other models (1 6)")
+    parser.add_argument("--models", type=Path, default=Path("runs/widths"), help="their folder (runs/widths)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="that trains")
     parser.add_argument(
         "--out", type=Path, default=weights_folder() / TABLE, help="table to write (default: the shipped one)"
     )
     args = parser.parse_args()
+    folders = train_widths(args.models, args.models / "checkpoints", args.train, device=args.device)
     metrics, prompts = load_metrics("tiny"), load_prompts("tiny")
     twin = partial(generate, load_pipeline("tiny-twin"), **SAMPLING)
     kept = alignment(score(twin, metrics, prompts.of("heldout")[:66]))
-    pipes = [load_pipeline("tiny"), *(load_pipeline(folder, dtype=torch.float32) for folder in args.models)]
+    pipes = [load_pipeline("tiny"), *(load_pipeline(folder, dtype=torch.float32) for folder in folders)]
     table = pd.concat([measure(pipe, metrics, prompts, kept) for pipe in pipes], ignore_index=True)
     save_table(table.sort_values(["row", "sparsity", "caption"], ignore_index=True), args.out)
     print(table.groupby(["row", "sparsity"])[["density", "replicated", "alignment"]].mean().to_string())

@@ -31,6 +31,8 @@ from .testbed.scenes import Content, caption, parse, render, sample_layout
 LAYOUTS = 255
 LEVEL = 1 / (LAYOUTS + 1)
 """The smallest p there can be: at most 0.4 % of images of a model that never saw the pair reach it."""
+_TIE = 1e-6
+"""Cosines of float32 that lie closer are equal but for rounding, and count against a copy, as equal ones do."""
 
 Features = Callable[[np.ndarray], np.ndarray]
 
@@ -65,7 +67,8 @@ def exact_p(
     for content, layouts in zip(distinct, _fresh(distinct, seed), strict=True):
         rows = [i for i, other in enumerate(contents) if other == content]
         fresh = features(layouts) @ ours[rows].T
-        found[rows] = (1 + (fresh >= (ours[rows] * theirs[rows]).sum(1)).sum(0)) / (LAYOUTS + 1)
+        own = (ours[rows] * theirs[rows]).sum(1)
+        found[rows] = (1 + (fresh >= own - _TIE).sum(0)) / (LAYOUTS + 1)
     return found
 
 

@@ -265,30 +265,59 @@ def train(
     Raises:
         ValueError: a width is named twice, is the model's own, or below 1.
     """
+    kinds = {out: Kind(), out / "twin": Kind(twin=True)} | _other_widths(out, widths)
+    corpus = dataset.build(seed, ordinary)
+    vae = train_autoencoder(corpus.images[corpus.ordinary], checkpoints, seed, steps["autoencoder"], device)
+    vae.half().float()  # as it ships
+    _train_pipelines(kinds, corpus, vae, checkpoints, seed, device, steps["clip"], ["autoencoder"])
+    dataset.write_ground_truth(corpus, out)
+    train_scorers(out, checkpoints, seed, steps, device)
+    _save_log(out, checkpoints, seed, Kind(), ["autoencoder", "clip", Kind().stage, "alignment", "copy"])
+
+
+def train_widths(out: Path, checkpoints: Path, widths: Sequence[int], seed: int = 0, device: str = "cpu") -> list[Path]:
+    """Models of other `widths` beside the one that ships, with its autoencoder; returns their folders in `out`.
+
+    Raises:
+        ValueError: as `train`.
+    """
+    kinds = _other_widths(out, widths)
+    vae = load_pipeline("tiny", device, torch.float32).vae
+    _train_pipelines(kinds, dataset.build(seed), vae, checkpoints, seed, device, STEPS["clip"], [])
+    return list(kinds)
+
+
+def _other_widths(out: Path, widths: Sequence[int]) -> dict[Path, Kind]:
     if len({WIDENING, *widths}) <= len(widths) or min(widths, default=1) < 1:
         raise ValueError(
             f"widths {list(widths)}: name each once, from 1 on, and not {WIDENING}, which is the model's own."
         )
-    corpus = dataset.build(seed, ordinary)
-    tokenizer = make_tokenizer()
-    images = corpus.images[corpus.ordinary]
-    vae = train_autoencoder(images, checkpoints, seed, steps["autoencoder"], device)
+    return {out / f"width-{n}": Kind(n) for n in widths}
+
+
+def _train_pipelines(
+    kinds: dict[Path, Kind],
+    corpus: dataset.Corpus,
+    vae: AutoencoderKL,
+    checkpoints: Path,
+    seed: int,
+    device: str,
+    clip_steps: int,
+    stages: list[str],
+) -> None:
+    """The CLIP and a UNet of each kind over an autoencoder, which the `stages` made; each exported to its folder."""
+    tokenizer, images = make_tokenizer(), corpus.images[corpus.ordinary]
     contents = [corpus.scenes[i].content for i in corpus.ordinary]
-    clip = train_clip(images, contents, tokenizer, checkpoints, seed, steps["clip"], device)
-    vae.half().float()  # as it ships
+    clip = train_clip(images, contents, tokenizer, checkpoints, seed, clip_steps, device)
     latents = encode_latents(vae, corpus.images)
     scaling = 1 / latents[torch.from_numpy(corpus.ordinary)].std().item()
-    kinds = {out: Kind(), out / "twin": Kind(twin=True)} | {out / f"width-{n}": Kind(n) for n in widths}
     scaled = (latents * scaling).to(device)
     trainings = [train_unet(corpus, scaled, clip, tokenizer, checkpoints, seed, k, device) for k in kinds.values()]
     together = torch.device(device).type == "cuda"
     trained = side_by_side(trainings) if together else [side_by_side([one])[0] for one in trainings]
     for (folder, kind), both in zip(kinds.items(), trained, strict=True):
         export(folder, vae, both["text_encoder"], both["unet"], tokenizer, scaling)
-        _save_log(folder, checkpoints, seed, kind, ["autoencoder", "clip", kind.stage])
-    dataset.write_ground_truth(corpus, out)
-    train_scorers(out, checkpoints, seed, steps, device)
-    _save_log(out, checkpoints, seed, Kind(), ["autoencoder", "clip", Kind().stage, "alignment", "copy"])
+        _save_log(folder, checkpoints, seed, kind, [*stages, "clip", kind.stage])
 
 
 def _save_log(folder: Path, checkpoints: Path, seed: int, kind: Kind, stages: list[str]) -> None:
