@@ -1,6 +1,6 @@
 """Measures models of several row widths, for notebook 04: `python -m tools.widths --train 1 6 --models W`.
 
-Trains models whose rows are so wide beside the shipped one, with its autoencoder (two hours and a half of one core;
+Trains models whose rows are so wide beside the shipped one, with its autoencoder (three hours and a half of one core;
 `memsub.testbed.train --widths` makes them with a model of their own), into `W`, where they are found again. An edit is
 located on the first third of the verbatim prompts, by METHOD with tau = 10, at sparsities from hardly any to most of a
 row, and judged on the other two thirds by the exact test. Writes the table that ships with the embedded model.
