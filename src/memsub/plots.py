@@ -461,6 +461,8 @@ def width_law(table: pd.DataFrame, found: pd.DataFrame) -> Figure:
     half, elsewhere = half_sparsity(table), found.drop("slope")
     axis.plot(half.index, 100 * half, "o", label="measured")
     at = elsewhere.index.to_numpy(float)
+    ends = np.array([half.index.min(), at.max()])
+    axis.plot(ends, 100 * elsewhere["value"].iloc[0] * (ends / at[0]) ** found.loc["slope", "value"], "C1", linewidth=1)
     errors = 100 * np.abs(elsewhere[["low", "high"]].T.to_numpy() - elsewhere["value"].to_numpy())
     told = "the line, with the bootstrap's 95 % interval"
     axis.errorbar(at, 100 * elsewhere["value"], errors, fmt="s", color="C1", capsize=3, label=told)
