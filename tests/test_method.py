@@ -172,6 +172,26 @@ def test_a_sampler_that_makes_one_call_more_than_steps(pipe, four):
     assert all((s.sum(2) > 0).all() for s in sums.values())
 
 
+def test_sampling_ends_after_the_first_steps_that_are_wanted(pipe, four):
+    whole = capture(pipe, four, **OPTIONS)
+    rows = []
+    handle = pipe.unet.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    try:
+        part = capture(pipe, four, first=2, **OPTIONS)
+    finally:
+        handle.remove()
+    assert rows == [8, 8]
+    assert all(torch.equal(part.sums[n], whole.sums[n][:, :2]) for n in whole.sums)
+    assert part.provenance == whole.only(steps=2).provenance
+    null = capture(pipe, [""], **OPTIONS)
+    with pytest.raises(ValueError, match="made differently: first: 2 and None"):
+        locate(pipe, part, null)
+    with pytest.raises(ValueError, match="made differently: first: None and 2"):
+        locate(pipe, whole, null.only(steps=2))
+    ours, theirs = locate(pipe, part, null.only(steps=2)).union(2), locate(pipe, whole, null).union(2)
+    assert all(torch.equal(ours.positions[n], theirs.positions[n]) for n in theirs.positions)
+
+
 def assert_same_sums(a, b):
     assert a.counts == b.counts
     for name, sums in a.sums.items():
@@ -310,6 +330,8 @@ def test_an_edit_of_another_model_is_refused_and_nothing_changes(pipe, masks):
     [
         ([], {}, "no prompts: the list is empty"),
         (["a"], {"steps": 0}, "must be at least 1; got 16 and 0"),
+        (["a"], {"first": 0}, "first must lie between 1 and 50, the steps; got 0"),
+        (["a"], {"first": 51}, "first must lie between 1 and 50, the steps; got 51"),
         (["a"], {"cfg_half": "bth"}, "cfg_half must be 'both' or 'cond'; got 'bth'"),
         (["a"], {"groups": {"A": []}}, "group 'A' holds no prompts"),
         (["a"], {"groups": {"A": [1]}}, "group 'A' names prompt 1, but there are 1"),

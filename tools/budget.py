@@ -20,7 +20,7 @@ BUDGETS: dict[str, tuple[int, str]] = {
     "01_activation_capture": (22_200, "the grid: 200 prompts and the empty one, fifty steps, once for all notebooks"),
     "02_memorized_neurons": (0, "nothing is drawn"),
     "03_subspace_overlap": (0, "nothing is drawn"),
-    "04_pruning": (48_000, "28 memorized and 28 never-seen captions a model; sweep, variants, eight models, controls"),
+    "04_pruning": (45_000, "28 memorized and 28 never-seen captions a model; sweep, variants, eight models, controls"),
     "05_attack_evaluation": (
         52_000,
         "14 methods on 48 captions; extraction; the attack on eight pictures and three models",

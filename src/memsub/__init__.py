@@ -4,7 +4,7 @@ The five lines:
 
     pipe = memsub.load_pipeline("tiny")                          # "sd14", "sd20", a folder, or a hub id
     prompts = memsub.load_prompts("tiny").memorized
-    stats, null = memsub.capture(pipe, prompts), memsub.capture(pipe, [""])
+    stats, null = (memsub.capture(pipe, some, first=10) for some in (prompts, [""]))
     edit = memsub.locate(pipe, stats, null).union(steps=10)      # sparsity: the model's recommended one
     edit.apply(pipe)                                             # or: with memsub.pruned(pipe, edit): ...
 """

@@ -75,6 +75,7 @@ def _locate(args: argparse.Namespace) -> None:
         limit = pipe.tokenizer.model_max_length
         print(f"{len(cut)} captions are longer than {limit} tokens and are cut", file=sys.stderr)
     options = p.capture.model_dump() | p.sampling.model_dump(include={"guidance_scale", "batch_size"})
+    options |= {"first": p.edit.steps}
     stats = capture(pipe, memorized, checkpoint=args.out.with_suffix(".partial"), **options)
     masks = locate(pipe, stats, capture(pipe, contrast, **options), sparsity)
     edit = masks.union(p.edit.steps, p.edit.threshold)

@@ -2,6 +2,7 @@
 
     stats = capture(pipe, prompts)                                      # one group, "all"
     stats = capture(pipe, prompts, groups={"A": [0, 1], "B": [1, 2]})   # one pass, any number of groups
+    stats = capture(pipe, prompts, first=10)                            # sampling ends after ten of the steps
     stats.norms("A")["down_blocks.0.attentions.0..."]                   # a_j: (steps, neurons)
 
 Let H be the input of `ff.net.2`, one row a token. Rows are scaled to unit length, and a_j is the norm of column j over
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -39,7 +40,8 @@ class ActivationStats:
     Attributes:
         sums: layer name to float32 (groups, steps, neurons), layers in execution order.
         counts: group name to its number of prompts; the order is that of the first axis of `sums`.
-        provenance: model fingerprint, steps, guidance scale, seed, sampler, cfg_half. Equal in stats that add.
+        provenance: model fingerprint, steps, guidance scale, seed, sampler, cfg_half, and `first` if these are the
+            first steps only. Equal in stats that add.
         prompts: sha256 of the prompts of each part that was added up.
     """
 
@@ -60,8 +62,8 @@ class ActivationStats:
         """The statistics of one group, at the first steps; raises KeyError as `norms`."""
         row = self._row(group)
         sums = {layer: s[row : row + 1, :steps] for layer, s in self.sums.items()}
-        name = list(self.counts)[row]
-        return ActivationStats(sums, {name: self.counts[name]}, self.provenance, [*self.prompts, name])
+        name, made = list(self.counts)[row], self.provenance | ({"first": steps} if steps else {})
+        return ActivationStats(sums, {name: self.counts[name]}, made, [*self.prompts, name])
 
     def _row(self, group: str | None) -> int:
         name = next(iter(self.counts)) if group is None and len(self.counts) == 1 else group
@@ -84,7 +86,8 @@ class ActivationStats:
     def check_made_like(self, other: ActivationStats) -> None:
         """Raises ValueError naming what differs if the two were made from different models or in different ways."""
         ours, theirs = self.provenance, other.provenance
-        if told := [f"{k}: {ours[k]!r} and {theirs.get(k)!r}" for k in ours if ours[k] != theirs.get(k)]:
+        differing = [k for k in ours | theirs if ours.get(k) != theirs.get(k)]
+        if told := [f"{k}: {ours.get(k)!r} and {theirs.get(k)!r}" for k in differing]:
             raise ValueError(f"these statistics were made differently: {'; '.join(told)}.")
 
     def check(self) -> None:
@@ -126,14 +129,19 @@ def _unit_squares_there(hidden: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(unit, dim=1, dtype=torch.float32).square() / hidden.shape[-1]
 
 
+class _Enough(Exception):
+    """Ends sampling after the last call that is wanted."""
+
+
 @contextmanager
-def _hooked(denoiser: Denoiser, weights: torch.Tensor, sums: dict[str, torch.Tensor]) -> Iterator[None]:
+def _hooked(denoiser: Denoiser, weights: torch.Tensor, sums: dict[str, torch.Tensor], stop: bool) -> Iterator[None]:
     """While open, the activations of one batch's network calls are added to `sums`, which lie on the CPU.
 
     Only one call's (rows, neurons) are kept on the device, and copied once a call, while the next one is computed.
-    `weights` says how often each row of a call counts for each group: (groups, rows).
+    `weights` says how often each row of a call counts for each group: (groups, rows). With `stop`, sampling ends where
+    `sums` do.
     """
-    step, widths = -1, [s.shape[2] for s in sums.values()]
+    step, calls, widths = -1, next(iter(sums.values())).shape[1], [s.shape[2] for s in sums.values()]
     pending: dict[str, torch.Tensor] = {}
     sent: list[tuple[int, Callable[[], torch.Tensor]]] = []  # one call's, or none
 
@@ -147,16 +155,22 @@ def _hooked(denoiser: Denoiser, weights: torch.Tensor, sums: dict[str, torch.Ten
         nonlocal step
         flush()
         step += 1
-        if step >= (calls := next(iter(sums.values())).shape[1]):
+        if step >= calls:
             raise RuntimeError(f"the sampler made more than the {calls} calls that were expected.")
+
+    def last_step(module: torch.nn.Module, args: tuple, output: object) -> None:
+        if stop and step == calls - 1:
+            raise _Enough
 
     def add(layer: str, hidden: torch.Tensor) -> None:
         pending[layer] = unit_squares(hidden.detach().flatten(1, -2))  # (rows, tokens, neurons)
 
     handles = [denoiser.network.register_forward_pre_hook(next_step, with_kwargs=True)]
+    handles += [denoiser.network.register_forward_hook(last_step)]
     handles += [m.register_forward_pre_hook(lambda _, x, n=n: add(n, x[0])) for n, m in denoiser.layers().items()]
     try:
-        yield
+        with suppress(_Enough):
+            yield
         flush()
         flush()  # the last call's
     finally:
@@ -171,6 +185,7 @@ def capture(
     *,
     groups: Mapping[str, Sequence[int]] | None = None,
     steps: int = 50,
+    first: int | None = None,
     guidance_scale: float = 7.5,
     seed: int = 0,
     cfg_half: Literal["both", "cond"] = "both",
@@ -185,6 +200,7 @@ def capture(
     Args:
         prompts: captions, or their embeddings (prompts, tokens, width).
         groups: name to indices of prompts; default one group "all". A prompt may be in any number of groups.
+        first: sampling ends after so many of the steps: all that an edit needs which unites as many.
         cfg_half: sum both halves of a guided call (as the paper's code does), or the conditional one alone.
         checkpoint: a file written after every batch (and the process' number), from which a killed capture goes on.
 
@@ -194,10 +210,10 @@ def capture(
     """
     prompts = prompts if isinstance(prompts, torch.Tensor) else list(prompts)
     members = {name: list(indices) for name, indices in (groups or {"all": range(len(prompts))}).items()}
-    _check(prompts, members, cfg_half, steps, batch_size)
+    _check(prompts, members, cfg_half, steps, first, batch_size)
     denoiser = as_denoiser(pipe)
     membership = torch.stack([torch.bincount(torch.tensor(m), minlength=len(prompts)) for m in members.values()])
-    stats = _empty(denoiser, prompts, members, steps, guidance_scale, seed, cfg_half)
+    stats = _empty(denoiser, prompts, members, steps, first, guidance_scale, seed, cfg_half)
     mine = shard(range(len(prompts)))  # one process: all of them
     checkpoint = Path(f"{checkpoint}.{rank()}") if checkpoint else None
     done = _resume(stats, checkpoint)
@@ -207,7 +223,7 @@ def capture(
             part = list(mine[start : start + batch_size])
             prompt, conditional = denoiser.call_rows(len(part), guidance_scale)
             weights = membership[:, part][:, prompt] * (conditional | (cfg_half == "both"))
-            with _hooked(denoiser, weights.float(), stats.sums):
+            with _hooked(denoiser, weights.float(), stats.sums, stop=first is not None):
                 noise = initial_noise(denoiser, [seed] * len(part))
                 denoiser.sample(chosen(prompts, part), noise, steps, guidance_scale)
             bar.update(len(part))
@@ -223,9 +239,10 @@ def capture(
     return stats
 
 
-def _empty(denoiser, prompts, groups, steps, guidance_scale, seed, cfg_half) -> ActivationStats:
-    layers, calls = denoiser.layers(), denoiser.calls(steps)
+def _empty(denoiser, prompts, groups, steps, first, guidance_scale, seed, cfg_half) -> ActivationStats:
+    layers, calls = denoiser.layers(), first or denoiser.calls(steps)
     asked = {"steps": steps, "guidance_scale": float(guidance_scale), "seed": seed, "cfg_half": cfg_half}
+    asked |= {"first": first} if first else {}
     made = {"sampler": type(denoiser.scheduler).__name__, "diffusers": version("diffusers")}
     network = {"model": fingerprint(denoiser), "layers": list(layers), "dtype": str(denoiser.dtype)}
     told = prompts if isinstance(prompts, list) else prompts.tolist()
@@ -235,8 +252,12 @@ def _empty(denoiser, prompts, groups, steps, guidance_scale, seed, cfg_half) -> 
     return ActivationStats(sums, counts, network | asked | made, [digest])
 
 
-def _check(prompts: list[str] | torch.Tensor, groups: dict, cfg_half: str, steps: int, batch_size: int) -> None:
+def _check(
+    prompts: list[str] | torch.Tensor, groups: dict, cfg_half: str, steps: int, first: int | None, batch_size: int
+) -> None:
     check_request(prompts, steps, batch_size)
+    if first is not None and not 1 <= first <= steps:
+        raise ValueError(f"first must lie between 1 and {steps}, the steps; got {first}.")
     if cfg_half not in ("both", "cond"):
         raise ValueError(f"cfg_half must be 'both' or 'cond'; got {cfg_half!r}.")
     for name, members in groups.items():

@@ -212,7 +212,8 @@ def variants(run: Run) -> pd.DataFrame:
     p = run.parameters
     table = _evaluated(run, variant_conditions(p), "report", "variants")
     captions = [run.captions("memorized")[i] for i in run.split["locate"]]
-    stats, null = (run.captured("conditional", some, cfg_half="cond") for some in (captions, [""]))
+    how: dict[str, Any] = {"cfg_half": "cond", "first": p.edit.steps}
+    stats, null = (run.captured("conditional", some, **how) for some in (captions, [""]))
     edit = locate(run.pipe, stats, null, p.edit_sparsity).union(p.edit.steps, p.edit.threshold)
     edit = edit.only(p.edit.layers) if p.edit.layers else edit
     row = {"variant": "conditional half alone"} | run.evaluate(edit, run.held_out(run.split["locate"]))
@@ -221,7 +222,7 @@ def variants(run: Run) -> pd.DataFrame:
 
 def variants_cost(p: Parameters) -> list[Work]:
     own = [Condition({"variant": "conditional half alone"}, LOCATE)]
-    capture = Work(-(-p.grid.memorized // 3) + 1, p.capture.steps)
+    capture = Work(-(-p.grid.memorized // 3) + 1, p.edit.steps)
     return [capture, *_evaluation_cost(p, variant_conditions(p) + own)]
 
 

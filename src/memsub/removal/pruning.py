@@ -53,8 +53,9 @@ def prune(
         raise ValueError(f"unknown contrast {contrast!r}; expected one of {', '.join(others)}.")
     groups = {str(i): part for i, part in enumerate(subsets(len(memorized), len(memorized) // 4, 4, seed))}
     groups["all"] = list(range(len(memorized)))
-    stats = capture(pipe, memorized.captions, groups=groups, progress=progress, **CAPTURE)
-    null = capture(pipe, others[contrast], progress=progress, **CAPTURE)
+    options = CAPTURE | {"progress": progress, "first": steps if layers is None else None}
+    stats = capture(pipe, memorized.captions, groups=groups, **options)
+    null = capture(pipe, others[contrast], **options)
     edit = locate(pipe, stats, null, sparsity, "all").union(steps)
     if layers is None:
         return edit
@@ -78,14 +79,15 @@ def prune_under_attack(
     progress: bool = True,
 ) -> Edit:
     """Adversarial pruning: attack the pruned model, locate on the attacked embeddings, unite; `rounds` times."""
-    null = capture(pipe, [""], progress=progress, **CAPTURE)
+    options = CAPTURE | {"progress": progress, "first": steps}
+    null = capture(pipe, [""], **options)
     edit = prune(pipe, memorized, ordinary, sparsity=sparsity, steps=steps, seed=seed, progress=progress)
     start = as_denoiser(pipe).embed(memorized.captions)
     for k in range(rounds):
         with pruned(pipe, edit):
-            options: dict[str, Any] = {"iterations": iterations, "noises": 4, "seed": seed + 1000 * k}
-            attacked = embedding_attack(pipe, memorized.images, start, progress=progress, **options)
-        stats = capture(pipe, attacked, progress=progress, **CAPTURE)
+            attack: dict[str, Any] = {"iterations": iterations, "noises": 4, "seed": seed + 1000 * k}
+            attacked = embedding_attack(pipe, memorized.images, start, progress=progress, **attack)
+        stats = capture(pipe, attacked, **options)
         edit = edit | locate(pipe, stats, null, sparsity).union(steps)
     return edit
 

@@ -362,7 +362,7 @@ def _features(copy: SceneEncoder, images: np.ndarray) -> np.ndarray:
 
 def _edits(pipe: StableDiffusionPipeline, prompts: list[str]) -> Iterator[Edit]:
     """METHOD's edit, from hardly any effect to too much: what they leave of a memorized picture is a soft copy."""
-    stats, null = capture(pipe, prompts), capture(pipe, [""])
+    stats, null = (capture(pipe, some, first=10) for some in (prompts, [""]))
     for sparsity in (0.05, 0.1, 0.2, 0.3):
         yield locate(pipe, stats, null, sparsity=sparsity).union(steps=10)
 
