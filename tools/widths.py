@@ -44,7 +44,8 @@ def measure(pipe: Any, metrics: Metrics, prompts: Prompts, kept: float) -> pd.Da
     split = Run(Parameters()).split
     captions, images = prompts.of("verbatim"), prompts.images("verbatim")
     judged = [*split["choose"], *split["report"]]
-    located_on, how = [captions[i] for i in split["locate"]], {"first": 10, "guidance_scale": 3.0, "progress": False}
+    located_on = [captions[i] for i in split["locate"]]
+    how: dict[str, Any] = {"first": 10, "guidance_scale": 3.0, "progress": False}
     stats, null = (capture(pipe, some, **how) for some in (located_on, [""]))
     sample, rows = partial(generate, pipe, **SAMPLING), []
     width = float(np.mean([layer.in_features for layer in as_denoiser(pipe).layers().values()]))
