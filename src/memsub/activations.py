@@ -2,7 +2,6 @@
 
     stats = capture(pipe, prompts)                                      # one group, "all"
     stats = capture(pipe, prompts, groups={"A": [0, 1], "B": [1, 2]})   # one pass, any number of groups
-    stats = capture(pipe, prompts, first=10)                            # sampling ends after ten of the steps
     stats.norms("A")["down_blocks.0.attentions.0..."]                   # a_j: (steps, neurons)
 
 Let H be the input of `ff.net.2`, one row a token. Rows are scaled to unit length, and a_j is the norm of column j over
@@ -14,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -23,7 +22,7 @@ from typing import Literal
 import torch
 from tqdm.auto import tqdm
 
-from .denoiser import Denoiser, Pipeline, as_denoiser, fingerprint, to_host
+from .denoiser import Denoiser, Pipeline, as_denoiser, ended_after, fingerprint, to_host
 from .distributed import is_main, rank, shard, summed, wait
 from .files import load_tensors, save_artifact
 from .generation import check_request, chosen, initial_noise
@@ -40,8 +39,7 @@ class ActivationStats:
     Attributes:
         sums: layer name to float32 (groups, steps, neurons), layers in execution order.
         counts: group name to its number of prompts; the order is that of the first axis of `sums`.
-        provenance: model fingerprint, steps, guidance scale, seed, sampler, cfg_half, and `first` if these are the
-            first steps only. Equal in stats that add.
+        provenance: model fingerprint, steps, first, guidance scale, seed, sampler, cfg_half. Equal in stats that add.
         prompts: sha256 of the prompts of each part that was added up.
     """
 
@@ -85,9 +83,8 @@ class ActivationStats:
 
     def check_made_like(self, other: ActivationStats) -> None:
         """Raises ValueError naming what differs if the two were made from different models or in different ways."""
-        ours, theirs = self.provenance, other.provenance
-        differing = [k for k in ours | theirs if ours.get(k) != theirs.get(k)]
-        if told := [f"{k}: {ours.get(k)!r} and {theirs.get(k)!r}" for k in differing]:
+        pairs = {k: (self.provenance.get(k), other.provenance.get(k)) for k in self.provenance | other.provenance}
+        if told := [f"{k}: {ours!r} and {theirs!r}" for k, (ours, theirs) in pairs.items() if ours != theirs]:
             raise ValueError(f"these statistics were made differently: {'; '.join(told)}.")
 
     def check(self) -> None:
@@ -129,19 +126,14 @@ def _unit_squares_there(hidden: torch.Tensor) -> torch.Tensor:
     return torch.linalg.vector_norm(unit, dim=1, dtype=torch.float32).square() / hidden.shape[-1]
 
 
-class _Enough(Exception):
-    """Ends sampling after the last call that is wanted."""
-
-
 @contextmanager
-def _hooked(denoiser: Denoiser, weights: torch.Tensor, sums: dict[str, torch.Tensor], stop: bool) -> Iterator[None]:
+def _hooked(denoiser: Denoiser, weights: torch.Tensor, sums: dict[str, torch.Tensor]) -> Iterator[None]:
     """While open, the activations of one batch's network calls are added to `sums`, which lie on the CPU.
 
     Only one call's (rows, neurons) are kept on the device, and copied once a call, while the next one is computed.
-    `weights` says how often each row of a call counts for each group: (groups, rows). With `stop`, sampling ends where
-    `sums` do.
+    `weights` says how often each row of a call counts for each group: (groups, rows).
     """
-    step, calls, widths = -1, next(iter(sums.values())).shape[1], [s.shape[2] for s in sums.values()]
+    step, widths = -1, [s.shape[2] for s in sums.values()]
     pending: dict[str, torch.Tensor] = {}
     sent: list[tuple[int, Callable[[], torch.Tensor]]] = []  # one call's, or none
 
@@ -155,22 +147,16 @@ def _hooked(denoiser: Denoiser, weights: torch.Tensor, sums: dict[str, torch.Ten
         nonlocal step
         flush()
         step += 1
-        if step >= calls:
+        if step >= (calls := next(iter(sums.values())).shape[1]):
             raise RuntimeError(f"the sampler made more than the {calls} calls that were expected.")
-
-    def last_step(module: torch.nn.Module, args: tuple, output: object) -> None:
-        if stop and step == calls - 1:
-            raise _Enough
 
     def add(layer: str, hidden: torch.Tensor) -> None:
         pending[layer] = unit_squares(hidden.detach().flatten(1, -2))  # (rows, tokens, neurons)
 
     handles = [denoiser.network.register_forward_pre_hook(next_step, with_kwargs=True)]
-    handles += [denoiser.network.register_forward_hook(last_step)]
     handles += [m.register_forward_pre_hook(lambda _, x, n=n: add(n, x[0])) for n, m in denoiser.layers().items()]
     try:
-        with suppress(_Enough):
-            yield
+        yield
         flush()
         flush()  # the last call's
     finally:
@@ -210,7 +196,7 @@ def capture(
     """
     prompts = prompts if isinstance(prompts, torch.Tensor) else list(prompts)
     members = {name: list(indices) for name, indices in (groups or {"all": range(len(prompts))}).items()}
-    _check(prompts, members, cfg_half, steps, first, batch_size)
+    _check(prompts, members, cfg_half, steps, batch_size, first)
     denoiser = as_denoiser(pipe)
     membership = torch.stack([torch.bincount(torch.tensor(m), minlength=len(prompts)) for m in members.values()])
     stats = _empty(denoiser, prompts, members, steps, first, guidance_scale, seed, cfg_half)
@@ -223,14 +209,13 @@ def capture(
             part = list(mine[start : start + batch_size])
             prompt, conditional = denoiser.call_rows(len(part), guidance_scale)
             weights = membership[:, part][:, prompt] * (conditional | (cfg_half == "both"))
-            with _hooked(denoiser, weights.float(), stats.sums, stop=first is not None):
-                noise = initial_noise(denoiser, [seed] * len(part))
+            noise = initial_noise(denoiser, [seed] * len(part))
+            with _hooked(denoiser, weights.float(), stats.sums), ended_after(denoiser, first):
                 denoiser.sample(chosen(prompts, part), noise, steps, guidance_scale)
             bar.update(len(part))
             if checkpoint:
                 stats.check()
-                covered = [*stats.prompts, str(start + len(part))]
-                ActivationStats(stats.sums, stats.counts, stats.provenance, covered).save(checkpoint)
+                replace(stats, prompts=[*stats.prompts, str(start + len(part))]).save(checkpoint)
     stats.sums = {name: summed(s.to(denoiser.device)).cpu() for name, s in stats.sums.items()}
     stats.check()
     if checkpoint:
@@ -241,23 +226,18 @@ def capture(
 
 def _empty(denoiser, prompts, groups, steps, first, guidance_scale, seed, cfg_half) -> ActivationStats:
     layers, calls = denoiser.layers(), first or denoiser.calls(steps)
-    asked = {"steps": steps, "guidance_scale": float(guidance_scale), "seed": seed, "cfg_half": cfg_half}
-    asked |= {"first": first} if first else {}
+    how = {"steps": steps, "first": first, "guidance_scale": float(guidance_scale), "seed": seed, "cfg_half": cfg_half}
     made = {"sampler": type(denoiser.scheduler).__name__, "diffusers": version("diffusers")}
     network = {"model": fingerprint(denoiser), "layers": list(layers), "dtype": str(denoiser.dtype)}
     told = prompts if isinstance(prompts, list) else prompts.tolist()
     digest = hashlib.sha256(json.dumps([told, groups]).encode()).hexdigest()
     sums = {name: torch.zeros(len(groups), calls, linear.in_features) for name, linear in layers.items()}
     counts = {name: len(members) for name, members in groups.items()}
-    return ActivationStats(sums, counts, network | asked | made, [digest])
+    return ActivationStats(sums, counts, network | how | made, [digest])
 
 
-def _check(
-    prompts: list[str] | torch.Tensor, groups: dict, cfg_half: str, steps: int, first: int | None, batch_size: int
-) -> None:
-    check_request(prompts, steps, batch_size)
-    if first is not None and not 1 <= first <= steps:
-        raise ValueError(f"first must lie between 1 and {steps}, the steps; got {first}.")
+def _check(prompts: list[str] | torch.Tensor, groups: dict, cfg_half: str, steps: int, batch_size: int, first) -> None:
+    check_request(prompts, steps, batch_size, first)
     if cfg_half not in ("both", "cond"):
         raise ValueError(f"cfg_half must be 'both' or 'cond'; got {cfg_half!r}.")
     for name, members in groups.items():

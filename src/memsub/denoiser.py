@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 from weakref import WeakKeyDictionary
@@ -226,6 +227,29 @@ class StableDiffusionDenoiser:
     def parts(self) -> Mapping[str, torch.nn.Module]:
         """As the protocol."""
         return {"unet": self.network, "vae": self.pipe.vae, "text_encoder": self.pipe.text_encoder}
+
+
+class _Enough(Exception):
+    """Ends sampling after the last network call that is wanted."""
+
+
+@contextmanager
+def ended_after(denoiser: Denoiser, calls: int | None) -> Iterator[None]:
+    """While open, sampling ends after so many network calls, and returns nothing; with None it goes on to its end."""
+    made = 0
+
+    def count(module: torch.nn.Module, args: tuple, output: Any) -> None:
+        nonlocal made
+        made += 1
+        if made == calls:
+            raise _Enough
+
+    handle = denoiser.network.register_forward_hook(count)
+    try:
+        with suppress(_Enough):
+            yield
+    finally:
+        handle.remove()
 
 
 def multistep(scheduler: Any) -> Any:

@@ -39,14 +39,16 @@ def one_seed_each(seeds: int | Sequence[int], prompts: int) -> list[int]:
     return each
 
 
-def check_request(prompts: list[str] | torch.Tensor, steps: int, batch_size: int) -> None:
-    """Raises ValueError for an empty list, prompts that are not text, and steps or a batch size below 1."""
+def check_request(prompts: list[str] | torch.Tensor, steps: int, batch_size: int, first: int | None = None) -> None:
+    """Raises ValueError for no prompts, some that are not text, and steps, `first` of them or a batch size below 1."""
     if not len(prompts):
         raise ValueError('no prompts: the list is empty. For the empty prompt, give [""].')
     if isinstance(prompts, list) and (wrong := [p for p in prompts if not isinstance(p, str)]):
         raise ValueError(f"prompts must be strings; got {wrong[0]!r}.")
     if batch_size < 1 or steps < 1:
         raise ValueError(f"batch_size and steps must be at least 1; got {batch_size} and {steps}.")
+    if first is not None and not 1 <= first <= steps:
+        raise ValueError(f"first must lie between 1 and {steps}, the steps; got {first}.")
 
 
 def chosen(prompts: list[str] | torch.Tensor, part: list[int]) -> list[str] | torch.Tensor:
