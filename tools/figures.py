@@ -27,7 +27,13 @@ from memsub.testbed.dataset import weights_folder
 
 from .testbed_report import markdown_table, to_markdown
 
-DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/full-size.md", "src/memsub/testbed/weights/README.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/benchmarks.md",
+    "docs/faq.md",
+    "docs/full-size.md",
+    "src/memsub/testbed/weights/README.md",
+)
 FORMATS: dict[str, Callable[[Any], str]] = {
     "percent": percent,
     "rate": lambda f: f"{percent(f['value'])} ({100 * f['low']:.0f} to {100 * f['high']:.0f} %, n = {f['n']})",

@@ -5,7 +5,8 @@ The first two thirds of the verbatim pairs are removed, the last third is not to
 the tables, pictures of the audited models, and the edits named by `--edits` to the folder that ships with the model.
 All that ships, and four variants more (hours; two models at a time, one thread each):
 
-    python -m tools.removals --processes 2 --long twin unedited pruning regrowth --edits pruning regrowth --ship
+    python -m tools.removals --processes 2 --edits pruning regrowth --ship \\
+        --long twin unedited pruning regrowth "regrowth, seed 1" "regrowth, seed 2"
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ AGAIN = ["regrowth, seed 1", "regrowth, seed 2"]
 SHOWN = 8
 """Removed pairs whose pictures are kept."""
 LONG_TARGETS = 40
-"""Of the long attack: to 500 iterations from the captions; from other starts, and on fresh pictures, to 100."""
+"""Of the long attack, and as many fresh pictures: to 500 iterations from their captions, to 100 from other starts."""
 
 
 def subjects(prompts: Prompts) -> Subjects:
@@ -123,15 +124,16 @@ class Bench:
 
     def long_attack(self, name: str) -> pd.DataFrame:
         """Work of the attack from every start, and on fresh pictures: `audit.attack_work`, columns start and pairs."""
+        looks = {start: ITERATIONS if start == STARTS[0] else ITERATIONS[:-2] for start in STARTS}
         with self.model(name) as pipe:
-            told = {"model": fingerprint(pipe), "captions": self.of.removed.captions, "targets": LONG_TARGETS}
-            path = self.store.path("long", ".parquet", attack_work, **told)
+            told: dict[str, Any] = {"model": fingerprint(pipe), "captions": self.of.removed.captions, "looks": looks}
+            path = self.store.path("long", ".parquet", attack_work, targets=LONG_TARGETS, **told)
             if not path.is_file():
                 tables = []
                 for kind, start in [*(("removed", start) for start in STARTS), ("fresh", STARTS[0])]:
                     some = vars(self.of)[kind].first(LONG_TARGETS)
-                    looks = ITERATIONS if (kind, start) == ("removed", STARTS[0]) else ITERATIONS[:-2]
-                    found = attack_work(pipe, some, starts(pipe, some.captions)[start], iterations=looks, noises=2)
+                    begin = starts(pipe, some.captions)[start]
+                    found = attack_work(pipe, some, begin, iterations=looks[start], noises=2)
                     tables.append(found.assign(pairs=kind, start=start))
                 save_table(pd.concat(tables, ignore_index=True), path)
         return load_table(path)
