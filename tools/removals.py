@@ -3,7 +3,7 @@
 The first two thirds of the verbatim pairs are removed, the last third is not told. Edits, minutes and tables go to
 `--out` under keys of what they are a function of: a second call goes on where the first one stopped. `--ship` writes
 the tables, pictures of the audited models, and the edits named by `--edits` to the folder that ships with the model.
-All that ships, and four variants more (hours; two models at a time, one thread each):
+All that ships (hours; two models at a time, one thread each):
 
     python -m tools.removals --processes 2 --edits pruning regrowth --ship \\
         --long twin unedited pruning regrowth "regrowth, seed 1" "regrowth, seed 2"
