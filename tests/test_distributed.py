@@ -65,8 +65,9 @@ def assert_same(found: Path, expected: Path) -> None:
     assert not list(found.glob("*.partial*"))
 
 
-def test_several_processes_give_what_one_gives(alone, tmp_path):
-    done = launch(3, WORKER, tmp_path)
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_give_what_one_gives(alone, tmp_path, processes):
+    done = launch(processes, WORKER, tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert_same(tmp_path, alone)
 

@@ -1,6 +1,7 @@
 """The committed notebooks: parameters, prose made from numbers, and outputs whose check can fail."""
 
 import ast
+import copy
 import os
 import re
 import subprocess
@@ -89,7 +90,7 @@ def test_outputs_are_committed_and_hold_nothing_of_a_machine(path):
 
 
 def test_nbval_fails_when_an_output_changes(tmp_path):
-    """The first compared cell of notebook 00, in a copy with another number; as committed `make test` passes it."""
+    """The first compared cell of notebook 00, twice in a copy: as committed it passes, with another number it fails."""
     notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
     compared = next(
         i
@@ -97,13 +98,14 @@ def test_nbval_fails_when_an_output_changes(tmp_path):
         if c.cell_type == "code" and any(o.get("name") == "stdout" for o in c.outputs)
     )
     cells = [c for c in notebook.cells[:compared] if c.cell_type == "code"][:2]  # parameters and the run
-    notebook.cells = [*cells, notebook.cells[compared]]
-
-    (output,) = [o for o in notebook.cells[-1].outputs if o.get("name") == "stdout"]
+    changed = copy.deepcopy(notebook.cells[compared])
+    changed.id = "changed"
+    notebook.cells = [*cells, notebook.cells[compared], changed]
+    (output,) = [o for o in changed.outputs if o.get("name") == "stdout"]
     output.text = output.text.replace("100", "101", 1)
     nbformat.write(notebook, tmp_path / "copy.ipynb")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval", str(tmp_path / "copy.ipynb")]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     ran = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ran.returncode == 1
-    assert f"1 failed, {len(cells)} passed" in ran.stdout
+    assert f"1 failed, {len(cells) + 1} passed" in ran.stdout
