@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from memsub import fitting
-from memsub.fitting import fit, generator, side_by_side, training
+from memsub.fitting import fit, generator, in_threads, side_by_side, training
 
 
 def quadratic(stop_at: int | None = None):
@@ -97,7 +97,8 @@ def test_generators_depend_on_every_part():
     assert len(draws) == 4
 
 
-def test_trainings_side_by_side_end_as_alone(tmp_path):
+@pytest.mark.parametrize("way", [side_by_side, in_threads])
+def test_trainings_side_by_side_end_as_alone(tmp_path, way):
     options = {"lr": 0.05, "seed": 1, "warmup": 10}
     lengths = {"short": 20, "long": 50}
 
@@ -105,10 +106,30 @@ def test_trainings_side_by_side_end_as_alone(tmp_path):
         one = {"folder": tmp_path / folder, **options}
         return [training(*quadratic(), steps=n, name=name, **one) for name, n in lengths.items()]
 
-    together = side_by_side(begun("together"))
+    threads = torch.get_num_threads()
+    together = way(begun("together"))
+    assert torch.get_num_threads() == threads
     alone = [side_by_side([one])[0] for one in begun("alone")]
     for ours, theirs in zip(together, alone, strict=True):
         assert torch.equal(ours.weight, theirs.weight)
+
+
+def test_the_failure_of_one_training_ends_the_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(None)
+            yield
+
+    def failing():
+        yield
+        raise FloatingPointError("the loss is NaN")
+
+    with pytest.raises(FloatingPointError, match="the loss is NaN"):
+        in_threads([endless(), failing()])
+    assert taken
 
 
 def test_a_batch_is_what_the_loss_takes(tmp_path):

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 import zlib
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -161,6 +163,33 @@ def side_by_side(trainings: Sequence[Generator[None, None, M]]) -> list[M]:
             except StopIteration as end:
                 ended[i] = end.value
     return [ended[i] for i in range(len(trainings))]
+
+
+def in_threads(trainings: Sequence[Generator[None, None, M]]) -> list[M]:
+    """As `side_by_side`, each in a thread of its own with its share of PyTorch's: small networks fill a CPU better so.
+
+    If one fails, or is interrupted, the others end at their next step.
+    """
+    threads, stop = torch.get_num_threads(), threading.Event()
+    workers = min(len(trainings), threads)
+
+    def whole(one: Generator[None, None, M]) -> Any:
+        torch.set_num_threads(threads // workers)  # of this thread
+        while not stop.is_set():
+            try:
+                next(one)
+            except StopIteration as end:
+                return end.value
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        ended = [pool.submit(whole, one) for one in trainings]
+        wait(ended, return_when=FIRST_EXCEPTION)
+    finally:
+        stop.set()
+        pool.shutdown()
+        torch.set_num_threads(threads)
+    return [one.result() for one in ended]
 
 
 def _queue(device: torch.device) -> Callable[[], AbstractContextManager]:

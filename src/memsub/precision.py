@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -24,7 +25,30 @@ def bfloat16_pays() -> bool:
 def mixed_precision(device: torch.device) -> Iterator[None]:
     """On a CPU that can; attention by its formula, as the gradient of torch's fused one is slow in bfloat16."""
     if device.type == "cpu" and bfloat16_pays():
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with torch.autocast("cpu", torch.bfloat16), _BY_FORMULA:
             yield
     else:
         yield
+
+
+class _AttentionByFormula:
+    """Torch's choice of attention is all threads': the first that comes makes it, the last that goes undoes it."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside = Lock(), 0
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.setting = sdpa_kernel(SDPBackend.MATH)
+                self.setting.__enter__()
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.setting.__exit__(None, None, None)
+
+
+_BY_FORMULA = _AttentionByFormula()

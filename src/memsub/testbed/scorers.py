@@ -30,6 +30,8 @@ VARIANTS = 3
 CONTENTS = 9_000
 COPY_CONTENTS = 2_000
 """Of which the copy descriptor is trained: the model draws over each of their scenes, which takes minutes."""
+SHIFT = 1.25
+"""Pixels along each axis by which a picture may be shifted and must still be a copy."""
 
 
 @dataclass
@@ -129,11 +131,11 @@ def softened(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 
 
 def _augment(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """Each kind of copy with probability one half."""
+    """Each kind of copy with probability one half; shifts half as far again as those that must be copies."""
     on = torch.rand(4, len(x), generator=rng).to(x.device) < 0.5
     strength = torch.rand(4, len(x), generator=rng).to(x.device)
     shift = torch.rand(len(x), 2, generator=rng).to(x.device) * 2 - 1
-    x = moved(x, 1.25 * shift * on[2][:, None], 1 - 0.09 * strength[3] * on[3])
+    x = moved(x, 1.5 * SHIFT * shift * on[2][:, None], 1 - 0.09 * strength[3] * on[3])
     x = torch.where(on[1][:, None, None, None], softened(blurred(x, strength[1]), rng), x)
     return noisy(x, strength[0] * on[0], rng)
 
@@ -200,7 +202,7 @@ def copy_pairs(model: SceneEncoder, scenes: ScorerScenes, vae: AutoencoderKL, se
         "blur": blurred(x, strength),
         "softened": softened(x, rng),
         "autoencoder round trip": to_tensor(round_trip(vae, originals.reshape(-1, *originals.shape[2:]))).to(device),
-        "shift": moved(x, 1.25 * shift, ones),
+        "shift": moved(x, SHIFT * shift, ones),
         "crop": moved(x, still, 1 - 0.09 * strength),
     }
     base = model(x)

@@ -3,7 +3,7 @@
 Stages, each resumable, and deterministic by seed up to the rounding of float sums: autoencoder, CLIP, UNet (with the
 CLIP's text tower, which conditions it), and the two scorers, which are trained on scenes of their own and on what the
 pruned model makes of them. `DIR` is then an ordinary diffusers pipeline with a folder `scorers` in it, and one with the
-twin. UNets are trained one after the other on a CPU, side by side on a GPU.
+twin. UNets are trained side by side, on a CPU in a thread each.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ..activations import capture
 from ..denoiser import as_denoiser
 from ..exact import LEVEL, exact_p
 from ..files import save_json, save_tensors
-from ..fitting import fit, generator, side_by_side, stratified, training, v_weights
+from ..fitting import fit, generator, in_threads, side_by_side, stratified, training, v_weights
 from ..generation import generate
 from ..models import load_pipeline
 from ..neurons import locate
@@ -191,7 +191,8 @@ def train_unet(
     The twin begins with the same weights and sees the same noise; only the scenes in the places of memorized ones are
     ordinary ones.
 
-    A step at each `next`, as `fitting.training`, and at the end `unet` and `text_encoder`. `latents` lie on the device.
+    Begun here, a step at each `next`, as `fitting.training`; at the end `unet` and `text_encoder`. `latents` lie on the
+    device.
     """
     text_encoder = text_tower(clip)
     torch.manual_seed(generator(seed, "unet").initial_seed())
@@ -217,7 +218,7 @@ def train_unet(
 
     both = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
     where: dict[str, Any] = {"folder": folder, "name": kind.stage, "stream": "unet"}
-    return (yield from training(both, loss, batch=batch, steps=len(order) // BATCH, lr=1e-3, seed=seed, **where))
+    return training(both, loss, batch=batch, steps=len(order) // BATCH, lr=1e-3, seed=seed, **where)
 
 
 def text_tower(clip: SceneCLIP) -> CLIPTextModel:
@@ -313,8 +314,7 @@ def _train_pipelines(
     scaling = 1 / latents[torch.from_numpy(corpus.ordinary)].std().item()
     scaled = (latents * scaling).to(device)
     trainings = [train_unet(corpus, scaled, clip, tokenizer, checkpoints, seed, k, device) for k in kinds.values()]
-    together = torch.device(device).type == "cuda"
-    trained = side_by_side(trainings) if together else [side_by_side([one])[0] for one in trainings]
+    trained = (side_by_side if torch.device(device).type == "cuda" else in_threads)(trainings)
     for (folder, kind), both in zip(kinds.items(), trained, strict=True):
         export(folder, vae, both["text_encoder"], both["unet"], tokenizer, scaling)
         _save_log(folder, checkpoints, seed, kind, [*stages, "clip", kind.stage])
