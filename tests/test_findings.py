@@ -5,7 +5,7 @@ from tools import figures
 
 from memsub.batch import project
 from memsub.files import load_json, save_json
-from memsub.findings import at_least, at_most, checks, compared, exactly, fact, percent, rate
+from memsub.findings import at_least, at_most, checks, compared, counted, exactly, fact, percent, rate, share
 
 
 def test_a_claim_holds_only_beyond_what_varies_between_machines():
@@ -31,9 +31,9 @@ def test_checks_are_printed_and_recorded(run, capsys):
 
 def test_words_for_numbers():
     assert [percent(x) for x in (0, 1, 0.264, 0.004, 0.996)] == ["0 %", "100 %", "26 %", "0.4 %", "99.6 %"]
-    assert rate({"exact_rate": 0.5, "exact_low": 0.2, "exact_high": 0.8, "n": 4}, "exact") == (
-        "50 % (95 % interval 20 to 80 %, n = 4)"
-    )
+    assert rate({"exact_rate": 0.5, "exact_low": 0.2, "exact_high": 0.8, "n": 4}, "exact") == "50 % (20 to 80 %, n = 4)"
+    assert share(0.004, 0, 0.02, 250.0) == "0.4 % (0 to 2 %, n = 250)"
+    assert counted([True, False, False, False]) == "25 % (5 to 70 %, n = 4)"  # Wilson's interval
     assert [compared(a, 1.0, 0.1) for a in (1.05, 1.2, 0.8)] == ["as much", "more", "less"]
 
 

@@ -89,6 +89,31 @@ def test_a_line_a_method():
     assert figure.axes[0].get_xlabel() == "replicated (%)"
 
 
+@pytest.mark.parametrize("draw", ["sweep", "methods"])
+def test_rates_that_have_intervals_show_them_and_their_n(draw):
+    frame = rates(6).assign(exact_low=0.1, exact_high=0.9, n=20)
+    if draw == "sweep":
+        axis = plots.sweep(frame, {}, "exact_rate").axes[0]
+    else:
+        labels = {"exact_rate": "replicated", "relative_alignment": "kept"}
+        axis = plots.methods(frame, "exact_rate", "relative_alignment", labels).axes[0]
+    assert axis.get_xlabel().endswith("(thin: 95 % intervals, n = 20)")
+    ends = [path.vertices[:, 0].tolist() for lines in axis.collections for path in lines.get_paths()]
+    assert ends
+    assert all(x == pytest.approx([10, 90]) for x in ends)
+
+
+def test_extraction_is_told_with_intervals_side_by_side():
+    frame = pd.DataFrame(
+        {"model": ["a", "a", "a", "b", "b", "b"], "exposures": [1, 9, 9] * 2, "extracted": [0, 1, 0] * 2}
+    )
+    axis = plots.extraction_curve(frame).axes[0]
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["1\n(n = 1)", "9\n(n = 2)"]
+    points = {c.get_label(): (c[0].get_xdata(), c[0].get_ydata()) for c in axis.containers}
+    assert [points[name][1].tolist() for name in "ab"] == [[0, 50], [0, 50]]
+    assert (points["a"][0] < points["b"][0]).all()
+
+
 def test_an_attack_has_a_panel_for_each_kind_of_pairs_and_a_line_a_model():
     figure = plots.attack_curves(attack_work(), (0, 10, 50))
     assert [a.get_title() for a in figure.axes] == [

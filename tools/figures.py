@@ -21,7 +21,7 @@ from typing import Any
 from memsub.audit import summary
 from memsub.batch import project
 from memsub.files import load_json, save_json, save_text
-from memsub.findings import SAFETY, percent
+from memsub.findings import SAFETY, percent, share
 from memsub.testbed import deletion, widths
 from memsub.testbed.dataset import weights_folder
 
@@ -36,7 +36,7 @@ DOCUMENTS = (
 )
 FORMATS: dict[str, Callable[[Any], str]] = {
     "percent": percent,
-    "rate": lambda f: f"{percent(f['value'])} ({100 * f['low']:.0f} to {100 * f['high']:.0f} %, n = {f['n']})",
+    "rate": lambda f: share(**f),
     "number": "{:.2f}".format,
     "one": "{:.1f}".format,
     "count": "{:.0f}".format,

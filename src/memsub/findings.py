@@ -12,12 +12,14 @@ by `python -m tools.portability`), *fails* if it lies as far on the other side, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from .evaluation import interval
 from .runs import Run
 
 SAFETY = 3
@@ -110,10 +112,20 @@ def percent(rate: float) -> str:
     return f"{exact:.0f} %" if exact in (0.0, 100.0) or 1 <= exact <= 99 else f"{exact:.1f} %"
 
 
+def share(value: float, low: float, high: float, n: float) -> str:
+    """ "26 % (14 to 43 %, n = 34)": a rate with its 95 % interval."""
+    return f"{percent(value)} ({100 * low:.0f} to {100 * high:.0f} %, n = {int(n)})"
+
+
 def rate(found: Mapping[str, Any], name: str = "replication") -> str:
-    """ "26 % (95 % interval 14 to 43 %, n = 34)" of what `memsub.summary` returns."""
-    low, high = 100 * found[f"{name}_low"], 100 * found[f"{name}_high"]
-    return f"{percent(found[f'{name}_rate'])} (95 % interval {low:.0f} to {high:.0f} %, n = {int(found['n'])})"
+    """`share` of a rate in what `memsub.summary` returns."""
+    return share(found[f"{name}_rate"], found[f"{name}_low"], found[f"{name}_high"], found["n"])
+
+
+def counted(hits: Sequence[bool] | np.ndarray | pd.Series) -> str:
+    """`share` of hits, with Wilson's interval."""
+    count, n = int(np.sum(hits)), len(hits)
+    return share(count / n, *interval(count, n), n)
 
 
 def compared(a: float, b: float, margin: float, more: str = "more", less: str = "less", same: str = "as much") -> str:

@@ -40,6 +40,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .audit import attack_curve
+from .evaluation import interval
 from .metrics import CopyMetric
 from .testbed.widths import half_sparsity
 
@@ -270,7 +271,7 @@ def sweep(frame: pd.DataFrame, references: Mapping[str, Mapping[str, float]], me
     """Replication rate against relative alignment: a panel a contrast, a line a number of steps.
 
     Args:
-        frame: columns contrast, steps, sparsity, `measure`, relative_alignment.
+        frame: columns contrast, steps, sparsity, `measure`, relative_alignment; intervals are drawn where it has them.
         references: models without an edit by name, with the same columns: the unedited one, the twin.
         measure: a key of `MEASURES`.
     """
@@ -287,14 +288,29 @@ def sweep(frame: pd.DataFrame, references: Mapping[str, Mapping[str, float]], me
             line = line.sort_values("sparsity")
             x, y = 100 * line[measure], 100 * line["relative_alignment"]
             axis.plot(x, y, "o-", color=colours[tau], label=f"first {tau} steps")
+            _across(axis, line, measure, "relative_alignment", colours[tau])
             for at, sparsity in zip(zip(x, y, strict=True), line["sparsity"], strict=True):
                 axis.annotate(f"{100 * sparsity:g} %", at, fontsize=7, xytext=(4, 3), textcoords="offset points")
         axis.set_title(titles.get(contrast, f"against {contrast} prompts"), fontsize=10)
-        axis.set_xlabel(MEASURES[measure].replace(", ", ",\n"))
+        axis.set_xlabel(MEASURES[measure].replace(", ", ",\n") + _counts(frame, measure))
         axis.legend(fontsize=8, loc="lower right")
     axes[0, 0].set(ylabel="relative alignment of never-seen captions (%)", xlim=(-2, 102), ylim=(None, 105))
     sns.despine(figure)
     return figure
+
+
+def _across(axis: Axes, frame: pd.DataFrame, x: str, y: str, colour: Any) -> None:
+    """The intervals of a rate, if the frame has them, as thin lines."""
+    low, high = (f"{x.removesuffix('_rate')}_{end}" for end in ("low", "high"))
+    if low in frame:
+        axis.hlines(100 * frame[y], 100 * frame[low], 100 * frame[high], color=colour, linewidth=1, alpha=0.4)
+
+
+def _counts(frame: pd.DataFrame, x: str) -> str:
+    """What an axis says of these intervals."""
+    return (
+        f"\n(thin: 95 % intervals, n = {int(frame['n'].iloc[0])})" if f"{x.removesuffix('_rate')}_low" in frame else ""
+    )
 
 
 def exact_test(fresh: Sequence[float], own: float, p: float) -> Figure:
@@ -334,7 +350,8 @@ def methods(frame: pd.DataFrame, x: str, y: str, labels: Mapping[str, str], unit
     """A line a method through its strengths; the best corner is the upper left.
 
     Args:
-        frame: columns method, strength (a label), `x` and `y` (shares, or similarities; shown times 100).
+        frame: columns method, strength (a label), `x` and `y` (shares, or similarities; shown times 100); intervals
+            are drawn where it has them.
         labels: axis label of `x` and of `y`.
     """
     figure, axis = plt.subplots(figsize=(8.5, 4.6), layout="constrained")
@@ -348,10 +365,11 @@ def methods(frame: pd.DataFrame, x: str, y: str, labels: Mapping[str, str], unit
             axis.plot(100 * part[x], 100 * part[y], "k*" if name == "none" else "kX", ms=11, label=name, zorder=3)
             continue
         axis.plot(100 * part[x], 100 * part[y], "o-", color=colour, label=name)
+        _across(axis, part, x, y, colour)
         for point in part.itertuples():
             at = (100 * getattr(point, x), 100 * getattr(point, y))
             axis.annotate(point.strength, at, fontsize=7, textcoords="offset points", color=colour, **side)
-    axis.set(xlabel=f"{labels[x]}{unit}", ylabel=f"{labels[y]}{unit}", xlim=(-3, 118))
+    axis.set(xlabel=f"{labels[x]}{unit}{_counts(frame, x)}", ylabel=f"{labels[y]}{unit}", xlim=(-3, 118))
     axis.set_xticks(range(0, 101, 20))
     axis.legend(title=None, fontsize=8, **BESIDE)
     sns.despine(figure)
@@ -368,26 +386,27 @@ def bars(values: pd.Series, label: str) -> Figure:
 
 
 def extraction_curve(frame: pd.DataFrame) -> Figure:
-    """Share of captions whose training image was extracted, against its exposures; a line a model.
+    """Share of captions whose training image was extracted, at its exposures, with 95 % intervals; a colour a model.
 
     Args:
         frame: columns model, exposures, extracted; one row a caption.
     """
-    figure, axis = plt.subplots(figsize=(6.5, 3.8), layout="constrained")
-    shares = frame.assign(extracted=100 * frame["extracted"].astype(float))
-    sns.lineplot(
-        shares,
-        x="exposures",
-        y="extracted",
-        hue="model",
-        style="model",
-        markers=True,
-        dashes=False,
-        errorbar=None,
-        ax=axis,
+    figure, axis = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
+    exposures, models = sorted(frame["exposures"].dropna().unique()), list(frame["model"].unique())
+    styles = _model_styles(models)
+    for k, (model, part) in enumerate(frame.groupby("model", sort=False)):
+        hits = part.groupby("exposures")["extracted"].agg(["sum", "size"]).reindex(exposures)
+        value = 100 * (hits["sum"] / hits["size"]).to_numpy(float)
+        bounds = 100 * np.array([interval(int(h), int(n)) for h, n in hits.to_numpy()]).T
+        at = np.arange(len(exposures)) + 0.7 * ((k + 0.5) / len(models) - 0.5)  # side by side
+        style = styles[str(model)] | {"linestyle": "none", "markersize": 4, "capsize": 2}
+        axis.errorbar(at, value, yerr=np.maximum([value - bounds[0], bounds[1] - value], 0), **style)
+    counts = frame[frame["model"] == models[0]]["exposures"].value_counts()
+    axis.set_xticks(range(len(exposures)), [f"{e:.0f}\n(n = {counts[e]})" for e in exposures], fontsize=8)
+    axis.set(
+        xlabel="exposures of the pair in training", ylabel="captions extracted (%),\n95 % intervals", ylim=(-3, 103)
     )
-    axis.set(xscale="log", xlabel="exposures of the pair in training", ylabel="captions extracted (%)", ylim=(-3, 103))
-    axis.legend(title=None)
+    axis.legend(title=None, fontsize=8, **BESIDE)
     sns.despine(figure)
     return figure
 
