@@ -392,17 +392,16 @@ def extraction_curve(frame: pd.DataFrame) -> Figure:
         frame: columns model, exposures, extracted; one row a caption.
     """
     figure, axis = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
-    exposures, models = sorted(frame["exposures"].dropna().unique()), list(frame["model"].unique())
-    styles = _model_styles(models)
-    for k, (model, part) in enumerate(frame.groupby("model", sort=False)):
-        hits = part.groupby("exposures")["extracted"].agg(["sum", "size"]).reindex(exposures)
+    rungs = frame.groupby(["model", "exposures"])["extracted"].agg(["sum", "size"])
+    models = list(frame["model"].unique())
+    for k, (model, style) in enumerate(_model_styles(models).items()):
+        hits = rungs.loc[model]
         value = 100 * (hits["sum"] / hits["size"]).to_numpy(float)
         bounds = 100 * np.array([interval(int(h), int(n)) for h, n in hits.to_numpy()]).T
-        at = np.arange(len(exposures)) + 0.7 * ((k + 0.5) / len(models) - 0.5)  # side by side
-        style = styles[str(model)] | {"linestyle": "none", "markersize": 4, "capsize": 2}
+        at = np.arange(len(hits)) + 0.7 * ((k + 0.5) / len(models) - 0.5)  # side by side
+        style |= {"linestyle": "none", "markersize": 4, "capsize": 2}
         axis.errorbar(at, value, yerr=np.maximum([value - bounds[0], bounds[1] - value], 0), **style)
-    counts = frame[frame["model"] == models[0]]["exposures"].value_counts()
-    axis.set_xticks(range(len(exposures)), [f"{e:.0f}\n(n = {counts[e]})" for e in exposures], fontsize=8)
+    axis.set_xticks(range(len(hits)), [f"{e:.0f}\n(n = {n})" for e, n in hits["size"].items()], fontsize=8)
     axis.set(
         xlabel="exposures of the pair in training", ylabel="captions extracted (%),\n95 % intervals", ylim=(-3, 103)
     )
