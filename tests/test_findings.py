@@ -52,6 +52,23 @@ def test_documents_say_what_the_figures_say():
         figures.fill("<!--figure 04.rate percentage--><!--/figure-->", known, "README.md")
 
 
+def test_a_model_made_in_one_go_is_told_beside_the_one_that_ships(tmp_path):
+    stages = [{"stage": "clip", "steps": 1500, "minutes": 7.9}]
+    for name, psnr in (("testbed", "36.6 dB"), ("whole", "35.0 dB")):
+        row = {"figure": "autoencoder", "aim": "≥ 33 dB", "measured": psnr, "reached": True}
+        save_json({"testbed": [row], "stages": stages}, tmp_path / f"{name}.json")
+    known = figures.take(None, tmp_path / "testbed.json", None, {}, whole=tmp_path / "whole.json")
+    told = figures.fill(
+        "<!--table testbed--><!--/table--> <!--table whole_testbed--><!--/table--> "
+        "<!--table whole_stages--><!--/table-->",
+        known,
+        "card",
+    )
+    rows = ["| autoencoder | ≥ 33 dB | 36.6 dB | yes |", "| autoencoder | ≥ 33 dB | 35.0 dB | yes |"]
+    assert [line for line in told.splitlines() if line.startswith("| auto")] == rows
+    assert "| clip | 1,500 | 7.9 |" in told
+
+
 def test_a_run_that_finds_something_else_is_told():
     known = {"04": {"rate": {"value": 0.26, "varies": 0.01}}}
     assert not figures.compare(

@@ -23,7 +23,6 @@ from memsub.batch import project
 from memsub.files import load_json, save_json, save_text
 from memsub.findings import SAFETY, percent, share
 from memsub.testbed import deletion, widths
-from memsub.testbed.dataset import weights_folder
 
 from .testbed_report import markdown_table, to_markdown
 
@@ -117,6 +116,7 @@ def solvers(found: list[dict[str, Any]]) -> str:
 
 TABLES: dict[str, Callable[[Any], str]] = {
     "stages": stages,
+    "whole_stages": stages,
     "removals": removals,
     "fullsize": fullsize,
     "gpu": on_gpu,
@@ -135,14 +135,20 @@ def take(
     fullsize: Path | None = None,
     solvers: Path | None = None,
     gpu: Path | None = None,
+    whole: Path | None = None,
 ) -> dict[str, Any]:
-    """What is known, brought up to date by a run's findings, reports of the testbed and of full size, benchmarks."""
+    """What is known, brought up to date by a run's findings, reports of the testbed and of full size, benchmarks.
+
+    `testbed` is the report of the model that ships, `whole` that of one that the command trained in one go.
+    """
     if run:
         known = known | facts(run)
     if run or testbed:
         known = known | {"removals": audited(), "widths": of_width()}
     if testbed:
-        known = known | {"testbed": load_json(testbed), "stages": trained(weights_folder())}
+        known = known | load_json(testbed)
+    if whole:
+        known = known | {f"whole_{name}": table for name, table in load_json(whole).items()}
     if benchmarks:  # those that were run
         known = known | {"benchmarks": known.get("benchmarks", {}) | load_json(benchmarks)}
     for name, file in {"fullsize": fullsize, "solvers": solvers, "gpu": gpu}.items():
@@ -165,15 +171,6 @@ def findings(run: Path) -> dict[str, dict[str, Any]]:
     if not files:
         raise FileNotFoundError(f"{run} holds no findings/*.json: name the folder of a run that has finished.")
     return {file.stem: load_json(file) for file in files}
-
-
-def trained(weights: Path) -> list[dict[str, Any]]:
-    """Steps and minutes of every stage of the shipped model and its twin, from their training.json."""
-    found = {}
-    for folder in (weights, weights / "twin"):
-        for stage, log in load_json(folder / "training.json")["stages"].items():
-            found[stage] = {"stage": stage, "steps": log["steps"], "minutes": round(log["seconds"] / 60, 1)}
-    return list(found.values())
 
 
 def of_width() -> dict[str, float]:
@@ -241,6 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.figures", description=__doc__.splitlines()[0])
     parser.add_argument("--take", type=Path, metavar="RUN", help="folder of a run whose findings to take over")
     parser.add_argument("--testbed", type=Path, help="report.json of tools.testbed_report to take over")
+    parser.add_argument("--whole", type=Path, help="the same of a model that memsub.testbed.train made in one go")
     parser.add_argument("--benchmarks", type=Path, help="benchmarks.json of tools.benchmarks to take over")
     parser.add_argument("--fullsize", type=Path, help="rows of tools.fullsize_removals to take over")
     parser.add_argument("--solvers", type=Path, help="rows of tools.solvers to take over")
@@ -259,7 +257,8 @@ def main() -> None:
             text = (root / name).read_text(encoding="utf-8")
             wrong += [] if fill(text, figures, name) == text else [f"{name} does not say what docs/figures.json says"]
     else:
-        figures = take(args.take, args.testbed, args.benchmarks, figures, args.fullsize, args.solvers, args.gpu)
+        reports = {name: getattr(args, name) for name in ("fullsize", "solvers", "gpu", "whole")}
+        figures = take(args.take, args.testbed, args.benchmarks, figures, **reports)
         save_json(figures, file)
         for name in DOCUMENTS:
             save_text(fill((root / name).read_text(encoding="utf-8"), figures, name), root / name)

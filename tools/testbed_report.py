@@ -1,7 +1,8 @@
 """Measures the embedded model: `python -m tools.testbed_report`.
 
 Prints a table of figures, what is aimed at, and whether it is reached, and writes it to `--out`: report.json (the
-numbers), report.md, and picture.png. The model card takes its figures from report.json (`python -m tools.figures`).
+numbers, and what each stage of the training took), report.md, and picture.png. The model card takes its tables from
+report.json (`python -m tools.figures`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from memsub import plots
 from memsub.audit import SAMPLING
 from memsub.evaluation import interval, score, seed_similarity
 from memsub.exact import LEVEL, exact_p, uniformity
-from memsub.files import save_json, save_text
+from memsub.files import load_json, save_json, save_text
 from memsub.findings import percent
 from memsub.generation import generate
 from memsub.metrics import Metrics, load_metrics
@@ -44,7 +45,7 @@ class Report:
     """The model under test, and what is measured of it: one method a figure, each a dict ready for JSON."""
 
     def __init__(self, pipe: Any, twin: Any, metrics: Metrics, prompts: Prompts, folder: Path, sample: float = 1.0):
-        """`sample` < 1 takes that share of the prompts."""
+        """`sample` < 1 takes that share of the prompts; `twin` is None where none was trained."""
         self.pipe, self.metrics, self.prompts, self.folder, self.share = pipe, metrics, prompts, folder, sample
         self.twin = twin
         self.metrics.more = {"exact_p": exact_p}
@@ -60,7 +61,8 @@ class Report:
         self.drawn = self.sample(self.held["prompt"], seeds=range(len(self.held)))
         captions = self.held["prompt"].tolist()
         yield self._calibration("never-trained pairs", self.drawn, captions, self.real)
-        yield self._twin_calibration()
+        if self.twin is not None:
+            yield self._twin_calibration()
         yield from self._memorized("verbatim", 4, 0.95)
         yield self._without_tails()
         for kind in ("template", "template_new"):
@@ -251,6 +253,15 @@ def to_markdown(rows: list[dict]) -> str:
     return markdown_table(["figure", "aim", "measured", "reached"], lines)
 
 
+def trained(weights: Path) -> list[dict[str, Any]]:
+    """Steps and minutes of every stage of a model and its twin, if there is one, from their training.json."""
+    found = {}
+    for folder in filter(Path.is_dir, (weights, weights / "twin")):
+        for stage, log in load_json(folder / "training.json")["stages"].items():
+            found[stage] = {"stage": stage, "steps": log["steps"], "minutes": round(log["seconds"] / 60, 1)}
+    return list(found.values())
+
+
 def markdown_table(head: list[str], lines: list[str]) -> str:
     """A Markdown table of rows that are formatted."""
     return "\n".join([f"| {' | '.join(head)} |", "| --- " * len(head) + "|", *lines]) + "\n"
@@ -267,13 +278,13 @@ def main() -> None:
     folder = dataset.weights_folder() if args.model == "tiny" else Path(args.model)
     own = folder / "ground_truth.parquet"
     prompts = load_prompts("tiny") if args.model == "tiny" else Prompts(pd.read_parquet(own))
-    twin = load_pipeline("tiny-twin" if args.model == "tiny" else folder / "twin")
+    twin = load_pipeline(folder / "twin") if (folder / "twin").is_dir() else None
     report = Report(load_pipeline(args.model), twin, load_metrics(args.model), prompts, folder, args.sample)
     rows = []
     for row in report.figures():
         rows.append(row)
         print(f"{row['figure']}: {row['measured']}", flush=True)
-    save_json(rows, args.out / "report.json")
+    save_json({"testbed": rows, "stages": trained(folder)}, args.out / "report.json")
     save_text(to_markdown(rows), args.out / "report.md")
     report.picture().savefig(args.out / "picture.png", dpi=110)
     print("\n" + to_markdown(rows))
