@@ -2,12 +2,14 @@
 
 import json
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from tools.testbed_report import Report, to_markdown
+from tools.testbed_report import trained as stages_of
 
 import memsub
 from memsub import fitting
@@ -139,3 +141,12 @@ def test_shipped_figures_hold_on_a_sample(pipe, twin, prompts, monkeypatch):
 def training_sample(prompts) -> np.ndarray:
     """The shipped training images: all memorized ones and a thousand ordinary ones."""
     return np.concatenate([prompts.images(kind) for kind in ("verbatim", "template", "ladder", "ordinary")])
+
+
+def test_a_model_without_a_twin_is_reported_too(pipe, metrics, prompts):
+    rows = Report(pipe, None, metrics, prompts, dataset.weights_folder(), sample=0.01).figures()
+    assert [row["figure"].split(":")[0] for row in islice(rows, 2)] == [
+        "exact test on never-trained pairs",
+        "verbatim pairs replicated, by the copy metric",
+    ]
+    assert {row["stage"] for row in stages_of(dataset.weights_folder())} >= {"clip", "unet-3", "unet-3-twin"}

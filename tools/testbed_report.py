@@ -76,7 +76,8 @@ class Report:
         yield self._seeds()
         yield self._copy_metric()
         yield self._speed()
-        yield self._size()
+        if self.twin is not None:
+            yield self._size()
 
     def _copy_metric(self) -> dict:
         options = {"dtype": torch.float32, "use_safetensors": True}
