@@ -4,8 +4,9 @@ import pytest
 from tools import figures
 
 from memsub.batch import project
-from memsub.files import load_json, save_json
+from memsub.files import load_json, save_json, save_table
 from memsub.findings import at_least, at_most, checks, compared, counted, exactly, fact, percent, rate, share
+from memsub.testbed import widths
 
 
 def test_a_claim_holds_only_beyond_what_varies_between_machines():
@@ -64,6 +65,12 @@ def test_a_model_made_in_one_go_is_told_beside_the_one_that_ships(tmp_path):
         known,
         "card",
     )
+    ours = widths.measured().query("row == row.median()")
+    save_table(ours, tmp_path / "widths.parquet")
+    known = figures.take(None, None, None, known, whole_widths=tmp_path / "widths.parquet")
+    assert known["whole_half"]["ships"] == known["whole_half"]["made_in_one_go"]
+    lines = figures.trained_again(known["whole_pruned"]).splitlines()
+    assert [line.split("|")[2].strip() for line in lines if line.startswith("| ships")][:3] == ["0 %", "1 %", "2 %"]
     rows = ["| autoencoder | ≥ 33 dB | 36.6 dB | yes |", "| autoencoder | ≥ 33 dB | 35.0 dB | yes |"]
     assert [line for line in told.splitlines() if line.startswith("| auto")] == rows
     assert "| clip | 1,500 | 7.9 |" in told

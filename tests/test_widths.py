@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from memsub import plots
-from memsub.testbed.widths import half_sparsity, law
+from memsub.testbed.widths import half_interval, half_sparsity, law
 
 SPARSITY = (0.01, 0.03, 0.1, 0.3, 0.6)
 
@@ -35,6 +35,15 @@ def table(exponent: float, captions: int = 400) -> pd.DataFrame:
 def test_half_sparsity_is_found():
     found = half_sparsity(table(-0.5))
     assert found.to_numpy() == pytest.approx([0.4, 0.4 * 0.3**0.5, 0.4 * 0.1**0.5], rel=0.15)
+
+
+def test_half_sparsity_of_one_model_has_an_interval_around_it():
+    one = table(0.0, captions=100).query("row == 300")
+    value, low, high = half_interval(one, draws=60)
+    assert low < value < high
+    assert value == half_sparsity(one).item() == pytest.approx(0.4, rel=0.25)
+    narrower = half_interval(table(0.0, captions=400).query("row == 300"), draws=60)
+    assert narrower[2] - narrower[1] < high - low
 
 
 @pytest.mark.parametrize("exponent", [-1.0, 0.0])

@@ -18,10 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from memsub.audit import summary
 from memsub.batch import project
 from memsub.files import load_json, save_json, save_text
-from memsub.findings import SAFETY, percent, share
+from memsub.findings import SAFETY, counted, percent, share
 from memsub.testbed import deletion, widths
 
 from .testbed_report import markdown_table, to_markdown
@@ -102,6 +104,15 @@ def on_gpu(found: dict[str, Any]) -> str:
     return markdown_table(["", *models], lines)
 
 
+def trained_again(found: list[dict[str, Any]]) -> str:
+    """What METHOD's edit leaves of models of as wide rows that were trained apart, as Markdown."""
+    head = ["model", "of a row at zero", "replicated", "alignment (percent of the twin's)"]
+    lines = [
+        f"| {r['model']} | {percent(r['sparsity'])} | {r['replicated']} | {100 * r['alignment']:.0f} |" for r in found
+    ]
+    return markdown_table(head, lines)
+
+
 def solvers(found: list[dict[str, Any]]) -> str:
     """How samplers agree with fifty steps of the model's own scheduler, as Markdown; shares in percent."""
     head = ["model", "solver", "steps", "in", "replicated", "same verdict", "alignment", "ms an image"]
@@ -117,6 +128,7 @@ def solvers(found: list[dict[str, Any]]) -> str:
 TABLES: dict[str, Callable[[Any], str]] = {
     "stages": stages,
     "whole_stages": stages,
+    "whole_pruned": trained_again,
     "removals": removals,
     "fullsize": fullsize,
     "gpu": on_gpu,
@@ -136,10 +148,12 @@ def take(
     solvers: Path | None = None,
     gpu: Path | None = None,
     whole: Path | None = None,
+    whole_widths: Path | None = None,
 ) -> dict[str, Any]:
     """What is known, brought up to date by a run's findings, reports of the testbed and of full size, benchmarks.
 
-    `testbed` is the report of the model that ships, `whole` that of one that the command trained in one go.
+    `testbed` is the report of the model that ships, `whole` that of one that was trained in one go, `whole_widths` what
+    `tools.widths --only` measured on that.
     """
     if run:
         known = known | facts(run)
@@ -149,6 +163,8 @@ def take(
         known = known | load_json(testbed)
     if whole:
         known = known | {f"whole_{name}": table for name, table in load_json(whole).items()}
+    if whole_widths:
+        known = known | apart(pd.read_parquet(whole_widths))
     if benchmarks:  # those that were run
         known = known | {"benchmarks": known.get("benchmarks", {}) | load_json(benchmarks)}
     for name, file in {"fullsize": fullsize, "solvers": solvers, "gpu": gpu}.items():
@@ -181,6 +197,19 @@ def of_width() -> dict[str, float]:
         for name, row in (("slope", "slope"), ("sd", 3120))
         for bound in ("value", "low", "high")
     }
+
+
+def apart(other: pd.DataFrame) -> dict[str, Any]:
+    """What METHOD's edit leaves of a model trained apart from the one that ships, beside what it leaves of that."""
+    own = widths.measured()
+    models = {"ships": own[own["row"] == other["row"].iloc[0]], "made in one go": other}
+    rows, half = [], {}
+    for model, of in models.items():
+        for sparsity, part in of.groupby("sparsity"):
+            told = {"model": model, "sparsity": sparsity, "alignment": part["alignment"].iloc[0]}
+            rows.append(told | {"replicated": counted(part["replicated"])})
+        half[model.replace(" ", "_")] = dict(zip(("value", "low", "high"), widths.half_interval(of), strict=True))
+    return {"whole_pruned": rows, "whole_half": half}
 
 
 def audited() -> list[dict[str, Any]]:
@@ -239,6 +268,7 @@ def main() -> None:
     parser.add_argument("--take", type=Path, metavar="RUN", help="folder of a run whose findings to take over")
     parser.add_argument("--testbed", type=Path, help="report.json of tools.testbed_report to take over")
     parser.add_argument("--whole", type=Path, help="the same of a model that memsub.testbed.train made in one go")
+    parser.add_argument("--whole-widths", type=Path, help="table of tools.widths --only of that model")
     parser.add_argument("--benchmarks", type=Path, help="benchmarks.json of tools.benchmarks to take over")
     parser.add_argument("--fullsize", type=Path, help="rows of tools.fullsize_removals to take over")
     parser.add_argument("--solvers", type=Path, help="rows of tools.solvers to take over")
@@ -257,7 +287,7 @@ def main() -> None:
             text = (root / name).read_text(encoding="utf-8")
             wrong += [] if fill(text, figures, name) == text else [f"{name} does not say what docs/figures.json says"]
     else:
-        reports = {name: getattr(args, name) for name in ("fullsize", "solvers", "gpu", "whole")}
+        reports = {name: getattr(args, name) for name in ("fullsize", "solvers", "gpu", "whole", "whole_widths")}
         figures = take(args.take, args.testbed, args.benchmarks, figures, **reports)
         save_json(figures, file)
         for name in DOCUMENTS:

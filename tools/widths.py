@@ -4,6 +4,8 @@ Trains models whose rows are so wide beside the shipped one, with its autoencode
 `memsub.testbed.train --widths` makes them with a model of their own), into `W`, where they are found again. An edit is
 located on the first third of the verbatim prompts, by METHOD with tau = 10, at sparsities from hardly any to most of a
 row, and judged on the other two thirds by the exact test. Writes the table that ships with the embedded model.
+
+    python -m tools.widths --only W --out runs/again.parquet     # of one model that memsub.testbed.train made
 """
 
 from __future__ import annotations
@@ -70,12 +72,17 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=weights_folder() / TABLE, help="table to write (default: the shipped one)"
     )
+    parser.add_argument("--only", type=Path, help="folder of a model: measure it alone, train none")
     args = parser.parse_args()
-    folders = train_widths(args.models, args.models / "checkpoints", args.train, device=args.device)
+    if args.only and args.out == weights_folder() / TABLE:
+        parser.error("--only needs an --out of its own: the table that ships holds all widths")
+    folders = (
+        [] if args.only else train_widths(args.models, args.models / "checkpoints", args.train, device=args.device)
+    )
     metrics, prompts = load_metrics("tiny"), load_prompts("tiny")
     twin = partial(generate, load_pipeline("tiny-twin"), **SAMPLING)
     kept = alignment(score(twin, metrics, prompts.of("heldout")[:66]))
-    pipes = [load_pipeline("tiny"), *(load_pipeline(folder, dtype=torch.float32) for folder in folders)]
+    pipes = [load_pipeline(args.only or "tiny"), *(load_pipeline(folder, dtype=torch.float32) for folder in folders)]
     table = pd.concat([measure(pipe, metrics, prompts, kept) for pipe in pipes], ignore_index=True)
     save_table(table.sort_values(["row", "sparsity", "caption"], ignore_index=True), args.out)
     print(table.groupby(["row", "sparsity"])[["density", "replicated", "alignment"]].mean().to_string())

@@ -9,7 +9,7 @@ The models of other widths do not ship; `python -m tools.widths` measures them a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -63,15 +63,25 @@ def law(
         Rows "slope" (of the exponent: -1 were a fixed number of weights a row) and each width; columns value, low, high
         (95 % interval of the bootstrap: it holds what scatters between captions, not whether the line is straight).
     """
-    captions, rng = table["caption"].unique(), np.random.default_rng(seed)
-    by_caption = dict(list(table.groupby("caption")))
-    fits = [_line(half_sparsity(table, column), widths)]
-    for _ in range(draws):
-        chosen = rng.choice(captions, len(captions))
-        fits.append(_line(half_sparsity(pd.concat([by_caption[c] for c in chosen]), column), widths))
-    value, others = fits[0], np.array(fits[1:])
+    value = _line(half_sparsity(table, column), widths)
+    others = np.array([_line(half_sparsity(drawn, column), widths) for drawn in _resampled(table, draws, seed)])
     low, high = np.quantile(others, (0.025, 0.975), axis=0)  # NaN if one of them is
     return pd.DataFrame({"value": value, "low": low, "high": high}, index=["slope", *widths])
+
+
+def half_interval(table: pd.DataFrame, draws: int = 300, seed: int = 0) -> tuple[float, float, float]:
+    """`half_sparsity` of one model, and its 95 % interval by the bootstrap over captions."""
+    halves = [half_sparsity(drawn).item() for drawn in _resampled(table, draws, seed)]
+    low, high = np.quantile(halves, (0.025, 0.975))
+    return half_sparsity(table).item(), float(low), float(high)
+
+
+def _resampled(table: pd.DataFrame, draws: int, seed: int) -> Iterator[pd.DataFrame]:
+    """The table with as many captions, drawn with replacement."""
+    captions, rng = table["caption"].unique(), np.random.default_rng(seed)
+    by_caption = dict(list(table.groupby("caption")))
+    for _ in range(draws):
+        yield pd.concat([by_caption[c] for c in rng.choice(captions, len(captions))])
 
 
 def _line(half: pd.Series, widths: Sequence[float]) -> np.ndarray:
