@@ -58,7 +58,7 @@ def test_a_model_made_in_one_go_is_told_beside_the_one_that_ships(tmp_path):
     for name, psnr in (("testbed", "36.6 dB"), ("whole", "35.0 dB")):
         row = {"figure": "autoencoder", "aim": "≥ 33 dB", "measured": psnr, "reached": True}
         save_json({"testbed": [row], "stages": stages}, tmp_path / f"{name}.json")
-    known = figures.take(None, tmp_path / "testbed.json", None, {}, whole=tmp_path / "whole.json")
+    known = figures.take({}, testbed=tmp_path / "testbed.json", whole=tmp_path / "whole.json")
     told = figures.fill(
         "<!--table testbed--><!--/table--> <!--table whole_testbed--><!--/table--> "
         "<!--table whole_stages--><!--/table-->",
@@ -67,7 +67,7 @@ def test_a_model_made_in_one_go_is_told_beside_the_one_that_ships(tmp_path):
     )
     ours = widths.measured().query("row == row.median()")
     save_table(ours, tmp_path / "widths.parquet")
-    known = figures.take(None, None, None, known, whole_widths=tmp_path / "widths.parquet")
+    known = figures.take(known, whole_widths=tmp_path / "widths.parquet")
     assert known["whole_half"]["ships"] == known["whole_half"]["made_in_one_go"]
     lines = figures.trained_again(known["whole_pruned"]).splitlines()
     assert [line.split("|")[2].strip() for line in lines if line.startswith("| ships")][:3] == ["0 %", "1 %", "2 %"]

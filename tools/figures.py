@@ -140,17 +140,15 @@ _TABLE = re.compile(r"<!--table (?P<name>\w+)-->.*?<!--/table-->", re.DOTALL)
 
 
 def take(
-    run: Path | None,
-    testbed: Path | None,
-    benchmarks: Path | None,
     known: dict[str, Any],
-    fullsize: Path | None = None,
-    solvers: Path | None = None,
-    gpu: Path | None = None,
+    run: Path | None = None,
+    testbed: Path | None = None,
     whole: Path | None = None,
     whole_widths: Path | None = None,
+    benchmarks: Path | None = None,
+    **tables: Path | None,
 ) -> dict[str, Any]:
-    """What is known, brought up to date by a run's findings, reports of the testbed and of full size, benchmarks.
+    """What is known, brought up to date by a run's findings, reports, benchmarks, and other `tables` by name.
 
     `testbed` is the report of the model that ships, `whole` that of one that was trained in one go, `whole_widths` what
     `tools.widths --only` measured on that.
@@ -167,9 +165,7 @@ def take(
         known = known | apart(pd.read_parquet(whole_widths))
     if benchmarks:  # those that were run
         known = known | {"benchmarks": known.get("benchmarks", {}) | load_json(benchmarks)}
-    for name, file in {"fullsize": fullsize, "solvers": solvers, "gpu": gpu}.items():
-        known = known | ({name: load_json(file)} if file else {})
-    return known
+    return known | {name: load_json(file) for name, file in tables.items() if file}
 
 
 def facts(run: Path) -> dict[str, dict[str, Any]]:
@@ -287,8 +283,8 @@ def main() -> None:
             text = (root / name).read_text(encoding="utf-8")
             wrong += [] if fill(text, figures, name) == text else [f"{name} does not say what docs/figures.json says"]
     else:
-        reports = {name: getattr(args, name) for name in ("fullsize", "solvers", "gpu", "whole", "whole_widths")}
-        figures = take(args.take, args.testbed, args.benchmarks, figures, **reports)
+        names = ("testbed", "whole", "whole_widths", "benchmarks", "fullsize", "solvers", "gpu")
+        figures = take(figures, args.take, **{name: getattr(args, name) for name in names})
         save_json(figures, file)
         for name in DOCUMENTS:
             save_text(fill((root / name).read_text(encoding="utf-8"), figures, name), root / name)
