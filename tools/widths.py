@@ -76,13 +76,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.only and args.out == weights_folder() / TABLE:
         parser.error("--only needs an --out of its own: the table that ships holds all widths")
-    folders = (
-        [] if args.only else train_widths(args.models, args.models / "checkpoints", args.train, device=args.device)
-    )
+    models = [args.only]
+    if not args.only:
+        models = ["tiny", *train_widths(args.models, args.models / "checkpoints", args.train, device=args.device)]
     metrics, prompts = load_metrics("tiny"), load_prompts("tiny")
     twin = partial(generate, load_pipeline("tiny-twin"), **SAMPLING)
     kept = alignment(score(twin, metrics, prompts.of("heldout")[:66]))
-    pipes = [load_pipeline(args.only or "tiny"), *(load_pipeline(folder, dtype=torch.float32) for folder in folders)]
+    pipes = [load_pipeline(model, dtype=torch.float32) for model in models]
     table = pd.concat([measure(pipe, metrics, prompts, kept) for pipe in pipes], ignore_index=True)
     save_table(table.sort_values(["row", "sparsity", "caption"], ignore_index=True), args.out)
     print(table.groupby(["row", "sparsity"])[["density", "replicated", "alignment"]].mean().to_string())
