@@ -21,6 +21,7 @@ def table(exponent: float, captions: int = 400) -> pd.DataFrame:
                 pd.DataFrame(
                     {
                         "row": row,
+                        "training": 0,
                         "sparsity": sparsity,
                         "density": sparsity,
                         "caption": range(captions),
@@ -44,6 +45,19 @@ def test_half_sparsity_of_one_model_has_an_interval_around_it():
     assert value == half_sparsity(one).item() == pytest.approx(0.4, rel=0.25)
     narrower = half_interval(table(0.0, captions=400).query("row == 300"), draws=60)
     assert narrower[2] - narrower[1] < high - low
+
+
+def test_each_training_of_a_width_counts():
+    first = table(-0.5, captions=100)
+    again = first[first["row"] == 300].assign(training=1, replicated=False)
+    again.loc[again["sparsity"] < 0.1, "replicated"] = True
+    found, both = (half_sparsity(of) for of in (first, pd.concat([first, again])))
+    assert both.drop((300.0, 1)).equals(found)
+    assert 0.03 < both[300.0, 1] < 0.1 < both[300.0, 0]
+    before, after = (law(of, widths=(300,), draws=5) for of in (first, pd.concat([first, again])))
+    assert after.loc[300, "value"] < before.loc[300, "value"]
+    assert after.loc["slope", "value"] > before.loc["slope", "value"]
+    assert len(plots.width_tradeoff(pd.concat([first, again])).axes[0].lines) == 4
 
 
 @pytest.mark.parametrize("exponent", [-1.0, 0.0])

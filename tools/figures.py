@@ -18,8 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from memsub.audit import summary
 from memsub.batch import project
 from memsub.files import load_json, save_json, save_text
@@ -144,25 +142,21 @@ def take(
     run: Path | None = None,
     testbed: Path | None = None,
     whole: Path | None = None,
-    whole_widths: Path | None = None,
     benchmarks: Path | None = None,
     **tables: Path | None,
 ) -> dict[str, Any]:
     """What is known, brought up to date by a run's findings, reports, benchmarks, and other `tables` by name.
 
-    `testbed` is the report of the model that ships, `whole` that of one that was trained in one go, `whole_widths` what
-    `tools.widths --only` measured on that.
+    `testbed` is the report of the model that ships, `whole` that of one that was trained in one go.
     """
     if run:
         known = known | facts(run)
     if run or testbed:
-        known = known | {"removals": audited(), "widths": of_width()}
+        known = known | {"removals": audited(), "widths": of_width()} | trained_twice()
     if testbed:
         known = known | load_json(testbed)
     if whole:
         known = known | {f"whole_{name}": table for name, table in load_json(whole).items()}
-    if whole_widths:
-        known = known | apart(pd.read_parquet(whole_widths))
     if benchmarks:  # those that were run
         known = known | {"benchmarks": known.get("benchmarks", {}) | load_json(benchmarks)}
     return known | {name: load_json(file) for name, file in tables.items() if file}
@@ -195,12 +189,13 @@ def of_width() -> dict[str, float]:
     }
 
 
-def apart(other: pd.DataFrame) -> dict[str, Any]:
-    """What METHOD's edit leaves of a model trained apart from the one that ships, beside what it leaves of that."""
-    own = widths.measured()
-    models = {"ships": own[own["row"] == other["row"].iloc[0]], "made in one go": other}
+def trained_twice() -> dict[str, Any]:
+    """What METHOD's edit leaves of the model that ships, and of another training of rows as wide."""
+    table = widths.measured()
+    again = table[table["row"].isin(table.loc[table["training"] > 0, "row"])]
     rows, half = [], {}
-    for model, of in models.items():
+    for training, model in enumerate(("ships", "made in one go")):
+        of = again[again["training"] == training]
         for sparsity, part in of.groupby("sparsity"):
             told = {"model": model, "sparsity": sparsity, "alignment": part["alignment"].iloc[0]}
             rows.append(told | {"replicated": counted(part["replicated"])})
@@ -264,7 +259,6 @@ def main() -> None:
     parser.add_argument("--take", type=Path, metavar="RUN", help="folder of a run whose findings to take over")
     parser.add_argument("--testbed", type=Path, help="report.json of tools.testbed_report to take over")
     parser.add_argument("--whole", type=Path, help="the same of a model that memsub.testbed.train made in one go")
-    parser.add_argument("--whole-widths", type=Path, help="table of tools.widths --only of that model")
     parser.add_argument("--benchmarks", type=Path, help="benchmarks.json of tools.benchmarks to take over")
     parser.add_argument("--fullsize", type=Path, help="rows of tools.fullsize_removals to take over")
     parser.add_argument("--solvers", type=Path, help="rows of tools.solvers to take over")
@@ -283,7 +277,7 @@ def main() -> None:
             text = (root / name).read_text(encoding="utf-8")
             wrong += [] if fill(text, figures, name) == text else [f"{name} does not say what docs/figures.json says"]
     else:
-        names = ("testbed", "whole", "whole_widths", "benchmarks", "fullsize", "solvers", "gpu")
+        names = ("testbed", "whole", "benchmarks", "fullsize", "solvers", "gpu")
         figures = take(figures, args.take, **{name: getattr(args, name) for name in names})
         save_json(figures, file)
         for name in DOCUMENTS:

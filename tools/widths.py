@@ -5,7 +5,7 @@ Trains models whose rows are so wide beside the shipped one, with its autoencode
 located on the first third of the verbatim prompts, by METHOD with tau = 10, at sparsities from hardly any to most of a
 row, and judged on the other two thirds by the exact test. Writes the table that ships with the embedded model.
 
-    python -m tools.widths --only W --out runs/again.parquet     # of one model that memsub.testbed.train made
+    python -m tools.widths --again W       # adds one that memsub.testbed.train made: another training of rows so wide
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from memsub.testbed.widths import TABLE
 SPARSITY = (0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.4, 0.6)
 
 
-def measure(pipe: Any, metrics: Metrics, prompts: Prompts, kept: float) -> pd.DataFrame:
-    """The rows of one model; `kept` is the alignment of the twin."""
+def measure(pipe: Any, metrics: Metrics, prompts: Prompts, kept: float, training: int) -> pd.DataFrame:
+    """The rows of one model, which is the `training`-th of its width; `kept` is the alignment of the twin."""
     split = Run(Parameters()).split
     captions, images = prompts.of("verbatim"), prompts.images("verbatim")
     judged = [*split["choose"], *split["report"]]
@@ -57,7 +57,7 @@ def measure(pipe: Any, metrics: Metrics, prompts: Prompts, kept: float) -> pd.Da
             wanted = [captions[i] for i in judged]
             drawn = generate(pipe, wanted, seeds=[0] * len(judged), **SAMPLING)
             never_seen = score(sample, metrics, prompts.of("heldout")[: len(judged)])
-        of = {"row": width, "sparsity": sparsity, "density": edit.density if edit else 0.0}
+        of = {"row": width, "training": training, "sparsity": sparsity, "density": edit.density if edit else 0.0}
         hits = exact_p(drawn, wanted, images[judged]) <= LEVEL
         of["alignment"] = alignment(never_seen) / kept
         rows.append(pd.DataFrame({"caption": judged, "replicated": hits, **of}))
@@ -72,20 +72,21 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=weights_folder() / TABLE, help="table to write (default: the shipped one)"
     )
-    parser.add_argument("--only", type=Path, help="folder of a model: measure it alone, train none")
+    parser.add_argument("--again", type=Path, help="folder of a model to add to the table; trains none")
     args = parser.parse_args()
-    if args.only and args.out == weights_folder() / TABLE:
-        parser.error("--only needs an --out of its own: the table that ships holds all widths")
-    models = [args.only]
-    if not args.only:
-        models = ["tiny", *train_widths(args.models, args.models / "checkpoints", args.train, device=args.device)]
+    if args.again:
+        known, models = pd.read_parquet(args.out), [args.again]
+    else:
+        trained = train_widths(args.models, args.models / "checkpoints", args.train, device=args.device)
+        known, models = pd.DataFrame({"training": []}, dtype=int), ["tiny", *trained]
     metrics, prompts = load_metrics("tiny"), load_prompts("tiny")
     twin = partial(generate, load_pipeline("tiny-twin"), **SAMPLING)
     kept = alignment(score(twin, metrics, prompts.of("heldout")[:66]))
     pipes = [load_pipeline(model, dtype=torch.float32) for model in models]
-    table = pd.concat([measure(pipe, metrics, prompts, kept) for pipe in pipes], ignore_index=True)
-    save_table(table.sort_values(["row", "sparsity", "caption"], ignore_index=True), args.out)
-    print(table.groupby(["row", "sparsity"])[["density", "replicated", "alignment"]].mean().to_string())
+    training = int(known["training"].max()) + 1 if len(known) else 0
+    table = pd.concat([known, *(measure(pipe, metrics, prompts, kept, training) for pipe in pipes)])
+    save_table(table.sort_values(["row", "training", "sparsity", "caption"], ignore_index=True), args.out)
+    print(table.groupby(["row", "training", "sparsity"])[["density", "replicated", "alignment"]].mean().to_string())
 
 
 if __name__ == "__main__":

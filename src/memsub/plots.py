@@ -447,19 +447,20 @@ def copy_roc(metric: CopyMetric) -> Figure:
 
 
 def width_tradeoff(table: pd.DataFrame) -> Figure:
-    """Replication against alignment, and against sparsity: a line a row width.
+    """Replication against alignment, and against sparsity: a line a model, a colour a row width.
 
     Args:
         table: as `testbed.widths.measured`.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
-    means = table.groupby(["row", "sparsity"])[["replicated", "alignment"]].mean().reset_index()
-    rows = sorted(means["row"].unique())
-    for row, colour in zip(rows, sns.color_palette("viridis", len(rows)), strict=True):
-        line, label = means[means["row"] == row], f"rows of {row:.0f} weights"
-        left.plot(100 * line["replicated"], 100 * line["alignment"], "o-", color=colour, label=label)
+    colours = dict(zip(sorted(set(table["row"])), sns.color_palette("viridis", table["row"].nunique()), strict=True))
+    for (row, training), model in table.groupby(["row", "training"]):
+        line = model.groupby("sparsity")[["replicated", "alignment"]].mean().reset_index()
+        label = f"rows of {row:.0f} weights" + (", trained again" if training else "")
+        style = {"color": colours[row], "linestyle": "--" if training else "-", "marker": "o", "label": label}
+        left.plot(100 * line["replicated"], 100 * line["alignment"], **style)
         edited = line[line["sparsity"] > 0]
-        right.plot(100 * edited["sparsity"], 100 * edited["replicated"], "o-", color=colour, label=label)
+        right.plot(100 * edited["sparsity"], 100 * edited["replicated"], **style)
     replicated = MEASURES["exact_rate"].replace(", ", ",\n")
     left.set(xlabel=replicated, ylabel="alignment of never-seen captions, relative to the twin (%)")
     right.set(xlabel="sparsity: share of a row at each of ten steps (%)", ylabel=replicated, xscale="log")
@@ -476,10 +477,10 @@ def width_law(table: pd.DataFrame, found: pd.DataFrame) -> Figure:
         table: as `testbed.widths.measured`; found: as `testbed.widths.law` of it.
     """
     figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
-    half, elsewhere = half_sparsity(table), found.drop("slope")
-    axis.plot(half.index, 100 * half, "o", label="measured")
+    half, elsewhere = half_sparsity(table).reset_index(name="half"), found.drop("slope")
+    axis.plot(half["row"], 100 * half["half"], "o", label="measured: a point a training")
     at = elsewhere.index.to_numpy(float)
-    ends = np.array([half.index.min(), at.max()])
+    ends = np.array([half["row"].min(), at.max()])
     axis.plot(ends, 100 * elsewhere["value"].iloc[0] * (ends / at[0]) ** found.loc["slope", "value"], "C1", linewidth=1)
     errors = 100 * np.abs(elsewhere[["low", "high"]].T.to_numpy() - elsewhere["value"].to_numpy())
     told = "the line, with the bootstrap's 95 % interval"

@@ -1,7 +1,7 @@
 """Row width against sparsity: at which share of a row does an edit leave half of the memorized pictures?
 
     table = measured()                     # the shipped table: models of several widths
-    half_sparsity(table)                   # width to the sparsity that leaves 50 %
+    half_sparsity(table)                   # the sparsity that leaves 50 %, of each width and training
     law(table, widths=(1280, 5120))        # log sparsity as a line in log width: its slope, and what it says elsewhere
 
 The models of other widths do not ship; `python -m tools.widths` measures them and writes the table.
@@ -18,7 +18,8 @@ import pandas as pd
 from .dataset import weights_folder
 
 TABLE = "widths.parquet"
-"""Columns row (mean weights in a row), sparsity, density, caption, replicated, alignment (relative to the twin's)."""
+"""Columns row (mean weights in a row), training (0 for those beside the model that ships, then others of such rows),
+sparsity, density, caption, replicated, alignment (relative to the twin's)."""
 
 
 @cache
@@ -32,12 +33,13 @@ def measured() -> pd.DataFrame:
 
 
 def half_sparsity(table: pd.DataFrame, column: str = "sparsity") -> pd.Series:
-    """For each row width the sparsity (or density) at which half of the pictures are still replicated.
+    """By row width and training the sparsity (or density) at which half of the pictures are still replicated.
 
     A logistic regression of `replicated` on the logarithm of `column`. NaN where more of it does not replicate less.
     """
-    edited = table[table["sparsity"] > 0].groupby("row")
-    return pd.Series({row: _half(part[column].to_numpy(), part["replicated"].to_numpy()) for row, part in edited})
+    edited = table[table["sparsity"] > 0].groupby(["row", "training"])
+    half = {of: _half(part[column].to_numpy(), part["replicated"].to_numpy()) for of, part in edited}
+    return pd.Series(half).rename_axis(["row", "training"])
 
 
 def _half(share: np.ndarray, replicated: np.ndarray) -> float:
@@ -53,15 +55,16 @@ def _half(share: np.ndarray, replicated: np.ndarray) -> float:
 def law(
     table: pd.DataFrame, widths: Sequence[float], column: str = "sparsity", draws: int = 300, seed: int = 0
 ) -> pd.DataFrame:
-    """A line through log half-sparsity over log row width, and what it says of other widths.
+    """A line through log half-sparsity of each training over log row width, and what it says of other widths.
 
     Args:
         widths: rows to extrapolate to.
-        draws: of the bootstrap over captions: the same captions for all widths, which were measured on the same ones.
+        draws: of the bootstrap over captions: the same captions for all models, which were measured on the same ones.
 
     Returns:
         Rows "slope" (of the exponent: -1 were a fixed number of weights a row) and each width; columns value, low, high
-        (95 % interval of the bootstrap: it holds what scatters between captions, not whether the line is straight).
+        (95 % interval of the bootstrap: it holds what scatters between captions, neither what scatters between
+        trainings nor whether the line is straight).
     """
     value = _line(half_sparsity(table, column), widths)
     others = np.array([_line(half_sparsity(drawn, column), widths) for drawn in _resampled(table, draws, seed)])
@@ -86,7 +89,8 @@ def _resampled(table: pd.DataFrame, draws: int, seed: int) -> Iterator[pd.DataFr
 
 def _line(half: pd.Series, widths: Sequence[float]) -> np.ndarray:
     known = half.dropna()
-    if len(known) < 2:
+    rows = known.index.get_level_values("row").to_numpy(float)
+    if len(set(rows)) < 2:
         return np.full(1 + len(widths), np.nan)
-    slope, intercept = np.polyfit(np.log(known.index.to_numpy(float)), np.log(known.to_numpy()), 1)
+    slope, intercept = np.polyfit(np.log(rows), np.log(known.to_numpy()), 1)
     return np.array([slope, *np.exp(intercept + slope * np.log(np.asarray(widths, float)))])
