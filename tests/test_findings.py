@@ -53,6 +53,12 @@ def test_documents_say_what_the_figures_say():
         figures.fill("<!--figure 04.rate percentage--><!--/figure-->", known, "README.md")
 
 
+def test_of_one_training_of_each_width_nothing_is_told(monkeypatch):
+    table = widths.measured()
+    monkeypatch.setattr(widths, "measured", lambda: table[table["training"] == 0])
+    assert figures.trained_twice() == {}
+
+
 def test_a_model_made_in_one_go_is_told_beside_the_one_that_ships(tmp_path):
     stages = [{"stage": "clip", "steps": 1500, "minutes": 7.9}]
     for name, psnr in (("testbed", "36.6 dB"), ("whole", "35.0 dB")):

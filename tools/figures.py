@@ -190,9 +190,11 @@ def of_width() -> dict[str, float]:
 
 
 def trained_twice() -> dict[str, Any]:
-    """What METHOD's edit leaves of the model that ships, and of another training of rows as wide."""
+    """What METHOD's edit leaves of the model that ships, and of another training of rows as wide; if there is one."""
     table = widths.measured()
     again = table[table["row"].isin(table.loc[table["training"] > 0, "row"])]
+    if again.empty:  # the table was measured anew
+        return {}
     rows, half = [], {}
     for training, model in enumerate(("ships", "made in one go")):
         of = again[again["training"] == training]
