@@ -75,16 +75,16 @@ def main() -> None:
     parser.add_argument("--again", type=Path, help="folder of a model to add to the table; trains none")
     args = parser.parse_args()
     if args.again:
-        known, models = pd.read_parquet(args.out), [args.again]
+        known, models = [pd.read_parquet(args.out)], [args.again]
+        training = int(known[0]["training"].max()) + 1
     else:
-        trained = train_widths(args.models, args.models / "checkpoints", args.train, device=args.device)
-        known, models = pd.DataFrame({"training": []}, dtype=int), ["tiny", *trained]
+        models = ["tiny", *train_widths(args.models, args.models / "checkpoints", args.train, device=args.device)]
+        known, training = [], 0
     metrics, prompts = load_metrics("tiny"), load_prompts("tiny")
     twin = partial(generate, load_pipeline("tiny-twin"), **SAMPLING)
     kept = alignment(score(twin, metrics, prompts.of("heldout")[:66]))
     pipes = [load_pipeline(model, dtype=torch.float32) for model in models]
-    training = int(known["training"].max()) + 1 if len(known) else 0
-    table = pd.concat([known, *(measure(pipe, metrics, prompts, kept, training) for pipe in pipes)])
+    table = pd.concat([*known, *(measure(pipe, metrics, prompts, kept, training) for pipe in pipes)])
     save_table(table.sort_values(["row", "training", "sparsity", "caption"], ignore_index=True), args.out)
     print(table.groupby(["row", "training", "sparsity"])[["density", "replicated", "alignment"]].mean().to_string())
 
