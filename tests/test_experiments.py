@@ -1,5 +1,7 @@
 """Experiments: what they sample is what they declare, and what is registered stands in their tables."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ from memsub.denoiser import StableDiffusionDenoiser
 from memsub.experiments import EXPERIMENTS
 from memsub.models import MODELS
 from memsub.parameters import Parameters
+from memsub.testbed import widths
 
 
 @pytest.fixture
@@ -113,6 +116,14 @@ def test_a_second_result_samples_nothing(new_run, sampled):
     sampled.clear()
     assert EXPERIMENTS["models"].result(run).equals(first)
     assert not sampled
+
+
+def test_the_law_of_row_width_is_drawn_once(run, monkeypatch):
+    monkeypatch.setattr(widths, "law", partial(widths.law, draws=3))
+    first = experiments.width_law(run, [1280, 5120])
+    assert first.equals(widths.law(widths.measured(), [1280, 5120]))
+    monkeypatch.setattr(widths, "law", None)
+    assert experiments.width_law(run, [1280, 5120]).equals(first)
 
 
 def test_every_experiment_is_in_the_estimate(run):

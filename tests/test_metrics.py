@@ -29,6 +29,14 @@ def test_copies_above_and_distinct_scenes_below_the_threshold(pipe, metrics, fre
     assert above["same layout, one attribute changed"] < 0.2
 
 
+def test_the_threshold_is_what_one_in_a_hundred_distinct_scenes_exceeds(metrics):
+    distinct, draws = np.linspace(0, 1, 1001), np.array([0.5, 0.995, 0.999, 0.7, 0.995])
+    chosen = scorers.choose_threshold(distinct, draws, np.array([True, True, True, False, False]))
+    assert (chosen["threshold"], chosen["scenes"], chosen["copies"], chosen["distinct"]) == (0.99, 1001, 3, 2)
+    assert (chosen["true_positives"], chosen["false_positives"]) == (0.6667, 0.5)
+    assert metrics.copy.roc["rule"] == chosen["rule"] == "1% of distinct scenes of one caption are above it"
+
+
 def test_an_image_is_a_copy_of_itself(metrics, fresh):
     images = fresh.images[:20, 0]
     np.testing.assert_allclose(metrics.copy.similarity(images, images), 1, atol=1e-5)

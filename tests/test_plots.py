@@ -127,9 +127,13 @@ def test_an_attack_has_a_panel_for_each_kind_of_pairs_and_a_line_a_model():
 def test_pictures_stand_in_labelled_rows():
     images = np.zeros((3, 4, 4, 3), np.uint8)
     figure = plots.image_grid({"training image": images, "seed 0": images}, list("abc"))
-    assert len(figure.axes) == 6
-    assert figure.axes[0].get_title() == "a"
-    assert figure.axes[0].get_ylabel() == "training\nimage"
+    axis = figure.axes[0]
+    places = [image.get_extent() for image in axis.images]
+    assert [(left, top) for left, _, _, top in places] == [(j, i) for i in range(2) for j in range(3)]
+    told = {text.get_text(): text.get_position() for text in axis.texts}
+    assert list(told) == ["training\nimage", "seed 0", "a", "b", "c"]
+    assert 0 < told["training\nimage"][1] < 1 < told["seed 0"][1] < 2  # beside their rows
+    assert [0 < told[text][0] - j < 1 for j, text in enumerate("abc")] == [True] * 3  # above their columns
     with pytest.raises(ValueError, match="rows of one length and a caption a column expected"):
         plots.image_grid({"a": images, "b": images[:2]})
 

@@ -114,9 +114,14 @@ def test_overlap_is_that_of_subsets_without_a_common_prompt_and_made_once(run, m
     masks = [run.masks("memorized", 2, i) for i in range(3)]
     pairs = disjoint_pairs(run.members(2))
     expected = memsub.pairwise_iou(masks, pairs=pairs).numpy()
-    np.testing.assert_array_equal(run.overlap("memorized", 2), expected)
+    across = memsub.pairwise_iou(masks, [run.masks("ordinary", 2, i) for i in range(3)]).numpy()
+    first = run.overlap("memorized", 2), run.overlap_control(2)
     monkeypatch.setattr("memsub.runs.pairwise_iou", None)
-    np.testing.assert_array_equal(run.overlap("memorized", 2), expected)
+    for own, control in (first, (run.overlap("memorized", 2), run.overlap_control(2))):
+        np.testing.assert_array_equal(own, expected)
+        np.testing.assert_array_equal(control["across"], across)
+        assert control["random"].shape == (3, *across.shape[1:])
+        assert 0 < control["random"].mean() < across.mean()
 
 
 def test_a_truncated_file_does_not_go_unnoticed(run):

@@ -124,14 +124,9 @@ class Report:
 
     def _calibration(self, what: str, images: np.ndarray, captions: list[str], references: np.ndarray) -> dict:
         p = exact_p(images, captions, references)
-        low, high = interval(int((p <= LEVEL).sum()), len(p))
-        ks = uniformity(p)
-        measured = (
-            f"{percent((p <= LEVEL).mean())} (95 % interval {low:.1%} to {high:.1%}, n = {len(p)}), KS p = {ks:.2f}"
-        )
-        reached = (p <= LEVEL).mean() <= 0.01 and ks > 0.05
-        figure = f"exact test on {what}: p ≤ 1/256, and uniformity"
-        return _row(figure, "≤ 1 %, KS p > 0.05", measured, (p <= LEVEL).mean(), low, high, len(p), reached)
+        ks, figure = uniformity(p), f"exact test on {what}: p ≤ 1/256, and uniformity"
+        row = _rate(figure, "≤ 1 %, KS p > 0.05", p <= LEVEL, 0.01, at_most=True)
+        return row | {"measured": f"{row['measured']}, KS p = {ks:.2f}", "reached": row["reached"] and bool(ks > 0.05)}
 
     def _twin_calibration(self) -> Iterator[dict]:
         """One seed a caption, one caption a layout: p of pictures that share either hang together. Then seeds anew."""
@@ -249,7 +244,7 @@ def _row(figure: str, aim: str, measured: str, value: float, low=None, high=None
 def _rate(figure: str, aim: str, hits: pd.Series | np.ndarray, bound: float | None, at_most: bool = False) -> dict:
     low, high = interval(int(hits.sum()), len(hits))
     value = float(hits.mean())
-    measured = f"{percent(value)} (95 % interval {low:.1%} to {high:.1%}, n = {len(hits)})"
+    measured = f"{round(100 * value, 1):g} % (95 % interval {low:.1%} to {high:.1%}, n = {len(hits)})"
     reached = None if bound is None else value <= bound if at_most else value >= bound
     return _row(figure, aim, measured, value, low, high, len(hits), reached)
 

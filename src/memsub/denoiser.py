@@ -112,7 +112,6 @@ class StableDiffusionDenoiser:
     def __init__(self, pipe: StableDiffusionPipeline):
         self.pipe = pipe
         self.network, self.tokenizer, self.scheduler = pipe.unet, pipe.tokenizer, pipe.scheduler
-        self.dtype = pipe.unet.dtype
         size = pipe.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         self.latent_shape = (pipe.unet.config.in_channels, height, width)
@@ -123,6 +122,11 @@ class StableDiffusionDenoiser:
     def device(self) -> torch.device:
         """Looked up once: diffusers goes through all modules for it."""
         return self.pipe.device
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """As `device`."""
+        return self.network.dtype
 
     def layers(self) -> dict[str, torch.nn.Linear]:
         """As the protocol.

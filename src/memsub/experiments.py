@@ -41,6 +41,7 @@ from .pruning import Edit, pruned
 from .runs import Run
 from .store import code_version
 from .testbed import deletion as shipped
+from .testbed import widths
 from .testbed.dataset import LADDER, PAIRS_PER_RUNG, TEMPLATE_GROUPS
 
 LOCATE = "memorized locate"
@@ -291,6 +292,17 @@ def _kid_row(reference: np.ndarray, features: np.ndarray) -> dict[str, float]:
 
 def distances_cost(p: Parameters) -> list[Work]:
     return [Work(len(conditions(p)) * p.evaluation.real_images, p.sampling.steps)]
+
+
+def width_law(run: Run, rows: Sequence[int]) -> pd.DataFrame:
+    """`testbed.widths.law` of the shipped table for rows of other models; its bootstrap is drawn once."""
+    table = widths.measured()
+
+    def make() -> dict[str, np.ndarray]:
+        return {"law": widths.law(table, rows).to_numpy()}
+
+    found = run.store.arrays("width-law", make, table=table.to_numpy(float), rows=list(rows))["law"]
+    return pd.DataFrame(found, index=["slope", *rows], columns=["value", "low", "high"])
 
 
 # --- notebook 05: baselines --------------------------------------------------------------------------------------

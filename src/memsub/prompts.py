@@ -15,7 +15,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,7 @@ class Prompts:
     table: pd.DataFrame
     memorized_kinds: tuple[str, ...] = ("verbatim",)
 
-    @property
+    @cached_property
     def memorized(self) -> list[str]:
         """Captions whose training image the model reproduces verbatim."""
         return self.memorized_rows["prompt"].tolist()
@@ -54,7 +54,7 @@ class Prompts:
         """The rows of `memorized`, in order."""
         return self.table[self.table["kind"].isin(self.memorized_kinds)].reset_index(drop=True)
 
-    @property
+    @cached_property
     def ordinary(self) -> list[str]:
         """Captions of training images that were not repeated."""
         return self.of("ordinary")

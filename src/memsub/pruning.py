@@ -48,9 +48,7 @@ class Edit(HubMixin):
 
     def apply(self, pipe: Pipeline) -> None:
         """Sets the weights, in place; raises ValueError for another model, and changes nothing then."""
-        with torch.no_grad():
-            for (weight, positions), values in zip(self._weights(pipe), self.values.values(), strict=True):
-                weight.view(-1)[positions] = values.to(weight)
+        _set(self._weights(pipe), self.values.values())
 
     def _weights(self, pipe: Pipeline) -> list[tuple[torch.Tensor, torch.Tensor]]:
         check_model(pipe, self.provenance["model"], "this edit was made for")
@@ -120,10 +118,12 @@ def pruned(pipe: Pipeline, edit: Edit | None) -> Iterator[Pipeline]:
     weights = edit._weights(pipe) if edit else []
     kept = [weight.detach().view(-1)[positions].clone() for weight, positions in weights]
     try:
-        if edit:
-            edit.apply(pipe)
+        _set(weights, edit.values.values() if edit else kept)
         yield pipe
     finally:
-        with torch.no_grad():
-            for (weight, positions), values in zip(weights, kept, strict=True):
-                weight.view(-1)[positions] = values
+        _set(weights, kept)
+
+
+def _set(weights: list[tuple[torch.Tensor, torch.Tensor]], values: Iterable[torch.Tensor]) -> None:
+    for (weight, positions), new in zip(weights, values, strict=True):
+        weight.detach().view(-1)[positions] = new.to(weight)

@@ -27,6 +27,7 @@ import torch
 from tqdm.auto import tqdm
 
 from .activations import ActivationStats, capture
+from .controls import random_masks
 from .denoiser import Denoiser, Pipeline, as_denoiser, sampler_fingerprint
 from .distributed import first_on_each_machine
 from .evaluation import alignment, score, summary
@@ -44,6 +45,8 @@ from .store import Store, code_version
 from .testbed.dataset import decode, training_images
 
 Kind = Literal["memorized", "ordinary"]
+RANDOM_SETS = 5
+"""Of masks, whose overlap is what chance gives."""
 CHUNK = 1024
 """Images in memory at a time where there can be tens of thousands."""
 
@@ -294,10 +297,17 @@ class Run:
 
     def overlap(self, kind: Kind, size: int) -> np.ndarray:
         """IoU of the masks of every two subsets of a size that share no prompt: (pairs, steps, layers)."""
-        members, stats = self.members(size), self.grid
-        of: dict[str, Any] = {"kind": kind, "members": members, "sparsity": self.parameters.mask_sparsity}
-        of |= {"stats": stats.prompts, "null": self.null().prompts, "provenance": stats.provenance}
-        return self.store.arrays("overlap", partial(_overlap, self, kind, size), **of)["iou"]
+        return self.store.arrays("overlap", partial(_overlap, self, kind, size), kind=kind, **self._sets(size))["iou"]
+
+    def overlap_control(self, size: int) -> dict[str, np.ndarray]:
+        """As `overlap`: "across", of memorized with ordinary subsets; "random", of masks of equal density."""
+        return self.store.arrays("overlap", partial(_overlap_control, self, size), **self._sets(size))
+
+    def _sets(self, size: int) -> dict[str, Any]:
+        """What the masks of a size's subsets are a function of."""
+        stats, sparsity = self.grid, self.parameters.mask_sparsity
+        of: dict[str, Any] = {"members": self.members(size), "sparsity": sparsity, "provenance": stats.provenance}
+        return of | {"stats": stats.prompts, "null": self.null().prompts}
 
     def located(self, group: str, contrast: Contrast, sparsity: float, steps: int) -> WeightMasks:
         """Memorized weights of one group of the grid, at the first steps."""
@@ -416,9 +426,18 @@ def _pictures(sample: Sample, prompts: Any, seeds: Sequence[int]) -> dict[str, n
     return {"images": sample(prompts, seeds=seeds)}
 
 
+def _subsets(run: Run, kind: Kind, size: int) -> list[WeightMasks]:
+    return [run.masks(kind, size, i) for i in range(run.parameters.grid.subsets)]
+
+
 def _overlap(run: Run, kind: Kind, size: int) -> dict[str, np.ndarray]:
-    masks = [run.masks(kind, size, i) for i in range(run.parameters.grid.subsets)]
-    return {"iou": pairwise_iou(masks, pairs=disjoint_pairs(run.members(size))).numpy()}
+    return {"iou": pairwise_iou(_subsets(run, kind, size), pairs=disjoint_pairs(run.members(size))).numpy()}
+
+
+def _overlap_control(run: Run, size: int) -> dict[str, np.ndarray]:
+    memorized, ordinary = (_subsets(run, kind, size) for kind in ("memorized", "ordinary"))
+    random = [random_masks(masks, i) for i, masks in enumerate(tqdm(memorized[:RANDOM_SETS], desc="random masks"))]
+    return {"across": pairwise_iou(memorized, ordinary).numpy(), "random": pairwise_iou(random).numpy()}
 
 
 def _descriptors(metrics: Metrics, images: np.ndarray) -> dict[str, np.ndarray]:

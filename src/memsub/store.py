@@ -153,10 +153,17 @@ def module_version(module: str) -> str:
         file = getattr(sys.modules.get(name), "__file__", None)
         if name in seen or not file or name == package:  # the package itself imports everything
             continue
-        tree = ast.parse(Path(file).read_text(encoding="utf-8"))
-        todo += [m for m in imported(tree, name, file.endswith("__init__.py")) if m.partition(".")[0] == package]
-        seen[name] = _without_docstrings(tree)
+        seen[name], found = _parsed(name, file)
+        todo += [m for m in found if m.partition(".")[0] == package]
     return hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def _parsed(name: str, file: str) -> tuple[str, list[str]]:
+    """A module's code without comments and docstrings, and what it imports."""
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    found = imported(tree, name, file.endswith("__init__.py"))
+    return _without_docstrings(tree), found
 
 
 def imported(tree: ast.Module, module: str, is_package: bool) -> list[str]:

@@ -44,6 +44,8 @@ from .unet import LEVELS, SceneUNet
 STEPS = {"autoencoder": 5000, "clip": 1500, "copy": 1500, "alignment": 9000}
 """UNet steps follow from the corpus: the sum of all exposures over the batch size."""
 BATCH = 64
+DRAWS = 4
+"""Of each caption by each edit, on which the copy threshold is judged."""
 WIDENING = 3
 """Of the shipped model's feed-forward rows: the widest at which a picture takes at most half as long again."""
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
@@ -342,20 +344,34 @@ def train_scorers(out: Path, checkpoints: Path, seed: int, steps: dict[str, int]
     drawn = _drawn_over(pipe, edits, images, [scenes.caption(c) for c in contents], checkpoints, seed)
     copy = scorers.train_copy_descriptor(own, np.stack([returned, drawn]), checkpoints, seed, steps["copy"], device)
 
-    captions, references = memorized.of("verbatim")[half:], memorized.images("verbatim")[half:]
-    found = []
-    for edit in edits:
-        with pruned(pipe, edit):
-            for draw in range(2):
-                drawn = generate(pipe, captions, steps=10, guidance_scale=3.0, seeds=[draw] * len(captions))
-                found.append((drawn, exact_p(drawn, captions, references) <= LEVEL))
-    with torch.no_grad():
-        ours = [(_features(copy, x) * _features(copy, references)).sum(1) for x, _ in found]
-    threshold = scorers.choose_threshold(np.concatenate(ours), np.concatenate([hits for _, hits in found]))
     copy.half().save_pretrained(out / "scorers" / "copy")
-    save_json(threshold, out / "scorers" / "copy" / "threshold.json")
+    set_threshold(out, seed, device)
 
 
+def set_threshold(out: Path, seed: int = 0, device: str = "cpu") -> dict:
+    """Chooses the copy threshold (`scorers.choose_threshold`) of a finished pipeline with its scorers, and saves it.
+
+    Judged on draws of the model and of edits: located on one half of the verbatim captions, drawn from the other.
+    """
+    pipe, folder = load_pipeline(out, device, torch.float32), out / "scorers" / "copy"
+    copy = SceneEncoder.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).to(device).eval()
+    memorized = Prompts(pd.read_parquet(out / dataset.TABLE))
+    half = len(memorized.of("verbatim")) // 2
+    captions, references = memorized.of("verbatim")[half:], memorized.images("verbatim")[half:]
+    similar, replicated = [], []
+    for edit in [None, *_edits(pipe, memorized.of("verbatim")[:half])]:
+        with pruned(pipe, edit):
+            for draw in range(DRAWS):
+                drawn = generate(pipe, captions, steps=10, guidance_scale=3.0, seeds=[draw] * len(captions))
+                replicated.append(exact_p(drawn, captions, references) <= LEVEL)
+                similar.append((_features(copy, drawn) * _features(copy, references)).sum(1))
+    distinct = scorers.distinct_similarity(copy, scorers.scorer_scenes(seed + 2, scorers.COPY_CONTENTS))
+    threshold = scorers.choose_threshold(distinct, np.concatenate(similar), np.concatenate(replicated))
+    save_json(threshold, folder / "threshold.json")
+    return threshold
+
+
+@torch.no_grad()
 def _features(copy: SceneEncoder, images: np.ndarray) -> np.ndarray:
     return copy(to_tensor(images).to(copy.device)).cpu().numpy()
 
