@@ -69,8 +69,12 @@ def test_the_code_that_makes_an_artifact_is_part_of_its_key(monkeypatch):
     assert code_version(partial(capture, 1)) == version
     sources = {}
 
-    def changed(module, old, new):
+    def forget():
         storing.module_version.cache_clear()
+        storing._parsed.cache_clear()
+
+    def changed(module, old, new):
+        forget()
         read = storing.Path.read_text
 
         def read_text(self, *args, **kwargs):
@@ -84,7 +88,7 @@ def test_the_code_that_makes_an_artifact_is_part_of_its_key(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(storing.Path, "read_text", read_text)
             found = code_version(capture)
-        storing.module_version.cache_clear()
+        forget()
         return found
 
     assert changed("activations", "squares.sum(-1)", "squares.sum(-2)") != version

@@ -30,6 +30,7 @@ def small(monkeypatch):
     monkeypatch.setattr(dataset, "TEMPLATE_GROUPS", SIZES["template"] // dataset.TEMPLATE_VARIANTS)
     monkeypatch.setattr(dataset, "SIBLINGS", SIZES["sibling"] // SIZES["verbatim"])
     monkeypatch.setattr(dataset, "HELDOUT", 30)
+    monkeypatch.setattr(train, "DRAWS", 1)
     monkeypatch.setattr(train.scorers, "CONTENTS", 20)
     monkeypatch.setattr(train.scorers, "COPY_CONTENTS", 16)
 

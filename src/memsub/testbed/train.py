@@ -357,14 +357,14 @@ def set_threshold(out: Path, seed: int = 0, device: str = "cpu") -> dict:
     copy = SceneEncoder.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).to(device).eval()
     memorized = Prompts(pd.read_parquet(out / dataset.TABLE))
     half = len(memorized.of("verbatim")) // 2
-    captions, references = memorized.of("verbatim")[half:], memorized.images("verbatim")[half:]
+    captions, references = memorized.of("verbatim")[half:] * DRAWS, memorized.images("verbatim")[half:]
+    references, seeds = np.concatenate([references] * DRAWS), np.repeat(range(DRAWS), len(references)).tolist()
     similar, replicated = [], []
     for edit in [None, *_edits(pipe, memorized.of("verbatim")[:half])]:
         with pruned(pipe, edit):
-            for draw in range(DRAWS):
-                drawn = generate(pipe, captions, steps=10, guidance_scale=3.0, seeds=[draw] * len(captions))
-                replicated.append(exact_p(drawn, captions, references) <= LEVEL)
-                similar.append((_features(copy, drawn) * _features(copy, references)).sum(1))
+            drawn = generate(pipe, captions, steps=10, guidance_scale=3.0, seeds=seeds)
+        replicated.append(exact_p(drawn, captions, references) <= LEVEL)
+        similar.append((_features(copy, drawn) * _features(copy, references)).sum(1))
     distinct = scorers.distinct_similarity(copy, scorers.scorer_scenes(seed + 2, scorers.COPY_CONTENTS))
     threshold = scorers.choose_threshold(distinct, np.concatenate(similar), np.concatenate(replicated))
     save_json(threshold, folder / "threshold.json")
