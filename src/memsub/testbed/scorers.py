@@ -1,10 +1,10 @@
 """Trains the two scorers, on scenes of their own, and chooses the copy threshold.
 
-scenes = scorer_scenes(seed)                      # contents, each under several layouts
-train_alignment_judge(scenes, ...)                # does it show what was asked?
-train_copy_descriptor(scenes, views, ...)         # is this the same picture?
-copy_pairs(model, held_out, vae)                  # copies against distinct scenes of the same caption
-distinct_similarity(model, held_out)              # of those scenes, each two
+scenes = scorer_scenes(seed)                        # contents, each under several layouts
+train_alignment_judge(scenes, ...)                  # does it show what was asked?
+train_copy_descriptor(scenes, views, ...)           # is this the same picture?
+copy_pairs(model, held_out, vae)                    # copies against distinct scenes of the same caption
+distinct_similarity(model, held_out)                # of those scenes, each two
 choose_threshold(distinct, similarity, replicated)  # one in a hundred of them; and what the exact test says of it
 """
 
