@@ -335,9 +335,7 @@ def train_scorers(out: Path, checkpoints: Path, seed: int, steps: dict[str, int]
     judge = scorers.train_alignment_judge(own, checkpoints, seed, steps["alignment"], device)
     judge.half().save_pretrained(out / "scorers" / "alignment")
 
-    memorized = Prompts(pd.read_parquet(out / dataset.TABLE))
-    half = len(memorized.of("verbatim")) // 2
-    edits = [None, *_edits(pipe, memorized.of("verbatim")[:half])]
+    edits = list(_edits(pipe, Prompts(pd.read_parquet(out / dataset.TABLE))))
     own = own.first(scorers.COPY_CONTENTS)
     images, contents = own.flat()
     returned = scorers.round_trip(pipe.vae, images)
@@ -351,7 +349,7 @@ def train_scorers(out: Path, checkpoints: Path, seed: int, steps: dict[str, int]
 def set_threshold(out: Path, seed: int = 0, device: str = "cpu") -> dict:
     """Chooses the copy threshold (`scorers.choose_threshold`) of a finished pipeline with its scorers, and saves it.
 
-    Judged on draws of the model and of edits: located on one half of the verbatim captions, drawn from the other.
+    Judged on draws of the model and of edits, from the half of the verbatim captions that did not locate them.
     """
     pipe, folder = load_pipeline(out, device, torch.float32), out / "scorers" / "copy"
     copy = SceneEncoder.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).to(device).eval()
@@ -359,12 +357,12 @@ def set_threshold(out: Path, seed: int = 0, device: str = "cpu") -> dict:
     half = len(memorized.of("verbatim")) // 2
     captions, references = memorized.of("verbatim")[half:] * DRAWS, memorized.images("verbatim")[half:]
     references, seeds = np.concatenate([references] * DRAWS), np.repeat(range(DRAWS), len(references)).tolist()
-    similar, replicated = [], []
-    for edit in [None, *_edits(pipe, memorized.of("verbatim")[:half])]:
+    wanted, similar, replicated = _features(copy, references), [], []
+    for edit in _edits(pipe, memorized):
         with pruned(pipe, edit):
             drawn = generate(pipe, captions, steps=10, guidance_scale=3.0, seeds=seeds)
         replicated.append(exact_p(drawn, captions, references) <= LEVEL)
-        similar.append((_features(copy, drawn) * _features(copy, references)).sum(1))
+        similar.append((_features(copy, drawn) * wanted).sum(1))
     distinct = scorers.distinct_similarity(copy, scorers.scorer_scenes(seed + 2, scorers.COPY_CONTENTS))
     threshold = scorers.choose_threshold(distinct, np.concatenate(similar), np.concatenate(replicated))
     save_json(threshold, folder / "threshold.json")
@@ -376,9 +374,14 @@ def _features(copy: SceneEncoder, images: np.ndarray) -> np.ndarray:
     return copy(to_tensor(images).to(copy.device)).cpu().numpy()
 
 
-def _edits(pipe: StableDiffusionPipeline, prompts: list[str]) -> Iterator[Edit]:
-    """METHOD's edit, from hardly any effect to too much: what they leave of a memorized picture is a soft copy."""
-    stats, null = (capture(pipe, some, first=10) for some in (prompts, [""]))
+def _edits(pipe: StableDiffusionPipeline, memorized: Prompts) -> Iterator[Edit | None]:
+    """None, then METHOD's edit, from hardly any effect to too much: what it leaves of a picture is a soft copy.
+
+    Located on the first half of the verbatim captions.
+    """
+    yield None
+    captions = memorized.of("verbatim")
+    stats, null = (capture(pipe, some, first=10) for some in (captions[: len(captions) // 2], [""]))
     for sparsity in (0.05, 0.1, 0.2, 0.3):
         yield locate(pipe, stats, null, sparsity=sparsity).union(steps=10)
 
