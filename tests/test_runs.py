@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import memsub
-from memsub import experiments
+from memsub import experiments, runs
 from memsub.controls import random_masks
 from memsub.denoiser import StableDiffusionDenoiser
 from memsub.files import save_image
@@ -122,6 +122,14 @@ def test_overlap_is_that_of_subsets_without_a_common_prompt_and_made_once(run, m
         np.testing.assert_array_equal(control["across"], across)
         assert control["random"].shape == (3, *across.shape[1:])
         assert 0 < control["random"].mean() < across.mean()
+
+
+def test_pictures_are_put_to_the_exact_test_once(run, monkeypatch):
+    captions, images = run.prompts.memorized[:2], run.prompts.images("verbatim", 0, 2)
+    assert run.replicated(images, captions, images).tolist() == [True, True]
+    assert run.replicated(images[::-1], captions, images).tolist() == [False, False]
+    monkeypatch.setattr(runs, "exact_p", None)
+    assert run.replicated(images, captions, images).tolist() == [True, True]
 
 
 def test_a_truncated_file_does_not_go_unnoticed(run):

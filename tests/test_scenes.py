@@ -76,6 +76,40 @@ def test_icons_stay_inside_and_apart():
         assert np.hypot(a.x - b.x, a.y - b.y) > 0.9 * (a.radius + b.radius)
 
 
+@pytest.mark.parametrize("icons", [1, 2])
+def test_trials_made_at_once_are_those_made_one_after_the_other(icons):
+    """Places, and what the generator draws after them: so a corpus has the same bytes, however it is drawn."""
+    low, high = (10.0, 12.5) if icons == 1 else (7.5, 9.0)
+    for seed in range(100):
+        rng, other = np.random.default_rng(seed), np.random.default_rng(seed)
+        content = Content(HEART_AND_FISH.items[:icons], "plain", "green")
+        layout = sample_layout(rng, content)
+        while True:
+            u = other.random(3 * icons)
+            radii = low + (high - low) * u[:icons]
+            rims = np.repeat(radii / 2, 2)
+            centres = 2 * np.rint(rims + ((16 - rims) - rims) * u[icons:]).reshape(-1, 2)
+            if icons == 1 or np.hypot(*(centres[0] - centres[1])) > 0.9 * radii.sum():
+                break
+        assert [(p.x, p.y, p.radius) for p in layout.placements] == [
+            (*centre, radius) for centre, radius in zip(centres.tolist(), radii, strict=True)
+        ]
+        other.random(5 * icons)
+        other.integers(np.array([4, 3, 4, 4]))
+        other.random(4)
+        assert rng.random() == other.random()
+
+
+@pytest.mark.parametrize(("icon", "cut"), [("ring", True), ("circle", False)])
+def test_what_lies_behind_shows_where_an_icon_is_cut_out(icon, cut):
+    content = Content(((icon, "red"),), "plain", "green")
+    layout = sample_layout(np.random.default_rng(0), content)
+    scene, place = render(content, layout), layout.placements[0]
+    middle = scene[int(place.y), int(place.x)].tolist()
+    background = scene[0 if place.y > 16 else -1, 0 if place.x > 16 else -1].tolist()
+    assert (middle == background) == cut
+
+
 def test_variants_differ_in_one_attribute():
     for attribute in HEART_AND_FISH.attributes():
         for variant in HEART_AND_FISH.variants(attribute):

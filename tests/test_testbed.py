@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from diffusers.models.activations import GEGLU
 from tools.testbed_report import Report, to_markdown
 from tools.testbed_report import trained as stages_of
 
@@ -15,6 +16,7 @@ import memsub
 from memsub import fitting
 from memsub.denoiser import as_denoiser
 from memsub.testbed import dataset, train
+from memsub.testbed.unet import ChunkedGEGLU
 
 STEPS = {"autoencoder": 3, "clip": 2, "copy": 2, "alignment": 2}
 SIZES = {"ladder": 10 + 20, "verbatim": 10, "sibling": 20, "template": 20, "ordinary": 100}
@@ -137,6 +139,16 @@ def test_shipped_figures_hold_on_a_sample(pipe, twin, prompts, monkeypatch):
     assert of("autoencoder") >= 35
     assert of("ordinary captions") < metrics.copy.threshold - 0.1
     assert of("on disk") <= 60
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("tokens", [1, 128, 300])
+def test_a_feed_forward_layer_in_parts_gives_what_it_gives_whole(pipe, tokens):
+    layer = next(m for m in pipe.unet.modules() if isinstance(m, ChunkedGEGLU))
+    x = torch.randn(1, tokens, layer.proj.in_features, generator=torch.Generator().manual_seed(0))
+    whole = GEGLU.forward(layer, x)
+    torch.testing.assert_close(layer(x), whole, rtol=1e-5, atol=1e-6)
+    assert layer(x).shape == whole.shape
 
 
 def training_sample(prompts) -> np.ndarray:

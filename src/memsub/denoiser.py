@@ -365,7 +365,7 @@ def module_fingerprint(module: torch.nn.Module) -> str:
     through `weight.data` hides from PyTorch's count of writes: write under `torch.no_grad()` instead.)
     """
     known, whole = _DIGESTS.setdefault(module, {}), hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(module.state_dict(keep_vars=True).items()):
         writes = (tensor.data_ptr(), tensor._version)
         if name not in known or known[name][0] != writes:
             digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

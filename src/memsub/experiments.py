@@ -280,14 +280,18 @@ def distances(run: Run) -> pd.DataFrame:
         sets[name] = np.stack(run.scored_never_seen(n)["image_features"])
     rows: list[dict[str, Any]] = []
     for name, features in sets.items():
-        fid_row = {"fid": 1000 * fid(reference, features), "n": len(features)}
-        rows.append({"pictures": name, **_kid_row(reference, features), **fid_row})
+        rows.append({"pictures": name, **_distance(run, reference, features), "n": len(features)})
     return pd.DataFrame(rows)
 
 
-def _kid_row(reference: np.ndarray, features: np.ndarray) -> dict[str, float]:
-    mean, deviation = kid(reference, features)
-    return {"kid": 1000 * mean, "kid_deviation": 1000 * deviation}
+def _distance(run: Run, reference: np.ndarray, features: np.ndarray) -> dict[str, float]:
+    """KID, its deviation over subsets, and FID (x 1000) of image features; computed once."""
+
+    def make() -> pd.DataFrame:
+        found = *kid(reference, features), fid(reference, features)
+        return 1000 * pd.DataFrame([found], columns=["kid", "kid_deviation", "fid"])
+
+    return run.store.table("distances", make, reference=reference, features=features).iloc[0].to_dict()
 
 
 def distances_cost(p: Parameters) -> list[Work]:
@@ -374,9 +378,9 @@ def baselines(run: Run) -> pd.DataFrame:
         with m.condition.applied(run):
             never_seen = run.scored_never_seen(p.never_seen, **of)
             found = summary(run.scored_memorized(chosen, **of), never_seen)
-        measured = _kid_row(reference, np.stack(never_seen["image_features"]))
+        measured = _distance(run, reference, np.stack(never_seen["image_features"]))
         rows.append({"method": m.name, "strength": m.strength} | found | measured)
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).drop(columns="fid")  # of so few pictures it says nothing
     reference = table.set_index("method")["alignment"].get(TWIN, table["alignment"][0])
     return table.assign(relative_alignment=table["alignment"] / reference)
 

@@ -44,6 +44,11 @@ from .evaluation import interval
 from .metrics import CopyMetric
 from .testbed.widths import half_sparsity
 
+if plt.get_backend().lower().endswith("inline"):
+    # A notebook draws the figures of a cell when it shows them; without this pyplot would draw each before that, too.
+    plt.switch_backend(plt.get_backend())  # which pyplot puts off until the first figure, and then hooks itself in
+    plt.uninstall_repl_displayhook()
+
 
 def image_grid(rows: Mapping[str, np.ndarray], captions: Sequence[str] = (), title: str = "") -> Figure:
     """Pictures in rows labelled by the keys; `captions` stand above the columns.

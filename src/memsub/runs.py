@@ -31,6 +31,7 @@ from .controls import random_masks
 from .denoiser import Denoiser, Pipeline, as_denoiser, sampler_fingerprint
 from .distributed import first_on_each_machine
 from .evaluation import alignment, score, summary
+from .exact import LEVEL, exact_p
 from .files import image_files, read_images, save_json
 from .generation import Sample, generate
 from .metrics import Metrics, load_metrics
@@ -336,6 +337,16 @@ class Run:
         of = {"prompts": prompts, "seeds": list(seeds), "model": sampler_fingerprint(self.pipe), **sampling}
         return self.store.arrays("pictures", partial(_pictures, self.sample, prompts, seeds), **of)["images"]
 
+    def replicated(self, images: np.ndarray, captions: Sequence[str], references: np.ndarray) -> np.ndarray:
+        """Which pictures replicate their training image by the exact test: bool (n,); computed once.
+
+        Raises:
+            ValueError: a caption is none of the drawn world.
+        """
+        make = partial(_exact_p, images, captions, references)
+        of = {"images": images, "captions": list(captions), "references": references}
+        return self.store.arrays("exact", make, **of)["p"] <= LEVEL
+
     def scored(
         self,
         captions: list[str],
@@ -420,6 +431,10 @@ def _united(run: Run, group: str, by: dict[str, Any]) -> Edit:
 
 def _features(metrics: Metrics, images: np.ndarray) -> dict[str, np.ndarray]:
     return {"features": metrics.prompt.image_features(images)}
+
+
+def _exact_p(images: np.ndarray, captions: Sequence[str], references: np.ndarray) -> dict[str, np.ndarray]:
+    return {"p": exact_p(images, captions, references)}
 
 
 def _pictures(sample: Sample, prompts: Any, seeds: Sequence[int]) -> dict[str, np.ndarray]:

@@ -13,12 +13,10 @@ generator handed in: the same seed gives the same bytes.
 from __future__ import annotations
 
 import colorsys
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
-from itertools import pairwise
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -26,6 +24,7 @@ from PIL import Image, ImageDraw
 SIZE = 32
 """Side of a scene in pixels."""
 SUPERSAMPLING = 4
+_TRIALS = 64
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (208, 38, 40),
@@ -309,19 +308,8 @@ def sample_layout(rng: np.random.Generator, content: Content) -> Layout:
     Centres lie on a grid of two pixels (which may push a rim one pixel over the frame), stripes at multiples of 45
     degrees and of a quarter of their pitch: free to the eye, and a small model learns clean edges in an hour.
     """
-    low, high = (10.0, 12.5) if len(content.items) == 1 else (7.5, 9.0)
-    n = len(content.items)
-    while True:  # in plain numbers: arrays of one or two cost ten times as much
-        u = rng.random(3 * n).tolist()
-        radii = [low + (high - low) * v for v in u[:n]]
-        nearest = [r / 2 for r in radii for _ in "xy"]  # to the rim, in steps of the grid
-        steps = [near + ((SIZE / 2 - near) - near) * v for near, v in zip(nearest, u[n:], strict=True)]
-        centres = [(2.0 * round(steps[2 * i]), 2.0 * round(steps[2 * i + 1])) for i in range(n)]
-        pairs = pairwise(zip(centres, radii, strict=True))
-        if all(math.dist(a, b) / (ra + rb) > 0.9 for (a, ra), (b, rb) in pairs):
-            break
     placements = []
-    for (x, y), r in zip(centres, radii, strict=True):
+    for x, y, r in _sample_places(rng, len(content.items)):
         turn, side, *jitter = rng.random(5).tolist()
         placements.append(Placement(x, y, r, -12 + 24 * turn, side < 0.5, _jitter(*jitter)))
     angle, pitch, *phase = (int(rng.integers(n)) for n in (4, 3, 4, 4))
@@ -334,6 +322,27 @@ def sample_layout(rng: np.random.Generator, content: Content) -> Layout:
         contrast=0.16 + (0.26 - 0.16) * contrast,
         hsv=_jitter(*jitter),
     )
+
+
+def _sample_places(rng: np.random.Generator, n: int) -> list[list[float]]:
+    """Centre and radius of each icon: the first of trials that lets them overlap little.
+
+    Many trials are made at once, and then as many numbers drawn as one trial after the other would have taken.
+    """
+    low, high = (10.0, 12.5) if n == 1 else (7.5, 9.0)
+    while True:
+        before = rng.bit_generator.state
+        u = rng.random((1 if n == 1 else _TRIALS, 3 * n))
+        radii = low + (high - low) * u[:, :n]
+        nearest = np.repeat(radii / 2, 2, axis=1)  # to the rim, in steps of the grid
+        centres = 2 * np.rint(nearest + ((SIZE / 2 - nearest) - nearest) * u[:, n:]).reshape(-1, n, 2)
+        apart = np.sqrt((np.diff(centres, axis=1) ** 2).sum(-1))
+        free = (apart / (radii[:, :-1] + radii[:, 1:]) > 0.9).all(1)
+        first = int(free.argmax())
+        if free[first]:
+            rng.bit_generator.state = before
+            rng.random((first + 1) * 3 * n)
+            return np.concatenate([centres[first], radii[first, :, None]], 1).tolist()
 
 
 def _jitter(hue: float, saturation: float, value: float) -> tuple[float, float, float]:
@@ -352,15 +361,20 @@ def render(content: Content, layout: Layout) -> np.ndarray:
     """
     if len(content.items) != len(layout.placements):
         raise ValueError(f"layout places {len(layout.placements)} icons, content names {len(content.items)}")
-    canvas = _background(content, layout)
+    ground = _background(content, layout)
+    scene = Image.frombuffer("RGBX", ground.shape, ground, "raw", "RGBX", 0, 1)
+    pen = ImageDraw.Draw(scene)
     for (icon, colour), place in zip(content.items, layout.placements, strict=True):
-        mask = Image.new("L", canvas.shape, 0)
-        pen = ImageDraw.Draw(mask)
-        turn = _transform(place)
-        for filled, corners in _icons()[icon]:
-            pen.polygon((corners @ turn[:2] + turn[2]).ravel().tolist(), fill=1 if filled else 0)
-        np.copyto(canvas, _packed(*_shade(colour, place.hsv)), where=np.asarray(mask).view(bool))
-    scene = Image.frombuffer("RGBX", canvas.shape, canvas, "raw", "RGBX", 0, 1)
+        ink, turn = (*map(int, _shade(colour, place.hsv)), 0), _transform(place)
+        parts = [(filled, (corners @ turn[:2] + turn[2]).ravel().tolist()) for filled, corners in _icons()[icon]]
+        if all(filled for filled, _ in parts):
+            for _, corners in parts:
+                pen.polygon(corners, fill=ink)
+        else:  # what lies behind shows where something is cut out
+            mask = Image.new("1", scene.size)
+            for filled, corners in parts:
+                ImageDraw.Draw(mask).polygon(corners, fill=int(filled))
+            scene.paste(ink, mask=mask)
     return np.asarray(scene.reduce(SUPERSAMPLING))[..., :3]
 
 
@@ -376,11 +390,11 @@ def _transform(place: Placement) -> np.ndarray:
     return SUPERSAMPLING * place.radius * np.asarray(rows)
 
 
-def _shade(colour: str, hsv: tuple[float, float, float], value: float = 0.0) -> np.ndarray:
+def _shade(colour: str, hsv: tuple[float, float, float], value: float = 0.0) -> tuple[float, ...]:
     """RGB of a named colour after a shift in hue (turns), saturation and value (relative to what is there)."""
     h, s, v = colorsys.rgb_to_hsv(*(c / 255 for c in COLOURS[colour]))
     h, s, v = h + hsv[0], s * (1 + hsv[1]), v * (1 + hsv[2]) + value
-    return 255 * np.asarray(colorsys.hsv_to_rgb(h % 1, min(s, 1.0), min(max(v, 0.0), 1.0)))
+    return tuple(255 * part for part in colorsys.hsv_to_rgb(h % 1, min(s, 1.0), min(max(v, 0.0), 1.0)))
 
 
 @cache
@@ -399,12 +413,12 @@ def _background(content: Content, layout: Layout) -> np.ndarray:
     base = _shade(content.background, layout.hsv)
     # The second shade is darker, but lighter where the colour is so dark that darker would not show.
     gradient = content.pattern == "gradient"
-    step = layout.contrast if base.max() < 90 else -layout.contrast * (2.0 if gradient else 1.0)
+    step = layout.contrast if max(base) < 90 else -layout.contrast * (2.0 if gradient else 1.0)
     other = _shade(content.background, layout.hsv, step)
     if gradient:  # over the whole frame
         blend, where = _gradient(layout.angle)
         return _packed(*((a * (1 - blend) + b * blend).round() for a, b in zip(base, other, strict=True)))[where]
-    shades = _packed(*np.stack([base, other], 1).round())
+    shades = _packed(*np.array([base, other]).T.round())
     if content.pattern == "plain":
         return np.full((SIZE * SUPERSAMPLING,) * 2, shades[0])
     return np.where(_pattern(content.pattern, layout.angle, layout.pitch, layout.phase), shades[1], shades[0])

@@ -30,22 +30,24 @@ LEVELS: dict[str, Any] = {
     "norm_num_groups": 16,
 }
 """16 feed-forward layers, 8.0 M parameters with rows as diffusers makes them."""
-_ROWS = 256
+_ROWS = 128
 
 
 class ChunkedGEGLU(GEGLU):
-    """GEGLU, 256 tokens at a time when no gradients are asked for: what lies between its maps then stays in the cache.
+    """GEGLU, 128 tokens at a time when no gradients are asked for: what lies between its maps then stays in the cache.
 
-    With rows three times as wide a picture takes 1.4 times as long as with plain ones, instead of 1.8 times.
+    Every chunk goes through the same buffer, so that what is allocated and copied anew is the result alone.
     """
 
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         if torch.is_grad_enabled() or hidden_states.device.type != "cpu":
             return super().forward(hidden_states, *args, **kwargs)
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-        out = rows.new_empty(len(rows), self.proj.out_features // 2)
-        for start in range(0, len(rows), _ROWS):
-            out[start : start + _ROWS] = super().forward(rows[start : start + _ROWS])
+        width = self.proj.out_features // 2
+        out, projected = rows.new_empty(len(rows), width), rows.new_empty(min(_ROWS, len(rows)), 2 * width)
+        for part, into in zip(rows.split(_ROWS), out.split(_ROWS), strict=True):
+            both = torch.mm(part, self.proj.weight.t(), out=projected[: len(part)]).add_(self.proj.bias)
+            torch.mul(both[:, :width], self.gelu(both[:, width:]), out=into)
         return out.view(*hidden_states.shape[:-1], -1)
 
 
