@@ -4,11 +4,12 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import memsub
 from memsub import attacks, distributed
-from memsub.files import save_tensors
+from memsub.files import save_json, save_tensors
 
 OPTIONS = {"steps": 2, "guidance_scale": 3.0, "batch_size": 2, "progress": False}
 
@@ -37,7 +38,10 @@ def main(out: Path, killed: int | None) -> None:
         if not (out / "first").exists():
             (out / "first").write_text(str(distributed.rank()))
     assert (out / "first").read_text() == "0"
+    real, sampled = np.random.default_rng(0).normal(size=(2, 12, 4)).astype(np.float32)
+    distances = [*memsub.kid(real, sampled), memsub.fid(real, sampled)]  # every process has all features
     if distributed.is_main():
+        save_json(distances, out / "distances.json")
         stats.save(out / "stats.safetensors")
         memsub.locate(pipe, stats, null, 0.05, "b").save(out / "masks.safetensors")
         save_tensors({"images": torch.from_numpy(images)}, out / "images.safetensors", {})

@@ -63,6 +63,8 @@ def assert_same(found: Path, expected: Path) -> None:
         a, b = (np.asarray(Image.open(folder / file)).astype(int) for folder in (found, expected))
         assert abs(a - b).max() <= 1
     assert not list(found.glob("*.partial*"))
+    ours, theirs = (json.loads((folder / "distances.json").read_text()) for folder in (found, expected))
+    assert ours == pytest.approx(theirs)
 
 
 @pytest.mark.parametrize("processes", [2, 3])
@@ -88,9 +90,10 @@ def made_of_an_edit(file: Path, unedited: str) -> bool:
     return json.loads(file.with_suffix(".json").read_text()).get("model", unedited) != unedited
 
 
-def made_of_embeddings(file: Path) -> bool:
-    """Whether it is sampled from optimized embeddings, which round otherwise in two processes."""
-    return isinstance(json.loads(file.with_suffix(".json").read_text()).get("prompts"), str)
+def made_of_numbers(file: Path) -> bool:
+    """Whether it is made of optimized embeddings, or of features, which round otherwise in two processes."""
+    of = json.loads(file.with_suffix(".json").read_text())
+    return any(isinstance(of.get(name), str) for name in ("prompts", "features"))
 
 
 FEWER = {
@@ -122,7 +125,7 @@ def test_a_run_under_the_launcher_makes_the_artifacts_of_one_process(tmp_path, p
     for file in [f for f in stored if f.parent.name != "seconds"]:  # two processes take other times
         other = tmp_path / "two" / file.relative_to(tmp_path / "one")
         if not other.is_file():
-            assert made_of_an_edit(file, unedited) or made_of_embeddings(file), other
+            assert made_of_an_edit(file, unedited) or made_of_numbers(file), other
             continue
         if file.suffix == ".parquet":
             ours, theirs = (pd.read_parquet(path) for path in (file, other))

@@ -3,6 +3,9 @@
 `PromptMetric.image_features` are of unit length, so values are small and comparable only under one metric. KID is
 unbiased: its value does not depend on how many images there are, and its floor is zero. FID falls with the number of
 images: compare only rows of equal numbers, of at least as many images as there are features.
+
+Under `accelerate launch` every process has all features. Torchmetrics would gather them from each, and every picture
+count once a process: hence `sync_on_compute=False`.
 """
 
 from __future__ import annotations
@@ -40,7 +43,8 @@ def fid(real: np.ndarray, generated: np.ndarray) -> float:
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    return float(_updated(FrechetInceptionDistance(feature=_Given(real.shape[1])), real, generated).compute())
+    metric = FrechetInceptionDistance(feature=_Given(real.shape[1]), sync_on_compute=False)
+    return float(_updated(metric, real, generated).compute())
 
 
 def kid(real: np.ndarray, generated: np.ndarray, subsets: int = 100, seed: int = 0) -> tuple[float, float]:
@@ -56,7 +60,9 @@ def kid(real: np.ndarray, generated: np.ndarray, subsets: int = 100, seed: int =
     size = max(2, min(1000, min(len(real), len(generated)) // 2))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*save all extracted features.*")  # they are small here
-        metric = KernelInceptionDistance(feature=_Given(real.shape[1]), subsets=subsets, subset_size=size)
+        metric = KernelInceptionDistance(
+            feature=_Given(real.shape[1]), subsets=subsets, subset_size=size, sync_on_compute=False
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         mean, deviation = _updated(metric, real, generated).compute()

@@ -34,13 +34,14 @@ _ROWS = 128
 
 
 class ChunkedGEGLU(GEGLU):
-    """GEGLU, 128 tokens at a time when no gradients are asked for: what lies between its maps then stays in the cache.
+    """GEGLU, 128 tokens at a time where nothing is trained: what lies between its maps then stays in the cache.
 
     Every chunk goes through the same buffer, so that what is allocated and copied anew is the result alone.
     """
 
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        if torch.is_grad_enabled() or hidden_states.device.type != "cpu":
+        on_cpu = hidden_states.device.type == "cpu"
+        if not on_cpu or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(hidden_states, *args, **kwargs)
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
         width = self.proj.out_features // 2
