@@ -97,6 +97,7 @@ def made_of_numbers(file: Path) -> bool:
 
 
 FEWER = {
+    "sampling": SMALL["sampling"] | {"steps": 1},
     "grid": SMALL["grid"] | {"subsets": 2, "sizes": [2]},
     "sweep": {"sparsity": [0.3], "steps": [2]},
     "evaluation": SMALL["evaluation"] | {"models": 1},
