@@ -128,7 +128,7 @@ def test_pictures_are_put_to_the_exact_test_once(run, monkeypatch):
     captions, images = run.prompts.memorized[:2], run.prompts.images("verbatim", 0, 2)
     assert run.replicated(images, captions, images).tolist() == [True, True]
     assert run.replicated(images[::-1], captions, images).tolist() == [False, False]
-    monkeypatch.setattr(runs, "exact_p", None)
+    monkeypatch.setattr(runs, "by_exact_test", None)
     assert run.replicated(images, captions, images).tolist() == [True, True]
 
 

@@ -280,18 +280,30 @@ def distances(run: Run) -> pd.DataFrame:
         sets[name] = np.stack(run.scored_never_seen(n)["image_features"])
     rows: list[dict[str, Any]] = []
     for name, features in sets.items():
-        rows.append({"pictures": name, **_distance(run, reference, features), "n": len(features)})
+        rows.append(
+            {"pictures": name, **_kid(run, reference, features), **_fid(run, reference, features), "n": len(features)}
+        )
     return pd.DataFrame(rows)
 
 
-def _distance(run: Run, reference: np.ndarray, features: np.ndarray) -> dict[str, float]:
-    """KID, its deviation over subsets, and FID (x 1000) of image features; computed once."""
+def _kid(run: Run, reference: np.ndarray, features: np.ndarray) -> dict[str, float]:
+    """KID and its deviation over subsets (x 1000) of image features; computed once."""
+    return _distance(run, ["kid", "kid_deviation"], lambda: kid(reference, features), reference, features)
 
+
+def _fid(run: Run, reference: np.ndarray, features: np.ndarray) -> dict[str, float]:
+    """FID (x 1000) of image features; computed once."""
+    return _distance(run, ["fid"], lambda: (fid(reference, features),), reference, features)
+
+
+def _distance(
+    run: Run, names: list[str], measured: Callable[[], Sequence[float]], reference: np.ndarray, features: np.ndarray
+) -> dict[str, float]:
     def make() -> pd.DataFrame:
-        found = *kid(reference, features), fid(reference, features)
-        return 1000 * pd.DataFrame([found], columns=["kid", "kid_deviation", "fid"])
+        return 1000 * pd.DataFrame([measured()], columns=names)
 
-    return run.store.table("distances", make, reference=reference, features=features).iloc[0].to_dict()
+    table = run.store.table("distances", make, names=names, reference=reference, features=features)
+    return table.iloc[0].to_dict()
 
 
 def distances_cost(p: Parameters) -> list[Work]:
@@ -378,9 +390,9 @@ def baselines(run: Run) -> pd.DataFrame:
         with m.condition.applied(run):
             never_seen = run.scored_never_seen(p.never_seen, **of)
             found = summary(run.scored_memorized(chosen, **of), never_seen)
-        measured = _distance(run, reference, np.stack(never_seen["image_features"]))
+        measured = _kid(run, reference, np.stack(never_seen["image_features"]))
         rows.append({"method": m.name, "strength": m.strength} | found | measured)
-    table = pd.DataFrame(rows).drop(columns="fid")  # of so few pictures it says nothing
+    table = pd.DataFrame(rows)
     reference = table.set_index("method")["alignment"].get(TWIN, table["alignment"][0])
     return table.assign(relative_alignment=table["alignment"] / reference)
 

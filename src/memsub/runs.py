@@ -27,11 +27,11 @@ import torch
 from tqdm.auto import tqdm
 
 from .activations import ActivationStats, capture
+from .audit import by_exact_test
 from .controls import random_masks
 from .denoiser import Denoiser, Pipeline, as_denoiser, sampler_fingerprint
 from .distributed import first_on_each_machine
 from .evaluation import alignment, score, summary
-from .exact import LEVEL, exact_p
 from .files import image_files, read_images, save_json
 from .generation import Sample, generate
 from .metrics import Metrics, load_metrics
@@ -338,14 +338,14 @@ class Run:
         return self.store.arrays("pictures", partial(_pictures, self.sample, prompts, seeds), **of)["images"]
 
     def replicated(self, images: np.ndarray, captions: Sequence[str], references: np.ndarray) -> np.ndarray:
-        """Which pictures replicate their training image by the exact test: bool (n,); computed once.
+        """`audit.by_exact_test` of pictures, bool (n,); computed once.
 
         Raises:
             ValueError: a caption is none of the drawn world.
         """
-        make = partial(_exact_p, images, captions, references)
+        make = partial(_verdicts, images, captions, references)
         of = {"images": images, "captions": list(captions), "references": references}
-        return self.store.arrays("exact", make, **of)["p"] <= LEVEL
+        return self.store.arrays("exact", make, **of)["replicated"]
 
     def scored(
         self,
@@ -433,8 +433,8 @@ def _features(metrics: Metrics, images: np.ndarray) -> dict[str, np.ndarray]:
     return {"features": metrics.prompt.image_features(images)}
 
 
-def _exact_p(images: np.ndarray, captions: Sequence[str], references: np.ndarray) -> dict[str, np.ndarray]:
-    return {"p": exact_p(images, captions, references)}
+def _verdicts(images: np.ndarray, captions: Sequence[str], references: np.ndarray) -> dict[str, np.ndarray]:
+    return {"replicated": by_exact_test(images, captions, references)}
 
 
 def _pictures(sample: Sample, prompts: Any, seeds: Sequence[int]) -> dict[str, np.ndarray]:
