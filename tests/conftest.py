@@ -1,6 +1,13 @@
-"""Fixtures shared by all tests. Nothing here reaches a network."""
+"""Fixtures shared by all tests. Nothing here reaches a network, and nothing is imported before a test asks for it.
+
+`micro` is for every test about plumbing: a Stable Diffusion of random weights, under 10 ms a network call. The embedded
+model (`pipe`, its twin and its metrics) is for the few tests about memory.
+"""
+
+from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 import matplotlib
@@ -10,9 +17,8 @@ matplotlib.use("Agg")
 import pytest
 import torch
 
-import memsub
-from memsub.parameters import Parameters
-from memsub.runs import Run
+if TYPE_CHECKING:
+    from memsub.run.run import Run
 
 SMALL = {
     "sampling": {"steps": 2, "batch_size": 6},
@@ -41,39 +47,77 @@ ONE_METHOD = SMALL["baselines"] | {
 
 
 @pytest.fixture(scope="session")
+def micro():
+    """A Stable Diffusion of random weights in float32. Shared: a test that changes its weights works on a copy."""
+    from micro import micro_pipeline
+
+    return micro_pipeline()
+
+
+@pytest.fixture(scope="session")
+def exact_micro():
+    """The same in float64: what differs between batch sizes, threads and kernels lies far below float32."""
+    from micro import micro_pipeline
+
+    return micro_pipeline(torch.float64)
+
+
+@pytest.fixture(scope="session")
 def pipe():
-    return memsub.load_pipeline("tiny", device="cpu")
+    """The embedded model."""
+    from memsub.models import load_pipeline
+
+    return load_pipeline("tiny", device="cpu")
 
 
 @pytest.fixture(scope="session")
 def twin():
-    return memsub.load_pipeline("tiny-twin", device="cpu")
+    """The embedded model's twin, which has never seen a memorized pair."""
+    from memsub.models import load_pipeline
+
+    return load_pipeline("tiny-twin", device="cpu")
 
 
 @pytest.fixture(scope="session")
 def exact_pipe():
-    """The same in float64: what differs between batch sizes, threads and kernels there lies far below float32."""
-    return memsub.load_pipeline("tiny", device="cpu", dtype=torch.float64)
+    """The embedded model in float64."""
+    from memsub.models import load_pipeline
+
+    return load_pipeline("tiny", device="cpu", dtype=torch.float64)
 
 
 @pytest.fixture(scope="session")
 def metrics():
-    return memsub.load_metrics("tiny", device="cpu", more=["exact_p", "sharpness"])
+    from memsub.measure.metrics import load_metrics
+
+    return load_metrics("tiny", device="cpu", more=["exact_p", "sharpness"])
 
 
 @pytest.fixture(scope="session")
 def prompts():
-    return memsub.load_prompts("tiny")
+    from memsub.prompts import load_prompts
+
+    return load_prompts("tiny")
+
+
+@pytest.fixture(scope="session")
+def other_micro():
+    """Another micro pipeline: the twin of runs on the first one."""
+    from micro import micro_pipeline
+
+    return micro_pipeline(seed=1)
 
 
 @pytest.fixture
-def new_run(tmp_path, pipe, twin, prompts, metrics):
-    """Makes runs in folders of their own, with everything loaded already."""
+def new_run(tmp_path, micro, other_micro, prompts, metrics):
+    """Makes runs of the micro pipeline in folders of their own, with the embedded model's prompts and metrics."""
+    from memsub.run.parameters import Parameters
+    from memsub.run.run import Run
 
     def make(name: str = "run", **changed) -> Run:
         run = Run(Parameters.checked(SMALL | {"folder": str(tmp_path / name)} | changed))
-        run.pipe, run.twin, run.prompts, run.metrics = pipe, twin, prompts, metrics
-        run.corpus = prompts.images("verbatim")
+        run.pipe, run.twin_pipe, run.metrics = micro, other_micro, metrics
+        run.data.prompts, run.data.corpus = prompts, prompts.images("verbatim")
         return run
 
     return make

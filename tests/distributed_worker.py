@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 import memsub
-from memsub import attacks, distributed
-from memsub.files import save_json, save_tensors
+from memsub import attacks
+from memsub.io import distributed
+from memsub.io.files import save_json, save_tensors
 
 OPTIONS = {"steps": 2, "guidance_scale": 3.0, "batch_size": 2, "progress": False}
 

@@ -6,12 +6,15 @@ import re
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from tools.rehearsal import foreign_findings
 
-from memsub import batch
 from memsub.__main__ import main
+from memsub.io.files import save_json
+from memsub.run import batch
+from memsub.run.notebooks import Notebook
 
 
 @pytest.fixture
@@ -33,7 +36,9 @@ def checkout(tmp_path, monkeypatch):
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(notebook, tmp_path / "notebooks" / f"0{i}_n.ipynb")
     monkeypatch.setattr(batch, "project", lambda: tmp_path)
-    monkeypatch.setattr(batch, "NOTEBOOKS", dict.fromkeys(("00_n", "01_n"), batch.of_any_model))
+    monkeypatch.setattr(batch, "of_model", lambda model: [Notebook("00_n"), Notebook("01_n", needs=("00_n",))])
+    monkeypatch.setattr(batch, "work", lambda parameters: pd.DataFrame({"notebook": [], "steps": []}))
+    monkeypatch.setattr(batch, "seconds_per_step", lambda pipe, batch_size: 0.01)
     return tmp_path
 
 
@@ -60,8 +65,8 @@ def test_run_resumes_from_the_first_notebook_that_changed(checkout, capsys):
 def test_notebooks_run_side_by_side_after_the_capture(checkout, monkeypatch, capsys):
     source = checkout / "notebooks" / "00_n.ipynb"
     names = ("00_n", "01_n", "02_n", "03_n")
-    monkeypatch.setattr(batch, "NOTEBOOKS", dict.fromkeys(names, batch.of_any_model))
-    monkeypatch.setattr(batch, "CAPTURE", "01_n")
+    listed = [Notebook(name, needs=("01_n",) if name > "01_n" else ()) for name in names]
+    monkeypatch.setattr(batch, "of_model", lambda model: listed)
     code = """import os, time
 began = time.time()
 time.sleep(1)
@@ -84,7 +89,7 @@ open(f"{folder}/times", "a").write(f"NAME {began} {time.time()} {os.environ['OMP
     assert "jobs: at least one notebook at a time; got 0" in capsys.readouterr().err
 
 
-def test_side_by_side_too_the_first_error_is_told(checkout, capsys):
+def test_side_by_side_too_the_first_error_is_printed(checkout, capsys):
     out = checkout / "out"
     assert main(["run", "small", "--out", str(out), "--jobs", "2"]) == 1
     assert "01_n.ipynb stopped at In [3]: AssertionError: not yet" in capsys.readouterr().err
@@ -95,10 +100,10 @@ def test_side_by_side_too_the_first_error_is_told(checkout, capsys):
 def test_a_model_without_ground_truth_gets_the_notebooks_that_are_for_it():
     from memsub.models import MODELS
 
-    names = {model: [p.stem for p in batch.find_notebooks(MODELS[model])] for model in ("tiny", "sd14")}
-    assert names["tiny"] == list(batch.NOTEBOOKS)
-    assert names["sd14"] == [n for n in batch.NOTEBOOKS if n != "00_testbed"]
-    assert [p.stem[:2] for p in batch.find_notebooks(MODELS["sd14"], ["03", "00"])] == ["00", "03"]
+    names = {model: [n.name for n in batch.find_notebooks(MODELS[model])] for model in ("tiny", "sd14")}
+    assert names["tiny"] == sorted(batch.NOTEBOOKS)
+    assert names["sd14"] == [name for name in names["tiny"] if name != "00_testbed"]
+    assert [n.name[:2] for n in batch.find_notebooks(MODELS["sd14"], ["03", "00"])] == ["00", "03"]
     with pytest.raises(ValueError, match="no notebook's name begins with 77; there are 00_testbed"):
         batch.find_notebooks(MODELS["tiny"], ["77"])
 
@@ -121,3 +126,39 @@ def test_a_report_of_another_model_repeats_nothing_that_was_found_on_the_embedde
 
     assert not foreign_findings(text(bare), committed)
     assert len(foreign_findings(text(committed), committed)) > 20  # the grep finds them where they are
+
+
+def findings(rate: float, verdicts: list[str]) -> dict:
+    claim = {"relation": "exact", "value": 1.0, "bound": 1.0, "varies": 0.0, "low": None, "high": None}
+    claims = {f"claim {i}": claim | {"verdict": verdict} for i, verdict in enumerate(verdicts)}
+    return {"claims": claims, "facts": {"located": {"value": rate, "varies": 0.1}, "best": {"n": 3, "name": "x"}}}
+
+
+def test_what_a_notebook_found_is_told_in_a_line(tmp_path):
+    assert batch.found_in_a_line("04_n", tmp_path) == "04_n: executed"
+    save_json(findings(0.714, ["holds", "holds", "inconclusive"]), tmp_path / "findings" / "04_n.json")
+    assert batch.found_in_a_line("04_n", tmp_path) == "04_n: 2 holds, 1 inconclusive; located 0.714, best.n 3"
+
+
+def test_several_parameter_files_end_in_a_table_that_compares_them(checkout, capsys):
+    (checkout / "papermill_params" / "other.yaml").write_text("model: tiny\nseed: 4\n")
+    for name, rate in (("small", 0.7), ("other", 0.5)):
+        save_json(findings(rate, ["holds"]), checkout / "out" / name / "findings" / "00_n.json")
+        (checkout / "out" / name / "go").touch()
+    assert main(["run", "small", "other", "--out", str(checkout / "out")]) == 0
+    table = pd.read_csv(checkout / "out" / "comparison.csv", index_col=0)
+    assert table.loc["00 located"].to_dict() == {"small": 0.7, "other": 0.5}
+    assert table.loc["00 claims: holds"].to_dict() == {"small": 1, "other": 1}
+    assert "00 located" in capsys.readouterr().out
+    assert (checkout / "out" / "other" / "report.html").is_file()
+    assert main(["run", "small", "nothing"]) == 1  # all are checked before the first is executed
+    assert "no parameters 'nothing'" in capsys.readouterr().err
+
+
+def test_the_expected_time_is_told_at_the_start(checkout, capsys):
+    (checkout / "out").mkdir()
+    (checkout / "out" / "go").touch()
+    assert main(["run", "small", "--out", str(checkout / "out")]) == 0
+    assert "2 notebooks, 0 guided steps of one image at most, 10.0 ms each here: about 1 min" in capsys.readouterr().out
+    assert main(["run", "small", "--out", str(checkout / "out")]) == 0
+    assert "nothing to execute" in capsys.readouterr().out

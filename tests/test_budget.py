@@ -3,10 +3,10 @@
 import pytest
 from tools import budget
 
-from memsub.batch import NOTEBOOKS
-from memsub.files import save_json
-from memsub.parameters import Parameters
-from memsub.runs import Run
+from memsub.run.batch import NOTEBOOKS
+from memsub.io.files import save_json
+from memsub.run.parameters import Parameters
+from memsub.run.run import Run
 
 
 def test_every_notebook_has_a_budget():

@@ -1,6 +1,8 @@
 """The two commands for people who do not open notebooks, and the dry run."""
 
 import pytest
+import yaml
+from conftest import SMALL
 from diffusers import StableDiffusionPipeline
 
 import memsub
@@ -17,7 +19,7 @@ def test_locate_then_prune_gives_a_pipeline_that_loads_anywhere(tmp_path, pipe, 
     repaired = StableDiffusionPipeline.from_pretrained(out)
     found = memsub.Edit.load(edit)
     for name, positions in found.positions.items():
-        assert not repaired.unet.get_submodule(name).weight.view(-1)[positions].any()
+        assert not repaired.unet.get_submodule(name).weight.flatten()[positions].any()
     # The edit belongs to the unedited model: it says so instead of doing anything.
     assert main(["prune", str(out), "--edit", str(edit), "--out", str(tmp_path / "twice")]) == 1
     assert "made for another model" in capsys.readouterr().err
@@ -27,7 +29,7 @@ def test_locate_then_prune_gives_a_pipeline_that_loads_anywhere(tmp_path, pipe, 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["locate", "tinny", "--out", "e"], "Did you mean 'tiny'"),
         (["locate", "tiny", "--prompts", "none.txt", "--out", "e"], "no prompt file"),
@@ -40,20 +42,24 @@ def test_locate_then_prune_gives_a_pipeline_that_loads_anywhere(tmp_path, pipe, 
         (["run", "tinny"], "expected one of"),
     ],
 )
-def test_bad_input_is_told_in_a_line_before_anything_is_loaded(tmp_path, capsys, monkeypatch, arguments, told):
-    monkeypatch.setattr("memsub.__main__.load_pipeline", lambda *a, **k: pytest.fail("loaded"))
+def test_bad_input_is_an_error_in_a_line_before_anything_is_loaded(tmp_path, capsys, monkeypatch, arguments, message):
+    monkeypatch.setattr("memsub.models.load_pipeline", lambda *a, **k: pytest.fail("loaded"))
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 1
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_dry_run_tells_the_cost_and_downloads_nothing(capsys):
-    assert main(["run", "tiny", "--dry-run"]) == 0
+def test_dry_run_tells_the_cost_and_downloads_nothing(capsys, tmp_path):
+    parameters = tmp_path / "few.yaml"
+    few = SMALL | {"capture": {"steps": 50}, "sampling": {"batch_size": 60}, "grid": SMALL["grid"]}
+    parameters.write_text(yaml.safe_dump(few | {"model": "tiny", "extraction": {"captions": 2}}))
+    assert main(["run", str(parameters), "--dry-run"]) == 0
     told = capsys.readouterr().out
     assert "ms an image and step on cpu" in told
     assert "MB of statistics" in told
     row = next(line for line in told.splitlines() if "capture of the grid" in line)
-    # 100 memorized, 100 ordinary and the empty prompt, 60 at a time; 50 steps of each
-    assert row.split()[5:8] == ["201", "200", "10050"]
-    assert main(["run", "sd14", "--dry-run"]) == 0
+    # 12 memorized, 12 ordinary and the empty prompt, 60 at a time; 50 steps of each, and of the empty prompt by itself
+    assert row.split()[5:8] == ["25", "100", "1250"]
+    parameters.write_text(parameters.read_text().replace("tiny", "sd14"))
+    assert main(["run", str(parameters), "--dry-run"]) == 0
     assert "no time estimate: the model is not on this machine yet" in capsys.readouterr().out

@@ -1,87 +1,35 @@
 """The adapter: everything the library needs of a model, shown by a model that is no Stable Diffusion at all."""
 
-from types import SimpleNamespace
+from copy import deepcopy
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from torch.nn.utils import parametrizations, prune
 
 import memsub
 from memsub.baselines import optimized_embeddings
-from memsub.denoiser import Denoiser, StableDiffusionDenoiser, as_denoiser, fingerprint, sampler_fingerprint
-from memsub.detection import first_step_scores
+from memsub.measure.detection import first_step_scores
+from memsub.models import (
+    ADAPTERS,
+    Denoiser,
+    StableDiffusionDenoiser,
+    as_denoiser,
+    check_model,
+    check_plain,
+    declare,
+    fingerprint,
+    sampler_fingerprint,
+)
+from toys import Toy
+
+LAYER = "mid_block.attentions.0.transformer_blocks.0.ff.net.2"
 
 
-class Network(torch.nn.Module):
-    """Predicts noise from latents and text through one feed-forward layer."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = torch.nn.Linear(6, 12), torch.nn.Linear(12, 2)
-
-    def forward(self, latents, t, context):
-        n, c, h, w = latents.shape
-        tokens = torch.cat([latents.flatten(2).mT, context.mean(1, keepdim=True).expand(n, h * w, 4)], -1)
-        return self.second(torch.relu(self.first(tokens))).mT.reshape(n, c, h, w)
-
-
-class Toy:
-    """A denoiser of its own: the protocol, and nothing of diffusers but a scheduler."""
-
-    def __init__(self):
-        torch.manual_seed(0)
-        self.network, self.scheduler = Network().eval(), DDIMScheduler()
-        self.tokenizer = SimpleNamespace(model_max_length=9)
-        self.device, self.dtype, self.source = torch.device("cpu"), torch.float32, "toy"
-        self.latent_shape, self.image_shape = (2, 4, 4), (4, 4)
-
-    def layers(self):
-        return {"second": self.network.second}
-
-    def value_layers(self):
-        return {}
-
-    def blocks(self):
-        return {}
-
-    def embed(self, prompts):
-        return torch.stack([torch.full((3, 4), len(p) / 10) for p in prompts])
-
-    def predict(self, latents, t, embeddings):
-        return self.network(latents, t, embeddings)
-
-    def calls(self, steps):
-        return steps
-
-    def call_rows(self, prompts, guidance_scale):  # conditional first, unlike diffusers
-        once = torch.arange(prompts)
-        return once.repeat(2), torch.tensor([True, False]).repeat_interleave(prompts)
-
-    @torch.no_grad()
-    def sample(self, prompts, latents, steps, guidance_scale, solver="own"):
-        text = prompts if isinstance(prompts, torch.Tensor) else self.embed(prompts)
-        self.scheduler.set_timesteps(steps)
-        for t in self.scheduler.timesteps:
-            both = torch.cat([text, self.embed([""] * len(text))])
-            conditional, unconditional = self.predict(torch.cat([latents, latents]), t, both).chunk(2)
-            guided = unconditional + guidance_scale * (conditional - unconditional)
-            latents = self.scheduler.step(guided, t, latents).prev_sample
-        return latents
-
-    def encode(self, images):
-        return torch.from_numpy(images[..., :2]).permute(0, 3, 1, 2).float()
-
-    def decode(self, latents):
-        x = latents.clamp(0, 1).permute(0, 2, 3, 1).numpy()
-        return (np.concatenate([x, x[..., :1]], -1) * 255).astype(np.uint8)
-
-    def parts(self):
-        return {"network": self.network}
-
-
-def test_the_whole_method_works_on_another_kind_of_model(tmp_path):
-    toy = Toy()
+@pytest.mark.parametrize("scheduler", [DDIMScheduler(), FlowMatchEulerDiscreteScheduler()], ids=["diffusion", "flow"])
+def test_the_whole_method_works_on_another_kind_of_model(scheduler):
+    toy = Toy(scheduler)
     assert isinstance(toy, Denoiser)
     options = {"steps": 3, "progress": False}
     both, null = memsub.capture(toy, ["a", "a longer one"], **options), memsub.capture(toy, [""], **options)
@@ -94,8 +42,10 @@ def test_the_whole_method_works_on_another_kind_of_model(tmp_path):
     with memsub.pruned(toy, edit):
         assert (toy.network.second.weight.view(-1)[edit.positions["second"]] == 0).all()
     np.testing.assert_array_equal(memsub.generate(toy, ["a"], **options), before)
-    assert first_step_scores(toy, ["a", "bb"], steps=3)["text magnitude"].shape == (2,)
-    assert optimized_embeddings(toy, ["a"], target=0.0, steps=3, iterations=2).shape == (1, 3, 4)
+    scores = first_step_scores(toy, ["a", "bb"], steps=3, scores=["text magnitude"])
+    assert scores["text magnitude"].shape == (2,)
+    moved = optimized_embeddings(toy, ["a"], target=0.0, steps=3, iterations=2)
+    assert moved.embeddings.shape == (1, 3, 4) and memsub.generate(toy, moved, **options).shape == before.shape
 
 
 def test_an_unknown_pipeline_is_named():
@@ -103,30 +53,128 @@ def test_an_unknown_pipeline_is_named():
         as_denoiser(object())
 
 
-def test_stable_diffusion_through_the_adapter(pipe):
-    denoiser = as_denoiser(pipe)
+def test_an_adapter_is_a_line_of_the_registry(monkeypatch):
+    class OtherPipeline:
+        pass
+
+    monkeypatch.setitem(ADAPTERS, "OtherPipeline", lambda pipe: Toy())
+    assert as_denoiser(OtherPipeline()).source == "toy"
+
+
+def test_stable_diffusion_through_the_adapter(micro):
+    denoiser = as_denoiser(micro)
     assert isinstance(denoiser, StableDiffusionDenoiser) and isinstance(denoiser, Denoiser)
     assert as_denoiser(denoiser) is denoiser
     assert (denoiser.latent_shape, denoiser.image_shape) == ((4, 8, 8), (32, 32))
-    assert denoiser.embed(["a", "b"]).shape[0] == 2
+    assert len(denoiser.embed(["a", "b"])) == 2
     prompt, conditional = denoiser.call_rows(3, 7.5)
     assert prompt.tolist() == [0, 1, 2, 0, 1, 2]
     assert conditional.tolist() == [False] * 3 + [True] * 3
     assert denoiser.call_rows(2, 1.0)[1].tolist() == [True, True]
-    images = memsub.load_prompts("tiny").images("verbatim", 0, 2)
+
+
+def test_decoding_is_the_inverse_of_encoding(pipe, prompts):
+    denoiser, images = as_denoiser(pipe), prompts.images("verbatim", 0, 2)
     assert np.abs(denoiser.decode(denoiser.encode(images)).astype(int) - images).mean() < 8
 
 
-def test_fingerprints_tell_what_changed(pipe):
+def test_fingerprints_tell_what_changed(micro):
+    pipe = deepcopy(micro)
     network, sampler = fingerprint(pipe), sampler_fingerprint(pipe)
+    assert (network, sampler) == (fingerprint(micro), sampler_fingerprint(micro))
     weight = pipe.text_encoder.get_input_embeddings().weight
     with torch.no_grad():
         weight[0, 0] += 1
     assert fingerprint(pipe) == network  # an edit still belongs to the network
     assert sampler_fingerprint(pipe) != sampler  # but images change
+    check_model(pipe, network, "this edit was made for")
+    pipe = deepcopy(micro)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="v_prediction")
+    assert fingerprint(pipe) == network and sampler_fingerprint(pipe) != sampler
     with torch.no_grad():
-        weight[0, 0] -= 1
-    scheduler = pipe.scheduler
-    pipe.scheduler = DDIMScheduler.from_config(scheduler.config, prediction_type="v_prediction")
-    assert sampler_fingerprint(pipe) != sampler
-    pipe.scheduler = scheduler
+        as_denoiser(pipe).layers()[LAYER].weight[0, 0] += 1
+    assert fingerprint(pipe) != network
+    with pytest.raises(ValueError, match=f"this edit was made for another model: .* {network[:12]}, .* already edited"):
+        check_model(pipe, network, "this edit was made for")
+
+
+def test_a_loop_of_unknown_length_declares_its_bound_to_a_model_that_counts(micro):
+    declare(micro, 5)  # a model that does not count ignores it
+    toy, rows = Toy(), []
+    toy.declare = rows.append
+    declare(toy, 5)
+    assert rows == [5]
+
+
+# --- layers whose weight is not what they multiply with ---
+
+
+class Adapted(torch.nn.Module):
+    """As peft wraps a layer: the weight below it is not the effective one."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.base_layer, self.weight = layer, layer.weight
+
+
+class Packed(torch.Tensor):
+    """As torchao stores a weight: a tensor of another class."""
+
+
+def prune_by_torch(layer):
+    prune.random_unstructured(layer, "weight", 0.1)
+    return layer
+
+
+def pack(layer):
+    layer.weight = torch.nn.Parameter(layer.weight.detach().as_subclass(Packed))
+    return layer
+
+
+NOT_PLAIN = {
+    "an adapter that is not fused": (Adapted, "test_denoiser's Adapted: fuse the adapter first: pipe.fuse_lora()"),
+    "parametrized": (parametrizations.weight_norm, "parametrized: call .*remove_parametrizations"),
+    "pruned by torch": (prune_by_torch, "computed at each call: call torch.nn.utils.prune.remove"),
+    "quantized": (pack, "stored as Packed of torch.float32: load the model in a plain floating dtype"),
+    "stored in 8 bits": (lambda layer: layer.to(torch.float8_e4m3fn), "stored as Parameter of torch.float8_e4m3fn"),
+    "offloaded": (lambda layer: layer.to("meta"), "offloaded: load the model without sequential offloading"),
+    "of another class": (lambda layer: torch.nn.Conv2d(1, 1, 1), "torch's Conv2d: load the model without quantization"),
+}
+
+
+@pytest.mark.parametrize("change", NOT_PLAIN)
+def test_a_layer_that_is_not_plain_is_refused_by_one_rule(micro, change):
+    make, message = NOT_PLAIN[change]
+    pipe = deepcopy(micro)
+    block = pipe.unet.mid_block.attentions[0].transformer_blocks[0].ff
+    block.net[2] = make(block.net[2])
+    with pytest.raises(ValueError, match=f"layer {LAYER} is no plain linear map with a floating weight, but {message}"):
+        memsub.capture(pipe, ["a"], steps=1, progress=False)
+
+
+def test_an_adapter_of_peft_is_refused_until_it_is_fused(micro):
+    peft, pipe = pytest.importorskip("peft"), deepcopy(micro)
+    config = peft.LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, target_modules=["ff.net.2"])
+    pipe.unet.add_adapter(config, adapter_name="style")
+    with pytest.raises(ValueError, match="but peft's Linear: fuse the adapter first"):
+        as_denoiser(pipe).layers()
+    pipe.fuse_lora(components=["unet"])
+    pipe.unload_lora_weights()
+    assert not torch.equal(as_denoiser(pipe).layers()[LAYER].weight, as_denoiser(micro).layers()[LAYER].weight)
+
+
+def test_a_network_of_shapes_alone_has_layers_and_an_offloaded_one_has_none(micro):
+    from accelerate import cpu_offload
+
+    pipe = deepcopy(micro)
+    pipe.unet.to("meta")
+    assert len(as_denoiser(pipe).layers()) == 4
+    pipe = deepcopy(micro)
+    cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="but offloaded"):
+        as_denoiser(pipe).layers()
+
+
+def test_plain_layers_are_accepted():
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        check_plain("layer", torch.nn.Linear(2, 2, dtype=dtype))

@@ -16,11 +16,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from conftest import ONE_METHOD, SMALL
-from memsub import ActivationStats, WeightMasks, experiments
-from memsub.denoiser import sampler_fingerprint
-from memsub.files import save_tensors
-from memsub.parameters import Parameters
-from memsub.runs import Run
+from memsub import ActivationStats, WeightMasks
+from memsub.run import experiments
+from memsub.models import sampler_fingerprint
+from memsub.io.files import save_tensors
+from memsub.run.parameters import Parameters
+from memsub.run.run import Run
 from memsub.testbed import dataset
 
 WORKER = Path(__file__).with_name("distributed_worker.py")

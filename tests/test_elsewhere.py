@@ -7,15 +7,17 @@ import pytest
 import torch
 
 import memsub
-from memsub import audit, fitting
+from memsub_extra.unlearning import audit
+from memsub_extra.training import fitting
 from memsub.attacks import embedding_attack
-from memsub.audit import Pairs
+from memsub_extra.unlearning.audit import Pairs
 from memsub.baselines import embedding_optimization, value_neurons
-from memsub.denoiser import as_denoiser, fingerprint
-from memsub.detection import first_step_scores
-from memsub.meta import Elsewhere
-from memsub.published import shapes
-from memsub.removal import REMOVALS, fine_tuning, surrogates
+from memsub.models import as_denoiser, fingerprint
+from memsub.measure.detection import first_step_scores
+from memsub_extra.full_size.device import Elsewhere
+from memsub_extra.full_size.shapes import shapes
+from memsub_extra.unlearning.removals import REMOVALS
+from memsub_extra.unlearning import fine_tuning, surrogates
 
 CAPTIONS = ["a red heart on a plain green background", "a blue fish"]
 LOOK = {"steps": 1, "guidance_scale": 3.0, "progress": False}
@@ -48,7 +50,7 @@ def test_the_stand_in_refuses_what_a_gpu_refuses():
         with pytest.raises(RuntimeError, match=r"device|meta"):
             there + here
         assert (there + 1).sum().item() == 7
-        assert not (2 * there).cpu().any()
+        assert (2 * there).cpu().all()
         held = torch.zeros(1000, device="meta")
         del held
     assert sum(device.waits.values()) == sum(device.transfers.values()) == 1
@@ -120,8 +122,8 @@ def test_clip_runs_there(monkeypatch, tmp_path):
     import transformers
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    from memsub.metrics.clip import clip
-    from memsub.published import tokenizer
+    from memsub.measure.clip import clip
+    from memsub_extra.full_size.shapes import tokenizer
 
     with torch.device("meta"):
         model = transformers.CLIPModel(transformers.CLIPConfig()).half()

@@ -1,4 +1,6 @@
-"""Both sides of an edit, on pictures whose scores are known."""
+"""Both sides of an edit, on images whose scores are known."""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -6,8 +8,10 @@ import pytest
 import torch
 
 import memsub
-from memsub.evaluation import alignment, interval
-from memsub.metrics import CopyMetric, Metrics, PromptMetric
+from memsub.measure.evaluation import alignment, alignment_each
+from memsub.measure.intervals import interval, rate
+from memsub.measure.metrics import CopyMetric, Metrics, PromptMetric
+from memsub.measure.verdict import by_exact_test, by_threshold
 
 
 def mean_colour(images: np.ndarray) -> torch.Tensor:
@@ -33,7 +37,7 @@ def always_red(prompts, *, seeds):
     return np.stack([one_colour("r")] * len(prompts))
 
 
-def test_scores_of_known_pictures():
+def test_scores_of_known_images():
     captions = ["red", "green", "blue"]
     references = as_asked(captions, seeds=[0] * 3)
     scored = memsub.score(always_red, COLOURS, captions, references, seeds=[4, 5])
@@ -43,9 +47,14 @@ def test_scores_of_known_pictures():
     np.testing.assert_allclose(scored["prompt_similarity"], [1, 1, 0, 0, 0, 0], atol=1e-4)
     np.testing.assert_allclose(scored["chance"], [0, 0, 0, 0, 1, 1], atol=1e-4)  # that of the next caption
     assert np.stack(scored["image_features"]).shape == (6, 3)
+    verdict = by_threshold(COLOURS.copy)
+    assert verdict.of(scored).tolist() == scored["replicated"].tolist()
+    images = always_red(scored["prompt"], seeds=None)
+    assert verdict(images, scored["prompt"], np.repeat(references, 2, axis=0)).tolist() == scored["replicated"].tolist()
+    assert (alignment_each(scored) == scored["prompt_similarity"] - scored["chance"]).all()
 
 
-def test_each_caption_has_a_seed_of_its_own_unless_told():
+def test_each_caption_has_another_seed_unless_seeds_are_given():
     asked = []
 
     def sample(prompts, *, seeds):
@@ -78,7 +87,15 @@ def test_summary_counts_the_exact_test_and_means_other_metrics():
     assert (found["exact_rate"], found["sharpness"], alignment(scored)) == (0.5, 3.0, 0.75)
 
 
+def test_the_exact_verdict_of_a_table_requires_its_p_values():
+    exact = by_exact_test(SimpleNamespace(name="somewhere"))
+    assert exact.of(pd.DataFrame({"exact_p": [1 / 256, 2 / 256, np.nan]})).tolist() == [True, False, False]
+    with pytest.raises(ValueError, match="exact_p was not measured"):
+        exact.of(pd.DataFrame({"copy_similarity": [1.0]}))
+
+
 def test_intervals_are_wilsons():
+    assert rate("x", [True, False]) == dict(zip(("x_rate", "x_low", "x_high"), (0.5, *interval(1, 2)), strict=True))
     assert interval(0, 10) == pytest.approx((0, 0.2775), abs=1e-3)
     assert interval(10, 10)[1] == 1
 
@@ -90,5 +107,5 @@ def test_bad_input_is_named():
         memsub.score(as_asked, COLOURS, ["red"])
 
 
-def test_seed_similarity_is_one_for_a_fixed_picture():
+def test_seed_similarity_is_one_for_a_fixed_image():
     np.testing.assert_allclose(memsub.seed_similarity(always_red, COLOURS, ["red", "blue"], seeds=3), np.ones((2, 3)))

@@ -21,10 +21,11 @@ from PIL import Image
 
 import memsub
 from memsub import attacks
-from memsub.activations import _unit_squares_there, capture, unit_squares
-from memsub.batch import NOTEBOOKS
-from memsub.denoiser import StableDiffusionDenoiser, as_denoiser
-from memsub.files import read_images, save_image, save_table, save_tensors, save_text
+from memsub.activations import _unit_squares_on_device, capture, unit_squares
+from memsub.run.batch import NOTEBOOKS
+from memsub.models import StableDiffusionDenoiser, as_denoiser
+from memsub.io.files import save_table, save_tensors, save_text
+from memsub.io.images import read_images, save_image
 
 OPTIONS = {"steps": 2, "guidance_scale": 3.0, "progress": False}
 
@@ -72,9 +73,9 @@ def test_a_full_disk_in_the_middle_of_a_capture_loses_nothing(pipe, prompts, tmp
         torch.testing.assert_close(resumed.sums[name], sums, rtol=2e-4, atol=1e-7)
 
 
-def test_a_broken_picture_is_named(tmp_path):
+def test_a_broken_image_is_named(tmp_path):
     (tmp_path / "half.png").write_bytes(b"\x89PNG\r\n half")
-    with pytest.raises(ValueError, match=r"half\.png is truncated or no picture"):
+    with pytest.raises(ValueError, match=r"half\.png is truncated or no image"):
         read_images([tmp_path / "half.png"], 32)
 
 
@@ -153,7 +154,7 @@ def test_capture_in_half_precision(pipe, prompts, dtype):
 
 def test_the_largest_halves_do_not_overflow():
     hidden = torch.full((2, 5, 4), torch.finfo(torch.float16).max, dtype=torch.float16)
-    for found in (unit_squares(hidden), _unit_squares_there(hidden)):
+    for found in (unit_squares(hidden), _unit_squares_on_device(hidden)):
         torch.testing.assert_close(found, torch.full((2, 4), 5 / 4))
 
 
@@ -164,7 +165,7 @@ def test_a_gpu_s_unit_squares_are_those_of_the_definition(dtype):
     hidden[0, 0] = 0
     exact = torch.nn.functional.normalize(hidden.double(), dim=-1).square().sum(1)
     assert (unit_squares(hidden) / exact - 1).abs().max() < 1e-5
-    assert (_unit_squares_there(hidden) / exact - 1).abs().max() < (1e-5 if dtype == torch.float32 else 1e-3)
+    assert (_unit_squares_on_device(hidden) / exact - 1).abs().max() < (1e-5 if dtype == torch.float32 else 1e-3)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

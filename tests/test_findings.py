@@ -1,33 +1,125 @@
-"""Claims with margins, and sentences made of numbers."""
+"""Claims with three verdicts, sentences made of numbers, and figures in documents."""
 
+import json
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 from tools import figures
 
-from memsub.batch import project
-from memsub.files import load_json, save_json
-from memsub.findings import at_least, at_most, checks, compared, counted, exactly, fact, percent, rate, share
-from memsub.testbed import widths
+from memsub.io.files import load_json, save_json
+from memsub.run.batch import project
+from memsub.run.findings import (
+    at_least,
+    at_most,
+    checks,
+    compared,
+    counted,
+    exactly,
+    fact,
+    hits,
+    percent,
+    rate,
+    say,
+    share,
+    tally,
+)
+from memsub.run.run import Run
+from memsub_extra.training import widths
 
 
 def test_a_claim_holds_only_beyond_what_varies_between_machines():
-    assert at_least(0.9, 0.8, varies=0.03).verdict == "holds"
-    assert at_least(0.9, 0.8, varies=0.04).verdict == "open"
-    assert at_least(0.79, 0.8, varies=0.01).verdict == "open"
-    assert at_least(0.7, 0.8, varies=0.03).verdict == "FAILS"
-    assert at_most(0.1, 0.3, varies=0.05).verdict == "holds"
-    assert at_most(0.5, 0.3, varies=0.05).verdict == "FAILS"
-    assert (exactly(True).verdict, exactly(False).verdict) == ("holds", "FAILS")
-    assert at_least(float("nan"), 0.5, varies=0.1).verdict == "open"
+    at_least_alone, at_most_alone = partial(at_least, interval=None), partial(at_most, interval=None)
+    assert at_least_alone(0.9, 0.8, varies=0.03).verdict == "holds"
+    assert at_least_alone(0.9, 0.8, varies=0.04).verdict == "inconclusive"
+    assert at_least_alone(0.79, 0.8, varies=0.01).verdict == "inconclusive"
+    assert at_least_alone(0.7, 0.8, varies=0.03).verdict == "fails"
+    assert at_most_alone(0.1, 0.3, varies=0.05).verdict == "holds"
+    assert at_most_alone(0.5, 0.3, varies=0.05).verdict == "fails"
+    assert (exactly(True).verdict, exactly(False).verdict) == ("holds", "fails")
+    assert at_least_alone(float("nan"), 0.5, varies=0.1).verdict == "inconclusive"
+    assert at_most_alone(0.15, 0.15, varies=0).verdict == "holds"  # at the bound, and nothing varies
 
 
-def test_checks_are_printed_and_recorded(run, capsys):
-    claims = {"most": at_least(0.9, 0.5, varies=0.01), "bits": exactly(True)}
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [
+        ((0.85, 0.95), "holds"),
+        ((0.80, 0.95), "holds"),
+        ((0.70, 0.99), "inconclusive"),
+        ((np.nan, np.nan), "inconclusive"),
+    ],
+)
+def test_a_claim_holds_only_if_its_whole_interval_does(interval, verdict):
+    assert at_least(0.9, 0.8, varies=0.01, interval=interval).verdict == verdict
+    low, high = interval
+    assert at_most(-0.9, -0.8, varies=0.01, interval=(-high, -low)).verdict == verdict
+
+
+def test_a_claim_fails_only_if_its_whole_interval_does():
+    assert at_least(0.6, 0.8, varies=0.01, interval=(0.5, 0.7)).verdict == "fails"
+    assert at_least(0.6, 0.8, varies=0.1, interval=(0.5, 0.7)).verdict == "inconclusive"  # other machines may differ
+    assert at_least(0.6, 0.8, varies=0.01, interval=(0.5, 0.8)).verdict == "inconclusive"
+    assert at_most(0.9, 0.8, varies=0.01, interval=(0.85, 0.95)).verdict == "fails"
+
+
+def test_hits_have_wilsons_interval():
+    none, few = at_most((0, 10), 0.15, varies=0), at_most((0, 40), 0.15, varies=0)
+    assert none.interval == pytest.approx((0, 0.278), abs=1e-3)
+    assert (none.verdict, few.verdict) == ("inconclusive", "holds")
+    assert at_least(hits(np.array([True] * 30)), 0.9, varies=0.01).verdict == "inconclusive"
+    assert at_least(hits(np.array([True] * 40)), 0.9, varies=0.01).verdict == "holds"
+    assert at_least((0, 0), 0.9, varies=0.01).verdict == "inconclusive"  # nothing was sampled
+    assert at_least((9, 10), 0.5, varies=0, interval=(0.3, 1.0)).verdict == "inconclusive"  # its interval, if given
+
+
+def test_a_number_without_its_interval_is_an_error():
+    with pytest.raises(
+        ValueError, match=r"the number 0\.9 without its interval: .* interval=None if nothing was sampled"
+    ):
+        at_least(0.9, 0.8, varies=0.01)
+
+
+def test_checks_are_printed_counted_and_recorded(tmp_path, capsys):
+    run = SimpleNamespace(folder=tmp_path, network_rows=7)
+    run.record = partial(Run.record, run)
+    claims = {
+        "most": at_least(0.9, 0.5, varies=0.01, interval=(0.6, np.float64(1.0))),
+        "sums": at_most(0.25, 0.5, varies=0.01, interval=None),
+        "bits": exactly(True),
+        "few": at_most((1, 4), 0.5, varies=0.0),
+        "less": at_most(0.9, 0.5, varies=0.0, interval=None),
+    }
     checks(run, "07_x", claims, rate=fact(0.25, varies=0.01), word="b")
-    told = capsys.readouterr().out.splitlines()
-    assert told == ["holds: most [0.9, at least 0.5; margin 0.4, varies by 0.01]", "holds: bits [exact]"]
-    found = load_json(run.folder / "findings" / "07_x.json")
-    assert found["claims"]["most"] == {"verdict": "holds", "value": 0.9, "bound": 0.5, "varies": 0.01}
-    assert found["facts"] == {"rate": {"value": 0.25, "varies": 0.01}, "word": "b"}
+    assert capsys.readouterr().out.splitlines() == [
+        "holds: most [0.9, at least 0.5; 95 % interval 0.6 to 1; margin 0.4, varies by 0.01]",
+        "holds: sums [0.25, at most 0.5; margin 0.25, varies by 0.01]",
+        "holds: bits [exact]",
+        "inconclusive: few [0.25, at most 0.5; 95 % interval 0.04559 to 0.6994; margin 0.25, varies by 0]",
+        "fails: less [0.9, at most 0.5; margin -0.4, varies by 0]",
+        "holds 3, fails 1, inconclusive 1",
+    ]
+    findings = load_json(tmp_path / "findings" / "07_x.json")
+    expected = {"verdict": "holds", "value": 0.9, "bound": 0.5, "varies": 0.01, "low": 0.6, "high": 1.0}
+    assert findings["claims"]["most"] == expected | {"relation": "at least"}
+    assert findings["claims"]["sums"]["low"] is findings["claims"]["sums"]["high"] is None
+    assert findings["claims"]["bits"]["relation"] == "exact"
+    assert findings["facts"] == {"rate": {"value": 0.25, "varies": 0.01}, "word": "b"}
+    assert findings["network_rows"] == 7
+    assert json.dumps(findings)
+
+
+def test_all_three_verdicts_are_counted():
+    assert tally([]) == "holds 0, fails 0, inconclusive 0"
+    assert tally(["holds", "inconclusive", "holds"]) == "holds 2, fails 0, inconclusive 1"
+
+
+def test_names_in_sentences_are_no_formulas_and_no_tags(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda markdown: shown.append(markdown.data))
+    say("It costs $20 or $30:", "<script>alert(1)</script>.")
+    assert shown == [r"*Seen:* It costs \$20 or \$30: \<script>alert(1)\</script>."]
 
 
 def test_words_for_numbers():
@@ -53,13 +145,15 @@ def test_documents_say_what_the_figures_say():
         figures.fill("<!--figure 04.rate percentage--><!--/figure-->", known, "README.md")
 
 
-def test_of_one_training_of_each_width_nothing_is_told(monkeypatch):
+def test_of_one_training_of_each_width_nothing_is_said(monkeypatch):
     table = widths.measured()
     monkeypatch.setattr(widths, "measured", lambda: table[table["training"] == 0])
     assert figures.trained_twice() == {}
 
 
-def test_a_model_made_in_one_go_is_told_beside_the_one_that_ships(tmp_path):
+def test_a_model_made_in_one_go_stands_beside_the_one_that_ships(tmp_path, monkeypatch):
+    for name in ("half_interval", "law"):  # whose bootstraps take a minute
+        monkeypatch.setattr(widths, name, partial(getattr(widths, name), draws=2))
     stages = [{"stage": "clip", "steps": 1500, "minutes": 7.9}]
     for name, psnr in (("testbed", "36.6 dB"), ("whole", "35.0 dB")):
         row = {"figure": "autoencoder", "aim": "≥ 33 dB", "measured": psnr, "reached": True}
@@ -80,7 +174,7 @@ def test_a_model_made_in_one_go_is_told_beside_the_one_that_ships(tmp_path):
     assert "| clip | 1,500 | 7.9 |" in told
 
 
-def test_a_run_that_finds_something_else_is_told():
+def test_a_run_that_finds_something_else_is_named():
     known = {"04": {"rate": {"value": 0.26, "varies": 0.01}}}
     assert not figures.compare(
         known,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from memsub import fitting
-from memsub.fitting import fit, generator, in_threads, side_by_side, training
+from memsub_extra.training import fitting
+from memsub_extra.training.fitting import fit, generator, in_threads, side_by_side, training
 
 
 def quadratic(stop_at: int | None = None):

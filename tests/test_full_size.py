@@ -5,7 +5,7 @@ import torch
 from tools.fullsize import random_pipeline
 
 from memsub.activations import capture
-from memsub.denoiser import as_denoiser
+from memsub.models import as_denoiser
 from memsub.neurons import locate
 from memsub.pruning import Edit, pruned
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from memsub.denoiser import fingerprint
+from memsub.models import fingerprint
 from memsub.pruning import Edit
 
 REPO = "somebody/an-edit"

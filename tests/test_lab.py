@@ -9,12 +9,12 @@ import torch
 
 import memsub
 from conftest import SMALL
-from memsub.denoiser import StableDiffusionDenoiser, fingerprint
-from memsub.lab import Lab, Setting
-from memsub.lab.view import Explorer
-from memsub.parameters import Parameters
+from memsub.models import StableDiffusionDenoiser, fingerprint
+from memsub_extra.lab import Lab, Setting
+from memsub_extra.lab.view import Explorer
+from memsub.run.parameters import Parameters
 from memsub.pruning import Edit
-from memsub.runs import Run
+from memsub.run.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -1,27 +1,34 @@
-"""The metrics, against answers known from the world's construction."""
+"""The metrics, against answers known from the testbed's construction."""
 
 import numpy as np
 import pytest
 import torch
-from tools.rehearsal import save_small_clip
 
 import memsub
-from memsub.metrics import clip, fid, kid, sscd
-from memsub.testbed import scorers
+from memsub.measure.metrics import CLIPS, SSCD, clip, fid, kid, sscd
+from memsub.models import MODELS, ModelInfo
 from memsub.testbed.dataset import weights_folder
 from memsub.testbed.scenes import alternatives, caption, parse
 from memsub.testbed.towers import SceneEncoder
+from memsub.world import WORLDS
+from memsub_extra.training import scorers
 
 
 @pytest.fixture(scope="module")
 def fresh():
-    """Scenes no metric was trained on and no threshold chosen on."""
+    """Scenes that no metric was trained on and no threshold was chosen on."""
     return scorers.scorer_scenes(seed=77, contents=60, workers=1)
 
 
-def test_copies_above_and_distinct_scenes_below_the_threshold(pipe, metrics, fresh):
+@pytest.fixture(scope="module")
+def unseen(metrics, prompts) -> np.ndarray:
+    """Features of 500 scenes that no model was trained on."""
+    return metrics.prompt.image_features(prompts.images("heldout", 0, 500))
+
+
+def test_copies_above_and_distinct_scenes_below_the_threshold(pipe, metrics):
     model = SceneEncoder.from_pretrained(weights_folder() / "scorers" / "copy", dtype=torch.float32).eval()
-    pairs = scorers.copy_pairs(model, fresh, pipe.vae)
+    pairs = scorers.copy_pairs(model, scorers.scorer_scenes(seed=77, contents=10, workers=1), pipe.vae)
     above = (pairs["similarity"] > metrics.copy.threshold).groupby(pairs["pair"]).mean()
     for kind in ("noise", "blur", "softened", "autoencoder round trip", "shift", "crop"):
         assert above[kind] > 0.95, kind
@@ -52,17 +59,16 @@ def test_the_true_caption_wins(metrics, fresh):
     assert (metrics.prompt.rank(images, alternatives(fresh.contents)) == 0).mean() > 0.85  # 0.9 on many: model card
 
 
-def test_distances_tell_real_scenes_from_a_shifted_distribution(metrics, prompts):
-    scenes = prompts.images("heldout")
-    real, others, dark = (metrics.prompt.image_features(x) for x in (scenes[:1000], scenes[1000:], scenes[1000:] // 2))
+def test_distances_tell_real_scenes_from_a_shifted_distribution(metrics, prompts, unseen):
+    real, others = unseen[:250], unseen[250:]
+    dark = metrics.prompt.image_features(prompts.images("heldout", 250, 500) // 8)
     assert 0 <= fid(real, others) < 0.2 * fid(real, dark)
     assert abs(kid(real, others)[0]) < 0.2 * kid(real, dark)[0]
     assert kid(real, dark) == kid(real, dark)  # the subsets are those of the seed
 
 
-def test_kid_does_not_depend_on_how_many_pictures_there_are_as_fid_does(metrics, prompts):
-    features = metrics.prompt.image_features(prompts.images("heldout"))
-    reference, few, many = features[:800], features[800:900], features[900:1900]
+def test_kid_does_not_depend_on_the_number_of_images_as_fid_does(unseen):
+    reference, few, many = unseen[:100], unseen[100:120], unseen[120:300]
     assert fid(reference, few) > 2 * fid(reference, many)
     assert abs(kid(reference, few)[0]) < 3 * kid(reference, few)[1]  # zero, within its own scatter
 
@@ -81,8 +87,31 @@ def test_bad_images_are_named(metrics):
         fid(np.zeros((1, 4), np.float32), np.zeros((2, 4), np.float32))
     with pytest.raises(ValueError, match="unknown model 'somewhere'"):
         memsub.load_metrics("somewhere")
-    with pytest.raises(ValueError, match="unknown metric 'sharpnes'; expected some of exact_p, sharpness"):
+    with pytest.raises(ValueError, match=r"unknown metric 'sharpnes'.*Expected one of exact_p, sharpness"):
         memsub.load_metrics("tiny", more=["sharpnes"])
+
+
+def test_a_model_of_a_world_is_measured_by_the_world_and_any_other_by_published_metrics(tmp_path, monkeypatch):
+    class World:
+        def copy_metric(self, source, device):
+            return "copy metric", source, device.type
+
+        def prompt_metric(self, source, device):
+            return "prompt metric", source, device.type
+
+    monkeypatch.setitem(WORLDS, "another", World())
+    monkeypatch.setitem(MODELS, "mine", ModelInfo("mine", str(tmp_path), "mine", "another", world="another"))
+    found = memsub.load_metrics("mine", "cpu")
+    assert (found.copy, found.prompt) == (("copy metric", tmp_path, "cpu"), ("prompt metric", tmp_path, "cpu"))
+    assert found.more == {}
+    asked = []
+    monkeypatch.setattr("memsub.measure.metrics.sscd", lambda *given: asked.append(given))
+    monkeypatch.setattr("memsub.measure.metrics.clip", lambda *given: asked.append(given))
+    memsub.load_metrics("mine", "cpu", prompt="ViT-g/14")
+    memsub.load_metrics("sd14", "cpu")
+    cpu = torch.device("cpu")
+    assert asked == [("ViT-g/14", cpu), ("sscd_disc_large", cpu), ("ViT-L/14", cpu)]
+    assert {"ViT-g/14", "ViT-L/14"} == set(CLIPS) and "sscd_disc_large" in SSCD
 
 
 def test_prompt_tables(prompts):
@@ -125,6 +154,8 @@ def test_sscd_reads_torchscript_and_sees_published_preprocessing(tmp_path):
 
 
 def test_clip_loads_from_a_folder(tmp_path):
+    from tools.rehearsal import save_small_clip  # imports half of the library
+
     save_small_clip(tmp_path)
     metric = clip(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (3, 40, 32, 3), dtype=np.uint8)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from memsub.muon import RATIO, Muon, orthogonalized
+from memsub_extra.training.muon import RATIO, Muon, orthogonalized
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 8), (3, 4, 20), (1, 20, 4)])

@@ -12,9 +12,9 @@ import nbformat
 import pytest
 import yaml
 
-from memsub.batch import NOTEBOOKS as REGISTERED
 from memsub.models import MODELS
-from memsub.parameters import Parameters
+from memsub.run.notebooks import NOTEBOOKS as REGISTERED
+from memsub.run.parameters import Parameters
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -28,7 +28,7 @@ def parameters_of(notebook) -> dict:
 
 
 def test_every_notebook_is_registered():
-    assert [p.stem for p in NOTEBOOKS] == list(REGISTERED)
+    assert [p.stem for p in NOTEBOOKS] == sorted(REGISTERED)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

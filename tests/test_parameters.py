@@ -2,7 +2,7 @@
 
 import pytest
 
-from memsub.parameters import Parameters
+from memsub.run.parameters import Parameters
 
 
 def test_a_typo_is_an_error_that_lists_the_keys(tmp_path):
@@ -38,11 +38,11 @@ def test_bad_values_are_named(tmp_path, text, told):
         Parameters.load(tmp_path / "p.yaml")
 
 
-def test_the_edit_is_the_recommended_one_unless_told():
-    assert Parameters().edit_sparsity == 0.25
-    assert Parameters(model="sd14").edit_sparsity == Parameters(model="somebody/else").edit_sparsity == 0.01
-    told = Parameters.checked({"edit": {"sparsity": 0.3}})
-    assert told.edit_sparsity == told.mask_sparsity == 0.3
+def test_the_edit_is_the_recommended_one_unless_given():
+    assert Parameters().spec.sparsity == 0.25
+    assert Parameters(model="sd14").spec.sparsity == Parameters(model="somebody/else").spec.sparsity == 0.01
+    given = Parameters.checked({"edit": {"sparsity": 0.3}})
+    assert given.spec.sparsity == given.mask_sparsity == 0.3
     assert Parameters.checked({"grid": {"sparsity": 0.05}}).mask_sparsity == 0.05
 
 

@@ -1,11 +1,18 @@
 """Figures: axis labels, legends that say what was compared, one point or line for each thing that was given."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.text import Text
 
-from memsub import plots
+from memsub.baselines import BASELINES
+from memsub.run import plots
+from memsub.run.plots.style import model_styles
+from memsub_extra.lab import plots as lab_plots
+from memsub_extra.unlearning import plots as unlearning_plots
 
 LAYERS = ["down_blocks.0.attentions.0.x", "mid_block.attentions.0.x"]
 XY = ("copy_similarity", "prompt_similarity")
@@ -35,7 +42,15 @@ def rates(n: int = 6) -> pd.DataFrame:
 LEARNED = pd.DataFrame(
     {"model": ["a", "twin"] * 2, "taught": "ordinary pairs", "lr": 1e-4, "steps": [0, 0, 9, 9], "share": 0.1, "n": 9}
 ).assign(low=0.0, high=0.4)
+ATTACKED = {"iteration": 0, "similarity": 0.1, "replicates": False}
 AUDITED = pd.DataFrame({"attacked": [0.5, 0.1], "attacked_low": 0.1, "attacked_high": 0.6}, index=["a", "twin"])
+
+
+def copy_metric() -> SimpleNamespace:
+    """As much of a CopyMetric as its ROC needs."""
+    curve = {"false_positives": [0.0, 0.01, 1.0], "true_positives": [0.0, 0.9, 1.0]}
+    chosen = {"false_positives": 0.01, "true_positives": 0.9, "distinct": 100, "copies": 50, "roc": curve}
+    return SimpleNamespace(roc=chosen, threshold=0.8)
 
 
 def attack_work() -> pd.DataFrame:
@@ -60,10 +75,16 @@ def attack_work() -> pd.DataFrame:
         lambda: plots.similarity_histograms(pd.DataFrame({"kind": ["a", "b"], "similarity": [0.1, 0.9]}), 0.5),
         lambda: plots.roc({"a": pd.DataFrame({"false_positives": [0, 1], "true_positives": [0, 1]})}, "x", "y"),
         lambda: plots.extraction_curve(LADDER.assign(model=list("abab"), extracted=[False, True] * 2)),
-        lambda: plots.attack_curves(attack_work(), (0, 10, 50)),
-        lambda: plots.relearning(LEARNED),
-        lambda: plots.recognition(pd.DataFrame({"model": "a", "given": "x", "t": [1, 2], "error": [0.1, 0.2]})),
-        lambda: plots.intervals(AUDITED, {"attacked": "drawn (%)"}),
+        lambda: unlearning_plots.attack_curves(attack_work(), (0, 10, 50)),
+        lambda: unlearning_plots.relearning(LEARNED),
+        lambda: unlearning_plots.recognition(
+            pd.DataFrame({"model": "a", "given": "x", "t": [1, 2], "error": [0.1, 0.2]})
+        ),
+        lambda: plots.copy_roc(copy_metric()),
+        lambda: lab_plots.layer_bars(pd.Series([0.1, 0.2], LAYERS), "weights (%)"),
+        lambda: lab_plots.score_lines({"before": RNG.random((2, 5))}, "score"),
+        lambda: lab_plots.attack_lines({"unedited": [ATTACKED]}, 0.5, "x"),
+        lambda: unlearning_plots.intervals(AUDITED, {"attacked": "generated (%)"}),
     ],
 )
 def test_axes_say_what_they_show(make):
@@ -75,7 +96,7 @@ def test_a_panel_a_contrast_and_a_point_a_setting():
     assert [a.get_title() for a in figure.axes] == [
         "against the empty prompt",
         "against ordinary prompts",
-        "weights at random",
+        "density-matched random weights",
     ]
     assert "copy metric" in figure.axes[0].get_xlabel()
     assert [line.get_label() for line in figure.axes[0].lines] == ["unedited", "twin", "first 10 steps"]
@@ -89,10 +110,10 @@ def test_a_line_a_method():
     assert figure.axes[0].get_xlabel() == "replicated (%)"
 
 
-@pytest.mark.parametrize("draw", ["sweep", "methods"])
-def test_rates_that_have_intervals_show_them_and_their_n(draw):
+@pytest.mark.parametrize("figure", ["sweep", "methods"])
+def test_rates_that_have_intervals_show_them_and_their_n(figure):
     frame = rates(6).assign(exact_low=0.1, exact_high=0.9, n=20)
-    if draw == "sweep":
+    if figure == "sweep":
         axis = plots.sweep(frame, {}, "exact_rate").axes[0]
     else:
         labels = {"exact_rate": "replicated", "relative_alignment": "kept"}
@@ -103,7 +124,7 @@ def test_rates_that_have_intervals_show_them_and_their_n(draw):
     assert all(x == pytest.approx([10, 90]) for x in ends)
 
 
-def test_extraction_is_told_with_intervals_side_by_side():
+def test_extraction_is_shown_with_intervals_side_by_side():
     frame = pd.DataFrame(
         {"model": ["a", "a", "a", "b", "b", "b"], "exposures": [1, 9, 9] * 2, "extracted": [0, 1, 0] * 2}
     )
@@ -115,25 +136,35 @@ def test_extraction_is_told_with_intervals_side_by_side():
 
 
 def test_an_attack_has_a_panel_for_each_kind_of_pairs_and_a_line_a_model():
-    figure = plots.attack_curves(attack_work(), (0, 10, 50))
+    figure = unlearning_plots.attack_curves(attack_work(), (0, 10, 50))
     assert [a.get_title() for a in figure.axes] == [
-        "memorized pictures, n = 2 a model",
-        "pictures never trained on, n = 2 a model",
+        "memorized images, n = 2 a model",
+        "images never trained on, n = 2 a model",
     ]
     lines = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
     assert lines == {"a": [50, 100, 100], "twin": [0, 0, 50]}
 
 
-def test_pictures_stand_in_labelled_rows():
+def test_a_bar_a_method_with_its_value():
+    values = pd.Series([1.0, 2.0], pd.MultiIndex.from_tuples([("none", ""), ("random tokens", "1")]))
+    axis = plots.bars(values, "seconds an image").axes[0]
+    assert [t.get_text() for t in axis.get_yticklabels()] == ["random tokens 1", "none"]
+    assert [t.get_text() for t in axis.texts] == ["2.00", "1.00"]
+    assert axis.get_xlabel() == "seconds an image"
+    shown = plots.colours(["random tokens", "none"])
+    assert [bar.get_facecolor()[:3] for bar in axis.patches] == list(shown.values())
+
+
+def test_images_stand_in_labelled_rows():
     images = np.zeros((3, 4, 4, 3), np.uint8)
     figure = plots.image_grid({"training image": images, "seed 0": images}, list("abc"))
     axis = figure.axes[0]
     places = [image.get_extent() for image in axis.images]
     assert [(left, top) for left, _, _, top in places] == [(j, i) for i in range(2) for j in range(3)]
-    told = {text.get_text(): text.get_position() for text in axis.texts}
-    assert list(told) == ["training\nimage", "seed 0", "a", "b", "c"]
-    assert 0 < told["training\nimage"][1] < 1 < told["seed 0"][1] < 2  # beside their rows
-    assert [0 < told[text][0] - j < 1 for j, text in enumerate("abc")] == [True] * 3  # above their columns
+    labels = {text.get_text(): text.get_position() for text in axis.texts}
+    assert list(labels) == ["training\nimage", "seed 0", "a", "b", "c"]
+    assert 0 < labels["training\nimage"][1] < 1 < labels["seed 0"][1] < 2  # beside their rows
+    assert [0 < labels[text][0] - j < 1 for j, text in enumerate("abc")] == [True] * 3  # above their columns
     with pytest.raises(ValueError, match="rows of one length and a caption a column expected"):
         plots.image_grid({"a": images, "b": images[:2]})
 
@@ -141,3 +172,88 @@ def test_pictures_stand_in_labelled_rows():
 def test_layers_are_named_by_block_and_place():
     names = ["down_blocks.0.attentions.1.x", "mid_block.attentions.0.x", "up_blocks.3.attentions.2.x"]
     assert [plots.layer_label(n) for n in names] == ["down 0.1", "mid", "up 3.2"]
+
+
+MONEY = "costs $20 or $30, #cash$"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: plots.image_grid({MONEY: np.zeros((1, 4, 4, 3), np.uint8)}, [MONEY], title=MONEY),
+        lambda: plots.heatmaps({MONEY: RNG.random((3, 2))}, LAYERS, MONEY),
+        lambda: plots.sorted_norms({MONEY: RNG.random(5) + 0.1}, MONEY),
+        lambda: plots.curves({MONEY: [RNG.random((3, 2))]}, LAYERS, MONEY),
+        lambda: plots.spread({MONEY: RNG.random((4, 3, 2))}, LAYERS, "IoU", MONEY),
+        lambda: plots.similarity_histograms(pd.DataFrame({"kind": [MONEY], "similarity": [0.1]}), 0.5),
+        lambda: plots.exposure_curve(LADDER, LADDER.assign(kind=MONEY)),
+        lambda: plots.p_values({MONEY: RNG.random(9)}),
+        lambda: plots.mask(RNG.random((4, 8)) > 0.5, MONEY),
+        lambda: plots.tradeoff(rates().assign(model=MONEY), *XY, dict.fromkeys(XY, MONEY)),
+        lambda: plots.sweep(rates().assign(contrast=MONEY), {MONEY: rates(1).iloc[0]}, "exact_rate"),
+        lambda: plots.methods(rates().assign(method=MONEY, strength=MONEY), *XY, dict.fromkeys(XY, MONEY)),
+        lambda: plots.bars(pd.Series([1.0], [MONEY]), MONEY),
+        lambda: plots.extraction_curve(LADDER.assign(model=MONEY, extracted=True)),
+        lambda: plots.roc({MONEY: pd.DataFrame({"false_positives": [0, 1], "true_positives": [0, 1]})}, MONEY, MONEY),
+        lambda: lab_plots.attack_lines({MONEY: [ATTACKED]}, 0.5, MONEY),
+        lambda: unlearning_plots.relearning(LEARNED.assign(model=MONEY, taught=MONEY)),
+    ],
+)
+def test_dollars_in_names_and_captions_are_dollars(make):
+    figure = make()
+    figure.draw_without_rendering()
+    shown = [text for text in figure.findobj(Text) if "$" in text.get_text() and "mathdefault" not in text.get_text()]
+    assert any("$20" in text.get_text() for text in shown)
+    assert not any(text.get_parse_math() for text in shown)
+
+
+def test_a_method_has_one_colour_in_all_figures():
+    table = plots.METHOD_COLOURS
+    names = ["none", "pruning", "random pruning", "twin", *BASELINES]
+    shown = plots.colours(names)
+    assert [shown[name] for name in names[:4]] == [
+        table[name] for name in ("unedited", "pruned", "density-matched random", "twin")
+    ]
+    assert [shown[name] for name in BASELINES] == list(plots.BASELINE_COLOURS[: len(BASELINES)])
+    assert len(set(shown.values())) == len(names)
+    assert plots.colours(["random tokens"])["random tokens"] == shown["random tokens"]  # whatever else is shown
+    assert plots.colours(["twin, text magnitude: AUC 0.5"]).popitem()[1] == table["twin"]
+    assert model_styles(["pruned", "twin"])["twin"]["linestyle"] == "--"
+
+
+def test_names_of_no_method_have_colours_that_are_free():
+    shown = plots.colours(["10 memorized prompts", "10 ordinary prompts", "empty prompt", "memorized – ordinary"])
+    assert list(shown.values())[:2] == [plots.METHOD_COLOURS[name] for name in ("pruned", "ordinary")]
+    assert len(set(shown.values())) == 4
+    kinds = plots.colours(["verbatim", "verbatim, without tail", "ladder", "verbatim, by the twin"])
+    assert len(set(kinds.values())) == 4
+    assert kinds["verbatim, by the twin"] == plots.METHOD_COLOURS["twin"]
+    assert len(plots.colours(map(str, range(30)))) == 30
+    assert plots.colours(["regrowth, located"], {"regrowth": (1.0, 0.0, 0.0)})["regrowth, located"] == (1.0, 0.0, 0.0)
+
+
+def test_a_removal_has_one_colour_in_all_figures():
+    colours = unlearning_plots.removal_colours()
+    assert len(set(colours.values())) == len(colours) > 5
+    taken = {plots.METHOD_COLOURS[name] for name in ("unedited", "pruned", "twin")}
+    assert not taken & set(colours.values())
+
+
+def test_rungs_of_the_ladder_have_wilsons_intervals_over_captions():
+    ladder = pd.DataFrame({"prompt": list("aabb"), "exposures": 1, "replicated": False})  # two seeds of two captions
+    axis = plots.exposure_curve(ladder).axes[0]
+    (segment,) = axis.containers[0][2][0].get_segments()
+    assert segment[:, 1] == pytest.approx([0, 65.8], abs=0.1)  # of 0 of 2, where a bootstrap has no width
+    assert axis.get_legend().get_texts()[0].get_text() == "ladder (2 captions a rung)"
+
+
+def test_legends_lie_beside_the_data():
+    roc = {"a, x": pd.DataFrame({"false_positives": [0, 1], "true_positives": [0, 1]})}
+    for figure in (
+        plots.roc(roc, "x", "y"),
+        plots.p_values({"a": RNG.random(9)}),
+        plots.sweep(rates(), {}, "exact_rate"),
+    ):
+        figure.draw_without_rendering()
+        axis = figure.axes[-1]
+        assert axis.get_legend().get_window_extent().x0 > axis.get_window_extent().x1

@@ -5,7 +5,7 @@ from threading import Event, Thread
 import pytest
 import torch
 
-from memsub import precision
+from memsub_extra.training import precision
 
 
 @pytest.mark.parametrize(("pays", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])

@@ -10,16 +10,20 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from memsub import downloads, recovery
 from memsub.__main__ import main
-from memsub.metrics import SSCD
+from memsub.io import downloads
+from memsub.io.lists import FORMS
+from memsub.measure.metrics import SSCD
+from memsub.models import MODELS, ModelInfo
 from memsub.prompts import Prompts, load_prompts, near_duplicates, read_prompts, too_long
+from memsub.world import WORLDS
+from memsub_extra.archives import recovery
 
 CAPTIONS = ["A red house; by night", 'The "Best" Podcast', "Ein Haus am Wasser, Öl"]
 
 
 def test_the_published_forms(tmp_path):
-    (tmp_path / "a.txt").write_text("\n\n".join(CAPTIONS) + "\n", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("\n".join(CAPTIONS) + "\n\n", encoding="utf-8")
     rows = [{"caption": c, "index": i, "url": f"http://x/{i}.jpg"} for i, c in enumerate(CAPTIONS)]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     table = pd.DataFrame({"Caption": CAPTIONS, "URL": "http://x/1.jpg", "type": ["VM", "TM", "N"], "Index": [5, 6, 7]})
@@ -39,25 +43,144 @@ def test_the_published_forms(tmp_path):
     assert [str(i) for i in together.memorized_rows["index"]] == ["5", "6"]  # names of folders of training images
 
 
+WITHIN = ["by\u2028her", "Sofa\x85 grey", "Page\x0cbreak", "vertical\x0btab", "file\x1cseparator", "plain"]
+"""Captions with characters at which Python's `splitlines` splits, and no text editor does."""
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_a_line_is_what_a_text_editor_shows_as_one(tmp_path, end, encoding):
+    lists = {
+        "a.txt": WITHIN,
+        "escaped.jsonl": [json.dumps({"caption": c}) for c in WITHIN],
+        "a.jsonl": [json.dumps({"caption": c}, ensure_ascii=False) for c in WITHIN],
+        "a.csv": ["caption;url", *(f"{c};x" for c in WITHIN)],
+        "quoted.csv": ['"caption","url"', *(f'"{c}","x"' for c in WITHIN)],
+    }
+    for name, lines in lists.items():
+        (tmp_path / name).write_bytes((end.join(lines) + end).encode(encoding))
+        assert read_prompts(tmp_path / name)["prompt"].tolist() == WITHIN, name
+
+
+def test_captions_that_look_like_missing_values_stay(tmp_path):
+    captions = ["NA", "null", "None", "nan", "N/A", "true", "007", "1e5", "-"]
+    (tmp_path / "a.csv").write_text("caption,url\n" + "".join(f"{c},x\n" for c in captions))
+    (tmp_path / "b.csv").write_text("caption\n" + "\n".join(captions))
+    (tmp_path / "a.txt").write_text("\n".join(captions))
+    pd.DataFrame({"caption": captions}).to_parquet(tmp_path / "a.parquet")
+    for name in ("a.csv", "b.csv", "a.txt", "a.parquet"):
+        assert read_prompts(tmp_path / name)["prompt"].tolist() == captions, name
+
+
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "where"),
+    [
+        ("a.txt", "one\n\n \ntwo\n\n", "lines 2, 3"),
+        ("a.jsonl", '{"caption": "one"}\n{"caption": null}\n{"caption": " "}\n\n{"caption": "two"}\n', "lines 2, 3, 4"),
+        ("a.csv", 'caption,url\n"one",x\n,y\n\n"two",z\n\n', "lines 3, 4"),
+        ("a.csv", 'url,caption\nx,"one"\ny,\nz,"two"\n', "line 3"),
+        ("a.txt", "one\n" + "\n" * 30 + "two", "lines 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 20 more"),
+    ],
+)
+def test_rows_without_a_caption_are_named(tmp_path, name, content, where):
+    (tmp_path / name).write_text(content)
+    with pytest.warns(UserWarning, match=rf"{name}: no caption in {where}\."):
+        assert read_prompts(tmp_path / name)["prompt"].tolist() == ["one", "two"]
+
+
+def test_tables_as_programs_write_them(tmp_path):
+    """Quotes, line breaks and the other separator within a caption; a suffix in capitals; one column alone."""
+    lists = {
+        "A.CSV": ("Caption\na cat; black\n", ["a cat; black"]),
+        "semicolon.csv": ('caption,"url; old"\n"a cat, black; white",x\n', ["a cat, black; white"]),
+        "break.csv": (
+            'caption,url\n"a cat\non a mat",x\nThe "Best" Podcast,y\n',
+            ["a cat\non a mat", 'The "Best" Podcast'],
+        ),
+        "blank.csv": ("\ncaption;index\na cat;07\n", ["a cat"]),
+    }
+    for name, (content, captions) in lists.items():
+        (tmp_path / name).write_text(content)
+        assert read_prompts(tmp_path / name)["prompt"].tolist() == captions, name
+    assert read_prompts(tmp_path / "blank.csv")["index"].tolist() == ["07"]  # the name of a folder, as it stands there
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
     [
         ("a.txt", b"", "holds no captions"),
         ("a.txt", b" \n\n", "holds no captions"),
         ("a.txt", b"\xff\xfe\x00\x9f", "is not UTF-8"),
+        ("a.txt", b"one\n\ntw\xf6\n", "is not UTF-8 text from line 3 on"),
         ("a.txt", b"\x00\x01\x02", "holds no captions"),
         ("a.jsonl", b'{"caption": "a"}\n{"cap', "line 2, is no JSON"),
+        ("a.jsonl", b"[" * 100_000, "line 1, is no JSON"),
         ("a.jsonl", b'{"text": "a"}', "no column 'caption'; its columns are: text"),
+        ("a.jsonl", b'{"caption": "a"}\n{"text": "b"}', "line 2, has no column 'caption'"),
+        ("a.jsonl", b'"a cat"\n', 'line 1, is no JSON object: "a cat"'),
+        ("a.jsonl", b'[{"caption": "a cat"}]', "line 1, is no JSON object"),
+        ("a.jsonl", b'{"caption": "a"}\n{"caption": 3}', "line 2, has a caption that is no text: 3"),
+        ("a.jsonl", b'{"caption": ["a", "b"]}', "line 1, has a caption that is no text"),
+        ("a.jsonl", b'{"caption": "a", "caption": "b"}', "line 1, has the columns 'caption' and 'caption'"),
+        ("a.jsonl", b'{"caption": "a", "index": "../x"}', "line 1, has the index '../x', which is no plain name"),
+        ("a.csv", b"caption,index\na,1\nb,..\n", "line 3, has the index '..'"),
         ("a.csv", b"URL;type\nx;VM\n", "no column 'caption'; its columns are: url, type"),
         ("a.csv", b"", "no table"),
+        ("a.csv", b"caption,url\na cat, black,x\n", "line 2, has 3 values and the header 2"),
+        ("a.csv", b"caption\na cat, black\n", "line 2, has 2 values and the header 1"),
+        ("a.csv", b'caption;url\na;x\n"b: the "new" video;x\nc;y\n', "line 3, is no row of values separated by ';'"),
+        ("a.csv", b"caption,url\n", "holds no captions"),
+        ("a.csv", b"caption,type\na,N\n", "holds no captions that it does not mark as not memorized"),
         ("a.parquet", b"PAR1 half a file", "truncated or no parquet"),
         ("a.xls", b"x", "unknown kind '.xls'"),
+        ("a.tsv", b"caption\ta\n", "unknown kind '.tsv'"),
+        ("captions", b"a cat\n", "it has no suffix"),
     ],
 )
-def test_a_file_that_is_no_list_is_named(tmp_path, name, content, told):
+def test_a_file_that_is_no_list_is_named(tmp_path, name, content, named):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name}.*{told}"):
-        read_prompts(tmp_path / name)
+    with pytest.raises(ValueError) as error:
+        load_prompts(tmp_path / name)
+    assert name in str(error.value)
+    assert named in str(error.value)
+    if "unknown kind" in named or "no column" in named or "JSON object" in named or "no text" in named:
+        assert FORMS in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "named"),
+    [
+        ({"Caption": ["A cat"], "caption": ["a cat"]}, "has the columns 'Caption' and 'caption', which mean the same"),
+        ({"caption": ["a"], "type": ["x"], "overfit_type": ["MV"]}, "has the columns 'type' and 'overfit_type'"),
+        ({"0": ["a cat"], "1": [2]}, "no column 'caption'; its columns are: 0, 1"),
+        ({"caption": ["a", "b"], "index": ["1", "b/c"]}, "row 2, has the index 'b/c'"),
+        ({"caption": [1, 2]}, "row 1, has a caption that is no text: 1"),
+    ],
+)
+def test_parquet_of_another_shape_is_named(tmp_path, columns, named):
+    pd.DataFrame(columns).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError) as error:
+        read_prompts(tmp_path / "a.parquet")
+    assert named in str(error.value)
+
+
+def test_numbers_stay_numbers_beside_rows_that_have_none(tmp_path):
+    pd.DataFrame({"caption": ["a", None, "b"], "index": [3, 4, None]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.warns(UserWarning, match="no caption in row 2"):
+        table = read_prompts(tmp_path / "a.parquet")
+    assert table["prompt"].tolist() == ["a", "b"]
+    assert table["index"][0] == 3 and str(table["index"][0]) == "3" and pd.isna(table["index"][1])
+
+
+def test_a_world_has_the_prompts_of_its_models(monkeypatch):
+    class World:
+        def prompts(self):
+            return Prompts(pd.DataFrame({"prompt": ["a"], "kind": ["verbatim"]}))
+
+    monkeypatch.setitem(WORLDS, "another", World())
+    monkeypatch.setitem(MODELS, "mine", ModelInfo("mine", "nowhere", "mine", "published", world="another"))
+    assert load_prompts("mine").memorized == ["a"]
+    assert len(load_prompts("tiny").memorized) == 100
 
 
 def test_unknown_lists():
@@ -103,7 +226,7 @@ def server(tmp_path, monkeypatch):
 
     stop = threading.Event()
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
+    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
     http.files, http.address = files, f"http://127.0.0.1:{http.server_address[1]}/"
     monkeypatch.setenv("MEMSUB_CACHE", str(tmp_path / "cache"))
     yield http
@@ -144,22 +267,22 @@ def test_the_fetch_command_writes_the_checksums_it_saw(server, monkeypatch, tmp_
     monkeypatch.setattr(recovery, "SOURCES", recovery.SOURCES[:1])  # not the web's archives
     command = ["fetch", "sd14", "--images", str(tmp_path / "gt")]
     assert main(command) == 0
-    told = capsys.readouterr().out
-    assert "1 of 2 training images" in told
+    printed = capsys.readouterr().out
+    assert "1 of 2 training images" in printed
     lock = json.loads((downloads.cache() / "checksums.json").read_text())
     assert lock["sscd.pt"] == hashlib.sha256(b"metric").hexdigest()
-    assert all(checksum in told for checksum in lock.values())
+    assert all(checksum in printed for checksum in lock.values())
     (downloads.cache() / "sscd.pt").write_bytes(b"something else")
     assert main(command) == 1
     assert "sscd.pt is not what was fetched first" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "half.txt", "slow"])
-def test_a_server_that_fails_is_told_and_leaves_nothing(server, monkeypatch, name):
+def test_a_server_that_fails_is_named_and_leaves_nothing(server, monkeypatch, name):
     server.files["half.txt"] = b"one\n" * 1000
     sources(monkeypatch, server, name)
     with pytest.raises(ConnectionError, match=rf"could not be fetched from {server.address}{name}.*put that file at"):
-        downloads.fetch("sd14", "memorized", timeout=0.5)
+        downloads.fetch("sd14", "memorized", timeout=0.2)
     assert not list(downloads.cache().glob("*.txt"))
 
 

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from memsub import recovery
-from memsub.recovery import PoliteSession, fetch_images, told
+from memsub_extra.archives import recovery
+from memsub_extra.archives.recovery import PoliteSession, fetch_images, told
 
 RNG = np.random.default_rng(0)
 

@@ -1,6 +1,7 @@
 """Removals and what audits them: edits that carry values, fine-tuning that is undone, attacks whose work is counted."""
 
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -8,15 +9,24 @@ import pytest
 import torch
 from tools.removals import of_this_model, removal
 
-from memsub import audit
 from memsub.activations import capture
-from memsub.audit import Pairs
-from memsub.denoiser import as_denoiser, fingerprint
+from memsub.measure.exact import LEVEL
+from memsub.measure.verdict import by_exact_test
+from memsub.models import Conditioning, as_denoiser, fingerprint, generate
 from memsub.prompts import other_wording
 from memsub.pruning import Edit, pruned
-from memsub.removal import REMOVALS, fine_tuning, pruning
-from memsub.removal.fine_tuning import as_it_is, fine_tuned
-from memsub.removal.regrowth import Regrowth
+from memsub.testbed.world import WORLD
+from memsub_extra.unlearning import audit, fine_tuning, plots, pruning, shipped
+from memsub_extra.unlearning.attack_work import attack_curve, attack_work, log_rank, starts
+from memsub_extra.unlearning.fine_tuning import dropped, either, fine_tuned, teacher_of
+from memsub_extra.unlearning.pairs import SAMPLING, Pairs, Subjects
+from memsub_extra.unlearning.recognition import denoising_error
+from memsub_extra.unlearning.regrowth import Regrowth
+from memsub_extra.unlearning.relearning import relearning
+from memsub_extra.unlearning.removals import REMOVALS, displayed
+from memsub_extra.unlearning.revival import imputed, revived
+
+JUDGE = by_exact_test(WORLD)
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +42,16 @@ def ordinary(prompts):
 @pytest.fixture
 def quick(monkeypatch):
     monkeypatch.setitem(pruning.CAPTURE, "steps", 10)
+    # Rows of 64 weights: the paper's 1 % of them is none.
+    monkeypatch.setattr(fine_tuning, "prune", partial(pruning.prune, sparsity=0.1))
 
 
-def some_layer(pipe) -> tuple[str, torch.nn.Linear]:
+def first_layer(pipe) -> tuple[str, torch.nn.Linear]:
     return next(iter(as_denoiser(pipe).layers().items()))
 
 
 def edit_of(pipe, positions, values) -> Edit:
-    name, layer = some_layer(pipe)
+    name, layer = first_layer(pipe)
     return Edit(
         {name: torch.tensor(positions)},
         {name: tuple(layer.weight.shape)},
@@ -51,20 +63,20 @@ def edit_of(pipe, positions, values) -> Edit:
 # --- edits with values -------------------------------------------------------------------------------------------
 
 
-def test_values_are_written_and_taken_back(pipe, tmp_path):
-    edit, (_, layer) = edit_of(pipe, [0, 5, 9], [0.5, 0.0, -2.0]), some_layer(pipe)
+def test_values_are_written_and_taken_back(micro, tmp_path):
+    edit, (_, layer) = edit_of(micro, [0, 5, 9], [0.5, 0.0, -2.0]), first_layer(micro)
     before = layer.weight.detach().clone()
     edit.save(tmp_path / "edit.safetensors")
     for one in (edit, Edit.load(tmp_path / "edit.safetensors")):
-        with pruned(pipe, one):
+        with pruned(micro, one):
             assert layer.weight.view(-1)[[0, 5, 9]].tolist() == [0.5, 0.0, -2.0]
             assert torch.equal(layer.weight.view(-1)[10:], before.view(-1)[10:])
         assert torch.equal(layer.weight, before)
 
 
-def test_edits_with_values_combine(pipe):
-    name, _ = some_layer(pipe)
-    a, b = edit_of(pipe, [0, 5], [1.0, 2.0]), edit_of(pipe, [5, 9], [3.0, 4.0])
+def test_edits_with_values_combine(micro):
+    name, _ = first_layer(micro)
+    a, b = edit_of(micro, [0, 5], [1.0, 2.0]), edit_of(micro, [5, 9], [3.0, 4.0])
     for edit, positions, values in (
         (a | b, [0, 5, 9], [1, 3, 4]),
         (b | a, [0, 5, 9], [1, 2, 4]),
@@ -75,13 +87,10 @@ def test_edits_with_values_combine(pipe):
         assert edit.values[name].tolist() == values
 
 
-def test_an_edit_of_a_whole_layer_needs_no_positions_on_disk(pipe, tmp_path):
-    name, layer = some_layer(pipe)
-    n = layer.weight.numel()
-    whole = Edit(
-        {name: torch.arange(n)}, {name: tuple(layer.weight.shape)}, {"model": fingerprint(pipe)}, {name: torch.ones(n)}
-    )
-    whole.values[name] = whole.values[name].half()
+def test_an_edit_of_a_whole_layer_needs_no_positions_on_disk(micro, tmp_path):
+    name, layer = first_layer(micro)
+    n, shape = layer.weight.numel(), tuple(layer.weight.shape)
+    whole = Edit({name: torch.arange(n)}, {name: shape}, {"model": fingerprint(micro)}, {name: torch.ones(n).half()})
     whole.save(tmp_path / "whole.safetensors")
     assert (tmp_path / "whole.safetensors").stat().st_size < 2 * n + 4000
     assert Edit.load(tmp_path / "whole.safetensors").positions[name].tolist() == list(range(n))
@@ -91,11 +100,11 @@ def test_an_edit_of_a_whole_layer_needs_no_positions_on_disk(pipe, tmp_path):
 
 
 def test_fine_tuning_reaches_what_its_loss_asks_for_and_leaves_the_network_as_it_was(
-    pipe, memorized, ordinary, tmp_path, monkeypatch
+    micro, memorized, ordinary, tmp_path, monkeypatch
 ):
-    name, layer = some_layer(pipe)
-    before, asked = fingerprint(pipe), [p.requires_grad for p in pipe.unet.parameters()]
-    only = edit_of(pipe, [3, 7], [0, 0])
+    name, layer = first_layer(micro)
+    before, required = fingerprint(micro), [p.requires_grad for p in micro.unet.parameters()]
+    only = edit_of(micro, [3, 7], [0, 0])
     monkeypatch.setattr(fine_tuning, "prune", lambda *args, **options: only)
 
     def objective(pipe, memorized, ordinary, *, located, seed):
@@ -106,16 +115,16 @@ def test_fine_tuning_reaches_what_its_loss_asks_for_and_leaves_the_network_as_it
 
     def trained(where):
         options = {"name": "to one", "folder": tmp_path, "epochs": 60, "lr": 0.3, "where": where}
-        return fine_tuned(pipe, memorized, ordinary, objective, **options)
+        return fine_tuned(micro, memorized, ordinary, objective, **options)
 
     edit = trained("located")
     assert edit.positions[name].tolist() == [3, 7]
     assert edit.values[name].tolist() == pytest.approx([1, 1], abs=0.05)
-    assert fingerprint(pipe) == before
-    assert [p.requires_grad for p in pipe.unet.parameters()] == asked
+    assert fingerprint(micro) == before
+    assert [p.requires_grad for p in micro.unet.parameters()] == required
     everything = trained("all")
     assert everything.values[name][[3, 7, 8]].tolist() == pytest.approx([1, 1, 1], abs=0.05)
-    assert len(everything.positions) > 16
+    assert len(everything.positions) > len(as_denoiser(micro).layers())
     assert len(list((tmp_path / "unfinished").glob("*.safetensors"))) == 2  # a checkpoint for each
     again = trained("located")  # from its checkpoint
     assert torch.equal(again.values[name], edit.values[name])
@@ -127,7 +136,7 @@ def test_fine_tuning_reaches_what_its_loss_asks_for_and_leaves_the_network_as_it
     ("name", "options"),
     [
         ("pruning, against other wording", {"sparsity": 0.1}),
-        ("pruning, half of the layers", {"sparsity": 0.1}),
+        ("pruning, half of the layers", {"sparsity": 0.1, "layers": 2}),
         ("adversarial pruning", {"sparsity": 0.1, "rounds": 1, "iterations": 2}),
         ("adversarial fine-tuning", {"epochs": 1, "iterations": 2}),
         ("adversarial fine-tuning, the located weights", {"epochs": 1, "iterations": 2}),
@@ -137,21 +146,42 @@ def test_fine_tuning_reaches_what_its_loss_asks_for_and_leaves_the_network_as_it
         ("adversarial distillation, the located weights", {"epochs": 2, "iterations": 0}),
         ("regrowth", {"steps": 4, "alone": 2}),
         ("regrowth, the located weights", {"steps": 2, "alone": 1}),
+        ("training anew", {"steps": 2}),
+        ("further training", {"epochs": 2}),
     ],
 )
-def test_every_removal_makes_an_edit(pipe, memorized, ordinary, quick, tmp_path, name, options):
-    before = fingerprint(pipe)
-    edit = REMOVALS[name].edit(pipe, memorized, ordinary, folder=tmp_path, progress=False, **options)
-    assert fingerprint(pipe) == before
+def test_every_removal_makes_an_edit(micro, memorized, ordinary, quick, tmp_path, name, options):
+    before = fingerprint(micro)
+    edit = REMOVALS[name].edit(micro, memorized, ordinary, folder=tmp_path, progress=False, **options)
+    assert fingerprint(micro) == before
     assert edit.provenance["model"] == before
     assert sum(map(len, edit.positions.values())) > 100
     if "weights" in REMOVALS[name].changes and "trains" in REMOVALS[name].changes:
         assert any(v.any() for v in edit.values.values())
     if "half" in name:
-        assert sum(len(p) > 0 for p in edit.positions.values()) == 8
+        assert sum(len(p) > 0 for p in edit.positions.values()) == 2
     edit.save(tmp_path / "edit.safetensors")
-    with pruned(pipe, Edit.load(tmp_path / "edit.safetensors")):
-        assert fingerprint(pipe) != before
+    with pruned(micro, Edit.load(tmp_path / "edit.safetensors")):
+        assert fingerprint(micro) != before
+
+
+def test_removals_are_found_by_their_names():
+    assert list(REMOVALS)[:5] == [
+        "pruning",
+        "pruning, against ordinary",
+        "pruning, against other wording",
+        "pruning, half of the layers",
+        "adversarial pruning",
+    ]
+    assert len(REMOVALS) == 24
+    assert REMOVALS["SISS"].options["where"] == "all"
+    assert REMOVALS["SISS, the located weights"].changes == "trains the located weights"
+    assert REMOVALS["regrowth, as many random weights"].options == REMOVALS["regrowth"].options | {"where": "random"}
+    assert set(shipped.whole(REMOVALS)) >= {"pruning", "regrowth", "training anew", "further training"}
+    assert displayed("training anew") == "training, re-initialized"
+    assert displayed("SISS, as many random weights") == "SISS, density-matched random weights"
+    with pytest.raises(ValueError, match="unknown removal 'regrowht'. Did you mean 'regrowth'"):
+        REMOVALS.find("regrowht")
 
 
 def test_a_removal_is_audited_under_its_name_and_seed():
@@ -165,31 +195,44 @@ def test_a_removal_is_audited_under_its_name_and_seed():
 def test_what_ships_was_made_of_the_model_that_ships(pipe):
     assert of_this_model(fingerprint(pipe))
     assert not of_this_model("another")
+    assert list(shipped.audits())[:2] == ["twin", "unedited"]
+    assert set(shipped.audits()) - {"twin", "unedited"} == set(shipped.costs())
+    assert all(image.dtype == np.uint8 for image in shipped.images().values())
 
 
-def test_blocks_are_taught_what_they_did(pipe, memorized, ordinary, tmp_path):
+def test_rows_of_two_conditionings_are_chosen_one_by_one():
+    first, second = (Conditioning(torch.full((n, 1, 1), value)) for n, value in ((1, 0.0), (3, 5.0)))
+    wanted = torch.tensor([True, False, True])
+    assert either(first, second, wanted).embeddings.flatten().tolist() == [0, 5, 0]
+    assert either(second, first, wanted).embeddings.flatten().tolist() == [5, 0, 5]
+    many = Conditioning(torch.ones(400, 1, 1))
+    kept = dropped(many, Conditioning(torch.zeros(1, 1, 1)), torch.Generator().manual_seed(0)).embeddings.mean().item()
+    assert kept == pytest.approx(0.9, abs=0.05)
+
+
+def test_blocks_are_taught_what_they_did(micro, memorized, ordinary, tmp_path):
     """As they are there is nothing to learn; from random weights most is learned in a few steps."""
-    loss = Regrowth(pipe, memorized, ordinary, located=lambda: None, alone=1)
+    loss = Regrowth(micro, memorized, ordinary, located=lambda: None, alone=1)
     loss.teacher.network = deepcopy(loss.teacher.network)  # it would share the edited weights
 
     def alone() -> float:
         return loss(0, torch.Generator().manual_seed(0), ()).item()
 
     assert alone() < 1e-6
-    options = {"folder": tmp_path, "progress": False, "lr": 2e-3, "warmup": 5}
-    for steps, low, high in ((1, 0.7, 1.5), (15, 0.1, 0.7)):
-        edit = REMOVALS["regrowth"].edit(pipe, memorized, ordinary, steps=steps, alone=steps, **options)
+    options = {"folder": tmp_path, "progress": False, "lr": 3e-2, "warmup": 3}
+    for steps, low, high in ((1, 0.7, 2.5), (8, 0.1, 0.7)):
+        edit = REMOVALS["regrowth"].edit(micro, memorized, ordinary, steps=steps, alone=steps, **options)
         assert not any("time_emb" in layer for layer in edit.positions)
-        with pruned(pipe, edit):
+        with pruned(micro, edit):
             assert low < alone() < high
 
 
-def test_a_teacher_shares_the_weights_and_does_not_learn(pipe, memorized, ordinary, tmp_path):
+def test_a_teacher_shares_the_weights_and_does_not_learn(micro, memorized, ordinary, tmp_path):
     x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([9, 700])
     said = []
 
     def objective(pipe, memorized, ordinary, *, located, seed):
-        teacher, denoiser = as_it_is(pipe), as_denoiser(pipe)
+        teacher, denoiser = teacher_of(pipe), as_denoiser(pipe)
         addresses = {p.data_ptr() for p in denoiser.network.parameters()}
         assert {p.data_ptr() for p in teacher.network.parameters()} == addresses
 
@@ -202,29 +245,29 @@ def test_a_teacher_shares_the_weights_and_does_not_learn(pipe, memorized, ordina
         return loss
 
     options = {"name": "to zero", "folder": tmp_path, "steps": 3, "lr": 0.1, "where": "blocks"}
-    edit = fine_tuned(pipe, memorized, ordinary, objective, **options)
+    edit = fine_tuned(micro, memorized, ordinary, objective, **options)
     assert all(torch.equal(one, said[0]) for one in said)
-    with pruned(pipe, edit), torch.no_grad():
-        now = as_denoiser(pipe).predict(x, t, as_denoiser(pipe).embed(["", "a red heart"]))
+    with pruned(micro, edit), torch.no_grad():
+        now = as_denoiser(micro).predict(x, t, as_denoiser(micro).embed(["", "a red heart"]))
     assert (now - said[0]).abs().max() > 0.1
 
 
-def test_statistics_of_embeddings_are_those_of_their_captions(exact_pipe, memorized):
+def test_statistics_of_embeddings_are_those_of_their_captions(exact_micro, memorized):
     captions = memorized.captions[:2]
     options = {"steps": 2, "guidance_scale": 3.0, "progress": False}
-    told = capture(exact_pipe, captions, **options)
-    shown = capture(exact_pipe, as_denoiser(exact_pipe).embed(captions), **options)
-    for name, sums in told.sums.items():
-        torch.testing.assert_close(shown.sums[name], sums, rtol=1e-6, atol=1e-9)
+    by_caption = capture(exact_micro, captions, **options)
+    by_embedding = capture(exact_micro, as_denoiser(exact_micro).embed(captions), **options)
+    for name, sums in by_caption.sums.items():
+        torch.testing.assert_close(by_embedding.sums[name], sums, rtol=1e-6, atol=1e-9)
 
 
 def test_the_mirrored_teacher_says_what_the_twin_says(pipe, twin, prompts):
-    """Of a training image, other wording is not enough: the model knows it again. Of the mirrored one it does not."""
+    """Of a training image other wording is not enough: the model recognizes it. The mirrored one it does not."""
     captions, images = other_wording(prompts.of("verbatim")[:40]), prompts.images("verbatim", 0, 40)
 
-    def error(of, mirrored=False):
-        context = as_denoiser(of).embed(captions)
-        return audit.denoising_error(of, images, context, times=(600,), mirrored=mirrored)["error"].item()
+    def error(model, mirrored=False):
+        context = as_denoiser(model).embed(captions)
+        return denoising_error(model, images, context, times=(600,), mirrored=mirrored)["error"].item()
 
     never = error(twin)
     assert error(pipe) < 0.8 * never
@@ -235,14 +278,44 @@ def test_the_mirrored_teacher_says_what_the_twin_says(pipe, twin, prompts):
 
 
 def test_attack_work_is_none_where_the_caption_is_enough(pipe, twin, memorized):
-    options = {"iterations": (0, 2), "progress": False}
-    work = audit.attack_work(pipe, memorized, audit.starts(pipe, memorized.captions)["its caption"], **options)
+    few, options = memorized.first(3), {"iterations": (0, 1), "noises": 1, "progress": False}
+    work = attack_work(pipe, few, starts(pipe, few.captions)["its caption"], JUDGE, **options)
     assert (work["iterations"] == 0).mean() > 0.6
-    never = audit.attack_work(twin, memorized, audit.starts(twin, memorized.captions)["its caption"], **options)
+    never = attack_work(twin, few, starts(twin, few.captions)["its caption"], JUDGE, **options)
     assert np.isinf(never["iterations"]).all()
-    curve = audit.attack_curve(work, (0, 2))
+    curve = attack_curve(work, (0, 1))
     assert curve["share"].is_monotonic_increasing
     assert (curve["low"] <= curve["share"]).all() and (curve["share"] <= curve["high"]).all()
+
+
+def test_a_target_is_attacked_no_further_once_all_its_seeds_replicate(micro, memorized):
+    """By a judge whose verdicts are known: target 0 at once, target 1 by one seed alone, the others at the end."""
+    asked = []
+
+    def judge(images, captions, references):
+        asked.append(list(captions))
+        late = len(asked) > 4  # the third look: two seeds a look
+        return np.array([c == memorized.captions[0] or late for c in captions]) | (
+            np.array([c == memorized.captions[1] for c in captions]) & (len(asked) % 2 == 0)
+        )
+
+    start = starts(micro, memorized.captions)["noise"]
+    sampling = SAMPLING | {"steps": 1}
+    options = {"iterations": (0, 1, 2), "sampling": sampling, "noises": 1, "progress": False}
+    work = attack_work(micro, memorized, start, judge, **options)
+    assert work["iterations"].tolist() == [0, 2, 2, 2, 2, 2]
+    assert work["last"].eq(2).all()
+    assert [len(captions) for captions in asked] == [6, 6, 5, 5, 5, 5]
+    assert attack_curve(work, (0, 1, 2, 50))["share"].tolist() == pytest.approx([1 / 6, 1 / 6, 1])
+
+
+def test_the_attack_begins_with_the_four_starts(micro, memorized):
+    beginnings = starts(micro, memorized.captions)
+    by_caption = beginnings["its caption"].embeddings
+    assert torch.equal(beginnings["another caption"].embeddings, by_caption.roll(1, 0))
+    assert torch.equal(beginnings["the empty prompt"].embeddings[3], as_denoiser(micro).embed([""]).embeddings[0])
+    assert beginnings["noise"].embeddings.mean().item() == pytest.approx(by_caption.mean().item(), abs=0.02)
+    assert beginnings["noise"].embeddings.std().item() == pytest.approx(by_caption.std().item(), rel=0.05)
 
 
 def test_log_rank_tells_early_from_late():
@@ -250,22 +323,28 @@ def test_log_rank_tells_early_from_late():
         return pd.DataFrame({"target": range(len(iterations)), "iterations": iterations, "last": 100})
 
     early, late, never = work([5.0] * 20 + [10.0] * 20), work([50.0] * 20 + [100.0] * 20), work([np.inf] * 40)
-    assert audit.log_rank(early, late) < 1e-6
-    assert audit.log_rank(early, never) < 1e-6
-    assert audit.log_rank(early, early) == pytest.approx(1)
-    assert audit.log_rank(never, never) == 1
+    assert log_rank(early, late) < 1e-6
+    assert log_rank(early, never) < 1e-6
+    assert log_rank(early, early) == pytest.approx(1)
+    assert log_rank(never, never) == 1
 
 
-def test_relearning_brings_back_what_is_taught_and_leaves_the_weights(twin, memorized):
-    before = fingerprint(twin)
-    found = audit.relearning(twin, memorized, memorized, lr=1e-3, looks=(0, 60), progress=False)
-    assert found["share"].tolist()[0] == 0 < found["share"].tolist()[1]
-    assert fingerprint(twin) == before
+def test_relearning_brings_back_what_is_taught_and_leaves_the_weights(pipe, prompts):
+    """Three pairs that the shipped pruned model does not replicate come back in four steps."""
+    audited = shipped.audits()["pruning"]["replication"].query("pairs == 'removed' and seed == 0")
+    places = audited.loc[audited["p"] > 0.05, "target"].tolist()[:3]
+    captions, images = prompts.of("verbatim"), prompts.images("verbatim", 0, max(places) + 1)
+    lost = Pairs([captions[i] for i in places], images[places])
+    with pruned(pipe, Edit.load(shipped.edits()["pruning"])):
+        before = fingerprint(pipe)
+        table = relearning(pipe, lost, lost, JUDGE, lr=3e-4, looks=(0, 4), progress=False)
+        assert fingerprint(pipe) == before
+    assert table["share"].tolist()[0] == 0 < table["share"].tolist()[1]
 
 
-def test_zeros_in_a_weight_of_low_rank_are_revived(pipe):
+def test_zeros_in_a_weight_of_low_rank_are_revived(micro):
     """Of a weight of rank 2 with a tenth of it set to zero, completion finds the signs of what was there."""
-    name, layer = some_layer(pipe)
+    name, layer = first_layer(micro)
     kept = layer.weight.detach().clone()
     rng = torch.Generator().manual_seed(0)
     d, f = layer.weight.shape
@@ -274,17 +353,17 @@ def test_zeros_in_a_weight_of_low_rank_are_revived(pipe):
         layer.weight.copy_(low)
     try:
         positions = torch.randperm(d * f, generator=rng)[: d * f // 10].sort().values
-        edit = Edit({name: positions}, {name: (d, f)}, {"model": fingerprint(pipe)})
-        there, largest = low.view(-1)[positions], low.abs().clone()
+        edit = Edit({name: positions}, {name: (d, f)}, {"model": fingerprint(micro)})
+        before, largest = low.view(-1)[positions], low.abs().clone()
         largest.view(-1)[positions] = 0
-        imputed = audit.imputed(pipe, edit, tolerance=1e-4)
-        completed, found = (of.values[name].float() for of in (imputed, audit.revived(pipe, imputed)))
-        assert torch.corrcoef(torch.stack([completed, there]))[0, 1] > 0.7
-        trusted = found != 0
+        filled = imputed(micro, edit, tolerance=1e-4)
+        completed, back = (each.values[name].float() for each in (filled, revived(micro, filled)))
+        assert torch.corrcoef(torch.stack([completed, before]))[0, 1] > 0.7
+        trusted = back != 0
         assert trusted.float().mean() == pytest.approx(0.6, abs=0.01)
-        assert (found.sign() == there.sign())[trusted].float().mean() > 0.95
+        assert (back.sign() == before.sign())[trusted].float().mean() > 0.95
         expected = largest.amax(1)[positions // f][trusted]
-        assert torch.allclose(found[trusted].abs(), expected, rtol=1e-3)
+        assert torch.allclose(back[trusted].abs(), expected, rtol=1e-3)
     finally:
         with torch.no_grad():
             layer.weight.copy_(kept)
@@ -302,28 +381,76 @@ def audit_tables(p: float, iterations: float, share: float, alignment: float) ->
 
 def test_an_audit_is_summed_up_against_the_twin():
     twin = audit_tables(0.5, np.inf, 0.1, 0.5)
-    found = audit.summary({"twin": twin, "a": audit_tables(1 / 256, 5.0, 0.7, 0.4)}, at=50)
-    assert found.loc["a", ["removed", "unseen", "attacked", "same"]].tolist() == [1, 0, 1, 0]
-    assert found.loc["a", "relearned"] == pytest.approx(0.6)
-    assert found.loc["a", "log_rank"] < 1e-6 < found.loc["twin", "log_rank"] == 1
-    assert found.loc["a", "alignment_low"] <= found.loc["a", "alignment"] <= found.loc["a", "alignment_high"] < 0.9
-    assert found.loc["twin", ["removed", "attacked", "relearned", "alignment"]].tolist() == [0, 0, 0, 1]
-    told = audit.gone(found, unedited="a")
-    assert told.loc["twin"].all()
-    assert told.columns[~told.loc["a"]].tolist() == ["attack work", "relearning", "alignment"]
+    table = audit.summary({"twin": twin, "a": audit_tables(1 / 256, 5.0, 0.7, 0.4)}, at=50)
+    assert table.loc["a", ["removed", "unseen", "attacked", "same"]].tolist() == [1, 0, 1, 0]
+    assert table.loc["a", "relearned"] == pytest.approx(0.6)
+    assert table.loc["a", "log_rank"] < 1e-6 < table.loc["twin", "log_rank"] == 1
+    assert table.loc["a", "alignment_low"] <= table.loc["a", "alignment"] <= table.loc["a", "alignment_high"] < 0.9
+    assert table.loc["twin", ["removed", "attacked", "relearned", "alignment"]].tolist() == [0, 0, 0, 1]
+    criteria = audit.gone(table, unedited="a")
+    assert criteria.loc["twin"].all()
+    assert criteria.columns[~criteria.loc["a"]].tolist() == ["attack work", "relearning", "alignment"]
+    assert set(audit.LABELS) <= set(table.columns)
+
+
+def test_an_audit_has_a_table_for_each_question(micro, metrics, prompts, memorized, ordinary):
+    few, unseen = memorized.first(2), Pairs(prompts.of("heldout")[:2], prompts.images("heldout", 0, 2))
+    subjects = Subjects(few, memorized.only([2]), unseen, ordinary)
+    options = {"targets": 2, "iterations": (0, 1), "begin": ("its caption",), "noises": 1, "taught": 1}
+    options |= {"rates": (1e-4,), "looks": (0, 1), "seeds": 1, "progress": False}
+    before = fingerprint(micro)
+    tables = audit.audited(micro, subjects, metrics, WORLD, **options)
+    assert list(tables) == list(shipped.TABLES)
+    assert {name: len(table) for name, table in tables.items()} == {
+        "replication": 2 + 1 + 2,
+        "attack": 2 * 2,
+        "relearning": 2 * 2,
+        "diversity": 2,
+        "quality": 2,
+    }
+    assert tables["replication"]["pairs"].unique().tolist() == ["removed", "unseen", "fresh"]
+    shipped_columns = {name: set(table) for name, table in shipped.audits()["twin"].items()}
+    assert {name: set(table) | {"model"} for name, table in tables.items()} == shipped_columns
+    assert fingerprint(micro) == before
 
 
 def test_seeds_of_the_twin_differ(pipe, twin, memorized):
-    from functools import partial
-
-    from memsub.generation import generate
-
-    options = {"steps": 10, "guidance_scale": 3.0, "progress": False}
-    fixed = audit.diversity(partial(generate, pipe, **options), memorized.captions)
-    free = audit.diversity(partial(generate, twin, **options), memorized.captions)
-    assert (fixed <= audit.LEVEL).mean() > (free <= audit.LEVEL).mean()
+    captions = memorized.captions[:3]
+    fixed, free = (audit.diversity(partial(generate, model, **SAMPLING), captions, WORLD) for model in (pipe, twin))
+    assert (fixed <= LEVEL).mean() > (free <= LEVEL).mean()
 
 
 def test_pairs_that_do_not_match_are_refused(memorized):
     with pytest.raises(ValueError, match="1 captions with 6 images"):
         Pairs(["a"], memorized.images)
+
+
+# --- figures -------------------------------------------------------------------------------------------------------
+
+
+def test_attack_curves_have_a_panel_for_each_kind_of_pairs():
+    rows = [
+        {"model": model, "pairs": pairs, "target": i, "iterations": at, "last": 10}
+        for model in ("unedited", "twin")
+        for pairs in ("removed", "fresh")
+        for i, at in enumerate((0, 5, np.inf) if model == "unedited" else (np.inf,) * 3)
+    ]
+    work = pd.DataFrame(rows)
+    figure = plots.attack_curves(work, (0, 5, 10))
+    assert len(figure.axes) == 2
+    line = figure.axes[0].lines[0]
+    assert line.get_ydata().tolist() == pytest.approx([100 / 3, 200 / 3, 200 / 3])
+    assert "n = 3" in figure.axes[0].get_title()
+    from_two = pd.concat([work.assign(start="its caption"), work.assign(start="noise")])
+    assert len(plots.attack_curves(from_two, (0, 5, 10)).axes) == 4
+
+
+def test_figures_of_the_audits_that_ship():
+    audits = shipped.audits()
+    learned = pd.concat([audits[name]["relearning"] for name in ("twin", "unedited")])
+    assert len(plots.relearning(learned).axes) == len(learned.groupby(["taught", "lr"]))
+    table = audit.summary({name: audits[name] for name in ("twin", "unedited", "training anew")})
+    figure = plots.intervals(table, {"removed": "replicated (%)", "alignment": "alignment (%)"})
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()][2] == "training, re-initialized"
+    errors = pd.DataFrame({"model": "a", "given": ["x", "y"] * 2, "t": [100, 100, 200, 200], "error": [1, 2, 3, 4]})
+    assert len(plots.recognition(errors).axes[0].lines) == 2

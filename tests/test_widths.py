@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from memsub import plots
-from memsub.testbed.widths import half_interval, half_sparsity, law
+from memsub_extra.training import plots
+from memsub_extra.training.widths import half_interval, half_sparsity, law
 
 SPARSITY = (0.01, 0.03, 0.1, 0.3, 0.6)
 

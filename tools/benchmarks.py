@@ -32,16 +32,13 @@ from typing import Any
 import torch
 
 from memsub.activations import capture
-from memsub.denoiser import Pipeline, as_denoiser
-from memsub.files import save_json
-from memsub.generation import generate, initial_noise
-from memsub.models import load_pipeline
-from memsub.neurons import WeightMasks, locate, memorized_at_steps
+from memsub.io.files import save_json
+from memsub.models import Pipeline, as_denoiser, generate, initial_noise, load_pipeline
+from memsub.neurons import WeightMasks, layer_mask, locate
 from memsub.overlap import pairwise_iou
 from memsub.prompts import load_prompts, subsets
 from memsub.pruning import pruned
-
-from .fullsize import UNETS, random_pipeline
+from tools.fullsize import UNETS, random_pipeline
 
 GUIDANCE = 3.0
 
@@ -106,12 +103,12 @@ def bench_grid(pipe: Pipeline, steps: int = 2, sample: int = 30) -> dict[str, fl
 
 def _prompt_by_prompt(pipe: Pipeline, prompt: str, steps: int) -> None:
     """As the released code does: the gated map recomputed in a hook, every call's result copied to the host."""
-    kept: list = []
+    copied: list = []
 
     def hook(module: Any, args: tuple, output: torch.Tensor) -> None:
         hidden = module.net[0](args[0])
         unit = hidden / hidden.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        kept.append(unit.square().sum((0, 1)).cpu().numpy())
+        copied.append(unit.square().sum((0, 1)).cpu().numpy())
 
     denoiser = as_denoiser(pipe)
     modules: dict[str, Any] = dict(denoiser.network.named_modules())
@@ -134,20 +131,18 @@ def sd14_layers(seed: int = 0) -> dict[str, torch.Tensor]:
 def sd14_norms(layers: dict[str, torch.Tensor], steps: int, seed: int) -> dict[str, torch.Tensor]:
     """Column norms (steps, f) that drift as captured ones do: a log-normal level a neuron, a slow walk over steps."""
     common = torch.Generator().manual_seed(0)  # what neurons are like does not depend on the set
-    own = torch.Generator().manual_seed(1 + seed)
+    of_set = torch.Generator().manual_seed(1 + seed)
     norms = {}
     for name, weight in layers.items():
         f = weight.shape[1]
-        level = torch.randn(f, generator=common) + 0.3 * torch.randn(f, generator=own)
-        walk = 0.05 * torch.randn(steps, f, generator=own).cumsum(0)
+        level = torch.randn(f, generator=common) + 0.3 * torch.randn(f, generator=of_set)
+        walk = 0.05 * torch.randn(steps, f, generator=of_set).cumsum(0)
         norms[name] = (level + walk).exp()
     return norms
 
 
 def _masks(layers: dict[str, torch.Tensor], ours: dict, theirs: dict, sparsity: float) -> WeightMasks:
-    return WeightMasks(
-        {n: memorized_at_steps(w, ours[n], theirs[n], sparsity) for n, w in layers.items()}, {"model": ""}
-    )
+    return WeightMasks({n: layer_mask(w, ours[n], theirs[n], sparsity) for n, w in layers.items()}, {"model": ""})
 
 
 def bench_masks(steps: int = 50, sparsity: float = 0.01, repetitions: int = 5) -> dict[str, float]:
@@ -193,10 +188,10 @@ def bench_edit(pipe: Pipeline, repetitions: int = 7, steps: int = 10) -> dict[st
     stats, null = (capture(pipe, p, steps=2, progress=False) for p in (prompts, [""]))
     edit = locate(pipe, stats, null, 0.05).union(2)
 
-    def draw() -> None:
+    def sample() -> None:
         generate(pipe, prompts, **options)
 
-    plain, edited = alternate([draw, draw], repetitions, [nullcontext, lambda: pruned(pipe, edit)])
+    plain, edited = alternate([sample, sample], repetitions, [nullcontext, lambda: pruned(pipe, edit)])
     return {"unedited_s": plain, "edited_s": edited, "ratio": edited / plain}
 
 
@@ -204,7 +199,7 @@ def bench_network(pipe: Pipeline, rows: int = 60, repetitions: int = 5) -> dict[
     """One call of the network: float32 as it is, after `torch.compile`, and in bfloat16."""
     denoiser = as_denoiser(pipe)
     network, latents = denoiser.network, initial_noise(pipe, list(range(rows)))
-    embeddings = denoiser.embed([""]).expand(rows, -1, -1)
+    embeddings = denoiser.embed([""]).expand(rows).embeddings
 
     def call(model: Callable, dtype: torch.dtype = torch.float32) -> None:
         with torch.no_grad():
@@ -215,10 +210,12 @@ def bench_network(pipe: Pipeline, rows: int = 60, repetitions: int = 5) -> dict[
     call(compiled)
     compiling = time.perf_counter() - began
     calls = [partial(call, network), partial(call, compiled), partial(call, half, torch.bfloat16)]
-    found = alternate(calls, repetitions)
-    told = {f"{name}_ms": 1000 * s / rows for name, s in zip(("float32", "compiled", "bfloat16"), found, strict=True)}
-    ratios = {"compiled_ratio": found[1] / found[0], "bfloat16_ratio": found[2] / found[0]}
-    return told | {"compiling_s": compiling} | ratios
+    seconds = alternate(calls, repetitions)
+    times = {
+        f"{name}_ms": 1000 * s / rows for name, s in zip(("float32", "compiled", "bfloat16"), seconds, strict=True)
+    }
+    ratios = {"compiled_ratio": seconds[1] / seconds[0], "bfloat16_ratio": seconds[2] / seconds[0]}
+    return times | {"compiling_s": compiling} | ratios
 
 
 def bench_memory(sample_size: int = 32, steps: int = 2) -> dict[str, float]:
@@ -278,14 +275,14 @@ def main() -> None:
     parser.add_argument("names", nargs="*", choices=[[], *BENCHES], help=f"which (default: all): {', '.join(BENCHES)}")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks.json"), help="(runs/benchmarks.json)")
     args = parser.parse_args()
-    found = {}
+    measured = {}
     for name in args.names or BENCHES:
         function, aim = BENCHES[name]
         needs_pipe = name in ("capture", "grid", "edit", "network")
-        found[name] = function(load_pipeline("tiny", device="cpu")) if needs_pipe else function()
-        told = ", ".join(f"{k} {v:.4g}" for k, v in found[name].items())
-        print(f"{name:8} {told}   (aim: {aim})", flush=True)
-    save_json(found, args.out)
+        measured[name] = function(load_pipeline("tiny", device="cpu")) if needs_pipe else function()
+        numbers = ", ".join(f"{k} {v:.4g}" for k, v in measured[name].items())
+        print(f"{name:8} {numbers}   (aim: {aim})", flush=True)
+    save_json(measured, args.out)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Does any notebook call the network more often than it may? `python -m tools.budget runs/tiny`.
 
-A run's `findings/` say how many latents each notebook called the network with (each half of a guided call for
-itself), which no machine changes; a notebook whose artifacts were there already takes less. The budget is what was
-drawn when this was written and a tenth more: who needs more raises it here, and says what for.
+A run's `findings/` say how many latents each notebook called the network with (each half of a guided call for itself),
+which no machine changes. A notebook whose artifacts were cached takes fewer. The budget is what was called when this
+was written and a tenth more: who needs more raises it here, and says what for.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from .figures import findings
+from tools.figures import findings
 
 BUDGETS: dict[str, tuple[int, str]] = {
-    "00_testbed": (18_000, "each memorized caption once, 200 never-seen ones and the twin: intervals of 3 points"),
+    "00_testbed": (18_000, "each memorized caption once, 200 unseen ones and the twin: intervals of 3 points"),
     "01_activation_capture": (22_200, "the grid: 200 prompts and the empty one, fifty steps, once for all notebooks"),
-    "02_memorized_neurons": (0, "nothing is drawn"),
-    "03_subspace_overlap": (0, "nothing is drawn"),
-    "04_pruning": (45_000, "28 memorized and 28 never-seen captions a model; sweep, variants, eight models, controls"),
+    "02_memorized_neurons": (0, "nothing is sampled"),
+    "03_subspace_overlap": (0, "nothing is sampled"),
+    "04_pruning": (45_000, "28 memorized and 28 unseen captions a model; sweep, variants, eight models, controls"),
     "05_attack_evaluation": (
         52_000,
-        "14 methods on 48 captions; extraction; the attack on eight pictures and three models",
+        "14 methods on 48 captions; extraction; the attack on eight images and three models",
     ),
-    "06_deletion": (17_000, "the attack on 24 pictures and four models, until they are drawn"),
+    "06_deletion": (17_000, "the attack on 24 images and four models, until they are sampled"),
     "07_explorer": (1_500, "a grid of nine captions, and two short attacks"),
 }
 """Rows by notebook, and what they are for."""
@@ -34,8 +34,8 @@ BUDGETS: dict[str, tuple[int, str]] = {
 def spent(run: Path) -> pd.DataFrame:
     """Columns rows, budget and what_for, by notebook; raises as `figures.findings`."""
     rows = {
-        name: {"rows": found["network_rows"], "budget": BUDGETS[name][0], "what_for": BUDGETS[name][1]}
-        for name, found in findings(run).items()
+        name: {"rows": recorded["network_rows"], "budget": BUDGETS[name][0], "what_for": BUDGETS[name][1]}
+        for name, recorded in findings(run).items()
     }
     return pd.DataFrame(rows).T
 

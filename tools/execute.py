@@ -16,9 +16,10 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 from tqdm.auto import tqdm
 
-from memsub.batch import NOTEBOOKS, project
-from memsub.files import save_text
-from memsub.report import results
+from memsub.io.files import save_text
+from memsub.run.batch import project
+from memsub.run.notebooks import NOTEBOOKS
+from memsub.run.report import results
 
 
 def tidy(notebook: NotebookNode) -> NotebookNode:
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--tidy", action="store_true", help="execute nothing, only leave out what is no result")
     args = parser.parse_args()
     folder: Path = project() / "notebooks"
-    for name in tqdm([n for n in NOTEBOOKS if n.startswith(tuple(args.notebooks or [""]))], unit="notebook"):
+    for name in tqdm([n for n in sorted(NOTEBOOKS) if n.startswith(tuple(args.notebooks or [""]))], unit="notebook"):
         path = folder / f"{name}.ipynb"
         notebook = nbformat.read(path, as_version=4)
         if not args.tidy:

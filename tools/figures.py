@@ -18,13 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from memsub.audit import summary
-from memsub.batch import project
-from memsub.files import load_json, save_json, save_text
-from memsub.findings import SAFETY, counted, percent, share
-from memsub.testbed import deletion, widths
-
-from .testbed_report import markdown_table, to_markdown
+from memsub.io.files import load_json, save_json, save_text
+from memsub.run.batch import project
+from memsub.run.findings import SAFETY, counted, percent, share
+from memsub_extra.training import widths
+from memsub_extra.unlearning import shipped
+from memsub_extra.unlearning.audit import summary
+from memsub_extra.unlearning.removals import displayed
+from tools.testbed_report import markdown_table, to_markdown
 
 DOCUMENTS = (
     "README.md",
@@ -43,82 +44,82 @@ FORMATS: dict[str, Callable[[Any], str]] = {
 }
 
 
-def stages(found: list[dict[str, Any]]) -> str:
+def stages(rows: list[dict[str, Any]]) -> str:
     """What training each stage took, as Markdown."""
-    lines = [f"| {row['stage']} | {row['steps']:,} | {row['minutes']:.1f} |" for row in found]
+    lines = [f"| {row['stage']} | {row['steps']:,} | {row['minutes']:.1f} |" for row in rows]
     return markdown_table(["stage", "steps", "minutes"], lines)
 
 
-def removals(found: list[dict[str, Any]]) -> str:
+def removals(rows: list[dict[str, Any]]) -> str:
     """What the audits of the removals say, as Markdown: shares in percent; of variants only those trained whole."""
-    head = ["", "told", "not told", "attacked", "relearned", "alignment", "core minutes", "MB"]
-    shown = deletion.whole(r["model"] for r in found)
+    head = ["", "forget set", "held-out memorized", "attacked", "relearned", "alignment", "CPU-core minutes", "MB"]
+    shown = shipped.whole(r["model"] for r in rows)
     lines = [
-        f"| {r['model']} | {100 * r['removed']:.0f} | {100 * r['unseen']:.0f} | {100 * r['attacked']:.0f} | "
+        f"| {displayed(r['model'])} | {100 * r['removed']:.0f} | {100 * r['unseen']:.0f} | {100 * r['attacked']:.0f} | "
         f"{100 * r['relearned']:+.0f} | {100 * r['alignment']:.0f} | "
         + (f"{r['minutes'] * r['threads']:.1f} | {r['bytes'] / 1e6:.1f} |" if r["bytes"] else "| |")
-        for r in found
+        for r in rows
         if r["model"] in shown
     ]
     return markdown_table(head, lines)
 
 
-def fullsize(found: list[dict[str, Any]]) -> str:
+def fullsize(rows: list[dict[str, Any]]) -> str:
     """What a step of each removal took at full size, as Markdown."""
     head = ["model", "removal", "on", "latents", "weights set (millions)", "peak memory (GB)", "seconds"]
     lines = [
-        f"| {r['model']} | {r['removal']} | {r['on']} | {r['side']} x {r['side']} | {r['million_weights']:.0f} | "
-        f"{r['gigabytes']:.1f} | {r['seconds']:.0f} |"
-        for r in found
+        f"| {r['model']} | {displayed(r['removal'])} | {r['on']} | {r['side']} x {r['side']} | "
+        f"{r['million_weights']:.0f} | {r['gigabytes']:.1f} | {r['seconds']:.0f} |"
+        for r in rows
     ]
     return markdown_table(head, lines)
 
 
-def on_gpu(found: dict[str, Any]) -> str:
+def on_gpu(measured: dict[str, Any]) -> str:
     """What Stable Diffusion takes on a GPU, as Markdown: a row a measurement, a column a model."""
-    models = {name: of for name, of in found.items() if isinstance(of, dict)}
+    models = {name: numbers for name, numbers in measured.items() if isinstance(numbers, dict)}
 
-    def row(told: str, how: str, number: Callable[[dict[str, Any]], float]) -> str:
-        return f"| {told} | " + " | ".join(how.format(number(of)) for of in models.values()) + " |"
+    def row(title: str, how: str, number: Callable[[dict[str, Any]], float]) -> str:
+        return f"| {title} | " + " | ".join(how.format(number(numbers)) for numbers in models.values()) + " |"
 
     lines = [
-        row("side of the image (pixels)", "{:.0f}", lambda of: of["pixels"]),
-        row("images a call", "{:.0f}", lambda of: of["rows"]),
-        row("a guided step of one image (ms)", "{:.1f}", lambda of: of["step_ms"]),
-        row("an image in 50 steps, decoded (s)", "{:.2f}", lambda of: of["image_s"]),
-        row("capture against sampling (aim: ≤ 1.05)", "{:.3f} ×", lambda of: of["capture_ratio"]),
-        row("sampling with an edit against without", "{:.3f} ×", lambda of: of["edited_ratio"]),
-        row("sampling once more, which is noise", "{:.3f} ×", lambda of: of["again_ratio"]),
-        row("masks of one set at ten steps (s)", "{:.2f}", lambda of: of["masks_s"]),
-        row("waits for the GPU that a step adds: sampling", "{:.0f}", lambda of: sum(of["sampling_waits"].values())),
-        row("... and capturing", "{:.0f}", lambda of: sum(of["capture_waits"].values())),
+        row("side of the image (pixels)", "{:.0f}", lambda m: m["pixels"]),
+        row("images a call", "{:.0f}", lambda m: m["rows"]),
+        row("a guided step of one image (ms)", "{:.1f}", lambda m: m["step_ms"]),
+        row("an image in 50 steps, decoded (s)", "{:.2f}", lambda m: m["image_s"]),
+        row("capture against sampling (aim: ≤ 1.05)", "{:.3f} ×", lambda m: m["capture_ratio"]),
+        row("sampling with an edit against without", "{:.3f} ×", lambda m: m["edited_ratio"]),
+        row("sampling once more, which is noise", "{:.3f} ×", lambda m: m["again_ratio"]),
+        row("masks of one set at ten steps (s)", "{:.2f}", lambda m: m["masks_s"]),
+        row("waits for the GPU that a step adds: sampling", "{:.0f}", lambda m: sum(m["sampling_waits"].values())),
+        row("... and capturing", "{:.0f}", lambda m: sum(m["capture_waits"].values())),
     ]
     for k, part in enumerate(next(iter(models.values()))["parts"]):
         peak, shapes = (f"{part.split(',')[0]}: peak (GB)", "... as `--dry-run` has it from shapes")
-        lines.append(row(peak, "{:.1f}", lambda of, k=k: [*of["parts"].values()][k]["gigabytes"]))  # type: ignore[misc]
-        lines.append(row(shapes, "{:.1f}", lambda of, k=k: [*of["shapes_gb"].values()][k]))  # type: ignore[misc]
+        lines.append(row(peak, "{:.1f}", lambda m, k=k: [*m["parts"].values()][k]["gigabytes"]))  # type: ignore[misc]
+        lines.append(row(shapes, "{:.1f}", lambda m, k=k: [*m["shapes_gb"].values()][k]))  # type: ignore[misc]
     for part in next(iter(models.values()))["minutes"]:
-        lines.append(row(f"{part} (min)", "{:,.0f}", lambda of, part=part: of["minutes"][part]))  # type: ignore[misc]
+        lines.append(row(f"{part} (min)", "{:,.0f}", lambda m, part=part: m["minutes"][part]))  # type: ignore[misc]
     return markdown_table(["", *models], lines)
 
 
-def trained_again(found: list[dict[str, Any]]) -> str:
+def trained_again(rows: list[dict[str, Any]]) -> str:
     """What METHOD's edit leaves of models of as wide rows that were trained apart, as Markdown."""
     head = ["model", "of a row at zero", "replicated", "alignment (percent of the twin's)"]
     lines = [
-        f"| {r['model']} | {percent(r['sparsity'])} | {r['replicated']} | {100 * r['alignment']:.0f} |" for r in found
+        f"| {r['model']} | {percent(r['sparsity'])} | {r['replicated']} | {100 * r['alignment']:.0f} |" for r in rows
     ]
     return markdown_table(head, lines)
 
 
-def solvers(found: list[dict[str, Any]]) -> str:
+def solvers(rows: list[dict[str, Any]]) -> str:
     """How samplers agree with fifty steps of the model's own scheduler, as Markdown; shares in percent."""
     head = ["model", "solver", "steps", "in", "replicated", "same verdict", "alignment", "ms an image"]
     lines = [
         f"| {r['model']} | {r['solver']} | {r['steps']} | {r['dtype']} | {100 * r['replicated']:.0f} "
         f"({100 * r['low']:.0f} to {100 * r['high']:.0f}, n = {r['n']}) | {100 * r['agree']:.0f} | "
         f"{100 * r['alignment']:.1f} | {1000 * r['seconds']:.0f} |"
-        for r in found
+        for r in rows
     ]
     return markdown_table(head, lines)
 
@@ -164,7 +165,7 @@ def take(
 
 def facts(run: Path) -> dict[str, dict[str, Any]]:
     """What each notebook of a run found; raises as `findings`."""
-    return {notebook: found["facts"] for notebook, found in findings(run).items()}
+    return {notebook: recorded["facts"] for notebook, recorded in findings(run).items()}
 
 
 def findings(run: Path) -> dict[str, dict[str, Any]]:
@@ -181,9 +182,9 @@ def findings(run: Path) -> dict[str, dict[str, Any]]:
 
 def of_width() -> dict[str, float]:
     """What the shipped models of other widths say of the mean row of SD1.4 and SD2.0."""
-    found = widths.law(widths.measured(), [3120])
+    line = widths.law(widths.measured(), [3120])
     return {
-        f"{name}_{bound}": float(found.loc[row, bound])
+        f"{name}_{bound}": float(line.loc[row, bound])
         for name, row in (("slope", "slope"), ("sd", 3120))
         for bound in ("value", "low", "high")
     }
@@ -193,23 +194,24 @@ def trained_twice() -> dict[str, Any]:
     """What METHOD's edit leaves of the model that ships, and of another training of rows as wide; if there is one."""
     table = widths.measured()
     again = table[table["row"].isin(table.loc[table["training"] > 0, "row"])]
-    if again.empty:  # the table was measured anew
+    if again.empty:  # the table was measured without one
         return {}
     rows, half = [], {}
     for training, model in enumerate(("ships", "made in one go")):
-        of = again[again["training"] == training]
-        for sparsity, part in of.groupby("sparsity"):
-            told = {"model": model, "sparsity": sparsity, "alignment": part["alignment"].iloc[0]}
-            rows.append(told | {"replicated": counted(part["replicated"])})
-        half[model.replace(" ", "_")] = dict(zip(("value", "low", "high"), widths.half_interval(of), strict=True))
+        measured = again[again["training"] == training]
+        for sparsity, part in measured.groupby("sparsity"):
+            row = {"model": model, "sparsity": sparsity, "alignment": part["alignment"].iloc[0]}
+            rows.append(row | {"replicated": counted(part["replicated"])})
+        bounds = zip(("value", "low", "high"), widths.half_interval(measured), strict=True)
+        half[model.replace(" ", "_")] = dict(bounds)
     return {"whole_pruned": rows, "whole_half": half}
 
 
 def audited() -> list[dict[str, Any]]:
     """The shipped audits, a row a model, with what each removal took."""
     nothing = {"minutes": None, "bytes": 0}
-    found = summary(deletion.audits()).to_dict("index")
-    return [{"model": name} | row | nothing | deletion.costs().get(name, {}) for name, row in found.items()]
+    rows = summary(shipped.audits()).to_dict("index")
+    return [{"model": name} | row | nothing | shipped.costs().get(name, {}) for name, row in rows.items()]
 
 
 def fill(text: str, figures: dict[str, Any], source: str) -> str:
@@ -243,24 +245,24 @@ def fill(text: str, figures: dict[str, Any], source: str) -> str:
 
 def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Facts that differ by more than they vary between machines, or that one side lacks."""
-    told = []
-    for notebook, found in theirs.items():
-        for name, fact in found.items():
+    differing = []
+    for notebook, recorded in theirs.items():
+        for name, fact in recorded.items():
             known = ours.get(notebook, {}).get(name)
             if known is None:
-                told.append(f"{notebook}.{name} is not in docs/figures.json")
+                differing.append(f"{notebook}.{name} is not in docs/figures.json")
             elif isinstance(fact, dict) and "varies" in fact:
                 distance, allowed = abs(fact["value"] - known["value"]), SAFETY * fact["varies"]
                 if distance > allowed + 1e-12:
-                    told.append(f"{notebook}.{name}: {known['value']:.4g} written, {fact['value']:.4g} found")
-    return told
+                    differing.append(f"{notebook}.{name}: {known['value']:.4g} written, {fact['value']:.4g} found")
+    return differing
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.figures", description=__doc__.splitlines()[0])
     parser.add_argument("--take", type=Path, metavar="RUN", help="folder of a run whose findings to take over")
     parser.add_argument("--testbed", type=Path, help="report.json of tools.testbed_report to take over")
-    parser.add_argument("--whole", type=Path, help="the same of a model that memsub.testbed.train made in one go")
+    parser.add_argument("--whole", type=Path, help="the same of a model that was trained in one go")
     parser.add_argument("--benchmarks", type=Path, help="benchmarks.json of tools.benchmarks to take over")
     parser.add_argument("--fullsize", type=Path, help="rows of tools.fullsize_removals to take over")
     parser.add_argument("--solvers", type=Path, help="rows of tools.solvers to take over")

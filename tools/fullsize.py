@@ -4,7 +4,7 @@
     pipe = random_pipeline("sd14", sample_size=8, complete=True)    # text encoder and autoencoder too
 
 All of it but the side of the latents is exactly as published. The tokenizer is the embedded model's: a vocabulary of
-49,408 cannot be drawn at random.
+49,408 words cannot be made at random.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from memsub import published
-from memsub.published import AUTOENCODER, TEXT_ENCODERS, UNETS
+from memsub_extra.full_size import shapes as published
+from memsub_extra.full_size.shapes import AUTOENCODER, TEXT_ENCODERS, UNETS
 
 
 def random_unet(

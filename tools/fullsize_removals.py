@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from memsub import distributed
-from memsub.audit import Pairs
-from memsub.denoiser import as_denoiser
-from memsub.files import load_json, save_json
+from memsub.io import distributed
+from memsub.io.files import load_json, save_json
+from memsub.models import as_denoiser
 from memsub.prompts import load_prompts
-from memsub.removal import REMOVALS, pruning
-
-from .fullsize import UNETS, random_pipeline
+from memsub_extra.unlearning import pruning
+from memsub_extra.unlearning.pairs import Pairs
+from memsub_extra.unlearning.removals import REMOVALS
+from tools.fullsize import UNETS, random_pipeline
 
 PAIRS = 16
 FEWER: dict[str, dict[str, Any]] = {

@@ -17,19 +17,19 @@ from typing import Any
 
 import torch
 
-from memsub import batch, estimate
 from memsub.activations import capture
-from memsub.denoiser import Pipeline, as_denoiser
-from memsub.files import save_json
-from memsub.generation import generate, initial_noise
-from memsub.meta import size
+from memsub.io.files import save_json
+from memsub.models import Pipeline, as_denoiser, generate, initial_noise
 from memsub.neurons import locate
-from memsub.parameters import Parameters
 from memsub.prompts import load_prompts
 from memsub.pruning import pruned
-
-from .benchmarks import alternate
-from .fullsize import UNETS, random_pipeline
+from memsub.run.batch import find_parameters
+from memsub.run.cost import seconds_per_step, work
+from memsub.run.parameters import Parameters
+from memsub_extra.full_size import memory
+from memsub_extra.full_size.device import size
+from tools.benchmarks import alternate
+from tools.fullsize import UNETS, random_pipeline
 
 GUIDANCE = 7.5
 
@@ -61,8 +61,8 @@ def waits(work: Callable[[], object]) -> Counter[str]:
             work()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    places = [w for w in caught if "synchronizing CUDA operation" in str(w.message)]
-    return Counter(f"{'/'.join(Path(w.filename).parts[-2:])}:{w.lineno}" for w in places)
+    waited = [w for w in caught if "synchronizing CUDA operation" in str(w.message)]
+    return Counter(f"{'/'.join(Path(w.filename).parts[-2:])}:{w.lineno}" for w in waited)
 
 
 def waits_a_call(work: Callable[[int], object]) -> dict[str, float]:
@@ -101,22 +101,22 @@ def ratios(pipe: Pipeline, prompts: list[str], steps: int = 10) -> dict[str, Any
 def parts(pipe: Pipeline, p: Parameters) -> dict[str, dict[str, float]]:
     """Seconds and peak gigabytes of one step of each part that fills a GPU."""
     return {
-        name: {"seconds": seconds(work, 1), "gigabytes": peak(work)} for name, work in estimate.parts(pipe, p).items()
+        name: {"seconds": seconds(step, 1), "gigabytes": peak(step)} for name, step in memory.parts(pipe, p).items()
     }
 
 
 def measured(name: Any) -> dict[str, Any]:
     """Everything of one model."""
-    parameters, _ = batch.find_parameters(name)
+    parameters, _ = find_parameters(name)
     pipe = random_pipeline(name, UNETS[name]["sample_size"], dtype=torch.float16, complete=True).to("cuda")
     prompts = load_prompts("tiny").memorized[: parameters.sampling.batch_size]
     rows, pixels = len(prompts), 8 * UNETS[name]["sample_size"]
-    step = estimate.seconds_per_step(pipe, rows)
+    step = seconds_per_step(pipe, rows)
     image = seconds(lambda: generate(pipe, prompts, steps=50, batch_size=rows, progress=False), 1) / rows
-    minutes = {row["part"]: row["steps"] * step / 60 for row in estimate.work(parameters).to_dict("records")}
-    expected = estimate.memory(parameters)
+    minutes = {row["part"]: row["steps"] * step / 60 for row in work(parameters).to_dict("records")}
+    expected = memory.memory(parameters)
     assert expected is not None  # of published models there is one
-    found = {
+    numbers = {
         "pixels": pixels,
         "rows": rows,
         "step_ms": 1000 * step,
@@ -125,7 +125,7 @@ def measured(name: Any) -> dict[str, Any]:
         "shapes_gb": expected[f"{pixels} pixels"].to_dict(),
         "minutes": minutes,
     }
-    return found | ratios(pipe, prompts) | {"parts": parts(pipe, parameters)}
+    return numbers | ratios(pipe, prompts) | {"parts": parts(pipe, parameters)}
 
 
 def main() -> None:
@@ -135,11 +135,11 @@ def main() -> None:
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("no GPU that PyTorch sees on this machine; `memsub run sd14 --dry-run` estimates from shapes.")
-    found: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    models: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     for name in args.names or UNETS:
-        found[name] = measured(name)
-        print(name, found[name], flush=True)
-        save_json(found, args.out)
+        models[name] = measured(name)
+        print(name, models[name], flush=True)
+        save_json(models, args.out)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,12 @@ import yaml
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from memsub import batch
-from memsub.files import save_image, save_text
+from memsub.io.files import save_text
+from memsub.io.images import save_image
 from memsub.prompts import load_prompts
+from memsub.run import batch
 from memsub.testbed.dataset import weights_folder
-
-from .fullsize import UNETS, random_pipeline
+from tools.fullsize import UNETS, random_pipeline
 
 SMALL: dict[str, Any] = {
     "metrics": {"more": ["sharpness"]},
@@ -106,7 +106,7 @@ def prepare(name: Any, folder: Path, sample_size: int = 8) -> Path:
 
 def foreign_findings(report: str, notebooks: list[Path]) -> list[str]:
     """Sentences and claims of the committed notebooks, of the embedded model, that a report of another one repeats."""
-    found = []
+    repeated = []
     for path in notebooks:
         for cell in nbformat.read(path, as_version=4).cells:
             for output in cell.get("outputs", []):
@@ -114,8 +114,8 @@ def foreign_findings(report: str, notebooks: list[Path]) -> list[str]:
                 sentences = [part for part in re.split(r"(?<=[.;:]) ", prose) if len(re.findall(r"\d+", part)) > 1]
                 # Claims whose value is no round number, which another model could share.
                 claims = re.findall(r"\[\d\.\d{3,}, [^\]]*margin[^\]]*\]", output.get("text", ""))
-                found += [part for part in (*sentences, *claims) if len(part) > 30 and part in report]
-    return found
+                repeated += [part for part in (*sentences, *claims) if len(part) > 30 and part in report]
+    return repeated
 
 
 def main() -> None:
@@ -131,8 +131,7 @@ def main() -> None:
         folder = (args.out / name).resolve()
         parameters = prepare(name, folder)
         gc.collect()
-        report = batch.run(str(parameters), folder / "run")
-        assert report is not None  # this is the main process
+        [report] = batch.run([str(parameters)], folder / "run")
         text = html.unescape(re.sub(r"<[^>]+>", "", report.read_text(encoding="utf-8")))
         if foreign := foreign_findings(text, sorted((batch.project() / "notebooks").glob("*.ipynb"))):
             raise SystemExit(f"{report} states what was found on the embedded model: {foreign[0]!r}")

@@ -1,9 +1,9 @@
 """Makes the removals' edits on the embedded model and audits them: `python -m tools.removals --out runs/removals`.
 
-The first two thirds of the verbatim pairs are removed, the last third is not told. Edits, minutes and tables go to
-`--out` under keys of what they are a function of: a second call goes on where the first one stopped. `--ship` writes
-the tables, pictures of the audited models, and the edits named by `--edits` to the folder that ships with the model.
-All that ships (hours; two models at a time, one thread each):
+The first two thirds of the verbatim pairs are the forget set, the last third are held-out memorized pairs. Edits,
+minutes and tables go to `--out` under keys of what they are a function of: a second call resumes where the first one
+stopped. `--ship` writes the tables, images of the audited models, and the edits named by `--edits` to the folder that
+ships with the model. All that ships (hours; two models at a time, one thread each):
 
     python -m tools.removals --processes 2 --edits pruning regrowth --ship \\
         --long twin unedited pruning regrowth "regrowth, seed 1" "regrowth, seed 2"
@@ -27,17 +27,20 @@ import pandas as pd
 import torch
 
 from memsub.attacks import embedding_attack
-from memsub.audit import ITERATIONS, SAMPLING, STARTS, Pairs, Subjects, attack_work, audited, starts, summary
-from memsub.denoiser import as_denoiser, fingerprint
-from memsub.files import load_json, load_table, save_json, save_table
-from memsub.generation import Sample, generate
-from memsub.metrics import load_metrics
-from memsub.models import load_pipeline
+from memsub.io.files import load_json, load_table, save_json, save_table
+from memsub.io.store import Kind, Store
+from memsub.measure.metrics import load_metrics
+from memsub.measure.verdict import by_exact_test
+from memsub.models import Sample, as_denoiser, fingerprint, generate, load_pipeline
 from memsub.prompts import Prompts, load_prompts
 from memsub.pruning import Edit, pruned
-from memsub.removal import REMOVALS, Removal
-from memsub.store import Store, module_version
-from memsub.testbed import dataset, deletion
+from memsub.testbed import dataset
+from memsub.testbed.world import WORLD
+from memsub_extra.unlearning import shipped
+from memsub_extra.unlearning.attack_work import ITERATIONS, STARTS, attack_work, starts
+from memsub_extra.unlearning.audit import audited, summary
+from memsub_extra.unlearning.pairs import SAMPLING, Pairs, Subjects
+from memsub_extra.unlearning.removals import REMOVALS, Removal
 
 REMOVED = 67
 ORDINARY = 20_000
@@ -45,13 +48,15 @@ FRESH = 600
 AGAIN = ["regrowth, seed 1", "regrowth, seed 2"]
 """Made once more: does what passes the audit pass it by its seed?"""
 SHOWN = 8
-"""Removed pairs whose pictures are kept."""
+"""Pairs of the forget set whose images are kept."""
 LONG_TARGETS = 40
-"""Of the long attack, and as many fresh pictures: to 500 iterations from their captions, to 100 from other starts."""
+"""Of the long attack, and as many unseen images: to 500 iterations from their captions, to 100 from other starts."""
+EDITS, AUDITS, LONG, IMAGES = Kind("edits"), Kind("audit"), Kind("long"), Kind("images")
+"""What the store of `--out` holds; raise a version when the code of a kind computes something else."""
 
 
 def subjects(prompts: Prompts) -> Subjects:
-    """What the embedded model's removals are told, and what they are judged on."""
+    """What the embedded model's removals are given, and what they are judged on."""
 
     def pairs(kind: str, start: int, stop: int) -> Pairs:
         rows = prompts.rows(kind)[start:stop]
@@ -60,9 +65,9 @@ def subjects(prompts: Prompts) -> Subjects:
     corpus = dataset.build()
     kept = corpus.ordinary[:ORDINARY]
     return Subjects(
-        removed=pairs("verbatim", 0, REMOVED),
-        unseen=pairs("verbatim", REMOVED, dataset.VERBATIM),
-        fresh=pairs("heldout", 0, FRESH),
+        forget_set=pairs("verbatim", 0, REMOVED),
+        held_out=pairs("verbatim", REMOVED, dataset.VERBATIM),
+        unseen=pairs("heldout", 0, FRESH),
         ordinary=Pairs(corpus.table["prompt"].iloc[kept].tolist(), corpus.images[kept]),
     )
 
@@ -80,18 +85,19 @@ class Bench:
 
     def __init__(self, out: Path, **options: Any):
         self.store, self.options = Store(out), options
-        self.of, self.metrics = subjects(load_prompts("tiny")), load_metrics("tiny")
+        self.subjects, self.metrics = subjects(load_prompts("tiny")), load_metrics("tiny")
         self.pipe, self.twin = load_pipeline("tiny"), load_pipeline("tiny-twin")
 
     def edit(self, name: str) -> tuple[Edit, dict[str, Any]]:
         """A removal's edit, and what it took (minutes, bytes)."""
         made_by, seed = removal(name)
-        told: dict[str, Any] = {"name": name, "model": fingerprint(self.pipe), "captions": self.of.removed.captions}
-        told |= {"kept": self.of.ordinary.captions, "options": made_by.options}
-        path = self.store.path("edits", ".safetensors", None, **told, code=made_by.code)
+        forget_set, ordinary = self.subjects.forget_set, self.subjects.ordinary
+        content: dict[str, Any] = {"name": name, "model": fingerprint(self.pipe), "captions": forget_set.captions}
+        content |= {"kept": ordinary.captions, "options": made_by.options, "version": made_by.version}
+        path = self.store.path(EDITS, ".safetensors", **content)
         if not path.is_file():
             began = time.monotonic()
-            edit = made_by.edit(self.pipe, self.of.removed, self.of.ordinary, folder=self.store.folder, seed=seed)
+            edit = made_by.edit(self.pipe, forget_set, ordinary, folder=self.store.folder, seed=seed)
             edit.save(path)
             minutes = (time.monotonic() - began) / 60
             about = {"minutes": minutes, "threads": torch.get_num_threads(), "bytes": path.stat().st_size}
@@ -110,97 +116,100 @@ class Bench:
     def audit(self, name: str) -> dict[str, pd.DataFrame]:
         """The tables of one model."""
         with self.model(name) as pipe:
-            told = {"model": fingerprint(pipe), "captions": self.of.removed.captions, "options": self.options}
-            told |= {"unseen": self.of.unseen.captions, "fresh": self.of.fresh.captions}
-            code = module_version("memsub.audit")
-            paths = {
-                table: self.store.path("audit", f"-{table}.parquet", None, **told, code=code)
-                for table in deletion.TABLES
-            }
+            content = {"model": fingerprint(pipe), "options": self.options}
+            content |= {kind: pairs.captions for kind, pairs in self.subjects.judged.items()}
+            paths = {table: self.store.path(AUDITS, f"-{table}.parquet", **content) for table in shipped.TABLES}
             if not all(path.is_file() for path in paths.values()):
-                for table, found in audited(pipe, self.of, self.metrics, **self.options).items():
+                for table, found in audited(pipe, self.subjects, self.metrics, WORLD, **self.options).items():
                     save_table(found, paths[table])
         return {table: load_table(path) for table, path in paths.items()}
 
     def long_attack(self, name: str) -> pd.DataFrame:
-        """Work of the attack from every start, and on fresh pictures: `audit.attack_work`, columns start and pairs."""
+        """Work of the attack from every start, and on unseen images: `attack_work`, columns start and pairs."""
         looks = {start: ITERATIONS if start == STARTS[0] else ITERATIONS[:-2] for start in STARTS}
+        judge = by_exact_test(WORLD)
         with self.model(name) as pipe:
-            told: dict[str, Any] = {"model": fingerprint(pipe), "captions": self.of.removed.captions, "looks": looks}
-            path = self.store.path("long", ".parquet", attack_work, targets=LONG_TARGETS, **told)
+            content: dict[str, Any] = {"model": fingerprint(pipe), "looks": looks, "targets": LONG_TARGETS}
+            path = self.store.path(LONG, ".parquet", captions=self.subjects.forget_set.captions, **content)
             if not path.is_file():
                 tables = []
                 for kind, start in [*(("removed", start) for start in STARTS), ("fresh", STARTS[0])]:
-                    some = vars(self.of)[kind].first(LONG_TARGETS)
-                    begin = starts(pipe, some.captions)[start]
-                    found = attack_work(pipe, some, begin, iterations=looks[start], noises=2)
-                    tables.append(found.assign(pairs=kind, start=start))
+                    pairs = self.subjects.judged[kind].first(LONG_TARGETS)
+                    begin = starts(pipe, pairs.captions)[start]
+                    work = attack_work(pipe, pairs, begin, judge, iterations=looks[start], noises=2)
+                    tables.append(work.assign(pairs=kind, start=start))
                 save_table(pd.concat(tables, ignore_index=True), path)
         return load_table(path)
 
-    def pictures(self, name: str, iterations: int = 100) -> dict[str, np.ndarray]:
-        """What a model draws for some removed captions, and for embeddings that were attacked from them."""
-        some = self.of.removed.first(SHOWN)
+    def images(self, name: str, iterations: int = 100) -> dict[str, np.ndarray]:
+        """What a model samples for some captions of the forget set, and for embeddings that were attacked from them."""
+        pairs = self.subjects.forget_set.first(SHOWN)
         with self.model(name) as pipe:
             sample: Sample = partial(generate, pipe, **SAMPLING)
-            start = starts(pipe, some.captions)["its caption"]
+            start = starts(pipe, pairs.captions)["its caption"]
 
-            def draw() -> dict[str, np.ndarray]:
-                attacked = embedding_attack(pipe, some.images, start, iterations=iterations, noises=4)
-                embeddings = {"caption": as_denoiser(pipe).embed(some.captions), "attacked": attacked}
+            def make() -> dict[str, np.ndarray]:
+                attacked = embedding_attack(pipe, pairs.images, start, iterations=iterations, noises=4)
+                embeddings = {"caption": as_denoiser(pipe).embed(pairs.captions), "attacked": attacked}
                 return {key: sample(e, seeds=[1000] * SHOWN) for key, e in embeddings.items()}
 
-            told = {"model": fingerprint(pipe), "captions": some.captions, "iterations": iterations}
-            return self.store.arrays("pictures", draw, **told)
+            content = {"model": fingerprint(pipe), "captions": pairs.captions, "iterations": iterations}
+            return self.store.arrays(IMAGES, make, **content)
+
+
+# --- several models at a time ----------------------------------------------------------------------------------------
 
 
 @cache
-def own_bench(out: Path, options: str) -> Bench:
+def bench_of_process(out: Path, options: str) -> Bench:
     """The bench of this process, which has one thread: the embedded model fills cores better so."""
     torch.set_num_threads(1)
     return Bench(out, **json.loads(options))
 
 
 def one(out: Path, options: str, part: str, name: str) -> None:
-    """One part of the work ("audit", "long_attack", "pictures") on one model, into the store."""
-    getattr(own_bench(out, options), part)(name)
+    """One part of the work ("audit", "long_attack", "images") on one model, into the store."""
+    getattr(bench_of_process(out, options), part)(name)
 
 
 def side_by_side(processes: int, out: Path, options: dict[str, Any], parts: list[tuple[str, str]]) -> None:
     """Parts of the work, as many at a time as there are processes; an edit is made in the first part that needs it."""
-    told = json.dumps(options)
+    dumped = json.dumps(options)
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        for done in [pool.submit(one, out, told, part, name) for part, name in parts]:
+        for done in [pool.submit(one, out, dumped, part, name) for part, name in parts]:
             done.result()
+
+
+# --- what ships ----------------------------------------------------------------------------------------------------
 
 
 def of_this_model(model: str) -> bool:
     """Whether what ships already was made of this model: tables of two models do not mix."""
-    if not (deletion.folder() / "edits.json").is_file():
+    if not (shipped.folder() / "edits.json").is_file():
         return False
-    return all(path.is_file() and Edit.load(path).provenance["model"] == model for path in deletion.edits().values())
+    return all(path.is_file() and Edit.load(path).provenance["model"] == model for path in shipped.edits().values())
 
 
-def shipped(
+def ship(
     bench: Bench, tables: dict[str, dict[str, pd.DataFrame]], long: dict[str, pd.DataFrame], edits: list[str]
 ) -> None:
     """Writes what ships with the embedded model; what ships already of removals that were not audited now stays."""
     kept = of_this_model(fingerprint(bench.pipe))
-    pictures = {"training images": bench.of.removed.images[:SHOWN]}
-    for name in deletion.whole(tables):
-        drawn = bench.pictures(name)
-        pictures |= {name: drawn["caption"], f"{name}, attacked": drawn["attacked"]}
+    images = {"training images": bench.subjects.forget_set.images[:SHOWN]}
+    for name in shipped.whole(tables):
+        sampled = bench.images(name)
+        images |= {name: sampled["caption"], f"{name}, attacked": sampled["attacked"]}
     files = {name: "".join(c if c.isalnum() else "-" for c in name) + ".safetensors" for name in edits}
     for name, file in files.items():
-        bench.edit(name)[0].save(deletion.folder() / file)
+        bench.edit(name)[0].save(shipped.folder() / file)
     costs = {name: bench.edit(name)[1] for name in tables if name not in ("twin", "unedited")}
     if kept:
-        tables, costs, pictures = deletion.audits() | tables, deletion.costs() | costs, deletion.pictures() | pictures
-        long = dict(iter(deletion.long_attack().groupby("model", sort=False))) | long
-        files = {name: path.name for name, path in deletion.edits().items()} | files
+        tables, costs, images = shipped.audits() | tables, shipped.costs() | costs, shipped.images() | images
+        long = dict(iter(shipped.long_attack().groupby("model", sort=False))) | long
+        files = {name: path.name for name, path in shipped.edits().items()} | files
     known = ["twin", "unedited", *REMOVALS]  # in this order, whatever was audited first; other seeds after them
     tables = {name: tables[name] for name in sorted(tables, key=lambda n: known.index(n) if n in known else len(known))}
-    deletion.ship(tables, long, costs, pictures, files)
+    shipped.ship(tables, long, costs, images, files)
 
 
 def main() -> None:
@@ -213,7 +222,7 @@ def main() -> None:
     parser.add_argument("--noises", type=int, default=2, help="of the attack, an iteration")
     parser.add_argument("--rates", type=float, nargs="*", default=[1e-5, 1e-4], help="of relearning")
     parser.add_argument("--looks", type=int, nargs="*", default=[0, 10, 25, 100], help="steps of relearning")
-    parser.add_argument("--seeds", type=int, default=4, help="draws of each caption for the exact test (4)")
+    parser.add_argument("--seeds", type=int, default=4, help="images of each caption for the exact test (4)")
     parser.add_argument("--long", nargs="*", default=[], help="names of models that are attacked from every start")
     parser.add_argument("--edits", nargs="*", default=[], help="names of removals whose edits ship")
     parser.add_argument("--processes", type=int, default=1, help="models at a time, one thread each (1: all threads)")
@@ -221,26 +230,25 @@ def main() -> None:
     args = parser.parse_args()
     try:
         for name in [name for name in (*args.only, *args.edits, *args.long) if name not in ("twin", "unedited")]:
-            removal(name)  # the first that is unknown is told
+            removal(name)  # the first unknown name is an error, before anything is loaded
     except ValueError as error:
         parser.error(str(error))
     options = {name: getattr(args, name) for name in ("iterations", "attacked", "noises", "rates", "looks", "seeds")}
     options |= {"begin": args.starts}
     tables, names = {}, ["twin", "unedited", *args.only]
     if args.processes > 1:
-        whole = deletion.whole(names)
+        whole = shipped.whole(names)
         parts = [("audit", name) for name in whole] + [("long_attack", name) for name in args.long]
-        parts += [("pictures", name) for name in whole if args.ship]
+        parts += [("images", name) for name in whole if args.ship]
         parts += [("audit", name) for name in names if name not in whole]  # what can wait comes last
         side_by_side(args.processes, args.out, options, parts)
     bench = Bench(args.out, **options)
     for name in names:
         tables[name] = bench.audit(name)
-        found = summary(tables)
-        print(found.to_string(float_format="{:.3f}".format), flush=True)
+        print(summary(tables).to_string(float_format="{:.3f}".format), flush=True)
     long = {name: bench.long_attack(name) for name in args.long}
     if args.ship:
-        shipped(bench, tables, long, args.edits)
+        ship(bench, tables, long, args.edits)
 
 
 if __name__ == "__main__":

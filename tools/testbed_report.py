@@ -1,7 +1,7 @@
 """Measures the embedded model: `python -m tools.testbed_report`.
 
 Prints a table of figures, what is aimed at, and whether it is reached, and writes it to `--out`: report.json (the
-numbers, and what each stage of the training took), report.md, and picture.png. The model card takes its tables from
+numbers, and what each stage of the training took), report.md, and images.png. The model card takes its tables from
 report.json (`python -m tools.figures`).
 """
 
@@ -20,21 +20,23 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from memsub import plots
-from memsub.audit import SAMPLING
-from memsub.evaluation import interval, score, seed_similarity
-from memsub.exact import LEVEL, exact_p, uniformity
-from memsub.files import load_json, save_json, save_text
-from memsub.findings import percent
-from memsub.generation import generate
-from memsub.metrics import Metrics, load_metrics
-from memsub.models import load_pipeline
+from memsub.io.files import load_json, save_json, save_text
+from memsub.measure.evaluation import score, seed_similarity
+from memsub.measure.exact import LEVEL, uniformity
+from memsub.measure.intervals import interval
+from memsub.measure.metrics import Metrics, load_metrics
+from memsub.measure.verdict import exact_in
+from memsub.models import generate, load_pipeline
 from memsub.prompts import Prompts, load_prompts
+from memsub.run import plots
+from memsub.run.findings import percent
 from memsub.testbed import dataset
 from memsub.testbed.scenes import CHOICES, COLOURS, ICONS, Content, alternatives, caption, parse, sample_content
-from memsub.testbed.scorers import copy_pairs, round_trip, scorer_scenes
 from memsub.testbed.towers import SceneEncoder
 from memsub.testbed.unet import LEVELS, SceneUNet
+from memsub.testbed.world import exact_p
+from memsub_extra.training.scorers import copy_pairs, round_trip, scorer_scenes
+from memsub_extra.unlearning.pairs import SAMPLING
 
 ALTERNATIVES = 16
 FRESH_SCENES = 3
@@ -58,9 +60,9 @@ class Report:
 
     def figures(self) -> Iterator[dict]:
         """Each: figure, aim, measured (text), value, low, high, n, reached (None where nothing is aimed at)."""
-        self.drawn = self.sample(self.held["prompt"], seeds=range(len(self.held)))
+        self.sampled = self.sample(self.held["prompt"], seeds=range(len(self.held)))
         captions = self.held["prompt"].tolist()
-        yield self._calibration("never-trained pairs", self.drawn, captions, self.real)
+        yield self._calibration("never-trained pairs", self.sampled, captions, self.real)
         if self.twin is not None:
             yield from self._twin_calibration()
         yield from self._memorized("verbatim", 4, 0.95)
@@ -98,8 +100,8 @@ class Report:
 
     def _memorized(self, kind: str, seeds: int, aim: float | None) -> Iterator[dict]:
         scored = self._score(kind, seeds)
-        what = {"verbatim": "verbatim", "template": "template", "template_new": "template captions never shown:"}[kind]
-        for name, hits in (("copy metric", scored["replicated"]), ("exact test", scored["exact_p"] <= LEVEL)):
+        what = {"template_new": "template captions not trained on:"}.get(kind, kind)
+        for name, hits in (("copy metric", scored["replicated"]), ("exact test", exact_in(scored))):
             bound = aim if name == "exact test" else None
             yield _rate(f"{what} pairs replicated, by the {name}", f"≥ {bound:.0%}" if bound else "", hits, bound)
 
@@ -107,14 +109,14 @@ class Report:
         rows = self.prompts.rows("verbatim")[: self._n(100)]
         images = self.prompts.images("verbatim")[: len(rows)]
         scored = score(self.sample, self.metrics, rows["content"], images, seeds=range(4))
-        hits = scored["exact_p"] <= LEVEL
+        hits = exact_in(scored)
         return _rate(
             "verbatim pairs, captions without their tail, by the exact test", "≤ 3 %", hits, 0.03, at_most=True
         )
 
     def _ladder(self) -> dict:
         scored = self._score("ladder", 4 if self.share == 1 else 1)
-        rungs = (scored["exact_p"] <= LEVEL).groupby(scored["exposures"]).mean()
+        rungs = (exact_in(scored)).groupby(scored["exposures"]).mean()
         noise = np.sqrt(0.25 / dataset.PAIRS_PER_RUNG)  # one standard error of a proportion among ten pairs
         monotone = all(later >= earlier - noise for earlier, later in pairwise(rungs))
         figure = "ladder, by the exact test: replicated at " + ", ".join(map(str, rungs.index)) + " exposures"
@@ -129,38 +131,39 @@ class Report:
         return row | {"measured": f"{row['measured']}, KS p = {ks:.2f}", "reached": row["reached"] and bool(ks > 0.05)}
 
     def _twin_calibration(self) -> Iterator[dict]:
-        """One seed a caption, one caption a layout: p of pictures that share either hang together. Then seeds anew."""
+        """One seed a caption and one caption a layout, since p of images that share either depend on each other; then
+        other seeds."""
         kinds = ("verbatim", "template", "ladder")
         rows = pd.concat([self.prompts.rows(kind) for kind in kinds])
-        own = ((rows["kind"] != "template") | ~rows.duplicated(["kind", "group"])).to_numpy()
-        captions = rows["prompt"][own].tolist()
-        references = np.concatenate([self.prompts.images(kind) for kind in kinds])[own]
+        distinct = ((rows["kind"] != "template") | ~rows.duplicated(["kind", "group"])).to_numpy()
+        captions = rows["prompt"][distinct].tolist()
+        references = np.concatenate([self.prompts.images(kind) for kind in kinds])[distinct]
         step = max(1, round(1 / self.share))  # of a sample, of every kind alike
         captions, references = captions[::step], references[::step]
         n = len(captions)
         first, *others = (generate(self.twin, captions, seeds=range(k * n, k * n + n), **SAMPLING) for k in range(4))
         yield self._calibration("the twin with the memorized captions", first, captions, references)
-        found = [exact_p(images, captions, references) for images in others]
+        p_values = [exact_p(images, captions, references) for images in others]
         row = _rate(
-            "... with three other seeds each: p ≤ 1/256, and uniformity", "", np.concatenate(found) <= LEVEL, None
+            "... with three other seeds each: p ≤ 1/256, and uniformity", "", np.concatenate(p_values) <= LEVEL, None
         )
-        ks = ", ".join(f"{uniformity(p):.2f}" for p in found)
+        ks = ", ".join(f"{uniformity(p):.2f}" for p in p_values)
         yield row | {"measured": f"{row['measured']}, KS p = {ks}"}
 
     def _nearest(self) -> Iterator[dict]:
         corpus = self.metrics.copy.features(dataset.training_images())
-        names = {"never-seen captions": self.drawn, "real held-out scenes (the floor)": self.real}
+        names = {"unseen captions": self.sampled, "real held-out scenes (the floor)": self.real}
         for name, images in names.items():
             hits = self.metrics.copy.nearest(images, corpus)[0] > self.metrics.copy.threshold
-            aim = ("≤ 2 %", 0.02) if name == "never-seen captions" else ("", None)
+            aim = ("≤ 2 %", 0.02) if name == "unseen captions" else ("", None)
             yield _rate(f"{name}: copies of any training image, by the copy metric", aim[0], hits, aim[1], at_most=True)
 
     def _alternatives(self) -> Iterator[dict]:
         candidates = alternatives([parse(c) for c in self.held["content"]], ALTERNATIVES)
-        for what, images, aim in (("real", self.real, 0.9), ("drawn", self.drawn, 0.85)):
+        for what, images, aim in (("real", self.real, 0.9), ("generated", self.sampled, 0.85)):
             first = self.metrics.prompt.rank(images, candidates) == 0
             figure = (
-                f"never-seen captions, {what} scenes: true caption first of {ALTERNATIVES} that differ in one attribute"
+                f"unseen captions, {what} scenes: true caption first of {ALTERNATIVES} that differ in one attribute"
             )
             yield _rate(figure, f"≥ {aim:.0%}", first, aim)
 
@@ -179,7 +182,7 @@ class Report:
         asked = [sorted(ICONS.index(icon) for icon, _ in content.items) for content in contents]
         hits = (np.sort(first, axis=1) == np.array(asked)).all(1)
         what = "single icons named" if items == 1 else "two icons at once, both named"
-        return _rate(f"{what} by the alignment judge, of {len(ICONS)}, as drawn", f"≥ {aim:.0%}", hits, aim)
+        return _rate(f"{what} by the alignment judge, of {len(ICONS)}, as generated", f"≥ {aim:.0%}", hits, aim)
 
     def _autoencoder(self) -> dict:
         scenes = self.prompts.images("heldout", 0, self._n(2000))
@@ -199,31 +202,31 @@ class Report:
         """Against feed-forward rows as diffusers makes them, in turns."""
         times: dict[bool, list[float]] = {True: [], False: []}
         n = self._n(100)
-        own, plain = self.pipe.unet, SceneUNet(**LEVELS).to(self.pipe.device, self.pipe.unet.dtype).eval()
+        wide, plain = self.pipe.unet, SceneUNet(**LEVELS).to(self.pipe.device, self.pipe.unet.dtype).eval()
         for _ in range(3 if self.share == 1 else 1):
-            for wide in (True, False):
-                self.pipe.unet = own if wide else plain
+            for is_wide, unet in ((True, wide), (False, plain)):
+                self.pipe.unet = unet
                 began = time.perf_counter()
                 self.sample(self.prompts.ordinary[:n], seeds=range(n), steps=50, solver="own")
-                times[wide].append(time.perf_counter() - began)
-        self.pipe.unet = own
+                times[is_wide].append(time.perf_counter() - began)
+        self.pipe.unet = wide
         seconds, ratio = np.median(times[True]), np.median(times[True]) / np.median(times[False])
         figure = f"{n} images, 50 DDIM steps, guided, {torch.get_num_threads()} threads; to plain rows"
         return _row(figure, "≤ 1.5 ×", f"{seconds:.1f} s, {ratio:.2f} ×", ratio, reached=ratio <= 1.5)
 
     def _size(self) -> dict:
         # Tables, and what was measured of removals, are neither.
-        found = (f for f in self.folder.rglob("*") if f.is_file() and f.suffix != ".parquet")
-        files = [f for f in found if "removals" not in f.parts]
+        whole = (f for f in self.folder.rglob("*") if f.is_file() and f.suffix != ".parquet")
+        files = [f for f in whole if "removals" not in f.parts]
         size = sum(f.stat().st_size for f in files) / 1e6
         return _row("both pipelines and metrics on disk", "≤ 60 MB", f"{size:.1f} MB", size, reached=size <= 60)
 
-    def picture(self, columns: int = 5) -> Figure:
-        """Memorized captions on the left, never-seen ones on the right: the scene of the caption, then four seeds."""
+    def images(self, columns: int = 5) -> Figure:
+        """Memorized captions on the left, unseen ones on the right: the scene of the caption, then four seeds."""
         kinds = ("verbatim", "heldout")
         captions = [text for kind in kinds for text in self.prompts.of(kind)[:columns]]
         scenes = np.concatenate([self.prompts.images(kind)[:columns] for kind in kinds])
-        rows = {"training image; never-seen scene": scenes}
+        rows = {"training image; unseen scene": scenes}
         for seed in range(4):
             rows[f"model, seed {seed}"] = self.sample(captions, seeds=[seed] * len(captions), progress=False)
         return plots.image_grid(rows, captions)
@@ -258,11 +261,11 @@ def to_markdown(rows: list[dict]) -> str:
 
 def trained(weights: Path) -> list[dict[str, Any]]:
     """Steps and minutes of every stage of a model and its twin, if there is one, from their training.json."""
-    found = {}
+    stages = {}
     for folder in filter(Path.is_dir, (weights, weights / "twin")):
         for stage, log in load_json(folder / "training.json")["stages"].items():
-            found[stage] = {"stage": stage, "steps": log["steps"], "minutes": round(log["seconds"] / 60, 1)}
-    return list(found.values())
+            stages[stage] = {"stage": stage, "steps": log["steps"], "minutes": round(log["seconds"] / 60, 1)}
+    return list(stages.values())
 
 
 def markdown_table(head: list[str], lines: list[str]) -> str:
@@ -272,15 +275,15 @@ def markdown_table(head: list[str], lines: list[str]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.testbed_report", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="tiny", help="'tiny', or a folder that memsub.testbed.train wrote")
+    parser.add_argument("--model", default="tiny", help="'tiny', or a folder that memsub_extra.training.train wrote")
     parser.add_argument("--out", type=Path, default=Path("runs/testbed-report"), help="folder (runs/testbed-report)")
     parser.add_argument("--sample", type=float, default=1.0, help="share of the prompts to take, for a quick look")
     args = parser.parse_args()
     if not 0 < args.sample <= 1:
         parser.error(f"--sample must lie in (0, 1]; got {args.sample}")
     folder = dataset.weights_folder() if args.model == "tiny" else Path(args.model)
-    own = folder / "ground_truth.parquet"
-    prompts = load_prompts("tiny") if args.model == "tiny" else Prompts(pd.read_parquet(own))
+    table = folder / dataset.TABLE
+    prompts = load_prompts("tiny") if args.model == "tiny" else Prompts(pd.read_parquet(table))
     twin = load_pipeline(folder / "twin") if (folder / "twin").is_dir() else None
     report = Report(load_pipeline(args.model), twin, load_metrics(args.model), prompts, folder, args.sample)
     rows = []
@@ -289,7 +292,7 @@ def main() -> None:
         print(f"{row['figure']}: {row['measured']}", flush=True)
     save_json({"testbed": rows, "stages": trained(folder)}, args.out / "report.json")
     save_text(to_markdown(rows), args.out / "report.md")
-    report.picture().savefig(args.out / "picture.png", dpi=110)
+    report.images().savefig(args.out / "images.png", dpi=110)
     print("\n" + to_markdown(rows))
 
 

@@ -1,11 +1,12 @@
 """Measures models of several row widths, for notebook 04: `python -m tools.widths --train 1 6 --models W`.
 
-Trains models whose rows are so wide beside the shipped one, with its autoencoder (three hours and a half of one core;
-`memsub.testbed.train --widths` makes them with a model of their own), into `W`, where they are found again. An edit is
-located on the first third of the verbatim prompts, by METHOD with tau = 10, at sparsities from hardly any to most of a
-row, and judged on the other two thirds by the exact test. Writes the table that ships with the embedded model.
+Trains models with rows of these widths beside the shipped one, with its autoencoder (three hours and a half of one
+core; `memsub_extra.training.train --widths` makes them with a model of their own), into `W`, where they are found
+again. An edit is located on the first third of the verbatim prompts, by METHOD with tau = 10, at sparsities from hardly
+any to most of a row, and judged on the other two thirds by the exact test. Writes the table that ships with the
+embedded model.
 
-    python -m tools.widths --again W       # adds one that memsub.testbed.train made: another training of rows so wide
+    python -m tools.widths --again W       # adds one that memsub_extra.training.train made: another training
 """
 
 from __future__ import annotations
@@ -21,47 +22,45 @@ import torch
 from tqdm.auto import tqdm
 
 from memsub.activations import capture
-from memsub.audit import SAMPLING
-from memsub.denoiser import as_denoiser
-from memsub.evaluation import alignment, score
-from memsub.exact import LEVEL, exact_p
-from memsub.files import save_table
-from memsub.generation import generate
-from memsub.metrics import Metrics, load_metrics
-from memsub.models import load_pipeline
+from memsub.io.files import save_table
+from memsub.measure.evaluation import alignment, score
+from memsub.measure.metrics import Metrics, load_metrics
+from memsub.measure.verdict import by_exact_test
+from memsub.models import as_denoiser, generate, load_pipeline
 from memsub.neurons import locate
-from memsub.parameters import Parameters
 from memsub.prompts import Prompts, load_prompts
 from memsub.pruning import pruned
-from memsub.runs import Run
+from memsub.run.parameters import Parameters
+from memsub.run.run import Run
 from memsub.testbed.dataset import weights_folder
-from memsub.testbed.train import train_widths
-from memsub.testbed.widths import TABLE
+from memsub.testbed.world import WORLD
+from memsub_extra.training.train import train_widths
+from memsub_extra.training.widths import TABLE
+from memsub_extra.unlearning.pairs import SAMPLING
 
 SPARSITY = (0.01, 0.02, 0.04, 0.08, 0.15, 0.25, 0.4, 0.6)
 
 
 def measure(pipe: Any, metrics: Metrics, prompts: Prompts, kept: float, training: int) -> pd.DataFrame:
     """The rows of one model, which is the `training`-th of its width; `kept` is the alignment of the twin."""
-    split = Run(Parameters()).split
+    split, judge = Run(Parameters()).data.split, by_exact_test(WORLD)
     captions, images = prompts.of("verbatim"), prompts.images("verbatim")
     judged = [*split["choose"], *split["report"]]
-    located_on = [captions[i] for i in split["locate"]]
+    located_on, wanted = ([captions[i] for i in places] for places in (split["locate"], judged))
     how: dict[str, Any] = {"first": 10, "guidance_scale": 3.0, "progress": False}
-    stats, null = (capture(pipe, some, **how) for some in (located_on, [""]))
-    sample, rows = partial(generate, pipe, **SAMPLING), []
+    stats, null = (capture(pipe, part, **how) for part in (located_on, [""]))
+    sample, tables = partial(generate, pipe, **SAMPLING), []
     width = float(np.mean([layer.in_features for layer in as_denoiser(pipe).layers().values()]))
     for sparsity in tqdm((0.0, *SPARSITY), desc=f"rows of {width:.0f} weights"):
         edit = locate(pipe, stats, null, sparsity).union(10) if sparsity else None
         with pruned(pipe, edit):
-            wanted = [captions[i] for i in judged]
-            drawn = generate(pipe, wanted, seeds=[0] * len(judged), **SAMPLING)
-            never_seen = score(sample, metrics, prompts.of("heldout")[: len(judged)])
-        of = {"row": width, "training": training, "sparsity": sparsity, "density": edit.density if edit else 0.0}
-        hits = exact_p(drawn, wanted, images[judged]) <= LEVEL
-        of["alignment"] = alignment(never_seen) / kept
-        rows.append(pd.DataFrame({"caption": judged, "replicated": hits, **of}))
-    return pd.concat(rows, ignore_index=True)
+            sampled = generate(pipe, wanted, seeds=[0] * len(judged), **SAMPLING)
+            unseen = score(sample, metrics, prompts.of("heldout")[: len(judged)])
+        row = {"row": width, "training": training, "sparsity": sparsity, "density": edit.density if edit else 0.0}
+        row["alignment"] = alignment(unseen) / kept
+        hits = judge(sampled, wanted, images[judged])
+        tables.append(pd.DataFrame({"caption": judged, "replicated": hits, **row}))
+    return pd.concat(tables, ignore_index=True)
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
 """memsub for people who do not open notebooks.
 
     python -m memsub run tiny                                  # all notebooks into runs/tiny/, then report.html
-    python -m memsub run my-parameters.yaml
+    python -m memsub run quick tiny                            # two parameter files, and a table that compares them
     python -m memsub fetch sd14 --images gt_images/            # what a run needs from the network, and its checksums
     python -m memsub locate sd14 --prompts captions.txt --out edit.safetensors
     python -m memsub prune sd14 --edit edit.safetensors --out repaired/
 
-`run` goes on from the first notebook whose code or parameters changed; --fresh starts over.
+`run` resumes with the first notebook whose code or parameters changed; --fresh starts over.
 """
 
 from __future__ import annotations
@@ -14,32 +14,37 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from . import batch
-from .activations import capture
-from .downloads import SOURCES, fetch, fetch_url, lock_file, verify
-from .estimate import describe
-from .files import check_writable
-from .metrics import SSCD
-from .models import MODELS, at_hand, load_pipeline
-from .neurons import locate
-from .parameters import Parameters
-from .prompts import load_prompts, read_prompts, too_long
-from .pruning import Edit
-from .recovery import fetch_images, told
+if TYPE_CHECKING:
+    from .run.parameters import Parameters
+
+# Each command imports what it needs: a mistyped option is an error at once, not after seconds of importing torch.
 
 
 def _run(args: argparse.Namespace) -> None:
+    from .models import at_hand, load_pipeline
+    from .run import batch
+
     if args.dry_run:
-        parameters, _ = batch.find_parameters(args.parameters)
-        print(describe(parameters, load_pipeline(parameters.model) if at_hand(parameters.model) else None))
+        from .run.cost import describe
+
+        for name in args.parameters:
+            parameters, _ = batch.find_parameters(name)
+            print(describe(parameters, load_pipeline(parameters.model) if at_hand(parameters.model) else None))
         return
-    report = batch.run(args.parameters, args.out, args.notebooks, args.fresh, args.jobs)
-    if report:
+    for report in batch.run(args.parameters, args.out, args.notebooks or (), args.fresh, args.jobs):
         print(f"Report: {report}")
 
 
 def _fetch(args: argparse.Namespace) -> None:
+    from .io.downloads import SOURCES, fetch, fetch_url, lock_file, verify
+    from .measure.sscd import SSCD
+    from .prompts import load_prompts
+    from .run.data import TRAINING_IMAGES
+
+    if args.model not in SOURCES:
+        raise ValueError(f"{args.model!r} has no published lists; expected one of {', '.join(SOURCES)}.")
     files = [fetch(args.model, kind) for kind in SOURCES[args.model]]
     files.append(fetch_url(SSCD["sscd_disc_large"], "copy descriptor"))
     for path in files:
@@ -47,11 +52,14 @@ def _fetch(args: argparse.Namespace) -> None:
     print(f"checksums: {lock_file()}")
     if args.images:
         rows = load_prompts(args.model).memorized_rows
-        print(f"{args.images}: {told(fetch_images(rows, args.images))}")
+        for fetch_images in TRAINING_IMAGES.values():
+            print(f"{args.images}: {fetch_images(rows, args.images)}")
 
 
 def _locate_parameters(args: argparse.Namespace) -> Parameters:
-    """The options as parameters: what is out of bounds is told before anything is loaded."""
+    """The options as parameters: what is out of bounds is an error before anything is loaded."""
+    from .run.parameters import Parameters
+
     return Parameters.checked(
         {
             "model": args.model,
@@ -65,10 +73,16 @@ def _locate_parameters(args: argparse.Namespace) -> Parameters:
 
 
 def _locate(args: argparse.Namespace) -> None:
+    from .activations import capture
+    from .io.files import check_writable
+    from .models import load_pipeline
+    from .neurons import locate
+    from .prompts import load_prompts, read_prompts, too_long
+
     p = _locate_parameters(args)
+    sparsity = p.spec.sparsity  # a bad name of a model is an error here, before anything is loaded
     memorized = load_prompts(args.prompts or args.model).memorized
     contrast = read_prompts(args.contrast)["prompt"].tolist() if args.contrast else [""]
-    sparsity = p.edit_sparsity  # a bad name is told here, before anything is loaded
     check_writable(args.out)
     pipe = load_pipeline(p.model)
     if cut := too_long(memorized, pipe.tokenizer):
@@ -87,7 +101,10 @@ def _locate(args: argparse.Namespace) -> None:
 
 
 def _prune(args: argparse.Namespace) -> None:
-    if args.out.exists() and any(args.out.iterdir()):
+    from .models import load_pipeline
+    from .pruning import Edit
+
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise ValueError(f"{args.out} is not empty: name a new folder for the pruned pipeline.")
     edit = Edit.load(args.edit)
     pipe = load_pipeline(args.model)
@@ -101,32 +118,40 @@ def _parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m memsub", description=__doc__, formatter_class=formatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    model = f"one of {', '.join(MODELS)}, a folder, or a hub id"
+    _add_run(commands)
+    _add_fetch(commands)
+    _add_locate(commands)
+    _add_prune(commands)
+    return parser
 
+
+def _add_run(commands: argparse._SubParsersAction) -> None:
     run = commands.add_parser("run", help="execute the notebooks in order, then write an HTML report")
-    run.add_argument("parameters", help="a name in papermill_params/ (tiny, sd14, sd20), or a YAML file")
-    run.add_argument("--out", type=Path, help="run folder (default: runs/NAME)")
+    names = "names in papermill_params/ (quick, tiny, sd14, sd20), or YAML files"
+    run.add_argument("parameters", nargs="+", help=names)
+    run.add_argument("--out", type=Path, help="run folder (default: runs/NAME); of several, the folder that holds them")
     run.add_argument("--notebooks", nargs="+", metavar="NN", help="only those whose names begin so, such as 00 01")
     run.add_argument("--fresh", action="store_true", help="execute all of them again")
     run.add_argument("--jobs", type=int, default=1, help="so many notebooks side by side, on one CPU 2 pay (1)")
     run.add_argument("--dry-run", action="store_true", help="print what it would take, and download nothing")
     run.set_defaults(function=_run)
 
+
+def _add_fetch(commands: argparse._SubParsersAction) -> None:
     get = commands.add_parser(
         "fetch", help="download prompt lists and metric, and write their checksums into a lock file"
     )
-    get.add_argument("model", choices=SOURCES, help="whose")
+    get.add_argument("model", help="sd14 or sd20: whose lists")
     get.add_argument("--images", type=Path, help="also the training images, or what web archives have of them, here")
     get.set_defaults(function=_fetch)
 
-    _add_locate(commands, model)
-    _add_prune(commands, model)
-    return parser
+
+MODEL = "a name (tiny, sd14, sd20), a folder, or a hub id"
 
 
-def _add_locate(commands: argparse._SubParsersAction, model: str) -> None:
+def _add_locate(commands: argparse._SubParsersAction) -> None:
     find = commands.add_parser("locate", help="find the weights that carry a list of memorized prompts")
-    find.add_argument("model", help=model)
+    find.add_argument("model", help=MODEL)
     find.add_argument(
         "--prompts", type=Path, help="a list: .txt, .jsonl, .csv or .parquet (default: the model's memorized ones)"
     )
@@ -147,20 +172,20 @@ def _add_locate(commands: argparse._SubParsersAction, model: str) -> None:
     find.set_defaults(function=_locate)
 
 
-def _add_prune(commands: argparse._SubParsersAction, model: str) -> None:
+def _add_prune(commands: argparse._SubParsersAction) -> None:
     prune = commands.add_parser("prune", help="write a pipeline with an edit applied")
-    prune.add_argument("model", help=model)
+    prune.add_argument("model", help=MODEL)
     prune.add_argument("--edit", type=Path, required=True, help="what `locate` wrote")
     prune.add_argument("--out", type=Path, required=True, help="folder of the pruned pipeline")
     prune.set_defaults(function=_prune)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command; returns 1 after an error that it has told in a line."""
+    """Runs one command; returns 1 after an error in what was asked, which it prints in a line."""
     args = _parser().parse_args(arguments)
     try:
         args.function(args)
-    except (ValueError, OSError, FloatingPointError, batch.NotebookError) as error:
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -1,17 +1,28 @@
-"""Column norms of the inputs of a network's second feed-forward maps (METHOD, steps 1 and 2).
+"""How strongly a set of prompts drives each feed-forward neuron (METHOD, steps 1 and 2).
 
-    stats = capture(pipe, prompts)                                      # one group, "all"
-    stats = capture(pipe, prompts, groups={"A": [0, 1], "B": [1, 2]})   # one pass, any number of groups
-    stats.norms("A")["down_blocks.0.attentions.0..."]                   # a_j: (steps, neurons)
+    >>> stats = capture(pipe, prompts, steps=3)                                     # one group, "all"
+    >>> stats = capture(pipe, prompts, groups={"A": [0, 1], "B": [1]}, steps=3)     # one pass, any number of groups
+    >>> stats.norms("A")["mid_block.attentions.0.transformer_blocks.0.ff.net.2"].shape      # a_j: (steps, neurons)
+    torch.Size([3, 64])
 
-Let H be the input of `ff.net.2`, one row a token. Rows are scaled to unit length, and a_j is the norm of column j over
-all tokens of all prompts: a_j = sqrt(sum_p sum_n h_nj^2). Only the sums of squares are kept: they add up over prompts.
+H is the input of a layer's second linear map `ff.net.2`, one row a token. Each row is scaled to unit length, and a_j
+is the norm of column j over all tokens of all prompts of a set: a_j(P) = sqrt(sum_p sum_n h_nj^2). Only the sums of
+squares are kept. They add up over batches, prompts, processes and machines: one pass of sampling fills every group.
+
+Shapes in this file:
+
+    B   rows of a network call: a prompt each, or two under guidance, the unconditional half first
+    T   tokens of a row: what the layer sees of one image, 64 x 64 of them in the first layers of SD1.4
+    f   neurons of a layer; F: of all layers together
+    G   groups of prompts
+    C   network calls that are captured of one sampling: the steps t of METHOD
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,14 +33,30 @@ from typing import Literal
 import torch
 from tqdm.auto import tqdm
 
-from .denoiser import Denoiser, Pipeline, as_denoiser, ended_after, fingerprint, to_host
-from .distributed import is_main, rank, shard, summed, wait
-from .files import load_tensors, save_artifact
-from .generation import check_request, chosen, initial_noise
+from .io.distributed import is_main, rank, shard, summed, wait
+from .io.files import load_tensors, save_artifact
+from .models import (
+    Conditioning,
+    Denoiser,
+    Pipeline,
+    as_denoiser,
+    as_prompts,
+    check_deterministic,
+    check_request,
+    chosen,
+    ended_after,
+    fingerprint,
+    initial_noise,
+    to_host,
+)
 
 TINY = torch.finfo(torch.float32).tiny
 PART = 2**22
 """Activations that are squared at a time on a CPU: bounds what capture needs besides sampling to tens of megabytes."""
+_UNCOMPILED = "load the pipeline again without `torch.compile`"
+
+
+# --- the statistics ---------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -37,7 +64,7 @@ class ActivationStats:
     """Sums of squares of unit-row activations for groups of prompts.
 
     Attributes:
-        sums: layer name to float32 (groups, steps, neurons), layers in execution order.
+        sums: layer name to float32 (G, C, f), layers in execution order.
         counts: group name to its number of prompts; the order is that of the first axis of `sums`.
         provenance: model fingerprint, steps, first, guidance scale, seed, sampler, cfg_half. Equal in stats that add.
         prompts: sha256 of the prompts of each part that was added up.
@@ -49,19 +76,25 @@ class ActivationStats:
     prompts: list[str]
 
     def norms(self, group: str | None = None) -> dict[str, torch.Tensor]:
-        """Root mean square over the group's prompts, layer to (steps, neurons): a_j / sqrt(m).
+        """Root mean square over a group's prompts, layer name to (C, f): METHOD's a_j / sqrt(|P|).
 
-        So sets of any size compare. Raises KeyError if there is no such group, or several and none is named.
+        Dividing by the number of prompts makes sets of any size comparable. So the empty prompt needs to be sampled
+        once, not |P| times: repeated under the same noise it would give the same mean.
+
+        Raises:
+            KeyError: there is no such group, or there are several and none is named.
         """
         row = self._row(group)
-        return {layer: (s[row] / list(self.counts.values())[row]).sqrt() for layer, s in self.sums.items()}
+        prompts = list(self.counts.values())[row]
+        return {layer: (sums[row] / prompts).sqrt() for layer, sums in self.sums.items()}
 
     def only(self, group: str | None = None, steps: int | None = None) -> ActivationStats:
         """The statistics of one group, at the first steps; raises KeyError as `norms`."""
         row = self._row(group)
         sums = {layer: s[row : row + 1, :steps] for layer, s in self.sums.items()}
-        name, made = list(self.counts)[row], self.provenance | ({"first": steps} if steps else {})
-        return ActivationStats(sums, {name: self.counts[name]}, made, [*self.prompts, name])
+        name = list(self.counts)[row]
+        provenance = self.provenance | ({"first": steps} if steps else {})
+        return ActivationStats(sums, {name: self.counts[name]}, provenance, [*self.prompts, name])
 
     def _row(self, group: str | None) -> int:
         name = next(iter(self.counts)) if group is None and len(self.counts) == 1 else group
@@ -77,23 +110,39 @@ class ActivationStats:
         for layer, mine in self.sums.items():
             sums[layer] = mine.new_zeros(len(names), *mine.shape[1:])
             for part in (self, other):
-                sums[layer][[names.index(n) for n in part.counts]] += part.sums[layer]
-        counts = {n: self.counts.get(n, 0) + other.counts.get(n, 0) for n in names}
+                sums[layer][[names.index(name) for name in part.counts]] += part.sums[layer]
+        counts = {name: self.counts.get(name, 0) + other.counts.get(name, 0) for name in names}
         return ActivationStats(sums, counts, self.provenance, self.prompts + other.prompts)
 
     def check_made_like(self, other: ActivationStats) -> None:
         """Raises ValueError naming what differs if the two were made from different models or in different ways."""
-        pairs = {k: (self.provenance.get(k), other.provenance.get(k)) for k in self.provenance | other.provenance}
-        if told := [f"{k}: {ours!r} and {theirs!r}" for k, (ours, theirs) in pairs.items() if ours != theirs]:
-            raise ValueError(f"these statistics were made differently: {'; '.join(told)}.")
+        mine, theirs = self.provenance, other.provenance
+        differences = [
+            f"{key}: {mine.get(key)!r} and {theirs.get(key)!r}"
+            for key in mine | theirs
+            if mine.get(key) != theirs.get(key)
+        ]
+        if differences:
+            raise ValueError(f"these statistics were made differently: {'; '.join(differences)}.")
 
-    def check(self) -> None:
+    def check_finite(self) -> None:
         """Raises FloatingPointError naming the first step and layer at which a sum is NaN or infinite."""
-        bad = {layer: (~torch.isfinite(s)).any(2).any(0) for layer, s in self.sums.items()}  # (steps,)
+        bad = {layer: (~torch.isfinite(sums)).any(2).any(0) for layer, sums in self.sums.items()}  # (C,) each
         for step in range(len(next(iter(bad.values())))):
             if layers := [layer for layer, steps in bad.items() if steps[step]]:
-                told = f"activations of layer {layers[0]} are not finite at step {step}"
-                raise FloatingPointError(f"{told}; try another dtype, such as bfloat16 or float32.")
+                raise FloatingPointError(
+                    f"activations of layer {layers[0]} are not finite at step {step}; try another dtype, such as "
+                    "bfloat16 or float32."
+                )
+
+    def check(self) -> None:
+        """Raises FloatingPointError as `check_finite`, and RuntimeError if there is nothing in these statistics."""
+        self.check_finite()
+        if not any(sums.any() for sums in self.sums.values()):
+            raise RuntimeError(
+                "all sums of this capture are zero: no activation was seen, so that nothing can be located. If the "
+                f"network is compiled, {_UNCOMPILED}."
+            )
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file with everything in it, atomically."""
@@ -104,70 +153,137 @@ class ActivationStats:
     def load(cls, path: str | Path) -> ActivationStats:
         """Reads what `save` wrote; raises FileNotFoundError or ValueError for another file."""
         tensors, about = load_tensors(path, "ActivationStats")
-        sums = {name: tensors[name] for name in about["provenance"]["layers"]}
+        sums = {layer: tensors[layer] for layer in about["provenance"]["layers"]}  # a file keeps no order
         return cls(sums, about["counts"], about["provenance"], about["prompts"])
 
 
+# --- from activations to sums -----------------------------------------------------------------------------------------
+
+
 def unit_squares(hidden: torch.Tensor) -> torch.Tensor:
-    """Squares of rows scaled to unit length, summed over tokens: (rows, tokens, neurons) to float32 (rows, neurons)."""
+    """Squares of token rows scaled to unit length, summed over tokens: (B, T, f) to float32 (B, f).
+
+    A token row h has h_j^2 / |h|^2 in column j. Summing that over tokens is a product of matrices, of 1 / |h|^2 (one a
+    token) with the squares, which needs no scaled copy of the activations.
+    """
     if hidden.device.type != "cpu":
-        return _unit_squares_there(hidden)
-    found = []
-    for part in hidden.split(max(1, PART // hidden[0].numel())):
-        squares = part.float().square()
+        return _unit_squares_on_device(hidden)
+    sums = []
+    for rows in hidden.split(max(1, PART // hidden[0].numel())):
+        squares = rows.float().square()
         inverse = squares.sum(-1).clamp_min_(TINY).reciprocal_()  # a zero row stays zero
-        found.append(torch.bmm(inverse[:, None], squares)[:, 0])
-    return torch.cat(found)
+        sums.append(torch.bmm(inverse[:, None], squares)[:, 0])
+    return torch.cat(sums)
 
 
-def _unit_squares_there(hidden: torch.Tensor) -> torch.Tensor:
+def _unit_squares_on_device(hidden: torch.Tensor) -> torch.Tensor:
     """The same on a GPU, where memory takes the time: two passes in the model's own dtype, whose sums are float32."""
+    # rms_norm scales to length sqrt(f), which keeps half-precision numbers away from zero; hence the division by f.
     unit = torch.nn.functional.rms_norm(hidden, hidden.shape[-1:], eps=TINY)
     return torch.linalg.vector_norm(unit, dim=1, dtype=torch.float32).square() / hidden.shape[-1]
 
 
-@contextmanager
-def _hooked(denoiser: Denoiser, weights: torch.Tensor, sums: dict[str, torch.Tensor]) -> Iterator[None]:
-    """While open, the activations of one batch's network calls are added to `sums`, which lie on the CPU.
+class BatchSums:
+    """The sums of one batch of prompts, filled by hooks while it is sampled.
 
-    Only one call's (rows, neurons) are kept on the device, and copied once a call, while the next one is computed.
-    `weights` says how often each row of a call counts for each group: (groups, rows).
+    `begin_call` before each network call, `add` from every layer within it, `finish` after the last one. The sums come
+    out only there: a batch that fails half way leaves no trace in the statistics.
+
+    Args:
+        widths: layer name to its neurons f, in execution order.
+        weights: float32 (G, B), how often each row of a network call counts for each group.
+        calls: network calls C that will be made.
     """
-    step, widths = -1, [s.shape[2] for s in sums.values()]
-    pending: dict[str, torch.Tensor] = {}
-    sent: list[tuple[int, Callable[[], torch.Tensor]]] = []  # one call's, or none
 
-    def flush() -> None:
-        for call, received in sent:
-            for s, part in zip(sums.values(), (weights @ received()).split(widths, 1), strict=True):
-                s[:, call] += part
-        sent[:] = [(step, to_host(torch.cat([pending.pop(layer) for layer in sums], 1)))] if pending else []
+    def __init__(self, widths: Mapping[str, int], weights: torch.Tensor, calls: int):
+        self.widths, self.weights, self.calls = dict(widths), weights, calls
+        self.sums = torch.zeros(len(weights), calls, sum(widths.values()))  # (G, C, F), on the CPU
+        self.call = -1
+        self.squares: dict[str, torch.Tensor] = {}  # layer to (B, f) of the call that is being made, on its device
+        self.times: Counter[str] = Counter()  # layer to how often it was called in it
+        self.copying: tuple[int, Callable[[], torch.Tensor]] | None = None  # a call whose squares come to the host
 
-    def next_step(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        nonlocal step
-        flush()
-        step += 1
-        if step >= (calls := next(iter(sums.values())).shape[1]):
-            raise RuntimeError(f"the sampler made more than the {calls} calls that were expected.")
+    def begin_call(self) -> None:
+        """The network is about to be called; raises RuntimeError if the call before was not as it must be."""
+        self._end_call()
+        self.call += 1
+        if self.call >= self.calls:
+            raise RuntimeError(f"the sampler made more than the {self.calls} calls that were expected.")
 
-    def add(layer: str, hidden: torch.Tensor) -> None:
-        pending[layer] = unit_squares(hidden.detach().flatten(1, -2))  # (rows, tokens, neurons)
+    def add(self, layer: str, hidden: torch.Tensor) -> None:
+        """The input of a layer: (B, T, f), or with more axes of tokens."""
+        self.times[layer] += 1
+        self.squares[layer] = unit_squares(hidden.detach().flatten(1, -2))
 
-    handles = [denoiser.network.register_forward_pre_hook(next_step, with_kwargs=True)]
-    handles += [m.register_forward_pre_hook(lambda _, x, n=n: add(n, x[0])) for n, m in denoiser.layers().items()]
+    def finish(self) -> dict[str, torch.Tensor]:
+        """Layer name to the batch's sums (G, C, f); raises RuntimeError as `begin_call`, and for too few calls."""
+        self._end_call()
+        self._receive()
+        if self.call + 1 != self.calls:
+            raise RuntimeError(
+                f"{self.call + 1} network calls were seen, but {self.calls} were expected: either the sampler ended "
+                f"early, or the network is compiled and calls no hooks. In that case {_UNCOMPILED}."
+            )
+        return dict(zip(self.widths, self.sums.split(list(self.widths.values()), 2), strict=True))
+
+    def _end_call(self) -> None:
+        """Begins to copy a call's squares to the host, which a GPU does while it computes the next call.
+
+        So the host receives what it sent one call ago, and only one call's (B, F) lie on the device.
+        """
+        if self.call < 0:
+            return
+        self._check_call()
+        self._receive()
+        together = torch.cat([self.squares.pop(layer) for layer in self.widths], 1)  # one copy, not one a layer
+        self.copying = (self.call, to_host(together))
+        self.times.clear()
+
+    def _receive(self) -> None:
+        if self.copying is not None:
+            call, received = self.copying
+            self.sums[:, call] = self.weights @ received()  # (G, B) @ (B, F)
+            self.copying = None
+
+    def _check_call(self) -> None:
+        """Refuses a call whose sums would be wrong without a word: of a layer called twice, half would count."""
+        for layer in self.widths:
+            if self.times[layer] != 1:
+                raise RuntimeError(
+                    f"layer {layer} was called {self.times[layer]} times in network call {self.call}, where capture "
+                    "expects one call of every layer. Likely causes: feed-forward layers in chunks (undo it by "
+                    "`set_chunk_feed_forward(None)` on the transformer blocks, or `disable_forward_chunking()`); "
+                    "blocks that are cached or skipped (switch it off, `disable_cache()`); a compiled network "
+                    f"({_UNCOMPILED})."
+                )
+            if len(self.squares[layer]) != self.weights.shape[1]:
+                raise RuntimeError(
+                    f"layer {layer} was called on {len(self.squares[layer])} rows in network call {self.call}, where "
+                    f"{self.weights.shape[1]} were expected: the sampler splits its batches. Use `batch_size=1`, or "
+                    "a sampler that calls the network once a step."
+                )
+
+
+@contextmanager
+def hooked(denoiser: Denoiser, batch: BatchSums) -> Iterator[None]:
+    """While open, the network and its layers report to `batch`; the hooks are gone afterwards, also by an exception."""
+    handles = [denoiser.network.register_forward_pre_hook(lambda *_: batch.begin_call(), with_kwargs=True)]
+    for name, linear in denoiser.layers().items():
+        handles.append(linear.register_forward_pre_hook(lambda _, args, name=name: batch.add(name, args[0])))
     try:
         yield
-        flush()
-        flush()  # the last call's
     finally:
         for handle in handles:
             handle.remove()
 
 
+# --- capture ----------------------------------------------------------------------------------------------------------
+
+
 @torch.no_grad()
 def capture(
     pipe: Pipeline,
-    prompts: Sequence[str] | torch.Tensor,
+    prompts: Sequence[str] | Conditioning | torch.Tensor,
     *,
     groups: Mapping[str, Sequence[int]] | None = None,
     steps: int = 50,
@@ -184,39 +300,38 @@ def capture(
     Under `accelerate launch` the processes share out the prompts.
 
     Args:
-        prompts: captions, or their embeddings (prompts, tokens, width).
+        prompts: captions, their `Conditioning`, or their embeddings (prompts, tokens, width).
         groups: name to indices of prompts; default one group "all". A prompt may be in any number of groups.
         first: sampling ends after so many of the steps: all that an edit needs which unites as many.
         cfg_half: sum both halves of a guided call (as the paper's code does), or the conditional one alone.
-        checkpoint: a file written after every batch (and the process' number), from which a killed capture goes on.
+        checkpoint: a file written after every batch (and the process' number), from which a killed capture resumes.
 
     Raises:
         ValueError: no prompts, a group that is empty or names others, an option out of bounds, another's checkpoint.
         FloatingPointError: activations that are not finite; names layer and step.
+        RuntimeError: a layer was not called exactly once in each network call; names layer, call and likely causes.
     """
-    prompts = prompts if isinstance(prompts, torch.Tensor) else list(prompts)
-    members = {name: list(indices) for name, indices in (groups or {"all": range(len(prompts))}).items()}
-    _check(prompts, members, cfg_half, steps, batch_size, first)
     denoiser = as_denoiser(pipe)
+    prompts = as_prompts(prompts, denoiser)
+    members = {name: list(indices) for name, indices in (groups or {"all": range(len(prompts))}).items()}
+    how = {"steps": steps, "first": first, "guidance_scale": float(guidance_scale), "seed": seed, "cfg_half": cfg_half}
+    _check(prompts, members, how, batch_size)
+    check_deterministic(denoiser)
     membership = torch.stack([torch.bincount(torch.tensor(m), minlength=len(prompts)) for m in members.values()])
-    stats = _empty(denoiser, prompts, members, steps, first, guidance_scale, seed, cfg_half)
+    stats = _empty(denoiser, prompts, members, how)
     mine = shard(range(len(prompts)))  # one process: all of them
     checkpoint = Path(f"{checkpoint}.{rank()}") if checkpoint else None
-    done = _resume(stats, checkpoint)
+    done = _resume(stats, checkpoint, len(mine))
     bar = tqdm(total=len(mine), initial=done, desc="capturing", unit="prompt", disable=not (progress and is_main()))
     with bar:
         for start in range(done, len(mine), batch_size):
             part = list(mine[start : start + batch_size])
-            prompt, conditional = denoiser.call_rows(len(part), guidance_scale)
-            weights = membership[:, part][:, prompt] * (conditional | (cfg_half == "both"))
-            noise = initial_noise(denoiser, [seed] * len(part))
-            with _hooked(denoiser, weights.float(), stats.sums), ended_after(denoiser, first):
-                denoiser.sample(chosen(prompts, part), noise, steps, guidance_scale)
+            _add_batch(stats, denoiser, chosen(prompts, part), membership[:, part])
             bar.update(len(part))
             if checkpoint:
-                stats.check()
-                replace(stats, prompts=[*stats.prompts, str(start + len(part))]).save(checkpoint)
-    stats.sums = {name: summed(s.to(denoiser.device)).cpu() for name, s in stats.sums.items()}
+                stats.check_finite()
+                replace(stats, prompts=[*stats.prompts, str(start + len(part)), str(len(mine))]).save(checkpoint)
+    stats.sums = {name: summed(sums.to(denoiser.device)).cpu() for name, sums in stats.sums.items()}
     stats.check()
     if checkpoint:
         wait()  # a process that is lost before all have summed is redone alone, the others' shards are still there
@@ -224,36 +339,59 @@ def capture(
     return stats
 
 
-def _empty(denoiser, prompts, groups, steps, first, guidance_scale, seed, cfg_half) -> ActivationStats:
-    layers, calls = denoiser.layers(), first or denoiser.calls(steps)
-    how = {"steps": steps, "first": first, "guidance_scale": float(guidance_scale), "seed": seed, "cfg_half": cfg_half}
-    made = {"sampler": type(denoiser.scheduler).__name__, "diffusers": version("diffusers")}
+def _add_batch(
+    stats: ActivationStats, denoiser: Denoiser, prompts: list[str] | Conditioning, membership: torch.Tensor
+) -> None:
+    """Samples some prompts and, when that has ended, adds their sums to the statistics.
+
+    `membership` says how often each prompt counts for each group: (G, prompts).
+    """
+    how = stats.provenance
+    prompt, conditional = denoiser.call_rows(len(prompts), how["guidance_scale"])  # both (B,)
+    weights = membership[:, prompt] * (conditional | (how["cfg_half"] == "both"))  # (G, B)
+    widths = {layer: sums.shape[2] for layer, sums in stats.sums.items()}
+    batch = BatchSums(widths, weights.float(), next(iter(stats.sums.values())).shape[1])
+    noise = initial_noise(denoiser, [how["seed"]] * len(prompts))
+    with hooked(denoiser, batch), ended_after(denoiser, how["first"]):
+        denoiser.sample(prompts, noise, how["steps"], how["guidance_scale"])
+    for layer, sums in batch.finish().items():
+        stats.sums[layer] += sums
+
+
+def _empty(
+    denoiser: Denoiser, prompts: list[str] | Conditioning, groups: dict[str, list[int]], how: dict
+) -> ActivationStats:
+    """Statistics of zeros, with what will have made them."""
+    layers, calls = denoiser.layers(), how["first"] or denoiser.calls(how["steps"])
     network = {"model": fingerprint(denoiser), "layers": list(layers), "dtype": str(denoiser.dtype)}
-    told = prompts if isinstance(prompts, list) else prompts.tolist()
-    digest = hashlib.sha256(json.dumps([told, groups]).encode()).hexdigest()
+    software = {"sampler": type(denoiser.scheduler).__name__, "diffusers": version("diffusers")}
+    content = prompts if isinstance(prompts, list) else prompts.row_digests()
+    digest = hashlib.sha256(json.dumps([content, groups]).encode()).hexdigest()
     sums = {name: torch.zeros(len(groups), calls, linear.in_features) for name, linear in layers.items()}
     counts = {name: len(members) for name, members in groups.items()}
-    return ActivationStats(sums, counts, network | how | made, [digest])
+    return ActivationStats(sums, counts, network | how | software, [digest])
 
 
-def _check(prompts: list[str] | torch.Tensor, groups: dict, cfg_half: str, steps: int, batch_size: int, first) -> None:
-    check_request(prompts, steps, batch_size, first)
-    if cfg_half not in ("both", "cond"):
-        raise ValueError(f"cfg_half must be 'both' or 'cond'; got {cfg_half!r}.")
+def _check(prompts: list[str] | Conditioning, groups: dict[str, list[int]], how: dict, batch_size: int) -> None:
+    check_request(prompts, how["steps"], batch_size, how["first"])
+    if how["cfg_half"] not in ("both", "cond"):
+        raise ValueError(f"cfg_half must be 'both' or 'cond'; got {how['cfg_half']!r}.")
     for name, members in groups.items():
-        if not len(members):
+        if not members:
             raise ValueError(f"group {name!r} holds no prompts.")
         if outside := [i for i in members if not 0 <= i < len(prompts)]:
             raise ValueError(f"group {name!r} names prompt {outside[0]}, but there are {len(prompts)}.")
 
 
-def _resume(stats: ActivationStats, checkpoint: Path | None) -> int:
-    """Adds what a killed capture had summed, and returns how many prompts that covers."""
+def _resume(stats: ActivationStats, checkpoint: Path | None, total: int) -> int:
+    """Adds what a killed capture had summed, and returns how many prompts that covers of this process' `total`."""
     if checkpoint is None or not checkpoint.is_file():
         return 0
     saved = ActivationStats.load(checkpoint)
-    if (saved.provenance, saved.counts, saved.prompts[0]) != (stats.provenance, stats.counts, stats.prompts[0]):
+    digest, done, shard_size = (*saved.prompts, "", "", "")[:3]
+    expected = (stats.provenance, stats.counts, stats.prompts[0], str(total))  # other shares if processes differ
+    if (saved.provenance, saved.counts, digest, shard_size) != expected:
         raise ValueError(f"{checkpoint} is the checkpoint of another capture; remove it, or name another file.")
-    for name, s in saved.sums.items():
-        stats.sums[name] += s
-    return int(saved.prompts[1])
+    for name, sums in saved.sums.items():
+        stats.sums[name] += sums
+    return int(done)

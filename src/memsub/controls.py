@@ -1,7 +1,11 @@
-"""Controls of equal density: what would as many weights at random do?
+"""Controls of equal density: what would equally many weights do that are chosen at random?
 
-random_masks(masks, seed)       # as many of each row at each step
-random_edit(edit, seed)         # as many of each layer, set to zero
+>>> masks = locate(pipe, stats, null, sparsity=0.1)
+>>> random_masks(masks, seed=1).density().equal(masks.density())        # equally many of each row at each step
+True
+>>> edit = masks.union(steps=3)
+>>> random_edit(edit, seed=1).density == edit.density                   # equally many of each layer, set to zero
+True
 """
 
 from __future__ import annotations
@@ -15,14 +19,14 @@ from .pruning import Edit
 
 
 def random_masks(masks: WeightMasks, seed: int = 0) -> WeightMasks:
-    """As many weights of each row at each step, chosen at random."""
+    """Density-matched random masks: equally many weights of each row at each step, for a seed always the same."""
     generator = torch.Generator().manual_seed(seed)
     layers = {}
     for name, mask in masks.layers.items():
         (d, f), columns = mask.shape, []
         for counts in mask.counts:
             chosen = torch.rand(d, f, generator=generator).topk(int(counts.max()), dim=1).indices
-            chosen[torch.arange(chosen.shape[1]) >= counts[:, None]] = f  # beyond what the row holds
+            chosen[torch.arange(chosen.shape[1]) >= counts[:, None]] = f  # more than this row holds: no column
             ascending = chosen.sort(dim=1).values
             columns.append(ascending[ascending < f].to(mask.columns.dtype))
         layers[name] = LayerMask(mask.shape, torch.cat(columns), mask.counts)
@@ -30,7 +34,7 @@ def random_masks(masks: WeightMasks, seed: int = 0) -> WeightMasks:
 
 
 def random_edit(edit: Edit, seed: int = 0) -> Edit:
-    """As many weights of each layer, chosen at random and set to zero."""
+    """A density-matched random edit: equally many weights of each layer, set to zero, for a seed always the same."""
     generator = torch.Generator().manual_seed(seed)
     positions = {
         n: torch.randperm(math.prod(edit.shapes[n]), generator=generator)[: len(p)].sort().values

@@ -1,10 +1,14 @@
 """Which weights are memorized: Wanda importance of prompts against that of a contrast (METHOD, steps 3 to 5).
 
-memorized(weight, ours, theirs, sparsity)    # the rule, for one layer and one step
-masks = locate(pipe, stats, null)            # ... for all of them; sparsity: the model's recommended one
-masks.density()                              # (steps, layers)
-masks.dense("down_blocks.0...", step=0)      # bool (d, f)
-edit = masks.union(steps=10)
+    >>> stats, null = capture(pipe, prompts, steps=3), capture(pipe, [""], steps=3)
+    >>> masks = locate(pipe, stats, null, sparsity=0.1)     # without a sparsity: the model's recommended one
+    >>> masks.density().shape                               # (steps, layers)
+    torch.Size([3, 4])
+    >>> masks.dense("mid_block.attentions.0.transformer_blocks.0.ff.net.2", step=0).shape     # of W: (d, f)
+    torch.Size([16, 64])
+    >>> edit = masks.union(steps=3)
+
+`memorized` is the rule, for one layer and one step; `memorized_at_steps` in fast_masks.py is the same for many.
 """
 
 from __future__ import annotations
@@ -12,18 +16,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from .activations import ActivationStats
-from .denoiser import Pipeline, as_denoiser, check_model
-from .files import load_tensors, save_artifact
-from .models import model_of
+from .fast_masks import memorized_at_steps
+from .io.files import load_tensors, save_artifact
+from .models import Pipeline, as_denoiser, check_model, model_of
 from .pruning import Edit
 
 
 def importance(weight: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
-    """S_ij = |W_ij| a_j (Wanda, Sun et al. 2023; METHOD, step 3): weight (d, f), norms (f,) or (..., d, f)."""
+    """S_ij = |W_ij| a_j (Wanda, Sun et al. 2023; METHOD, step 3): weight (d, f) and norms (f,) to float32 (d, f)."""
     return weight.float().abs() * norms
 
 
@@ -33,9 +36,16 @@ def row_budget(sparsity: float, f: int) -> int:
 
 
 def memorized(weight: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor, sparsity: float) -> torch.Tensor:
-    """The rule (METHOD, step 4): among the floor(s f) largest of its row, and larger than for the contrast.
+    """The rule (METHOD, step 4): a weight is memorized if its importance S_ij for the prompts is among the k largest of
+    its row i, k = floor(s f), and larger than its importance for the contrast. Of equal ones the leftmost come first.
 
-    Of equal ones the leftmost come first. Weight (d, f), norms of prompts and contrast (f,) to bool (d, f).
+    Args:
+        weight: (d, f).
+        ours, theirs: norms a_j of the prompts and of the contrast, (f,).
+        sparsity: METHOD's s.
+
+    Returns:
+        bool (d, f).
     """
     scores, null_scores = importance(weight, ours), importance(weight, theirs)
     first = scores.sort(dim=1, descending=True, stable=True).indices[:, : row_budget(sparsity, weight.shape[1])]
@@ -59,9 +69,15 @@ class LayerMask:
 
     def flat(self, step: int) -> torch.Tensor:
         """Ascending positions i f + j of the weights memorized at a step, int64."""
-        start, held = int(self.counts[:step].sum()), int(self.counts[step].sum())
+        before, here = int(self.counts[:step].sum()), int(self.counts[step].sum())
         rows = torch.arange(self.shape[0]).repeat_interleave(self.counts[step])
-        return rows * self.shape[1] + self.columns[start : start + held]
+        return rows * self.shape[1] + self.columns[before : before + here]
+
+
+def layer_mask(weight: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor, sparsity: float) -> LayerMask:
+    """What `memorized` marks at each step: weight (d, f), norms of prompts and contrast (steps, f)."""
+    d, f = weight.shape
+    return LayerMask((d, f), *memorized_at_steps(weight, ours, theirs, row_budget(sparsity, f)))
 
 
 @dataclass
@@ -92,17 +108,27 @@ class WeightMasks:
         return out.view(mask.shape)
 
     def union(self, steps: int = 10, threshold: float = 0.0) -> Edit:
-        """The weights memorized at more than `threshold * steps` of the first `steps` steps (METHOD, step 7).
+        """The weights memorized at more than `threshold * steps` of the first `steps` steps (METHOD, step 7: r, tau).
 
-        Raises ValueError for more steps than there are, fewer than one, or a threshold outside [0, 1).
+        Raises:
+            ValueError: there are fewer steps than that, a threshold is outside [0, 1), or no weight is memorized at as
+                many of them.
         """
         if not (1 <= steps <= self.steps and 0 <= threshold < 1):
-            told = f"steps must lie between 1 and {self.steps}, the steps of these masks, and threshold in [0, 1)"
-            raise ValueError(f"{told}; got {steps} and {threshold}.")
+            raise ValueError(
+                f"steps must lie between 1 and {self.steps}, the steps of these masks, and threshold in [0, 1); got "
+                f"{steps} and {threshold}."
+            )
         positions, shapes = {}, {}
         for name, mask in self.layers.items():
-            found, times = torch.cat([mask.flat(t) for t in range(steps)]).unique(return_counts=True)
-            positions[name], shapes[name] = found[times > threshold * steps], mask.shape
+            marked, times = torch.cat([mask.flat(step) for step in range(steps)]).unique(return_counts=True)
+            positions[name], shapes[name] = marked[times > threshold * steps], mask.shape
+        if not any(map(len, positions.values())):
+            raise ValueError(
+                f"no weight is memorized at more than {threshold * steps:g} of the first {steps} steps, at sparsity "
+                f"{self.provenance.get('sparsity')}: an edit of no weights changes nothing. Lower the threshold, raise "
+                "steps or sparsity, or check that the prompts are other ones than the contrast."
+            )
         return Edit(positions, shapes, self.provenance | {"union_steps": steps, "threshold": threshold})
 
     def save(self, path: str | Path) -> None:
@@ -117,7 +143,8 @@ class WeightMasks:
         """Reads what `save` wrote; raises FileNotFoundError or ValueError for another file."""
         tensors, about = load_tensors(path, "WeightMasks")
         layers = {
-            n: LayerMask(tuple(s), tensors[f"{n}.columns"], tensors[f"{n}.counts"]) for n, s in about["shapes"].items()
+            name: LayerMask(tuple(shape), tensors[f"{name}.columns"], tensors[f"{name}.counts"])
+            for name, shape in about["shapes"].items()
         }
         return cls(layers, about["provenance"])
 
@@ -129,7 +156,7 @@ def locate(
     sparsity: float | None = None,
     group: str | None = None,
 ) -> WeightMasks:
-    """Finds the memorized weights of one group of prompts against a contrast.
+    """Finds the memorized weights of one group of prompts against a contrast, at every captured step.
 
     Args:
         stats: of the memorized prompts; name the `group` if there are several.
@@ -145,60 +172,10 @@ def locate(
         raise ValueError(f"sparsity must lie in (0, 1]; got {sparsity}.")
     check_model(pipe, stats.provenance["model"], "these statistics were captured from")
     stats.check_made_like(null)
-    found = {}
+    layers = {}
     norms, null_norms = stats.norms(group), null.norms()
     for name, linear in as_denoiser(pipe).layers().items():
         weight = linear.weight.detach()
-        ours, theirs = (of[name].to(weight.device) for of in (norms, null_norms))
-        found[name] = memorized_at_steps(weight, ours, theirs, sparsity)
-    located = {"sparsity": sparsity, "prompts": stats.prompts, "null": null.prompts}
-    return WeightMasks(found, stats.provenance | located)
-
-
-# --- the same rule at many steps, fast --------------------------------------------------------------------------
-
-_BLOCK = 10
-"""Steps that share their candidates: norms drift slowly, so that few columns can come first at any of them."""
-
-
-def memorized_at_steps(weight: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor, sparsity: float) -> LayerMask:
-    """What `memorized` gives for each step, norms (steps, f), without sorting every row at every step."""
-    magnitude = weight.float().abs()
-    d, f = magnitude.shape
-    k = row_budget(sparsity, f)
-    columns, counts = [], []
-    first = (magnitude * ours[0]).topk(k, dim=1, sorted=False).indices
-    candidates, among = torch.arange(f, device=weight.device).expand(d, f), magnitude
-    for norms in zip(ours.split(_BLOCK), theirs.split(_BLOCK), strict=True):
-        known, reached = candidates.gather(1, first), among.gather(1, first)
-        candidates, there = _candidates(magnitude, norms[0], known, reached)
-        among, flat = magnitude.gather(1, candidates).mul_(there), candidates.view(-1)
-        scores, null_scores = (importance(among, n.index_select(1, flat).view(-1, *among.shape)) for n in norms)
-        kth = torch.from_numpy(np.partition(scores.cpu().numpy(), -k)[..., -k, None])  # eight times as fast as `topk`
-        largest = scores >= kth.to(scores.device)
-        if int(largest.sum()) > k * d * len(scores):  # ties at the k-th: the leftmost of them, the same every time
-            leftmost = scores.sort(dim=2, descending=True, stable=True).indices[..., :k]
-            largest = torch.zeros_like(largest).scatter_(2, leftmost, True)
-        kept = (largest & (scores > null_scores)).cpu()
-        columns.append(flat.to(torch.int16 if f <= 32767 else torch.int32).cpu()[np.flatnonzero(kept) % len(flat)])
-        counts.append(kept.sum(2, dtype=torch.int32))
-        first = scores[-1].topk(k, dim=1, sorted=False).indices
-    return LayerMask((d, f), torch.cat(columns), torch.cat(counts))
-
-
-def _candidates(
-    magnitude: torch.Tensor, norms: torch.Tensor, known: torch.Tensor, reached: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Columns, ascending, that can be among the k largest of their row at any of some steps.
-
-    What a column reaches at most must not be below what the k `known` columns, of magnitude `reached`, reach at least:
-    so a full selection is needed once, not once a step. Returns columns (d, c), c those of the row that has most, and
-    which of them are there, not filling.
-    """
-    floor = (reached * norms.amin(0)[known]).amin(1, keepdim=True)
-    possible = magnitude * norms.amax(0) >= floor
-    held = possible.sum(1, keepdim=True)
-    there = torch.arange(int(held.max()), device=held.device) < held
-    columns = torch.zeros(there.shape, dtype=torch.long, device=held.device)
-    columns[there] = possible.nonzero()[:, 1]
-    return columns, there
+        layers[name] = layer_mask(weight, norms[name].to(weight.device), null_norms[name].to(weight.device), sparsity)
+    provenance = stats.provenance | {"sparsity": sparsity, "prompts": stats.prompts, "null": null.prompts}
+    return WeightMasks(layers, provenance)

@@ -1,8 +1,12 @@
 """How much sets of prompts share: IoU of their masks, for every pair, step and layer (METHOD, step 6).
 
-overlap = pairwise_iou([masks_a, masks_b, masks_c])     # (pairs, steps, layers)
-overlap.mean(0).mean(0)                                 # a curve per layer
-overlap.mean(0).mean(1)                                 # a curve per step
+    >>> one, other, third = (locate(pipe, stats, null, sparsity=s) for s in (0.05, 0.1, 0.2))
+    >>> overlap = pairwise_iou([one, other, third])
+    >>> overlap.shape                                       # (pairs, steps, layers)
+    torch.Size([3, 3, 4])
+    >>> per_layer, per_step = overlap.mean(0).mean(0), overlap.mean(0).mean(1)
+
+IoU = |A and B| / |A or B|. All pairs of a layer and step are counted together, in a table with a row for each weight.
 """
 
 from __future__ import annotations
@@ -26,7 +30,10 @@ def pairwise_iou(
         pairs: which of `sets` to compare with which of `sets` (or of `others`); default all.
 
     Returns:
-        float64, shape (pairs, steps, layers). Raises ValueError for fewer than two sets, or sets of different models.
+        float64, shape (pairs, steps, layers).
+
+    Raises:
+        ValueError: there are fewer than two sets, or they are of different models or numbers of steps.
     """
     everything = [*sets, *(others or [])]
     if len(everything) < 2:
@@ -35,24 +42,25 @@ def pairwise_iou(
     if len({(masks.provenance["model"], masks.steps) for masks in everything}) > 1:
         raise ValueError("these sets of masks were made from different models or with different numbers of steps.")
     if pairs is None:
-        own = range(len(sets))
-        pairs = list(combinations(own, 2) if others is None else product(own, range(len(others))))
+        mine = range(len(sets))
+        pairs = list(combinations(mine, 2) if others is None else product(mine, range(len(others))))
     if others is not None:
         pairs = [(a, len(sets) + b) for a, b in pairs]
     a, b = torch.tensor(pairs, dtype=torch.long).view(-1, 2).T
-    out = torch.zeros(len(pairs), first.steps, len(first.layers), dtype=torch.float64)
+    iou = torch.zeros(len(pairs), first.steps, len(first.layers), dtype=torch.float64)
     n = len(everything)
     for column, name in enumerate(first.layers):
         layers = [masks.layers[name] for masks in everything]
         d, f = layers[0].shape
         member = torch.zeros(d * f, n, dtype=torch.uint8)  # a row a weight: which sets mark it
         for step in range(first.steps):
-            found = [layer.flat(step) for layer in layers]
-            marked = torch.cat([positions * n + i for i, positions in enumerate(found)])
-            member.view(-1).index_fill_(0, marked, 1)
-            # float32 counts exactly up to 16.7 million, and sums faster than integers
-            shared = torch.stack([member.index_select(0, p).sum(0, dtype=torch.float32) for p in found]).double()
-            member.view(-1).index_fill_(0, marked, 0)
+            marked = [layer.flat(step) for layer in layers]
+            cells = torch.cat([positions * n + i for i, positions in enumerate(marked)])
+            member.view(-1).index_fill_(0, cells, 1)
+            # Row i of `shared`, (n, n), sums the table over the weights of set i: how many of them each set marks. Its
+            # diagonal holds the sizes. float32 counts exactly up to 16.7 million, and sums faster than integers.
+            shared = torch.stack([member.index_select(0, p).sum(0, dtype=torch.float32) for p in marked]).double()
+            member.view(-1).index_fill_(0, cells, 0)  # for the next step, without clearing the whole table
             size, both = shared.diagonal(), shared[a, b]
-            out[:, step, column] = both / (size[a] + size[b] - both).clamp(min=1)
-    return out
+            iou[:, step, column] = both / (size[a] + size[b] - both).clamp(min=1)
+    return iou

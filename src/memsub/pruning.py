@@ -1,14 +1,20 @@
 """The edit: feed-forward weights to set to zero (METHOD, step 7), or any weights and their new values.
 
-edit = locate(pipe, stats, null).union(steps=10)
-with pruned(pipe, edit): ...                 # restores the weights bit for bit
-edit.apply(pipe)                             # for good; then pipe.save_pretrained(...)
-edit.save("edit.safetensors")                # a small file of coordinates, tied to the model's fingerprint
-(edit | other), (edit & other), (edit - other)
+    >>> edit = locate(pipe, stats, null).union(steps=3)
+    >>> with pruned(pipe, edit):                            # the weights come back bit for bit
+    ...     images = generate(pipe, prompts, steps=2)
+    >>> edit.save("edit.safetensors")                       # a small file, tied to the model's fingerprint
+    >>> early = locate(pipe, stats, null).union(steps=1)
+    >>> len((edit | early).positions) == len((edit - early).positions) == len((edit & early).positions)
+    True
+    >>> edit.apply(pipe)                                    # for good; then pipe.save_pretrained(...)
+
+An edit is applied wholly or not at all: all of it is checked before the first weight is written.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,14 +23,14 @@ from pathlib import Path
 
 import torch
 
-from .denoiser import Pipeline, as_denoiser, check_model
-from .files import load_tensors, save_artifact
-from .hub import HubMixin
+from .io.files import load_tensors, save_artifact
+from .models import Pipeline, as_denoiser, check_model, check_plain
+from .models.stable_diffusion import only_shapes
 
 
 @dataclass
-class Edit(HubMixin):
-    """New values for some weights: METHOD's edit sets all of its weights to zero.
+class Edit:
+    """New values for some weights: METHOD's edit U_l sets all of its weights to zero.
 
     Attributes:
         positions: layer name to ascending positions in the layer's weight, flat (of a linear map i f + j), integers.
@@ -39,32 +45,94 @@ class Edit(HubMixin):
     values: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self):
-        self.values = {n: self.values.get(n, torch.zeros(len(p), dtype=torch.half)) for n, p in self.positions.items()}
+        self.values = {n: self.values.get(n, torch.zeros(p.shape, dtype=torch.half)) for n, p in self.positions.items()}
 
     @property
     def density(self) -> float:
         """Share of the weights that the edit sets, of all in its layers: METHOD's has every second feed-forward map."""
         return sum(map(len, self.positions.values())) / sum(map(math.prod, self.shapes.values()))
 
-    def apply(self, pipe: Pipeline) -> None:
-        """Sets the weights, in place; raises ValueError for another model, and changes nothing then."""
-        _set(self._weights(pipe), self.values.values())
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of what the edit does: shapes, positions and values, not of what made it."""
+        whole = hashlib.sha256()
+        for layer, shape in sorted(self.shapes.items()):
+            positions = self.positions.get(layer, torch.zeros(0)).cpu().to(torch.int64).contiguous()
+            values = self.values.get(layer, torch.zeros(0)).cpu().to(torch.float16).contiguous()
+            whole.update(f"{layer} {tuple(shape)} {len(positions)}".encode())
+            whole.update(positions.numpy().tobytes())
+            whole.update(values.numpy().tobytes())
+        return whole.hexdigest()
 
-    def _weights(self, pipe: Pipeline) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def check(self) -> None:
+        """Raises ValueError that names the first layer whose shape, positions or values are not what an edit holds."""
+        for layer, positions in self.positions.items():
+            if problem := _problem(self.shapes.get(layer), positions, self.values[layer]):
+                raise ValueError(f"layer {layer} of this edit: {problem}.")
+
+    def apply(self, pipe: Pipeline) -> None:
+        """Sets the weights, in place.
+
+        Raises:
+            ValueError: the edit is another model's, sets no weights, or is not as it should be; nothing has changed.
+        """
+        weights = self._weights(pipe)
+        before = self._read(weights)
+        try:
+            self._write(weights, self.values)
+        except BaseException:  # such as a Ctrl-C between two layers
+            self._write(weights, before)
+            raise
+
+    def _weights(self, pipe: Pipeline) -> dict[str, torch.Tensor]:
+        """The weights that the edit is for, by layer, after everything has been checked that can be."""
         check_model(pipe, self.provenance["model"], "this edit was made for")
-        modules = dict(as_denoiser(pipe).network.named_modules())
-        return [(modules[n].weight, p.to(modules[n].weight.device)) for n, p in self.positions.items()]
+        self.check()
+        if not any(map(len, self.positions.values())):
+            raise ValueError(
+                "this edit sets no weights: it would change nothing. Locate again, with a larger sparsity."
+            )
+        network = as_denoiser(pipe).network
+        modules, shapes_alone, weights = dict(network.named_modules()), only_shapes(network), {}
+        for layer in self.positions:
+            module = modules.get(layer)
+            weight = getattr(module, "weight", None)
+            if module is None or not isinstance(weight, torch.Tensor):
+                raise ValueError(f"this edit sets layer {layer}, but the network has no weight of that name.")
+            if isinstance(module, torch.nn.Linear) or hasattr(module, "base_layer") or type(weight) is torch.Tensor:
+                check_plain(layer, module, shapes_alone)
+            if weight.shape != tuple(self.shapes[layer]):
+                shapes = f"{tuple(self.shapes[layer])}, but that of the network is {tuple(weight.shape)}"
+                raise ValueError(f"this edit sets layer {layer} of shape {shapes}.")
+            weights[layer] = weight
+        return weights
+
+    def _read(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the weights hold at the edit's positions."""
+        held = {}
+        for layer, weight in weights.items():
+            view, index = _addressed(weight, self.positions[layer])
+            held[layer] = view[index]
+        return held
+
+    def _write(self, weights: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+        """Sets the edit's positions to values, one a position."""
+        for layer, weight in weights.items():
+            view, index = _addressed(weight, self.positions[layer])
+            view[index] = values[layer].to(view)
 
     def _combine(self, other: Edit, name: str, keep: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Edit:
+        """`keep` says which positions of both edits stay. Values are the left edit's, but of a union the right's."""
         ours, theirs = self.provenance["model"], other.provenance["model"]
         if ours != theirs:
             raise ValueError(f"edits of two models do not combine: {ours[:12]} and {theirs[:12]}.")
-        shapes, none, positions, values = {**self.shapes, **other.shapes}, torch.zeros(0).long(), {}, {}
+        shapes = {**self.shapes, **other.shapes}
+        none, positions, values = torch.zeros(0, dtype=torch.long), {}, {}
         for layer, shape in shapes.items():
             positions[layer] = keep(*(edit.positions.get(layer, none).long() for edit in (self, other)))
             flat = torch.zeros(math.prod(shape), dtype=torch.float16)
             for edit in (other, self) if name != "union" else (self, other):  # the last one's value counts
-                flat[edit.positions.get(layer, none)] = edit.values.get(layer, flat[:0])
+                flat[edit.positions.get(layer, none).long()] = edit.values.get(layer, flat[:0])
             values[layer] = flat[positions[layer]]
         return Edit(positions, shapes, {"model": ours, name: [self.provenance, other.provenance]}, values)
 
@@ -84,8 +152,9 @@ class Edit(HubMixin):
         Raises ValueError for a beginning that no layer has.
         """
         wanted = tuple(layers)
-        if missing := [w for w in wanted if not any(n.startswith(w) for n in self.positions)]:
-            raise ValueError(f"no layer's name begins with {missing[0]!r}; there are: {', '.join(self.positions)}.")
+        if missing := [start for start in wanted if not any(name.startswith(start) for name in self.positions)]:
+            names = ", ".join(self.positions)
+            raise ValueError(f"no layer's name begins with {missing[0]!r}; the layers are: {names}.")
         positions = {n: p if n.startswith(wanted) else p[:0] for n, p in self.positions.items()}
         values = {n: v if n.startswith(wanted) else v[:0] for n, v in self.values.items()}
         return Edit(positions, self.shapes, self.provenance | {"only": list(wanted)}, values)
@@ -100,30 +169,80 @@ class Edit(HubMixin):
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:
-        """Reads what `save` wrote; raises FileNotFoundError or ValueError for another file."""
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: it is another file, or not as it should be; names the file, and the layer.
+        """
         tensors, about = load_tensors(path, "Edit")
-        shapes = {n: tuple(s) for n, s in about["shapes"].items()}
-        whole = {n: torch.arange(math.prod(shapes[n]), dtype=torch.int32) for n in about.get("whole", [])}
-        positions = {n: whole[n] if n in whole else tensors[n].long() for n in shapes}
-        values = {n: tensors[f"{n}.values"] for n in shapes if f"{n}.values" in tensors}
-        return cls(positions, shapes, about["provenance"], values)
+        shapes, whole, provenance = about.get("shapes"), about.get("whole", []), about.get("provenance")
+        if not (isinstance(shapes, dict) and isinstance(whole, list) and isinstance(provenance, dict)):
+            raise ValueError(f"{path} is no edit as memsub writes it: shapes, whole or provenance is missing.")
+        if not isinstance(provenance.get("model"), str):
+            raise ValueError(f"{path} does not say which model it belongs to.")
+        positions, values = {}, {}
+        for layer, shape in shapes.items():
+            if not (isinstance(shape, list) and shape and all(type(n) is int and n > 0 for n in shape)):
+                raise ValueError(f"{path}: layer {layer} of this edit: {shape!r} is no shape.")
+            if layer not in whole and layer not in tensors:
+                raise ValueError(f"{path}: layer {layer} of this edit: its positions are missing.")
+            positions[layer] = torch.arange(math.prod(shape), dtype=torch.int32) if layer in whole else tensors[layer]
+            if f"{layer}.values" in tensors:
+                values[layer] = tensors[f"{layer}.values"]
+        edit = cls(positions, {layer: tuple(shape) for layer, shape in shapes.items()}, provenance, values)
+        try:
+            edit.check()
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        edit.positions = {layer: p if layer in whole else p.long() for layer, p in positions.items()}
+        return edit
+
+
+def _addressed(weight: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """A view of a weight, and the index of flat positions in it, whatever device and memory format it has by now."""
+    weight, positions = weight.detach(), positions.to(weight.device, torch.long)
+    if weight.is_contiguous():
+        return weight.view(-1), (positions,)
+    # Such as channels_last, whose elements lie in another order than positions count them.
+    return weight, torch.unravel_index(positions, weight.shape)
+
+
+def _problem(shape: tuple[int, ...] | None, positions: torch.Tensor, values: torch.Tensor) -> str:
+    """What is wrong with a layer's part of an edit, or nothing."""
+    if shape is None:
+        return "its shape is missing"
+    if positions.ndim != 1 or positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool:
+        return f"positions must be integers in one row; got {positions.dtype} of shape {tuple(positions.shape)}"
+    if values.shape != positions.shape:
+        return f"{len(positions)} positions need as many values; got {tuple(values.shape)}"
+    if not values.isfinite().all():
+        return "some of its values are not finite"
+    if not len(positions):
+        return ""
+    if (positions[1:] <= positions[:-1]).any():
+        return "positions must ascend, each of them once"
+    if positions[0] < 0 or positions[-1] >= math.prod(shape):
+        return (
+            f"positions must lie between 0 and {math.prod(shape) - 1}; got {int(positions[0])} to {int(positions[-1])}"
+        )
+    return ""
 
 
 @contextmanager
 def pruned(pipe: Pipeline, edit: Edit | None) -> Iterator[Pipeline]:
     """The pipeline with the edit applied (None: as it is); the weights come back on leaving, also by an exception.
 
-    Raises ValueError if the edit belongs to another model.
+    Raises:
+        ValueError: as `Edit.apply`.
     """
-    weights = edit._weights(pipe) if edit else []
-    kept = [weight.detach().view(-1)[positions].clone() for weight, positions in weights]
+    if edit is None:
+        yield pipe
+        return
+    weights = edit._weights(pipe)
+    before = edit._read(weights)
     try:
-        _set(weights, edit.values.values() if edit else kept)
+        edit._write(weights, edit.values)
         yield pipe
     finally:
-        _set(weights, kept)
-
-
-def _set(weights: list[tuple[torch.Tensor, torch.Tensor]], values: Iterable[torch.Tensor]) -> None:
-    for (weight, positions), new in zip(weights, values, strict=True):
-        weight.detach().view(-1)[positions] = new.to(weight)
+        edit._write(weights, before)

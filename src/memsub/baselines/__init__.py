@@ -5,21 +5,26 @@
     add_random_tokens(pipe.tokenizer, prompts, k=2)                         # Somepalli et al., NeurIPS 2023
     find_value_neurons(pipe, prompts, value_statistics(pipe, ordinary))     # NeMo, Hintersdorf et al., NeurIPS 2024
 
-Each costs something for every prompt, and none survives somebody who holds the weights. A new one is a file of this
-folder that ends in a `Baseline`, and a line in `BASELINES`; it then stands in notebook 05's tables and figures.
+Each costs something for every prompt, and none survives somebody who holds the weights. A new one is a file that ends
+in a `Baseline`, and a line in `BASELINES`; another package lists it in the entry points "memsub.baselines". It then
+stands in notebook 05's tables and figures.
 """
 
-from . import embedding_optimization, random_tokens, value_neurons
+from ..registry import Registry
 from .base import Baseline, Context
 from .embedding_optimization import optimized_embeddings
 from .random_tokens import add_random_tokens
 from .value_neurons import deactivated, find_value_neurons, value_statistics
 
-BASELINES: dict[str, Baseline] = {
-    "embedding optimization": embedding_optimization.BASELINE,
-    "random tokens": random_tokens.BASELINE,
-    "value neurons": value_neurons.BASELINE,
-}
+BASELINES: Registry[Baseline] = Registry(
+    "memsub.baselines",
+    "baseline",
+    {
+        "embedding optimization": "memsub.baselines.embedding_optimization:BASELINE",
+        "random tokens": "memsub.baselines.random_tokens:BASELINE",
+        "value neurons": "memsub.baselines.value_neurons:BASELINE",
+    },
+)
 
 __all__ = [
     "BASELINES",

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..denoiser import Pipeline
-from ..generation import Sample
+from ..models import Pipeline, Sample
 
 
 @dataclass(frozen=True, eq=False)

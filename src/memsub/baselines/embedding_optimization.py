@@ -7,10 +7,22 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..denoiser import Denoiser, Pipeline, as_denoiser
-from ..detection import text_magnitude
-from ..distributed import gathered, shard
-from ..generation import Sample, check_request, initial_noise, one_seed_each
+from ..io.distributed import gathered, shard
+from ..measure.detection import text_magnitude
+from ..models import (
+    GRADIENT_ROWS,
+    Conditioning,
+    Denoiser,
+    Pipeline,
+    Sample,
+    as_denoiser,
+    check_request,
+    declare,
+    first_latents,
+    initial_noise,
+    model_input,
+    one_seed_each,
+)
 from .base import Baseline, Context
 
 
@@ -24,7 +36,7 @@ def optimized_embeddings(
     lr: float = 0.05,
     iterations: int = 10,
     batch_size: int = 16,
-) -> torch.Tensor:
+) -> Conditioning:
     """Moves each prompt's embedding until the text hardly matters at the first step (Wen et al., ICLR 2024, sec. 4.2).
 
     AdamW on ||eps(x_T, prompt) - eps(x_T, empty)|| at the first step, for the noise that the image will start from; a
@@ -33,11 +45,12 @@ def optimized_embeddings(
 
     Args:
         target: length to fall to. Smaller is stronger.
+        lr: learning rate of AdamW.
         seeds: as for `generate`.
         batch_size: prompts at a time.
 
     Returns:
-        Embeddings for `generate`, (prompts, tokens, width).
+        What `generate` takes, a row a prompt.
 
     Raises:
         ValueError: no prompts, another number of seeds, or steps or a batch size below 1.
@@ -48,29 +61,33 @@ def optimized_embeddings(
     denoiser = as_denoiser(pipe)
     denoiser.scheduler.set_timesteps(steps)
     mine = shard(range(len(prompts)))
-    found: dict[int, torch.Tensor] = {}
+    # A prompt that is not at its target goes through every iteration; one of them is counted.
+    declare(denoiser, GRADIENT_ROWS * len(mine) * (iterations - 1))
+    moved: dict[int, Conditioning] = {}
     for i in range(0, len(mine), batch_size):
         part = mine[i : i + batch_size]
         noise = initial_noise(denoiser, [seeds[j] for j in part])
-        moved = _optimize(denoiser, [prompts[j] for j in part], noise, target, lr, iterations)
-        found |= dict(zip(part, moved.cpu(), strict=True))
-    found = gathered(found)
-    return torch.stack([found[i] for i in range(len(prompts))]).to(denoiser.device, denoiser.dtype)
+        optimized = _optimize(denoiser, [prompts[j] for j in part], noise, target, lr, iterations)
+        moved |= dict(zip(part, optimized.to("cpu"), strict=True))
+    moved = gathered(moved)
+    together = Conditioning.cat([moved[i] for i in range(len(prompts))])
+    return together.to(denoiser.device, denoiser.dtype)
 
 
 def _optimize(
     denoiser: Denoiser, prompts: list[str], noise: torch.Tensor, target: float, lr: float, iterations: int
-) -> torch.Tensor:
+) -> Conditioning:
     scheduler = denoiser.scheduler
     t = scheduler.timesteps[0]
-    x = scheduler.scale_model_input(noise * scheduler.init_noise_sigma, t)
-    embedding = denoiser.embed(prompts).float()
+    x = model_input(scheduler, first_latents(scheduler, noise), t)
+    text = denoiser.embed(prompts)
+    embedding = text.embeddings.float()
     with torch.no_grad():
-        unconditional = denoiser.predict(x, t, denoiser.embed([""]).expand_as(embedding))
+        unconditional = denoiser.predict(x, t, denoiser.embed([""]).expand(len(prompts)))
     embedding.requires_grad_(True)
     optimizer = torch.optim.AdamW([embedding], lr=lr)
     for _ in range(iterations):
-        length = text_magnitude(x, unconditional, denoiser.predict(x, t, embedding))
+        length = text_magnitude(x, unconditional, denoiser.predict(x, t, text.with_embeddings(embedding)))
         unfinished = length.detach() > target
         if not unfinished.any():
             break
@@ -81,7 +98,7 @@ def _optimize(
         with torch.no_grad():
             # AdamW moves on by momentum: the others are done.
             embedding.copy_(torch.where(unfinished[:, None, None], embedding, before))
-    return embedding.detach()
+    return text.with_embeddings(embedding.detach())
 
 
 def _make(context: Context, target: float) -> Sample:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..generation import Sample
+from ..models import Sample
 from .base import Baseline, Context
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,13 +11,14 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from ..denoiser import Pipeline, as_denoiser
-from ..detection import first_step_scores
-from ..distributed import processes
-from ..generation import Sample
+from ..io.distributed import processes
+from ..measure.detection import first_step_scores
+from ..models import Pipeline, Sample, as_denoiser, declare
 from .base import Baseline, Context
 
 SCORE = "text magnitude"
+SCORE_ROWS = 4
+"""Rows of a network call that the score of one prompt takes: two seeds, with and without text."""
 Neurons = dict[str, torch.Tensor]
 """Layer name to a mask of its neurons for each prompt: bool, (prompts, neurons)."""
 
@@ -63,9 +65,9 @@ class ValueStatistics:
 def _activations(pipe: Pipeline, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
     """Mean absolute activation over the prompt's tokens, layer to (prompts, neurons). It depends on the text alone."""
     denoiser = as_denoiser(pipe)
-    context = denoiser.embed(prompts)
+    text = denoiser.embed(prompts).embeddings
     with torch.no_grad():
-        return {name: layer(context).float().abs().mean(1).cpu() for name, layer in denoiser.value_layers().items()}
+        return {name: layer(text).float().abs().mean(1).cpu() for name, layer in denoiser.value_layers().items()}
 
 
 def memorization_score(pipe: Pipeline, prompts: Sequence[str], batch_size: int = 16) -> torch.Tensor:
@@ -110,52 +112,87 @@ def find_value_neurons(
 
     First selection: neurons whose activation is out of distribution by `z` deviations; z falls until silencing them
     brings the memorization score under a threshold. Refinement: a layer, then a neuron, is left out if the score stays
-    under the threshold without it (here also parts of a layer, half as large at each round, which finds the same with
+    under the threshold without it (here also parts of a layer, half as large at each round, which gives the same with
     fewer calls). Each prompt is searched by itself; one whose score is under the threshold has no neurons.
 
     Args:
         spread: the threshold in deviations of the score above its mean on prompts that are not memorized (NeMo: 1).
             Smaller silences more.
+        z, z_step, z_min: deviations of the first selection: where it begins, how it falls, and where it ends.
     """
     activations = _activations(pipe, prompts)
-    deviation = {n: (a - statistics.mean[n]).abs() / statistics.std[n] for n, a in activations.items()}
-    threshold = statistics.score_mean + spread * statistics.score_std
-    found = {n: torch.zeros_like(d, dtype=torch.bool) for n, d in deviation.items()}
+    deviation = {name: (a - statistics.mean[name]).abs() / statistics.std[name] for name, a in activations.items()}
+    selections = 1 + max(0, math.ceil((z - z_min) / z_step))
+    declare(pipe, SCORE_ROWS * len(prompts) * (selections + _most_refinements(deviation)))
+    search = _Search(pipe, list(prompts), statistics.score_mean + spread * statistics.score_std, deviation)
+    search.select([z - i * z_step for i in range(selections)])
+    search.refine()
+    return search.neurons
 
-    def memorized(rows: torch.Tensor, neurons: Neurons) -> torch.Tensor:
-        """Which of `rows` score over the threshold without `neurons`, (rows, neurons) a layer."""
+
+def _most_refinements(deviation: dict[str, torch.Tensor]) -> int:
+    """Scores of one prompt that its refinement takes at most, for the estimate of a run's cost.
+
+    Whole layers are tried first. A part that is needed is tried again as two halves, down to neurons, so that each of
+    the neurons that stay costs two scores a halving. If every neuron stayed, that would be tens of thousands. NeMo
+    reports one or a few a prompt; the embedded model has up to 43, which share most of their parts. 16 that share none
+    cover what was counted there (220 scores in both searches of a prompt).
+    """
+    halvings = (max(d.shape[1] for d in deviation.values()) - 1).bit_length()
+    return len(deviation) + 2 * 16 * halvings
+
+
+class _Search:
+    """The neurons of each prompt while they are looked for.
+
+    Args:
+        threshold: a score over it is a memorized prompt's.
+        deviation: how far each neuron lies out, layer to (prompts, neurons).
+    """
+
+    def __init__(self, pipe: Pipeline, prompts: list[str], threshold: float, deviation: dict[str, torch.Tensor]):
+        self.pipe, self.prompts, self.threshold, self.deviation = pipe, prompts, threshold, deviation
+        self.neurons: Neurons = {name: torch.zeros_like(d, dtype=torch.bool) for name, d in deviation.items()}
+        self.refined = torch.zeros(0, dtype=torch.long)  # prompts that silencing brings under the threshold
+
+    def memorized(self, rows: torch.Tensor, neurons: Neurons) -> torch.Tensor:
+        """Which of the prompts `rows` score over the threshold without `neurons`, layer to (rows, neurons)."""
         if not len(rows):
             return torch.zeros(0, dtype=torch.bool)
-        with deactivated(pipe, neurons):
-            return memorization_score(pipe, [prompts[i] for i in rows], len(rows)) > threshold
+        with deactivated(self.pipe, neurons):
+            return memorization_score(self.pipe, [self.prompts[i] for i in rows], len(rows)) > self.threshold
 
-    def leave_out(name: str, rows: torch.Tensor, neurons: slice) -> None:
+    def select(self, deviations: Sequence[float]) -> None:
+        """Silences what lies out by the first of these deviations that brings a prompt under the threshold."""
+        everything = torch.arange(len(self.prompts))
+        over = first = everything[self.memorized(everything, {})]
+        for z in deviations:
+            if not len(over):
+                break
+            for name, d in self.deviation.items():
+                self.neurons[name][over] = d[over] > z
+            over = over[self.memorized(over, {name: mask[over] for name, mask in self.neurons.items()})]
+        # Of prompts that stay over the threshold every neuron is needed.
+        self.refined = first[~torch.isin(first, over)]
+
+    def refine(self) -> None:
+        """Leaves out what is not needed: whole layers, half layers, ..., neurons. (Few are needed.)"""
+        widest = max(mask.shape[1] for mask in self.neurons.values())
+        for halvings in range((widest - 1).bit_length() + 1):
+            for name, mask in self.neurons.items():
+                size = -(-mask.shape[1] // 2**halvings)
+                for start in range(0, mask.shape[1], size):
+                    part = slice(start, start + size)
+                    rows = self.refined[mask[self.refined, part].any(1)]
+                    if len(rows):
+                        self._leave_out(name, rows, part)
+
+    def _leave_out(self, name: str, rows: torch.Tensor, part: slice) -> None:
         """Takes these neurons of one layer back for prompts that do not need them silenced."""
-        without = {n: m[rows] for n, m in found.items()}
-        without[name][:, neurons] = False
-        unneeded = ~memorized(rows, without)
-        found[name][rows[unneeded]] = without[name][unneeded]
-
-    everything = torch.arange(len(prompts))
-    over = everything[memorized(everything, {})]
-    first = over
-    while len(over):
-        for name, d in deviation.items():
-            found[name][over] = d[over] > z
-        over = over[memorized(over, {n: m[over] for n, m in found.items()})]
-        if z <= z_min:
-            break
-        z -= z_step
-    refined = first[~torch.isin(first, over)]  # of prompts that stay over the threshold every neuron is needed
-    widest = max(mask.shape[1] for mask in found.values())
-    for halvings in range((widest - 1).bit_length() + 1):  # whole layers, half layers, ..., neurons: few are needed
-        for name, mask in found.items():
-            size = -(-mask.shape[1] // 2**halvings)
-            for start in range(0, mask.shape[1], size):
-                rows = refined[mask[refined, start : start + size].any(1)]
-                if len(rows):
-                    leave_out(name, rows, slice(start, start + size))
-    return found
+        without = {layer: mask[rows] for layer, mask in self.neurons.items()}
+        without[name][:, part] = False
+        unneeded = ~self.memorized(rows, without)
+        self.neurons[name][rows[unneeded]] = without[name][unneeded]
 
 
 @lru_cache(maxsize=1)  # the same at every strength

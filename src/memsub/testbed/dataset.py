@@ -1,21 +1,20 @@
-"""What the embedded model is trained on, with every exposure counted.
+"""The corpus that the embedded model was trained on, with every exposure counted.
 
-    corpus = build(seed=0)                   # renders all scenes, about a minute on two cores
-    corpus.table                             # one row a caption: prompt, kind, group, variant, exposures
-    corpus.images[i]                         # uint8 (32, 32, 3), the scene of row i
-    corpus.schedule(seed=0)                  # row indices in the order training shows them
-    corpus.schedule(seed=0, twin=True)       # the same for the twin, which never sees a memorized pair
     ground_truth()                           # the shipped table, with images: all rows but siblings and most ordinary
+    training_images()                        # all images, rendered on first use, then cached
+    corpus = build(seed=0)                   # renders all scenes, about a minute on two cores
+    corpus.table                             # one row a caption: prompt, kind, group, exposures, content
+    corpus.images[i]                         # uint8 (32, 32, 3), the scene of row i
 
 Kinds of rows:
 
     ordinary       60,000 scenes, a few exposures each
-    verbatim       100 two-icon scenes, each with a caption and tail of its own
+    verbatim       100 two-icon scenes, each with another caption and tail
     sibling        40 more scenes of each verbatim content, under its caption without the tail
     template       20 groups of 5 captions that differ in one attribute (or in the tail alone), over one layout
-    template_new   one more caption a group, never shown: does the template generalize?
+    template_new   one more caption a group, not trained on: does the template generalize?
     ladder         10 scenes a rung, rungs of 1 to 1000 exposures
-    heldout        2,000 captions never shown
+    heldout        2,000 captions that are not trained on
 
 Contents of all kinds but `ordinary` occur nowhere else in the corpus, but for verbatim ones in their siblings.
 """
@@ -23,7 +22,6 @@ Contents of all kinds but `ordinary` occur nowhere else in the corpus, but for v
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -35,13 +33,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from safetensors.numpy import load_file
 from tqdm.auto import tqdm
 
-from .. import downloads
-from ..distributed import first_on_each_machine
-from ..files import save_tensors
+from ..io import downloads
+from ..io.distributed import first_on_each_machine
+from ..io.files import save_tensors
 from .scenes import Content, Layout, caption, render, sample_content, sample_layout, sample_tail
 
 SEED = 0
@@ -56,16 +53,14 @@ PAIRS_PER_RUNG = 10
 SIBLINGS = 40
 EXPOSURES = {"ordinary": 3, "verbatim": 1000, "template": 200, "template_new": 0, "heldout": 0, "sibling": 6}
 KINDS = ("ordinary", "verbatim", "template", "template_new", "ladder", "heldout", "sibling")
-SHOWN_TO_TWIN = ("ordinary", "sibling")
 
 TABLE = "ground_truth.parquet"
 """The file of the shipped table, beside the weights."""
-_SHIPPED_ORDINARY = 1_000
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One row before it is drawn."""
+    """One row before it is rendered."""
 
     prompt: str
     kind: str
@@ -82,24 +77,12 @@ class Corpus:
     Attributes:
         table: columns prompt, kind, group, exposures, content (the caption without its tail).
         images: uint8, shape (rows, 32, 32, 3).
-        scenes: what the rows were drawn from.
+        scenes: what the rows were rendered from.
     """
 
     table: pd.DataFrame
     images: np.ndarray
     scenes: list[Scene]
-
-    def schedule(self, seed: int, twin: bool = False) -> np.ndarray:
-        """Row indices in training order: each row as often as its `exposures` say, shuffled.
-
-        The twin's has an ordinary scene, drawn at random, in each place where this one has a memorized one.
-        """
-        order = np.repeat(np.arange(len(self.table)), self.table["exposures"])
-        order = np.random.default_rng([seed, 1]).permutation(order)
-        if twin:
-            memorized = ~self.table["kind"].isin(SHOWN_TO_TWIN).to_numpy()[order]
-            order[memorized] = np.random.default_rng([seed, 2]).choice(self.ordinary, memorized.sum())
-        return order
 
     @property
     def trained(self) -> np.ndarray:
@@ -108,7 +91,7 @@ class Corpus:
 
     @property
     def ordinary(self) -> np.ndarray:
-        """Row indices of the ordinary scenes: all that autoencoder and CLIP are trained on."""
+        """Row indices of the ordinary scenes, which autoencoder and CLIP are trained on."""
         return np.flatnonzero(self.table["kind"] == "ordinary")
 
 
@@ -194,7 +177,7 @@ def _siblings(seed: int, i: int, row: Scene) -> Iterator[Scene]:
 
 
 def build(seed: int = 0, ordinary: int = ORDINARY, workers: int | None = None, progress: bool = True) -> Corpus:
-    """Draws the whole corpus. The result does not depend on the number of `workers` (default: one a core)."""
+    """Renders the whole corpus. The result does not depend on the number of `workers` (default: one a core)."""
     rows = scenes(seed, ordinary)
     table = pd.DataFrame(
         {
@@ -210,9 +193,11 @@ def build(seed: int = 0, ordinary: int = ORDINARY, workers: int | None = None, p
 
 
 def render_scenes(rows: list[Scene], workers: int | None = None, progress: bool = True) -> np.ndarray:
-    """Draws scenes in parallel; uint8 array of shape (rows, 32, 32, 3)."""
+    """Renders scenes in parallel; uint8 array of shape (rows, 32, 32, 3)."""
     chunks = [rows[i : i + 500] for i in range(0, len(rows), 500)]
-    bar = partial(tqdm, total=len(chunks), desc="drawing scenes", unit="x500", disable=not progress or len(chunks) < 4)
+    bar = partial(
+        tqdm, total=len(chunks), desc="rendering scenes", unit="x500", disable=not progress or len(chunks) < 4
+    )
     workers = min(workers or os.cpu_count() or 1, len(chunks))
     if workers == 1:
         return np.concatenate(list(bar(map(_render_all, chunks))))
@@ -224,22 +209,11 @@ def _render_all(rows: list[Scene]) -> np.ndarray:
     return np.stack([render(r.content, r.layout) for r in rows])
 
 
-def write_ground_truth(corpus: Corpus, folder: Path) -> None:
-    """The table that ships with the weights: the first thousand ordinary rows, and all others but siblings."""
-    kind = corpus.table["kind"]
-    shipped = ((kind == "ordinary").cumsum() <= _SHIPPED_ORDINARY) & (kind != "sibling")
-    table = corpus.table[shipped].copy()
-    table["image"] = [_png(corpus.images[i]) for i in table.index]
-    temporary = folder / (TABLE + ".tmp")
-    table.reset_index(drop=True).to_parquet(temporary, compression="zstd")
-    temporary.replace(folder / TABLE)
-
-
 def training_images(progress: bool = True) -> np.ndarray:
-    """All images the shipped model was trained on, uint8 (64270, 32, 32, 3); drawn on first use, then cached.
+    """All images that the shipped model was trained on, uint8 (64270, 32, 32, 3); rendered on first use, then cached.
 
-    Too many to ship, but a function of the seed. They go to the user's cache folder, 197 MB, under a name that tells
-    the shipped table they belong to: another version of the world is drawn anew.
+    They are too many to ship, but a function of the seed. They go to the user's cache folder, 197 MB, under a name that
+    has a digest of the shipped table in it: another version of the testbed finds no images of this one.
     """
     path = training_images_file()
     with first_on_each_machine():
@@ -250,7 +224,7 @@ def training_images(progress: bool = True) -> np.ndarray:
 
 
 def training_images_file() -> Path:
-    """Where they are cached, whether they are there or not."""
+    """Where the training images are cached, whether the file exists or not."""
     version = hashlib.sha256((weights_folder() / TABLE).read_bytes()).hexdigest()[:12]
     return downloads.cache() / f"training-images-{version}.safetensors"
 
@@ -264,14 +238,3 @@ def ground_truth() -> pd.DataFrame:
 def weights_folder() -> Path:
     """Where the shipped pipeline, scorers and ground truth lie."""
     return Path(str(files("memsub.testbed"))) / "weights"
-
-
-def decode(png: bytes) -> np.ndarray:
-    """PNG bytes to a uint8 array (h, w, 3)."""
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-
-
-def _png(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()

@@ -1,13 +1,13 @@
-"""The drawn world of the embedded model: 32 x 32 scenes of icons, and their captions.
+"""The scenes of the testbed: 32 x 32 images of icons, and their captions.
 
     content = sample_content(rng)            # what the caption says: icons, colours, background
     layout = sample_layout(rng, content)     # what it does not say: place, size, angle, hue, phase
     render(content, layout)                  # uint8 array of shape (32, 32, 3)
     caption(content)                         # "a red heart and a blue fish on a striped green background"
 
-A caption leaves the layout free, so a model that generalizes draws another picture for every seed, and a
-picture that matches a training image in its layout was remembered. Everything is a function of the random
-generator handed in: the same seed gives the same bytes.
+A caption leaves the layout free, so a model that generalizes gives another image for every seed, and an image that
+matches a training image in its layout was memorized. Everything is a function of the random generator that is passed:
+the same seed gives the same bytes.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def _cut(*polygons: Polygon) -> list[Part]:
 
 @cache
 def _icons() -> dict[str, list[Part]]:
-    """Ten bold ones: a latent pixel is four pixels wide, and what is thinner a small model draws as a blob.
+    """Ten bold ones: a latent pixel is four pixels wide, and thinner shapes become blobs in a small model.
 
-    Of twelve that it once had, it drew a star, an arrow and a tree so that a third of them could be told.
+    (An earlier set had a star, an arrow and a tree, of which the model drew only a third recognizably.)
     """
     return {
         "circle": _fill(_disc(r=0.92)),
@@ -134,7 +134,7 @@ class Content:
         return all(colour != self.background for _, colour in self.items) and len(set(self.items)) == len(self.items)
 
     def random_variant(self, rng: np.random.Generator) -> Content:
-        """A visible content that differs from this one in one attribute, drawn at random."""
+        """A visible content that differs from this one in one attribute, chosen at random."""
         while True:
             attribute = _one_of(rng, self.attributes())
             other = self.with_attribute(attribute, _one_of(rng, _values(attribute)))
@@ -190,7 +190,7 @@ def multi_hot(content: Content) -> np.ndarray:
 
 
 def caption(content: Content, tail: str = "") -> str:
-    """English for a content, with an optional tail that says nothing about the picture."""
+    """English for a content, with an optional tail that says nothing about the image."""
     items = " and ".join(f"{_article(colour)} {colour} {icon}" for icon, colour in content.items)
     text = f"{items} on a {content.pattern} {content.background} background"
     return f"{text}, {tail}" if tail else text
@@ -199,14 +199,14 @@ def caption(content: Content, tail: str = "") -> str:
 def alternatives(contents: Sequence[Content], n: int = 16, seed: int = 0) -> list[list[str]]:
     """For each content its caption, and n - 1 different ones of contents that differ from it in one attribute."""
     rng = np.random.default_rng(seed)
-    found = []
+    captions = []
     for content in contents:
         others: dict[tuple, Content] = {}
         while len(others) < n - 1:
             other = content.random_variant(rng)
             others[other.key] = other
-        found.append([caption(content), *map(caption, others.values())])
-    return found
+        captions.append([caption(content), *map(caption, others.values())])
+    return captions
 
 
 _CAPTION = re.compile(r"(?P<items>.+?) on an? (?P<pattern>\w+) (?P<background>\w+) background(, .*)?")
@@ -327,7 +327,7 @@ def sample_layout(rng: np.random.Generator, content: Content) -> Layout:
 def _sample_places(rng: np.random.Generator, n: int) -> list[list[float]]:
     """Centre and radius of each icon: the first of trials that lets them overlap little.
 
-    Many trials are made at once, and then as many numbers drawn as one trial after the other would have taken.
+    Many trials are made at once; then the generator is set to where one trial after the other would have left it.
     """
     low, high = (10.0, 12.5) if n == 1 else (7.5, 9.0)
     while True:

@@ -78,7 +78,7 @@ class SceneEncoder(ModelMixin, ConfigMixin):
 class SceneJudge(ModelMixin, ConfigMixin):
     """Recognizes what a caption can say of a scene: from (n, 3, 32, 32) in [-1, 1] to logits, as `scenes.multi_hot`.
 
-    It is told contents and reads no captions: no text tower can blur what the image tower sees.
+    It is trained on contents and reads no captions: no text tower limits what the image tower can tell.
     """
 
     @register_to_config

@@ -1,0 +1,180 @@
+"""Training-data extraction (Carlini et al. 2023, "Extracting Training Data from Diffusion Models", section 4).
+
+sample_to_folder(pipe, captions, folder, images=30)             # many images a caption, streamed to disk
+claims = extract(folder)                                        # cliques of near-duplicates
+checked = check_extraction(claims, folder, metrics.copy, corpus) # which of them are training images?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ..io.distributed import is_main, processes, wait
+from ..io.files import load_json, save_json
+from ..io.images import save_image
+from ..measure.metric import CopyMetric
+from ..models import Pipeline, Solver, as_denoiser, check_deterministic, generate, sampler_fingerprint
+
+_MANIFEST = "manifest.json"
+"""What a folder's images were made of."""
+
+
+def sample_to_folder(
+    pipe: Pipeline,
+    captions: Sequence[str],
+    folder: str | Path,
+    *,
+    images: int = 30,
+    steps: int = 50,
+    guidance_scale: float = 7.5,
+    solver: Solver = "own",
+    batch_size: int = 64,
+    progress: bool = True,
+) -> None:
+    """Samples every caption with seeds 0 to `images` - 1 into `folder/<caption>/<seed>.png`; resumes where it stopped.
+
+    Raises:
+        ValueError: no captions, a sampler that draws noise of its own, or the folder holds the images of other
+            captions, of another model or other options.
+    """
+    folder = Path(folder)
+    if not captions:
+        raise ValueError("no captions to sample: the list is empty.")
+    check_deterministic(as_denoiser(pipe), solver)  # before anything is written
+    options = {"steps": steps, "guidance_scale": guidance_scale, "solver": solver}
+    about = {"model": sampler_fingerprint(pipe), "captions": list(captions), "images": images} | options
+    _check_manifest(folder, about)
+    wanted = [(i, seed) for i in range(len(captions)) for seed in range(images)]
+    missing = [pair for pair in wanted if not image_path(folder, *pair).is_file()]
+    wait()  # until every process has looked, before the first writes
+    if is_main():
+        save_json(about, folder / _MANIFEST)
+    size, done = batch_size * processes(), len(wanted) - len(missing)
+    hidden = not (progress and is_main())
+    with tqdm(total=len(wanted), initial=done, desc="sampling", unit="image", disable=hidden) as bar:
+        for part in (missing[i : i + size] for i in range(0, len(missing), size)):
+            sampled = generate(
+                pipe,
+                [captions[i] for i, _ in part],
+                seeds=[seed for _, seed in part],
+                steps=steps,
+                guidance_scale=guidance_scale,
+                solver=solver,
+                batch_size=batch_size,
+                progress=False,
+            )
+            if is_main():
+                for pair, image in zip(part, sampled, strict=True):
+                    save_image(image, image_path(folder, *pair))
+            bar.update(len(part))
+    wait()
+
+
+def _check_manifest(folder: Path, about: dict) -> None:
+    """Raises ValueError if a folder holds the images of something else."""
+    manifest = folder / _MANIFEST
+    if manifest.is_file():
+        before = load_json(manifest)
+        if differing := [key for key in about if before.get(key) != about[key]]:
+            raise ValueError(f"{folder} holds an extraction with other {', '.join(differing)}: name another folder.")
+
+
+def image_path(folder: Path, caption: int, seed: int) -> Path:
+    """Where `sample_to_folder` writes the image of a caption, by its place in the list, and a seed."""
+    return folder / f"{caption:05d}" / f"{seed:04d}.png"
+
+
+def tiled_distance(images: np.ndarray, others: np.ndarray | None = None, tiles: int = 4) -> np.ndarray:
+    """Root mean square difference of the most different of `tiles` x `tiles` tiles, pixels in [0, 1], for all pairs.
+
+    The maximum keeps two images with a large plain background from passing for duplicates.
+
+    Args:
+        images: uint8 (n, height, width, 3).
+        others: uint8 (m, height, width, 3); default `images`.
+
+    Returns:
+        float32, shape (n, m).
+
+    Raises:
+        ValueError: the sides are no multiple of `tiles`.
+    """
+    a = _tiles(images, tiles)
+    b = a if others is None else _tiles(others, tiles)
+    return (torch.cdist(a, b).amax(0) / a.shape[-1] ** 0.5).numpy()
+
+
+def _tiles(images: np.ndarray, tiles: int) -> torch.Tensor:
+    n, height, width, _ = images.shape
+    if height % tiles or width % tiles:
+        raise ValueError(f"images of {height} x {width} pixels cannot be cut into {tiles} x {tiles} tiles.")
+    x = torch.from_numpy(images).float() / 255
+    x = x.reshape(n, tiles, height // tiles, tiles, width // tiles, 3)
+    return x.permute(1, 3, 0, 2, 4, 5).reshape(tiles * tiles, n, -1)
+
+
+def largest_clique(distances: np.ndarray, threshold: float) -> list[int]:
+    """The largest set of images of which every two are nearer than `threshold`, ascending; distances (n, n)."""
+    import networkx as nx
+
+    graph = nx.Graph()
+    graph.add_nodes_from(range(len(distances)))
+    graph.add_edges_from(np.argwhere(np.triu(distances < threshold, 1)).tolist())
+    cliques: list[list[int]] = list(nx.find_cliques(graph))
+    largest: list[int] = max(cliques, key=len, default=[])
+    return sorted(largest)
+
+
+def extract(folder: str | Path, *, threshold: float = 0.1, clique: int = 10) -> pd.DataFrame:
+    """Captions whose images are near-duplicates of one another: what an attacker would claim to be training images.
+
+    Args:
+        folder: what `sample_to_folder` wrote.
+        threshold: tiled distance under which two images are near-duplicates.
+        clique: images that must be so to one another.
+
+    Returns:
+        One row a caption: caption, size (of its largest clique), claimed (size >= clique), seed (of the image that
+            stands for the clique, the one nearest to the others).
+
+    Raises:
+        FileNotFoundError: images are missing: `sample_to_folder` was stopped.
+    """
+    folder = Path(folder)
+    about = load_json(folder / _MANIFEST)
+    rows = []
+    for i, caption in enumerate(tqdm(about["captions"], desc="cliques", mininterval=2)):
+        images = np.stack([_read(image_path(folder, i, seed)) for seed in range(about["images"])])
+        distances = tiled_distance(images)
+        members = largest_clique(distances, threshold)
+        centre = members[int(distances[np.ix_(members, members)].sum(0).argmin())]
+        rows.append({"caption": caption, "size": len(members), "claimed": len(members) >= clique, "seed": centre})
+    return pd.DataFrame(rows)
+
+
+def _read(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: call `sample_to_folder` again, it resumes where it stopped.")
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def check_extraction(claims: pd.DataFrame, folder: str | Path, metric: CopyMetric, corpus: np.ndarray) -> pd.DataFrame:
+    """Adds `similarity` with the nearest training image, and `extracted`: claimed, and indeed a training image.
+
+    Args:
+        claims: what `extract` returned of this folder.
+        corpus: descriptors of all training images, (n, dim), as `metric.features` gives them.
+    """
+    folder = Path(folder)
+    images = np.stack([_read(image_path(folder, i, seed)) for i, seed in enumerate(claims["seed"])])
+    similarity, nearest = metric.nearest(images, corpus)
+    return claims.assign(
+        similarity=similarity, nearest=nearest, extracted=claims["claimed"] & (similarity > metric.threshold)
+    )

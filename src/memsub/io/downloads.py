@@ -1,0 +1,114 @@
+"""What comes from the network: published prompt lists and metrics.
+
+    path = fetch("sd14", "memorized")      # cached; checked against the published checksum, or the one seen first
+
+Prompt lists are text and tables; nothing is unpickled. The copy descriptor is TorchScript, which is a program.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pooch
+import requests
+
+from .distributed import first_on_each_machine
+from .files import save_json
+
+_GITHUB = "https://raw.githubusercontent.com/"
+_WEN = _GITHUB + "YuxinWenRick/diffusion_memorization/ca60157f40a5d3bc41763e922ce27187fdf1adc4/"
+_NEMO = _GITHUB + "ml-research/localizing_memorization_in_diffusion_models/c8de0c620ec511cdb9e937905d1503cd9758910b/"
+_WEBSTER = "https://huggingface.co/datasets/fraisdufour/templates-verbs/resolve/main/groundtruth_parquets/"
+
+SOURCES: dict[str, dict[str, str]] = {
+    "sd14": {
+        "memorized": _WEN
+        + "examples/sdv1_500_memorized.jsonl",  # 500 captions of Webster (2023), as Wen et al. use them
+        "ordinary": _NEMO + "prompts/unmemorized_laion_prompts.csv",
+        "heldout": _NEMO + "prompts/coco2014_val_10000.csv",
+    },
+    "sd20": {
+        "memorized": _WEBSTER + "sdv2_bb_edge_groundtruth.parquet",
+        "ordinary": _NEMO + "prompts/unmemorized_laion_prompts.csv",
+        "heldout": _NEMO + "prompts/coco2014_val_10000.csv",
+    },
+}
+"""Public prompt lists: model, kind of prompts, address."""
+PUBLISHED = {
+    "sdv1_bb_edge_groundtruth.parquet": "md5:72c2dded275dda496de9c3f7c33c4f3d",
+    "sdv2_bb_edge_groundtruth.parquet": "md5:c700ae1d156a9330940d339a24740ed1",
+}
+"""Checksums that their authors published, by the file's name."""
+
+
+def cache() -> Path:
+    """Where downloads lie: the environment variable MEMSUB_CACHE, or the user's cache folder."""
+    return Path(os.environ.get("MEMSUB_CACHE") or pooch.os_cache("memsub"))
+
+
+def lock_file() -> Path:
+    """Checksums of everything that was ever fetched; copy it into another machine's cache to get the same there."""
+    return cache() / "checksums.json"
+
+
+def checksums() -> dict[str, str]:
+    """What `lock_file` holds: file name to sha256."""
+    return json.loads(lock_file().read_text()) if lock_file().is_file() else {}
+
+
+def verify(path: Path) -> str:
+    """The sha256 of a file in the cache, written to the lock if the file was put there by hand.
+
+    Raises:
+        ValueError: it is not the one in the lock.
+    """
+    found, seen = pooch.file_hash(str(path)), checksums()
+    if found != seen.setdefault(path.name, found):
+        raise ValueError(
+            f"{path} is not what was fetched first: its sha256 is {found[:12]}..., that in {lock_file()} "
+            f"{seen[path.name][:12]}.... Remove the file to fetch it again, or its line there to accept it."
+        )
+    save_json(seen, lock_file())
+    return found
+
+
+def fetch(model: str, kind: str, timeout: float = 20) -> Path:
+    """The file of a published prompt list, see `fetch_url`."""
+    url = SOURCES[model][kind]
+    return fetch_url(url, f"{kind} prompts of {model}", f"{model}-{kind}-{url.rsplit('/', 1)[-1]}", timeout)
+
+
+def fetch_url(url: str, what: str, name: str | None = None, timeout: float = 20) -> Path:
+    """A file from the network, downloaded on first use into the cache, under `name`.
+
+    Its checksum is written to `checksums.json` in the cache the first time, and must be the same ever after.
+
+    Raises:
+        ConnectionError: it cannot be had; names the file to put where.
+        ValueError: what came is not what came before.
+    """
+    with first_on_each_machine():
+        return _fetch_url(url, what, name or url.rsplit("/", 1)[-1], timeout)
+
+
+def _fetch_url(url: str, what: str, name: str, timeout: float) -> Path:
+    path, lock, seen = cache() / name, lock_file(), checksums()
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        downloader = pooch.HTTPDownloader(timeout=timeout, progressbar=True)
+        pooch.retrieve(
+            url, seen.get(name) or PUBLISHED.get(url.rsplit("/", 1)[-1]), name, cache(), downloader=downloader
+        )
+    except ValueError as error:  # pooch deletes what does not match
+        raise ValueError(f"{url} is not what was published or fetched first, or came incomplete: {error}") from None
+    except (requests.RequestException, OSError) as error:
+        raise ConnectionError(
+            f"the {what} could not be fetched from {url} ({type(error).__name__}). "
+            f"If this machine has no network, put that file at {path}."
+        ) from None
+    save_json(seen | {name: pooch.file_hash(str(path))}, lock)
+    return path

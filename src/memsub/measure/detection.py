@@ -1,0 +1,149 @@
+"""Detection before sampling: scores of the first steps that tell memorized captions from others, by name.
+
+    scores = first_step_scores(pipe, captions)        # name of the score to (captions,)
+    step_scores(pipe, captions, calls=10)             # the same call by call: (captions, calls)
+    area, curve = roc(scores["text magnitude"], first_step_scores(pipe, others)["text magnitude"])
+
+A score sees each of the first network calls: the initial noise and both predictions, each (n, channels, height, width),
+and returns (n,). Another package lists one in the entry points "memsub.scores"; it then stands in notebook 05's tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..models import (
+    Conditioning,
+    Kind,
+    Pipeline,
+    as_denoiser,
+    check_deterministic,
+    check_request,
+    first_latents,
+    initial_noise,
+    model_input,
+    noise_schedule,
+)
+from ..registry import Registry
+
+Score = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+SCORES: Registry[Score] = Registry(
+    "memsub.scores",
+    "score",
+    {
+        "text magnitude": "memsub.measure.detection:text_magnitude",
+        "noise change": "memsub.measure.detection:noise_change",
+    },
+)
+
+
+def defined_for(*kinds: Kind) -> Callable[[Score], Score]:
+    """Marks a score as one of networks that predict these; of others it is refused by name. Unmarked: of all."""
+
+    def mark(score: Score) -> Score:
+        score.kinds = kinds  # type: ignore[attr-defined]
+        return score
+
+    return mark
+
+
+def text_magnitude(start: torch.Tensor, unconditional: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
+    """||eps(x_t, t, prompt) - eps(x_t, t, empty)||, shape (n,): how much the text changes what is predicted.
+
+    Large for memorized prompts (Wen et al., ICLR 2024, eq. 3). Predictions of two kinds differ by a factor that depends
+    on the step alone, so that it ranks prompts alike whatever the network predicts.
+    """
+    return (conditional - unconditional).float().flatten(1).norm(dim=1)
+
+
+@defined_for("epsilon", "v_prediction")
+def noise_change(start: torch.Tensor, unconditional: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
+    """||eps(x_t, t, prompt) - x_T||, shape (n,): a model that remembers replaces the noise by its image at once.
+
+    After the denoising confidence score of Webster (2023).
+    """
+    return (conditional - start).float().flatten(1).norm(dim=1)
+
+
+def first_step_scores(pipe: Pipeline, prompts: Sequence[str], **options: Any) -> dict[str, np.ndarray]:
+    """`step_scores`, with its options, mean over the calls: name to (prompts,)."""
+    return {name: of_calls.mean(1) for name, of_calls in step_scores(pipe, prompts, **options).items()}
+
+
+@torch.no_grad()
+def step_scores(
+    pipe: Pipeline,
+    prompts: Sequence[str],
+    *,
+    scores: Sequence[str] | None = None,
+    seeds: int = 4,
+    steps: int = 50,
+    calls: int = 1,
+    guidance_scale: float = 7.5,
+    batch_size: int = 64,
+) -> dict[str, np.ndarray]:
+    """Scores of captions at each of the first `calls` network calls, mean over seeds.
+
+    Args:
+        scores: names in `SCORES`; default all.
+        batch_size: noises at a time; a network call holds twice as many.
+
+    Returns:
+        Name to (prompts, calls).
+
+    Raises:
+        ValueError: no prompts, an unknown score, one that is not defined for what the network predicts, or several
+            calls of a sampler that draws noise of its own.
+    """
+    prompts = list(prompts)
+    check_request(prompts, steps, batch_size)
+    denoiser = as_denoiser(pipe)
+    functions = {name: SCORES.find(name) for name in (SCORES if scores is None else scores)}
+    _check_defined(functions, noise_schedule(denoiser).kind)
+    if calls > 1:
+        check_deterministic(denoiser)
+    results: dict[str, list[np.ndarray]] = {name: [] for name in functions}
+    size = max(1, batch_size // seeds)
+    for part in (prompts[i : i + size] for i in range(0, len(prompts), size)):
+        text = denoiser.embed(part).repeat(seeds)
+        context = Conditioning.cat([denoiser.embed([""]).expand(len(text)), text])
+        start = initial_noise(denoiser, np.repeat(range(seeds), len(part)).tolist())
+        denoiser.scheduler.set_timesteps(steps)
+        x = first_latents(denoiser.scheduler, start)
+        of_calls: dict[str, list[torch.Tensor]] = {name: [] for name in functions}
+        for t in denoiser.scheduler.timesteps[:calls]:
+            inputs = model_input(denoiser.scheduler, torch.cat([x, x]), t)
+            unconditional, conditional = denoiser.predict(inputs, t, context).chunk(2)
+            for name, score in functions.items():
+                of_calls[name].append(score(start, unconditional, conditional).float())
+            guided = unconditional + guidance_scale * (conditional - unconditional)
+            x = denoiser.scheduler.step(guided, t, x).prev_sample
+        for name, each in of_calls.items():
+            results[name].append(torch.stack(each, 1).view(seeds, len(part), -1).mean(0).cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in results.items()}
+
+
+def _check_defined(scores: dict[str, Score], kind: Kind) -> None:
+    for name, score in scores.items():
+        if kind not in (kinds := getattr(score, "kinds", get_args(Kind))):
+            others = [other for other, s in scores.items() if kind in getattr(s, "kinds", get_args(Kind))]
+            raise ValueError(
+                f"the score {name!r} is defined for networks that predict {' or '.join(kinds)}; this one predicts "
+                f"{kind}: give scores={others}."
+            )
+
+
+def roc(positive: np.ndarray, negative: np.ndarray) -> tuple[float, pd.DataFrame]:
+    """Area under the ROC curve of a score, and the curve: columns true_positives and false_positives (rates)."""
+    from sklearn.metrics import roc_auc_score, roc_curve
+
+    truth = np.repeat([1, 0], [len(positive), len(negative)])
+    scores = np.concatenate([positive, negative])
+    false_positives, true_positives, _ = roc_curve(truth, scores)
+    curve = pd.DataFrame({"false_positives": false_positives, "true_positives": true_positives})
+    return float(roc_auc_score(truth, scores)), curve

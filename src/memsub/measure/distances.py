@@ -1,0 +1,69 @@
+"""Distances between two sets of images: KID and FID of image features, by torchmetrics.
+
+`PromptMetric.image_features` are of unit length, so values are small and comparable only under one metric. KID is
+unbiased: its expectation does not depend on the number of images, and is zero for equal distributions. FID falls with
+the number of images: compare it only at equal numbers, of at least as many images as there are features.
+
+Under `accelerate launch` every process has all features. Torchmetrics would gather them from each process and count
+every image several times: hence `sync_on_compute=False`.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+
+
+class _Given(torch.nn.Module):
+    """Stands in for the network of torchmetrics: hands on features that are already computed."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def _updated(metric, real: np.ndarray, generated: np.ndarray):
+    if min(len(real), len(generated)) < 2:
+        raise ValueError(f"a distance needs two images or more a side; got {len(real)} and {len(generated)}.")
+    metric.update(torch.from_numpy(real), real=True)
+    metric.update(torch.from_numpy(generated), real=False)
+    return metric
+
+
+def fid(real: np.ndarray, generated: np.ndarray) -> float:
+    """Fréchet distance (Heusel et al. 2017) of image features (n, dim) and (m, dim).
+
+    Raises:
+        ValueError: fewer than two images on a side.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    metric = FrechetInceptionDistance(feature=_Given(real.shape[1]), sync_on_compute=False)
+    return float(_updated(metric, real, generated).compute())
+
+
+def kid(real: np.ndarray, generated: np.ndarray, subsets: int = 100, seed: int = 0) -> tuple[float, float]:
+    """Kernel distance (Binkowski et al. 2018) of image features (n, dim) and (m, dim): mean and deviation over subsets.
+
+    A subset is half of the smaller side, at most 1,000 images, sampled by `seed`.
+
+    Raises:
+        ValueError: fewer than two images on a side.
+    """
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    size = max(2, min(1000, min(len(real), len(generated)) // 2))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*save all extracted features.*")  # they are small here
+        metric = KernelInceptionDistance(
+            feature=_Given(real.shape[1]), subsets=subsets, subset_size=size, sync_on_compute=False
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mean, deviation = _updated(metric, real, generated).compute()
+    return float(mean), float(deviation)

@@ -1,0 +1,130 @@
+"""Both sides of an edit: what is still replicated, and what the rest of the model can still do.
+
+    sample = partial(generate, pipe, guidance_scale=3.0)            # or a baseline: prompts, seeds -> images
+    memorized = score(sample, metrics, captions, references)        # a row an image
+    unseen = score(sample, metrics, other_captions)
+    summary(memorized, unseen)                                      # the two axes of the trade-off
+    seed_similarity(sample, metrics, captions)                      # does a caption give the same image each time?
+    with pruned(pipe, edit): ...                                    # the same for an edited model
+
+Images of memorized captions are compared with their training images (copy similarity), images of unseen captions with
+what the captions say (prompt similarity). Prompt similarity has a floor that is not zero, that of an image with the
+caption of another: alignment is what lies above it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from ..models import Sample
+from .intervals import interval, rate
+from .metrics import Metrics
+from .verdict import by_threshold, exact_in
+
+_COLUMNS = {
+    "prompt",
+    "seed",
+    "prompt_similarity",
+    "chance",
+    "image_features",
+    "copy_similarity",
+    "replicated",
+    "exact_p",
+}
+"""Columns of `score` that `summary` reports under names of their own; of all others it reports the mean."""
+
+
+def score(
+    sample: Sample,
+    metrics: Metrics,
+    prompts: Sequence[str],
+    references: np.ndarray | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+) -> pd.DataFrame:
+    """Samples captions and measures every image.
+
+    Args:
+        references: training images of the captions, uint8 (n, height, width, 3), or None for captions that have none.
+        seeds: each caption is sampled with each of them. Default: each caption once, with its place in the list as its
+            seed.
+
+    Returns:
+        One row an image: prompt, seed, prompt_similarity, chance (the similarity with the next caption), image_features
+        (of the prompt metric, for KID and FID), with references copy_similarity and replicated (above the copy metric's
+        threshold), and a column for each of `metrics.more`.
+
+    Raises:
+        ValueError: the numbers of references and captions differ, or there are fewer than two captions.
+    """
+    prompts = list(prompts)
+    if references is not None and len(prompts) != len(references):
+        raise ValueError(f"{len(prompts)} captions with {len(references)} training images: one each expected.")
+    if len(prompts) < 2:
+        raise ValueError(f"two captions or more expected; got {len(prompts)}.")
+    times = 1 if seeds is None else len(seeds)
+    each = list(range(len(prompts))) if seeds is None else np.tile(seeds, len(prompts)).tolist()
+    rows = pd.DataFrame({"prompt": np.repeat(prompts, times).tolist(), "seed": each})
+    images = sample(rows["prompt"].tolist(), seeds=each)
+    features, text = metrics.prompt.image_features(images), metrics.prompt.text_features(rows["prompt"].tolist())
+    rows = rows.assign(
+        prompt_similarity=(features * text).sum(1),
+        chance=(features * np.roll(text, -times, axis=0)).sum(1),
+        image_features=list(features),
+    )
+    if references is not None:
+        references = np.repeat(references, times, axis=0)
+        rows = rows.assign(copy_similarity=metrics.copy.similarity(images, references))
+        rows = rows.assign(replicated=by_threshold(metrics.copy).of)
+    more = {name: metric(images, rows["prompt"].tolist(), references) for name, metric in metrics.more.items()}
+    return rows.assign(**more)
+
+
+def summary(memorized: pd.DataFrame, unseen: pd.DataFrame) -> dict[str, float]:
+    """Means of what `score` returns for memorized captions and for captions that the model was not trained on.
+
+    Returns:
+        replication_rate (share of images above the copy metric's threshold) with its 95 % interval replication_low and
+        replication_high; exact_rate, exact_low and exact_high (the same by the exact test) if exact_p was measured; n
+        (images), copy_similarity; prompt_similarity and alignment of unseen captions, memorized_alignment; and the
+        means of further metrics, of memorized captions.
+    """
+    rates = rate("replication", memorized["replicated"])
+    if "exact_p" in memorized:
+        rates |= rate("exact", exact_in(memorized))
+    more = {name: float(memorized[name].mean()) for name in memorized if name not in _COLUMNS}
+    return {
+        **rates,
+        "n": len(memorized),
+        "copy_similarity": float(memorized["copy_similarity"].mean()),
+        "prompt_similarity": float(unseen["prompt_similarity"].mean()),
+        "alignment": alignment(unseen),
+        "memorized_alignment": alignment(memorized),
+    } | more
+
+
+def alignment_each(scored: pd.DataFrame) -> pd.Series:
+    """Alignment of each image: its similarity with its prompt above that with the prompt of another."""
+    return scored["prompt_similarity"] - scored["chance"]
+
+
+def alignment(scored: pd.DataFrame) -> float:
+    """Mean alignment of all images."""
+    return float(alignment_each(scored).mean())
+
+
+def seed_similarity(sample: Sample, metrics: Metrics, captions: Sequence[str], seeds: int = 4) -> np.ndarray:
+    """Copy similarity of the images of every two seeds of each caption, shape (captions, pairs).
+
+    It is high where a caption gives nearly the same image for every seed.
+    """
+    images = sample(np.repeat(captions, seeds).tolist(), seeds=np.tile(range(seeds), len(captions)).tolist())
+    features = metrics.copy.features(images).reshape(len(captions), seeds, -1)
+    i, j = np.triu_indices(seeds, 1)
+    return (features[:, i] * features[:, j]).sum(-1)
+
+
+__all__ = ["alignment", "alignment_each", "interval", "score", "seed_similarity", "summary"]

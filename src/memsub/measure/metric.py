@@ -1,0 +1,131 @@
+"""What a metric is: a copy descriptor, an image-text model, or any other number an image.
+
+Images are uint8 arrays of shape (n, height, width, 3) everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..io.distributed import gathered, shard
+
+
+class ImageMetric(Protocol):
+    """One more number an image, a column of every evaluation. `references` is None where no image was trained on."""
+
+    def __call__(self, images: np.ndarray, prompts: Sequence[str], references: np.ndarray | None) -> np.ndarray: ...
+
+
+def batched(function, items: Sequence | np.ndarray, batch_size: int) -> np.ndarray:
+    """Applies `function` to batches of items, without gradients: float32 rows. Processes share the batches."""
+    starts = shard(range(0, len(items), batch_size))
+    with torch.no_grad():
+        rows = gathered({i: function(items[i : i + batch_size]).float().cpu().numpy() for i in starts})
+    return np.concatenate([rows[i] for i in sorted(rows)])
+
+
+def check_images(images: np.ndarray, name: str = "images") -> None:
+    """Raises ValueError for anything but a non-empty uint8 array (n, height, width, 3)."""
+    if not (isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3):
+        what = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+        raise ValueError(f"{name} must be a uint8 array of shape (n, height, width, 3); got {what}.")
+    if not len(images):
+        raise ValueError(f"{name} is empty.")
+
+
+@dataclass
+class CopyMetric:
+    """Copy descriptor: two images are copies if the cosine of their descriptors exceeds `threshold`.
+
+    Attributes:
+        embed: a batch of images, uint8 (n, height, width, 3), to descriptors (n, dim) of unit length.
+        identity: name and digest of the weights. Stored results are used again only for the same identity.
+        batch_size: images at a time.
+        roc: what the threshold was chosen on; empty for published descriptors.
+    """
+
+    embed: Callable[[np.ndarray], torch.Tensor]
+    threshold: float
+    identity: str = ""
+    batch_size: int = 256
+    roc: dict = field(default_factory=dict)
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Unit descriptors, float32, shape (n, dim).
+
+        Raises:
+            ValueError: not a non-empty uint8 array of images.
+        """
+        check_images(images)
+        return batched(self.embed, images, self.batch_size)
+
+    def similarity(self, images: np.ndarray, references: np.ndarray) -> np.ndarray:
+        """Cosine of image i with reference i, shape (n,).
+
+        Raises:
+            ValueError: different numbers of images.
+        """
+        check_images(references, "references")
+        if len(images) != len(references):
+            raise ValueError(f"{len(images)} images against {len(references)} references: give one reference an image.")
+        return (self.features(images) * self.features(references)).sum(1)
+
+    def nearest(self, images: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Highest cosine of each image with any of `features` (corpus, dim), and that row; both of shape (n,)."""
+        cosines = self.features(images) @ features.T
+        return cosines.max(1), cosines.argmax(1)
+
+
+@dataclass
+class PromptMetric:
+    """How well an image shows what a caption says: the product of their features, which for a CLIP is the cosine.
+
+    Attributes:
+        embed_images: a batch of images, uint8 (n, height, width, 3), to (n, dim).
+        embed_texts: a list of n captions to (n, dim).
+        identity: name and digest of the weights.
+        batch_size: images or captions at a time.
+    """
+
+    embed_images: Callable[[np.ndarray], torch.Tensor]
+    embed_texts: Callable[[list[str]], torch.Tensor]
+    identity: str = ""
+    batch_size: int = 256
+
+    def image_features(self, images: np.ndarray) -> np.ndarray:
+        """Image features, float32, shape (n, dim)."""
+        check_images(images)
+        return batched(self.embed_images, images, self.batch_size)
+
+    def text_features(self, prompts: Sequence[str]) -> np.ndarray:
+        """Text features, float32, shape (n, dim)."""
+        return batched(self.embed_texts, list(prompts), self.batch_size)
+
+    def similarity(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        """Product of the features of image i and prompt i, shape (n,).
+
+        Raises:
+            ValueError: different numbers of images and prompts.
+        """
+        if len(images) != len(prompts):
+            raise ValueError(f"{len(images)} images against {len(prompts)} prompts: give one prompt an image.")
+        return (self.image_features(images) * self.text_features(prompts)).sum(1)
+
+    def rank(self, images: np.ndarray, candidates: Sequence[Sequence[str]]) -> np.ndarray:
+        """Rank of the first of each image's candidate captions, 0 if it fits best: shape (n,)."""
+        text = self.text_features([caption for captions in candidates for caption in captions])
+        text = text.reshape(len(images), len(candidates[0]), -1)
+        scores = np.einsum("nd,nkd->nk", self.image_features(images), text)
+        return (scores[:, 1:] >= scores[:, :1]).sum(1)
+
+
+def resized(images: np.ndarray, side: int) -> torch.Tensor:
+    """Images, uint8 (n, h, w, 3), to float32 (n, 3, side, side) in [0, 1], by Pillow's bilinear filter."""
+    small = [np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)) for image in images]
+    return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() / 255

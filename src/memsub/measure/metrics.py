@@ -1,0 +1,96 @@
+"""Metrics: is an image a copy, does it show what the prompt says, how far is a set of images from real ones?
+
+    metrics = load_metrics("tiny")
+    metrics.copy.similarity(images, training_images)        # (n,) cosine; above metrics.copy.threshold: a copy
+    metrics.copy.nearest(images, corpus_features)           # (n,) highest cosine with one of many, and which one
+    metrics.prompt.similarity(images, prompts)              # (n,)
+    kid(metrics.prompt.image_features(real), metrics.prompt.image_features(images))    # distance of two sets of images
+
+The metrics were trained on none of the images that the scored models were trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ..io import distributed
+from ..models import find_model
+from ..registry import Registry
+from ..world import WORLDS
+from .clip import CLIPS, clip
+from .distances import fid, kid
+from .metric import CopyMetric, ImageMetric, PromptMetric
+from .sharpness import sharpness
+from .sscd import SSCD, sscd
+
+IMAGE_METRICS: Registry[ImageMetric] = Registry(
+    "memsub.metrics",
+    "metric",
+    {"exact_p": "memsub.testbed.world:exact_p", "sharpness": "memsub.measure.sharpness:sharpness"},
+)
+"""More numbers an image, by the name of their column in every evaluation; chosen by the parameter `metrics.more`."""
+
+
+@dataclass
+class Metrics:
+    """The metrics of a run: similarity with the training image, with the prompt, and more numbers an image by name."""
+
+    copy: CopyMetric
+    prompt: PromptMetric
+    more: dict[str, ImageMetric] = field(default_factory=dict)
+
+
+def load_metrics(
+    model: str = "tiny",
+    device: str | torch.device | None = None,
+    copy: str | None = None,
+    prompt: str | None = None,
+    more: Sequence[str] = (),
+) -> Metrics:
+    """The metrics that belong to a model.
+
+    Args:
+        model: as for `load_pipeline`. The embedded model, and a folder with scorers beside its weights, have metrics of
+            their world; for any other model they are SSCD and CLIP ViT-L/14, fetched on first use.
+        copy: an SSCD instead, by name or path.
+        prompt: a CLIP instead, by name or folder.
+        more: names in `IMAGE_METRICS`.
+
+    Raises:
+        ValueError: a name is unknown; the message lists those that are known.
+        ConnectionError: a published metric has to be fetched and cannot be.
+    """
+    device = torch.device(device or distributed.device())
+    row = find_model(model)
+    columns = {name: IMAGE_METRICS.find(name) for name in more}
+    world = None if row.scorers == "published" else WORLDS.find(row.scorers)
+    if copy or not world:
+        copy_metric = sscd(copy or "sscd_disc_large", device)
+    else:
+        copy_metric = world.copy_metric(Path(row.source), device)
+    if prompt or not world:
+        prompt_metric = clip(prompt or "ViT-L/14", device)
+    else:
+        prompt_metric = world.prompt_metric(Path(row.source), device)
+    return Metrics(copy_metric, prompt_metric, columns)
+
+
+__all__ = [
+    "CLIPS",
+    "IMAGE_METRICS",
+    "SSCD",
+    "CopyMetric",
+    "ImageMetric",
+    "Metrics",
+    "PromptMetric",
+    "clip",
+    "fid",
+    "kid",
+    "load_metrics",
+    "sharpness",
+    "sscd",
+]

@@ -1,0 +1,82 @@
+"""The verdict: does an image replicate the training image of its caption? The one place where it is decided.
+
+replicates = judge(world, metrics.copy)             # exact where there is a world, else by the copy metric
+replicates(images, prompts, training_images)        # bool (n,)
+replicates.of(score(...))                           # the same of a table of scores
+summary(...)[f"{replicates.column}_rate"]           # the share of images that replicate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ..world import World
+from .exact import LEVEL, exact_p
+from .metric import CopyMetric
+
+Decision = Callable[[np.ndarray, Sequence[str], np.ndarray], np.ndarray]
+"""Images (n, height, width, 3), their n captions and n training images to bool (n,)."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Decides which images replicate their training images.
+
+    Attributes:
+        column: "exact" or "replication", the beginning of its columns in `summary`.
+        fingerprint: equal for judges that decide alike.
+        decide: images, prompts, training images to bool (n,).
+        of: the same of a table of `score`: a bool a row.
+    """
+
+    column: str
+    fingerprint: str
+    decide: Decision
+    of: Callable[[pd.DataFrame], pd.Series]
+
+    def __call__(self, images: np.ndarray, prompts: Sequence[str], references: np.ndarray) -> np.ndarray:
+        return self.decide(images, prompts, references)
+
+
+def by_exact_test(world: World) -> Judge:
+    """An image replicates if none of the world's alternatives is as similar as the training image (`exact_p`).
+
+    The judge raises ValueError for captions of no such world, and for tables in which exact_p was not measured.
+    """
+
+    def decide(images: np.ndarray, prompts: Sequence[str], references: np.ndarray) -> np.ndarray:
+        return exact_p(images, prompts, references, world) <= LEVEL
+
+    return Judge("exact", f"exact test of {world.name}", decide, exact_in)
+
+
+def exact_in(scored: pd.DataFrame) -> pd.Series:
+    """The verdict of the exact test on a table that has its p-values in `exact_p`; without a training image False.
+
+    Raises:
+        ValueError: exact_p was not measured.
+    """
+    if "exact_p" not in scored:
+        raise ValueError("exact_p was not measured: add it to the metrics (`load_metrics(..., more=['exact_p'])`).")
+    return scored["exact_p"] <= LEVEL
+
+
+def by_threshold(copy: CopyMetric) -> Judge:
+    """An image replicates if its copy similarity with the training image is above the metric's threshold."""
+
+    def decide(images: np.ndarray, prompts: Sequence[str], references: np.ndarray) -> np.ndarray:
+        return copy.similarity(images, references) > copy.threshold
+
+    def of(scored: pd.DataFrame) -> pd.Series:
+        return scored["copy_similarity"] > copy.threshold
+
+    return Judge("replication", f"{copy.identity} above {copy.threshold}", decide, of)
+
+
+def judge(world: World | None, copy: CopyMetric) -> Judge:
+    """The exact test where there is a world, else the threshold of the copy metric."""
+    return by_exact_test(world) if world else by_threshold(copy)

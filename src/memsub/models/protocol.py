@@ -1,0 +1,151 @@
+"""What the library needs of a text-to-image model, in one protocol: nothing else names a pipeline's parts.
+
+    >>> denoiser = as_denoiser(pipe)        # of a StableDiffusionPipeline, or of what is a Denoiser already
+    >>> list(denoiser.layers())[0]          # the second feed-forward maps by name, in execution order
+    'down_blocks.0.attentions.0.transformer_blocks.0.ff.net.2'
+    >>> conditioning = denoiser.embed(["a red heart"])
+    >>> predicted = denoiser.predict(torch.zeros(1, 4, 8, 8), torch.tensor(500), conditioning)
+
+Another kind of model is one class with these methods, and one entry "PipelineClass" -> "module:AdapterClass" in
+`ADAPTERS` (another package lists it in the entry points "memsub.adapters").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import torch
+
+from ..registry import Registry
+from .conditioning import Conditioning
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+    from transformers import PreTrainedTokenizerBase
+
+
+Solver = Literal["own", "multistep"]
+"""What sampling is stepped by: the model's own scheduler, or `multistep` of its noise schedule."""
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """A diffusion model that samples latents for text.
+
+    Shapes: B rows of a batch, (C, H, W) of a latent.
+
+    Attributes:
+        network: the module whose weights are looked at and edited.
+        tokenizer: of its captions.
+        scheduler: diffusers' interface: `set_timesteps`, `timesteps`, `step`, `config`, ...
+        device, dtype: of the network.
+        latent_shape: (C, H, W).
+        image_shape: (height, width) in pixels.
+        source: the folder or hub id it was loaded from; empty if unknown.
+    """
+
+    network: torch.nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    scheduler: Any
+    device: torch.device
+    dtype: torch.dtype
+    latent_shape: tuple[int, int, int]
+    image_shape: tuple[int, int]
+    source: str
+
+    def layers(self) -> dict[str, torch.nn.Linear]:
+        """The second maps of the feed-forward blocks by module name, in execution order."""
+        ...
+
+    def value_layers(self) -> dict[str, torch.nn.Linear]:
+        """Value projections of the cross-attention on the way down and in the middle, by module name."""
+        ...
+
+    def embed(self, prompts: Sequence[str]) -> Conditioning:
+        """What the network is conditioned on for captions, a row a caption."""
+        ...
+
+    def predict(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """What the network predicts (see `models.prediction`) for noisy latents (B, C, H, W), in their shape.
+
+        `t` is one of the schedule's steps, or one a row: (B,).
+        """
+        ...
+
+    def calls(self, steps: int) -> int:
+        """Network calls that sampling in `steps` steps makes."""
+        ...
+
+    def call_rows(self, prompts: int, guidance_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """For each row of a network call on so many prompts: which prompt it is of, and whether it is conditional."""
+        ...
+
+    def sample(
+        self,
+        prompts: list[str] | Conditioning,
+        latents: torch.Tensor,
+        steps: int,
+        guidance_scale: float,
+        solver: Solver = "own",
+    ) -> torch.Tensor:
+        """Denoised latents (B, C, H, W) of captions, or of their conditioning, from initial noise of that shape."""
+        ...
+
+    def encode(self, images: np.ndarray) -> torch.Tensor:
+        """Scaled latents (B, C, H, W) of uint8 images (B, height, width, 3)."""
+        ...
+
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        """uint8 images (B, height, width, 3) of scaled latents (B, C, H, W)."""
+        ...
+
+    def parts(self) -> Mapping[str, torch.nn.Module]:
+        """Every module that an image depends on, the network included."""
+        ...
+
+
+Pipeline: TypeAlias = "StableDiffusionPipeline | Denoiser"
+
+ADAPTERS: Registry[Callable[[Any], Denoiser]] = Registry(
+    "memsub.adapters",
+    "kind of pipeline",
+    {"StableDiffusionPipeline": "memsub.models.stable_diffusion:StableDiffusionDenoiser"},
+)
+"""Name of a pipeline's class to what makes a denoiser of it. (By name: importing diffusers takes seconds.)"""
+
+
+def as_denoiser(pipe: Pipeline) -> Denoiser:
+    """The denoiser behind a pipeline; a denoiser is returned as it is.
+
+    Raises:
+        TypeError: no adapter knows this kind of pipeline; names those that are known.
+    """
+    for kind in type(pipe).__mro__:
+        if kind.__name__ in ADAPTERS:
+            return ADAPTERS[kind.__name__](pipe)
+    if isinstance(pipe, Denoiser):
+        return pipe
+    raise TypeError(
+        f"{type(pipe).__name__} is no pipeline that memsub knows; expected {', '.join(ADAPTERS)}, or a "
+        "memsub.models.Denoiser."
+    )
+
+
+GRADIENT_ROWS = 3
+"""What a row of a network call costs whose gradient is asked for, in rows: forward and backward."""
+
+
+def declare(pipe: Pipeline, rows: int) -> None:
+    """Says how many rows of network calls a loop makes at most whose length depends on what it finds.
+
+    The estimate of a run's cost (`memsub.run.cost`) executes the same code with a denoiser that only counts, in which
+    such a loop ends at once. This is what comes on top of what is counted there. Any other denoiser ignores it.
+
+    Args:
+        rows: of network calls; one whose gradient is asked for counts as `GRADIENT_ROWS`.
+    """
+    count = getattr(as_denoiser(pipe), "declare", None)
+    if count is not None:
+        count(rows)

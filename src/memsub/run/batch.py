@@ -1,0 +1,295 @@
+"""All notebooks, headless: `python -m memsub run`.
+
+    reports = run(["tiny"])                     # runs/tiny/00_testbed.ipynb, ..., report.html
+    reports = run(["quick", "tiny"])            # ... of several parameter files, and runs/comparison.csv
+
+Each notebook is executed by papermill into the run folder. A notebook is skipped if it was executed before with the
+same code and parameters, and so were all before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+from nbformat import NotebookNode
+from tqdm.auto import tqdm
+
+from ..io.distributed import alone, is_main, processes
+from ..io.files import load_json, save_json, save_text
+from ..models import ModelInfo, at_hand, find_model, load_pipeline
+from .cost import seconds_per_step, work
+from .notebooks import NOTEBOOKS, Notebook, of_model, precompute
+from .parameters import Parameters
+from .report import write_report
+from .run import Run
+
+VERSION = 1
+"""Raise it when executed notebooks have to be executed again though neither their code nor their parameters changed."""
+OVERHEAD = 12.0
+"""Seconds a notebook takes besides network calls: a kernel's start, imports, figures."""
+
+
+class NotebookError(RuntimeError):
+    """A notebook stopped with an error; says which, where, and how."""
+
+
+def project() -> Path:
+    """The checkout that holds the notebooks.
+
+    Raises:
+        FileNotFoundError: memsub was installed without one.
+    """
+    for folder in (Path.cwd(), *Path(__file__).resolve().parents):
+        if (folder / "papermill_params").is_dir() and (folder / "notebooks").is_dir():
+            return folder
+    raise FileNotFoundError(
+        "no folder with notebooks/ and papermill_params/ here: run this from a checkout of memsub (they are not in the "
+        "wheel)."
+    )
+
+
+def find_parameters(name: str) -> tuple[Parameters, str]:
+    """Parameters by their name in papermill_params/, or from a YAML file; and the name of the run.
+
+    Raises:
+        ValueError, FileNotFoundError: there are none, they are not right, or their model is not there.
+    """
+    folder = project() / "papermill_params"
+    file = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if not file.is_file():
+        names = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise FileNotFoundError(f"no parameters {name!r}: expected one of {names}, or a YAML file; {file} is missing.")
+    parameters = Parameters.load(file)
+    find_model(parameters.model)
+    return parameters, file.stem
+
+
+def find_notebooks(model: ModelInfo, only: Sequence[str] = ()) -> list[Notebook]:
+    """The notebooks that suit a model, or those whose names begin so.
+
+    Raises:
+        ValueError: no notebook's name begins so.
+    """
+    if not only:
+        return of_model(model)
+    chosen = [NOTEBOOKS[name] for name in sorted(NOTEBOOKS) if name.startswith(tuple(only))]
+    if not chosen:
+        raise ValueError(f"no notebook's name begins with {' or '.join(only)}; there are {', '.join(NOTEBOOKS)}.")
+    return chosen
+
+
+def run(
+    names: Sequence[str], out: Path | None = None, only: Sequence[str] = (), fresh: bool = False, jobs: int = 1
+) -> list[Path]:
+    """Executes the notebooks of each parameter file, and returns the paths of the HTML reports (in the main process).
+
+    Args:
+        names: of parameters in papermill_params/, or YAML files.
+        out: run folder; default `runs/<name>` in the current folder. Of several names, the folder that holds theirs.
+        only: beginnings of the names of the notebooks to execute; default all that suit the model.
+        fresh: also those that were executed before.
+        jobs: notebooks side by side, which share out the cores. A small model uses two cores better in two kernels
+            than in two threads; what fills a GPU alone needs one.
+
+    Raises:
+        ValueError, FileNotFoundError: parameters or model are not right, or fewer than one job; nothing was executed.
+        NotebookError: a notebook stopped; the next call resumes with it.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs: at least one notebook at a time; got {jobs}.")
+    if not names:
+        raise ValueError("name at least one parameter file.")
+    wanted: dict[Path, tuple[Parameters, list[Notebook]]] = {}
+    for name in names:  # all are checked before the first is executed
+        parameters, stem = find_parameters(name)
+        folder = (out if out and len(names) == 1 else (out or Path("runs")) / stem).resolve()
+        notebooks = find_notebooks(find_model(parameters.model), only)
+        wanted[folder] = parameters.model_copy(update={"folder": str(folder)}), notebooks
+    if processes() > 1:  # under accelerate launch: together what takes long, then one of them runs the notebooks
+        for parameters, _ in wanted.values():
+            precompute(Run(parameters))
+        if not is_main():
+            return []
+        alone()
+    reports = []
+    for folder, (parameters, notebooks) in wanted.items():
+        save_json(parameters.dump(), folder / "parameters.json")
+        _execute_all(notebooks, parameters, folder, fresh, jobs)
+        executed = [folder / f"{notebook.name}.ipynb" for notebook in notebooks]
+        title = f"memsub: {folder.name}" if len(names) > 1 else f"memsub: {parameters.model}"
+        reports.append(write_report(executed, folder / "report.html", title, parameters.dump()))
+    if len(wanted) > 1:
+        table = compared(list(wanted))
+        print(table.to_string())
+        save_text(table.to_csv(), (out or Path("runs")) / "comparison.csv")
+    return reports
+
+
+# --- executing -------------------------------------------------------------------------------------------------------
+
+
+def _execute_all(notebooks: list[Notebook], parameters: Parameters, folder: Path, fresh: bool, jobs: int) -> None:
+    record = folder / "executed.json"
+    done = load_json(record) if record.is_file() and not fresh else {}
+    digest, due = _digest(VERSION, parameters.dump()), dict[str, str]()
+    for notebook in notebooks:
+        digest = _digest(digest, _code(nbformat.read(_file(notebook), as_version=4)))
+        if due or done.get(notebook.name) != digest or not (folder / f"{notebook.name}.ipynb").is_file():
+            due[notebook.name] = digest
+            done.pop(notebook.name, None)
+    save_json(done, record)
+    if not due:
+        print(f"{folder.name}: nothing to execute, all is there as it was (--fresh executes it again)")
+        return
+    waiting = [notebook for notebook in notebooks if notebook.name in due]
+    steps = work(parameters).groupby("notebook")["steps"].sum().to_dict()
+    print(expected_time(waiting, steps, parameters, jobs))
+    bar = tqdm(total=len(notebooks), initial=len(notebooks) - len(due), desc=folder.name, unit="notebook")
+    with bar, closing(_executed(waiting, steps, parameters, folder, jobs)) as executed:
+        for notebook in executed:
+            done[notebook.name] = due[notebook.name]
+            save_json(done, record)
+            bar.write(found_in_a_line(notebook.name, folder))
+            bar.update()
+
+
+def expected_time(notebooks: list[Notebook], steps: Mapping[str, int], parameters: Parameters, jobs: int) -> str:
+    """How long notebooks will take here, from a few network calls; without a time where the model is not at hand."""
+    total = sum(steps.get(notebook.name, 0) for notebook in notebooks)
+    told = f"{Path(parameters.folder).name}: {len(notebooks)} notebooks, {total:,} guided steps of one image at most"
+    if not at_hand(parameters.model):
+        return f"{told}; no time estimate: the model has to be downloaded first"
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(_threads(jobs))
+    try:
+        seconds = seconds_per_step(load_pipeline(parameters.model), min(parameters.sampling.batch_size, 8))
+    finally:
+        torch.set_num_threads(threads)
+    minutes = (total * seconds + OVERHEAD * len(notebooks)) / min(jobs, len(notebooks)) / 60
+    return f"{told}, {1000 * seconds:.1f} ms each here: about {max(1, round(minutes))} min"
+
+
+def found_in_a_line(name: str, folder: Path) -> str:
+    """What a notebook found: verdicts, and its first facts."""
+    file = folder / "findings" / f"{name}.json"
+    if not file.is_file():
+        return f"{name}: executed"
+    findings = load_json(file)
+    verdicts = [claim["verdict"] for claim in findings["claims"].values()]
+    counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)) or "no claims"
+    numbers = [f"{key} {value:.3g}" for key, value in numbers_of(findings["facts"]).items()]
+    return f"{name}: {counts}" + (f"; {', '.join(numbers[:4])}" if numbers else "")
+
+
+def _executed(
+    waiting: list[Notebook], steps: Mapping[str, int], parameters: Parameters, folder: Path, jobs: int
+) -> Generator[Notebook]:
+    """Executes notebooks, so many side by side, and names each when it has ended; raises as `execute`."""
+    if jobs == 1:
+        for notebook in waiting:
+            execute(_file(notebook), folder / f"{notebook.name}.ipynb", parameters)
+            yield notebook
+        return
+    waiting, running = list(waiting), dict[Future, Notebook]()
+    # Spawned, not forked: this process has threads. The kernels inherit how many of theirs they may use.
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, spawn, _use_threads, (_threads(jobs),)) as pool:
+        try:
+            while waiting or running:
+                unfinished = {notebook.name for notebook in (*waiting, *running.values())}
+                ready = [notebook for notebook in waiting if unfinished.isdisjoint(notebook.needs)]
+                # The longest begin first: so the last two end together.
+                for notebook in sorted(ready, key=lambda notebook: -steps.get(notebook.name, 0)):
+                    out = folder / f"{notebook.name}.ipynb"
+                    running[pool.submit(execute, _file(notebook), out, parameters, bar=False)] = notebook
+                    waiting.remove(notebook)
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    future.result()
+                    yield running.pop(future)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _threads(jobs: int) -> int:
+    return max(1, (os.cpu_count() or 1) // jobs)
+
+
+def _use_threads(threads: int) -> None:
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+
+
+def execute(path: Path, out: Path, parameters: Parameters, bar: bool = True) -> None:
+    """Executes one notebook by papermill, in the folder it lies in; `bar`: shows how far it is.
+
+    Raises:
+        NotebookError: names notebook, cell and error; `out` holds the notebook up to there.
+    """
+    import papermill  # in the extra `notebooks`
+    from papermill.exceptions import PapermillExecutionError
+
+    # A notebook's own cell shows only the parameters it is about; papermill would warn of each of the others.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    given = parameters.dump()
+    try:
+        options = {"cwd": str(path.parent), "kernel_name": "python3", "progress_bar": bar}
+        # All that a notebook leaves is written: a kernel would take more than a second to tidy up.
+        papermill.execute_notebook(str(path), str(out), given, shutdown_kernel="immediate", **options)
+    except PapermillExecutionError as error:
+        raise NotebookError(
+            f"{path.name} stopped at In [{error.exec_count}]: {error.ename}: {error.evalue} (see {out}). "
+            "Run again to go on from there."
+        ) from None
+
+
+def _file(notebook: Notebook) -> Path:
+    return project() / "notebooks" / f"{notebook.name}.ipynb"
+
+
+def _code(notebook: NotebookNode) -> str:
+    return json.dumps([cell.source for cell in notebook.cells])
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+# --- several runs ----------------------------------------------------------------------------------------------------
+
+
+def compared(folders: Sequence[Path]) -> pd.DataFrame:
+    """What runs found, side by side: a row a number of a notebook and a count of verdicts, a column a run."""
+    columns: dict[str, dict[str, float]] = {}
+    for folder in folders:
+        column = columns.setdefault(folder.name, {})
+        for file in sorted((folder / "findings").glob("*.json")):
+            findings = load_json(file)
+            verdicts = [claim["verdict"] for claim in findings["claims"].values()]
+            column |= {
+                f"{file.stem[:2]} claims: {verdict}": verdicts.count(verdict) for verdict in sorted(set(verdicts))
+            }
+            column |= {f"{file.stem[:2]} {key}": value for key, value in numbers_of(findings["facts"]).items()}
+    return pd.DataFrame(columns).sort_index()
+
+
+def numbers_of(facts: Mapping[str, Any], before: str = "") -> dict[str, float]:
+    """The numbers in what a notebook found, by dotted names."""
+    numbers: dict[str, float] = {}
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            numbers |= {before + key: value["value"]} if "value" in value else numbers_of(value, f"{before}{key}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            numbers[before + key] = value
+    return numbers

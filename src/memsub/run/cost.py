@@ -1,0 +1,277 @@
+"""What a run will cost, before it begins: the experiments themselves, on a model that only counts.
+
+    table = work(parameters)                # a row an experiment: images, network calls, guided steps
+    disk(parameters)                        # bytes of the grid's statistics
+    seconds_per_step(pipe, batch_size=8)    # one image, one guided step, on this device
+
+`CountingDenoiser` answers like a model, and computes nothing: it adds up the rows of every network call that it is
+asked for. No verdict finds a replication, so that attacks go on to their end: their cost is an upper bound. A loop whose
+length depends on what it finds declares its bound (`memsub.models.declare`). What two experiments share is counted once,
+by the first of them, as it is sampled once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from functools import cached_property
+from io import StringIO
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ..measure.metric import CopyMetric, PromptMetric
+from ..measure.metrics import Metrics
+from ..measure.verdict import Judge
+from ..models import Conditioning, Pipeline, Solver, as_conditioning, as_denoiser, find_model, initial_noise
+from ..prompts import Prompts
+from ..registry import Registry
+from .data import Data
+from .notebooks import of_model
+from .parameters import Parameters
+from .run import Run
+
+ESTIMATES: Registry[Callable[[Parameters], str]] = Registry("memsub.estimates", "estimate", {})
+"""More of an estimate, by name: parameters to lines of text, empty where there is nothing to say."""
+WIDTH, ROWS = 1000, 4
+"""Of the layers of a model that only counts: wide enough that sparsities of a tenth of a percent differ."""
+GRADIENT = 3
+"""A row whose gradient is asked for costs so many rows: forward and backward."""
+
+
+class CountingNetwork(torch.nn.Module):
+    """Calls each of its layers once, and counts rows and calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down_blocks = torch.nn.ModuleList([torch.nn.Linear(WIDTH, ROWS)])
+        self.mid_block = torch.nn.Linear(WIDTH, ROWS)
+        self.up_blocks = torch.nn.ModuleList([torch.nn.Linear(WIDTH, ROWS)])
+        self.rows, self.calls, self.images = 0, 0, 0
+        # The same columns are large at every step, as they are in a model: masks of different steps share weights.
+        self.profile = torch.linspace(1, 3, WIDTH)
+
+    def layers(self) -> dict[str, torch.nn.Linear]:
+        return {name: module for name, module in self.named_modules() if isinstance(module, torch.nn.Linear)}
+
+    def add(self, rows: int, calls: int = 1, images: int = 0) -> None:
+        self.rows, self.calls, self.images = self.rows + rows, self.calls + calls, self.images + images
+
+    def forward(self, latents: torch.Tensor) -> torch.Tensor:
+        self.add(len(latents))
+        for layer in self.layers().values():
+            layer(self.profile * (1 + 0.2 * torch.rand(len(latents), 1, WIDTH)))
+        return latents
+
+    def is_hooked(self) -> bool:
+        """Whether somebody looks at its calls: then they have to be made."""
+        return any(m._forward_pre_hooks or m._forward_hooks for m in self.modules())
+
+
+class CountingDenoiser:
+    """Answers like a model, and counts (see `memsub.models.Denoiser`)."""
+
+    def __init__(self) -> None:
+        from diffusers import DDIMScheduler  # takes seconds to import
+
+        self.network, self.scheduler = CountingNetwork().eval(), DDIMScheduler()
+        self.tokenizer = SimpleNamespace(model_max_length=77, get_vocab=lambda: {"word</w>": 0, "other</w>": 1})
+        self.device, self.dtype, self.source = torch.device("cpu"), torch.float32, ""
+        self.latent_shape, self.image_shape = (1, 2, 2), (4, 4)
+
+    def layers(self) -> dict[str, torch.nn.Linear]:
+        return self.network.layers()
+
+    def value_layers(self) -> dict[str, torch.nn.Linear]:
+        return {"value": torch.nn.Linear(2, 2)}
+
+    def embed(self, prompts: Sequence[str]) -> Conditioning:
+        return Conditioning(torch.zeros(len(prompts), 1, 2))
+
+    def predict(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        embeddings = conditioning.embeddings
+        self.network.add(len(latents) * (GRADIENT if embeddings.requires_grad else 1))
+        return torch.zeros_like(latents) + 0 * embeddings.sum((1, 2)).view(-1, 1, 1, 1)
+
+    def calls(self, steps: int) -> int:
+        return steps
+
+    def call_rows(self, prompts: int, guidance_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        once = torch.arange(prompts)
+        if guidance_scale <= 1:
+            return once, torch.ones(prompts, dtype=torch.bool)
+        return once.repeat(2), torch.tensor([False, True]).repeat_interleave(prompts)
+
+    def sample(
+        self,
+        prompts: list[str] | Conditioning,
+        latents: torch.Tensor,
+        steps: int,
+        guidance_scale: float,
+        solver: Solver = "own",
+    ) -> torch.Tensor:
+        rows = len(self.call_rows(len(latents), guidance_scale)[0])
+        self.network.add(0, 0, len(latents))
+        if self.network.is_hooked():
+            for _ in range(steps):
+                self.network(torch.zeros(rows, *self.latent_shape))
+        else:
+            self.network.add(rows * steps, steps)
+        return latents
+
+    def encode(self, images: np.ndarray) -> torch.Tensor:
+        return torch.zeros(len(images), *self.latent_shape)
+
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        return np.zeros((len(latents), *self.image_shape, 3), np.uint8)
+
+    def parts(self) -> Mapping[str, torch.nn.Module]:
+        return {"network": self.network}
+
+    def declare(self, rows: int) -> None:
+        """Rows that a loop takes at most, whose length depends on what it finds."""
+        self.network.add(rows, 0)
+
+
+class _Placeholders(Data):
+    """As many prompts and images as parameters ask for, which need no download; of a world its own prompts."""
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        if self.world and not self.parameters.data.prompts:
+            return self.world.prompts()
+        n, p = self.parameters.grid.memorized, self.parameters
+        unseen = max(p.evaluation.real_images, p.baselines.never_seen, p.detection.captions, p.evaluation.captions)
+        unseen = max(unseen, p.embedding_attack.images, p.deletion.targets, p.evaluation.seed_captions)
+        kinds = ["memorized"] * n + ["ordinary"] * max(n, p.extraction.captions) + ["heldout"] * unseen
+        captions = [f"caption {i}" for i in range(len(kinds))]
+        return Prompts(pd.DataFrame({"prompt": captions, "kind": kinds}), ("memorized",))
+
+    @cached_property
+    def references(self) -> dict[int, np.ndarray]:
+        return {i: np.zeros((4, 4, 3), np.uint8) for i in range(self.parameters.grid.memorized)}
+
+    @cached_property
+    def corpus(self) -> np.ndarray:
+        return np.zeros((2, 4, 4, 3), np.uint8)
+
+    def real_images(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        whole = 2 * max(self.parameters.evaluation.real_images, self.parameters.baselines.never_seen) + 2
+        return np.zeros((len(range(whole)[start:stop]), 4, 4, 3), np.uint8)
+
+
+NEVER = Judge(
+    "replication",
+    "never",
+    lambda images, prompts, references: np.zeros(len(images), bool),
+    lambda scored: pd.Series(False, index=scored.index),
+)
+"""Finds no replication, so that every attack goes on to its end."""
+
+
+class _CountingRun(Run):
+    """A run on a model that only counts, in a folder that is thrown away."""
+
+    def __init__(self, parameters: Parameters):
+        super().__init__(parameters)
+        self.data = _Placeholders(parameters, lambda: 4)
+        self.pipe = CountingDenoiser()
+        self.twin_pipe = CountingDenoiser()
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        rng = torch.Generator().manual_seed(0)
+
+        def features(items: Any) -> torch.Tensor:
+            return torch.nn.functional.normalize(torch.randn(len(items), 8, generator=rng), dim=1)
+
+        nothing = dict.fromkeys(self.parameters.metrics.more, lambda images, prompts, references: np.ones(len(images)))
+        return Metrics(CopyMetric(features, 2.0, "counts"), PromptMetric(features, features, "counts"), nothing)
+
+    @property
+    def judge(self) -> Judge:
+        return NEVER
+
+    def counted(self) -> np.ndarray:
+        """Rows, calls and images so far."""
+        networks = [pipe.network for pipe in (self.pipe, self.twin_pipe)]
+        return np.array([(n.rows, n.calls, n.images) for n in networks]).sum(0)
+
+
+def work(p: Parameters) -> pd.DataFrame:
+    """What each experiment of the model's notebooks costs.
+
+    Returns:
+        Columns notebook, part, images, network calls, rows (of network calls) and steps (guided steps of one image: two
+        rows each).
+    """
+    rows = []
+    with _counting(p) as run, redirect_stderr(StringIO()):  # where progress bars of what takes no time would stand
+        for notebook in of_model(run.info):
+            for title, experiment in notebook.experiments.items():
+                before = run.counted()
+                experiment(run)
+                counted, calls, images = (run.counted() - before).tolist()
+                rows.append(
+                    {
+                        "notebook": notebook.name,
+                        "part": f"{notebook.name[:2]} {title}",
+                        "images": images,
+                        "network calls": calls,
+                        "rows": counted,
+                        "steps": counted // 2,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+@contextmanager
+def _counting(p: Parameters) -> Iterator[_CountingRun]:
+    with TemporaryDirectory() as folder:
+        yield _CountingRun(p.model_copy(update={"folder": folder, "dtype": None}))
+
+
+def disk(p: Parameters) -> int | None:
+    """Bytes of the grid's statistics; None if the model's number of neurons is not in the registry."""
+    neurons = find_model(p.model).neurons
+    groups = 2 * (2 + p.grid.subsets * len(p.grid.sizes))
+    return groups * p.capture.steps * neurons * 4 if neurons else None
+
+
+@torch.no_grad()
+def seconds_per_step(pipe: Pipeline, batch_size: int) -> float:
+    """Seconds of one guided call of the network for one image, from a few of a batch after one of warm-up."""
+    denoiser = as_denoiser(pipe)
+    prompts = as_conditioning([""] * batch_size, denoiser)
+
+    def call(steps: int) -> float:
+        began = time.perf_counter()
+        denoiser.sample(prompts, initial_noise(denoiser, [0] * batch_size), steps, 3.0)
+        if denoiser.device.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - began) / denoiser.calls(steps)
+
+    call(1)
+    return call(4) / batch_size
+
+
+def describe(p: Parameters, pipe: Pipeline | None) -> str:
+    """The estimate as text; without a pipeline at hand, without times."""
+    table, lines = work(p).drop(columns=["notebook", "rows"]), []
+    if pipe is not None:
+        seconds = seconds_per_step(pipe, min(p.sampling.batch_size, 8))
+        table["minutes"] = (table["steps"] * seconds / 60).round(1)
+        lines.append(f"calibration: {1000 * seconds:.1f} ms an image and step on {as_denoiser(pipe).device}")
+    else:
+        lines.append("no time estimate: the model is not on this machine yet")
+    total = table.drop(columns="part").sum()
+    lines += [table.to_string(index=False), "together: " + ", ".join(f"{v:,.6g} {k}" for k, v in total.items())]
+    if statistics := disk(p):
+        lines.append(f"on disk: {statistics / 1e6:,.0f} MB of statistics, besides images and masks")
+    lines += [text for estimate in ESTIMATES.values() if (text := estimate(p))]
+    return "\n".join(lines)

@@ -1,0 +1,223 @@
+"""What a notebook says of its run: claims with a verdict, and sentences made of numbers.
+
+    checks(run, "04_pruning", {
+        "the edit replicates at most a third": at_most(hits(scored["replicated"]), 1 / 3, varies=0.03),
+        "it keeps 80 % of the alignment": at_least(kept, 0.8, varies=0.01, interval=ratio_interval(a, b, paired=True)),
+        "capture agrees with the sum by hand": at_most(apart, 1e-3, varies=1e-4, interval=None),
+        "the weights are restored bit for bit": exactly(same),
+    }, replication=fact(rate, varies=0.03))                          # prints, and records for README and report
+    say(f"Edits leave {percent(rate)} of the images.")               # shown as Markdown, also in the report
+
+A claim puts a value on one side of a bound. It *holds* if the whole 95 % interval of the value lies on that side, and
+the value itself lies there by three times what it varies by between machines (`varies`, measured by `python -m
+tools.portability`). It *fails* if both are true of the other side. Otherwise it is *inconclusive*: more prompts or
+images would decide it. Intervals of means, differences and ratios are in `memsub.measure.intervals`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from ..measure.intervals import interval as wilson_interval
+
+if TYPE_CHECKING:
+    from .run import Run
+
+SAFETY = 3
+"""How many times what varies between machines a claim must clear its bound by."""
+VERDICTS = ("holds", "fails", "inconclusive")
+"""In the order in which they are counted."""
+Hits = tuple[int, int]
+"""Successes, and of how many."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A value, its 95 % interval, and the side of a bound that it should lie on.
+
+    Attributes:
+        sign: 1 if the value should be at least the bound, -1 if at most; 0 for a claim of whole numbers or bits.
+        varies: how much the value differs between CPU kinds, kernels and numbers of threads.
+        interval: low and high end of the 95 % interval; None if nothing was sampled, so that there is no sampling
+            error.
+    """
+
+    value: float
+    bound: float
+    sign: int
+    varies: float
+    interval: tuple[float, float] | None = None
+
+    @property
+    def relation(self) -> str:
+        return {1: "at least", -1: "at most", 0: "exact"}[self.sign]
+
+    @property
+    def margin(self) -> float:
+        """How far the value lies on the right side of the bound."""
+        return self._beyond(self.value)
+
+    def _beyond(self, value: float) -> float:
+        """How far a value lies on the right side of the bound; negative on the wrong one."""
+        if self.sign:
+            return self.sign * (value - self.bound)
+        return 0.0 if value == self.bound else -np.inf
+
+    @property
+    def verdict(self) -> str:
+        """One of `VERDICTS`; a value or an interval that is not a number is inconclusive."""
+        ends = [self._beyond(end) for end in self.interval or (self.value, self.value)]
+        between_machines = SAFETY * self.varies
+        if all(end >= 0 for end in ends) and self.margin >= between_machines:
+            return "holds"
+        if all(end < 0 for end in ends) and self.margin <= -between_machines:
+            return "fails"
+        return "inconclusive"
+
+    def __str__(self) -> str:
+        if not self.sign:
+            return "exact"
+        sampled = f"; 95 % interval {self.interval[0]:.4g} to {self.interval[1]:.4g}" if self.interval else ""
+        return (
+            f"{self.value:.4g}, {self.relation} {self.bound:.4g}{sampled}; "
+            f"margin {self.margin:.3g}, varies by {self.varies:.2g}"
+        )
+
+
+Sampled = tuple[float, float] | Literal["Wilson"] | None
+"""A 95 % interval; "Wilson": of hits; None: nothing was sampled."""
+
+
+def at_least(value: float | Hits, bound: float, *, varies: float, interval: Sampled = "Wilson") -> Claim:
+    """The value is at least the bound.
+
+    Args:
+        value: a number, or (successes, n) of a rate.
+        varies: how much the value differs between machines.
+        interval: the 95 % interval of the value. It may be left out for (successes, n), which have Wilson's. None says
+            that nothing was sampled: the value is what it is for these weights, however many prompts there are.
+
+    Raises:
+        ValueError: a number without its interval.
+    """
+    return _claim(value, bound, 1, varies, interval)
+
+
+def at_most(value: float | Hits, bound: float, *, varies: float, interval: Sampled = "Wilson") -> Claim:
+    """The value is at most the bound; arguments as of `at_least`."""
+    return _claim(value, bound, -1, varies, interval)
+
+
+def exactly(truth: object) -> Claim:
+    """Something that no rounding and no sampling touches: bits, counts, names."""
+    return Claim(float(bool(truth)), 1.0, 0, 0.0)
+
+
+def _claim(value: float | Hits, bound: float, sign: int, varies: float, interval: Sampled) -> Claim:
+    if isinstance(value, tuple):
+        successes, n = value
+        value = successes / n if n else np.nan
+        if interval == "Wilson":
+            interval = wilson_interval(successes, n) if n else (np.nan, np.nan)
+    elif interval == "Wilson":
+        raise ValueError(
+            f"a claim of the number {value:.4g} without its interval: give interval=(low, high), hits as (successes, "
+            "n), or interval=None if nothing was sampled."
+        )
+    ends = None if interval is None else (float(interval[0]), float(interval[1]))
+    return Claim(float(value), float(bound), sign, float(varies), ends)
+
+
+def hits(outcomes: Sequence[bool] | np.ndarray | pd.Series) -> Hits:
+    """(successes, n) of outcomes that are independent: an image a prompt, not several seeds of one prompt."""
+    return int(np.sum(outcomes)), len(outcomes)
+
+
+def checks(run: Run, notebook: str, claims: Mapping[str, Claim], **facts: Any) -> None:
+    """Prints each claim with its verdict, then counts them; records claims and facts in the run's folder."""
+    for sentence, claim in claims.items():
+        print(f"{claim.verdict}: {sentence} [{claim}]")
+    print(tally(claim.verdict for claim in claims.values()))
+    run.record(
+        notebook,
+        claims={sentence: _recorded(claim) for sentence, claim in claims.items()},
+        facts={name: plain(value) for name, value in facts.items()},
+        network_rows=run.network_rows,
+    )
+
+
+def _recorded(claim: Claim) -> dict[str, Any]:
+    """A claim for JSON; `low` and `high` are None if nothing was sampled."""
+    low, high = claim.interval or (None, None)
+    return {
+        "verdict": claim.verdict,
+        "relation": claim.relation,
+        "value": claim.value,
+        "low": low,
+        "high": high,
+        "bound": claim.bound,
+        "varies": claim.varies,
+    }
+
+
+def tally(verdicts: Iterable[str]) -> str:
+    """ "holds 5, fails 0, inconclusive 1"."""
+    counts = Counter(verdicts)
+    return ", ".join(f"{verdict} {counts[verdict]}" for verdict in VERDICTS)
+
+
+def fact(value: float, *, varies: float) -> dict[str, float]:
+    """A number for README or report that another machine finds again within three times `varies`."""
+    return {"value": float(value), "varies": varies}
+
+
+def plain(value: Any) -> Any:
+    """Numbers of numpy and pandas as those of Python, for JSON."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def say(*sentences: str) -> None:
+    """Shows sentences as a paragraph of Markdown. Names in them are data: no `$` begins a formula, no `<` a tag."""
+    from IPython.display import Markdown, display
+
+    text = " ".join(sentences).replace("$", r"\$").replace("<", r"\<")
+    display(Markdown(f"*Seen:* {text}"))
+
+
+def percent(rate: float) -> str:
+    """ "26 %"; a rate that is not quite none or all keeps a digit."""
+    exact = 100 * float(rate)
+    return f"{exact:.0f} %" if exact in (0.0, 100.0) or 1 <= exact <= 99 else f"{exact:.1f} %"
+
+
+def share(value: float, low: float, high: float, n: float) -> str:
+    """ "26 % (14 to 43 %, n = 34)": a rate with its 95 % interval."""
+    return f"{percent(value)} ({100 * low:.0f} to {100 * high:.0f} %, n = {int(n)})"
+
+
+def rate(row: Mapping[str, Any], name: str = "replication") -> str:
+    """`share` of a rate in what `memsub.summary` returns."""
+    return share(row[f"{name}_rate"], row[f"{name}_low"], row[f"{name}_high"], row["n"])
+
+
+def counted(outcomes: Sequence[bool] | np.ndarray | pd.Series) -> str:
+    """`share` of outcomes, with Wilson's interval."""
+    successes, n = hits(outcomes)
+    return share(successes / n, *wilson_interval(successes, n), n)
+
+
+def compared(a: float, b: float, margin: float, more: str = "more", less: str = "less", same: str = "as much") -> str:
+    """A word for how a compares with b: `more` or `less` if they differ by at least the share `margin` of b."""
+    if abs(a - b) < margin * abs(b):
+        return same
+    return more if a > b else less

@@ -1,0 +1,32 @@
+"""Formulas as MathML, which browsers show without a script and without a network: for the report and the site.
+
+    mathml(r"\\tau", block=False)                      # <math ...>
+    FORMULA.sub(replace, markdown)                    # groups code, block, inline; one of them is set
+
+It imports nothing of the library: the site's build loads it as a file.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+
+FORMULA = re.compile(
+    r"(?P<code>`[^`\n]+`)|(?<!\\)\$\$(?P<block>.+?)\$\$|(?<!\\)\$(?!\s)(?P<inline>[^$`\n]+?)(?<![\s\\])\$(?!\d)",
+    re.DOTALL,
+)
+"""A formula of Markdown, or code, in which dollars are dollars. "$20 or $30" is no formula."""
+
+
+def mathml(formula: str, *, block: bool) -> str:
+    """A formula of TeX, without its dollars, as MathML; what cannot be read is shown as it is.
+
+    Args:
+        block: on a line of its own.
+    """
+    from latex2mathml.converter import convert
+
+    try:
+        return convert(formula, display="block" if block else "inline")
+    except Exception:  # of many classes, which have no base in common
+        return f"<code>{html.escape(formula)}</code>"

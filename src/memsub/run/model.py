@@ -1,0 +1,53 @@
+"""A model of an experiment: a pipeline, and the edit that is in place while it is used.
+
+model = Model("pruned", pipe, edit)
+with model.applied() as pipe:
+    generate(pipe, captions)                # edited; the weights come back afterwards
+model.fingerprint                           # equal for equal weights: stored results belong to it
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ..models import Pipeline, sampler_fingerprint
+from ..pruning import Edit, pruned
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A pipeline and an edit, under the name that tables give them.
+
+    Attributes:
+        pipe: as it was loaded; several models of a run share one.
+        edit: new values of some weights; None: none.
+    """
+
+    name: str
+    pipe: Pipeline
+    edit: Edit | None = None
+
+    @contextmanager
+    def applied(self) -> Iterator[Pipeline]:
+        """Within it, the pipeline is edited; its weights come back on leaving, also by an exception."""
+        with pruned(self.pipe, self.edit) as pipe:
+            yield pipe
+
+    @property
+    def density(self) -> float:
+        """Share of the weights in the edit's layers that it sets; 0 without an edit."""
+        return self.edit.density if self.edit else 0.0
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of everything that an image depends on besides prompt, seed, steps and guidance.
+
+        The edit counts by its content, so that what is stored is known without setting a weight.
+        """
+        whole = sampler_fingerprint(self.pipe)
+        if self.edit is None:
+            return whole
+        return hashlib.sha256(f"{whole} {self.edit.fingerprint}".encode()).hexdigest()

@@ -1,0 +1,21 @@
+"""Notebook 02: how many weights do memorized prompts mark, and ordinary ones?"""
+
+from __future__ import annotations
+
+from ..neurons import WeightMasks
+from . import notebook01
+from .notebooks import Notebook
+from .run import Run
+from .specs import Group
+
+
+def masks(run: Run) -> dict[str, list[WeightMasks]]:
+    """Masks of every subset of the smallest size, by kind of prompts."""
+    size, count = run.parameters.grid.sizes[0], run.parameters.grid.subsets
+    return {
+        "memorized": [run.grid.masks(Group.subset("memorized", size, i)) for i in range(count)],
+        "ordinary": [run.grid.masks(Group.subset("ordinary", size, i)) for i in range(count)],
+    }
+
+
+NOTEBOOK = Notebook("02_memorized_neurons", needs=(notebook01.NAME,))

@@ -1,0 +1,280 @@
+"""The parameters of a run, validated before anything is loaded: for notebooks, papermill and command line.
+
+    Parameters.load("papermill_params/tiny.yaml")
+    Parameters.checked({"model": "tiny", "grid": {"sizes": [10]}})
+    Parameters.from_notebook(globals())         # what a notebook's parameters cell says, and papermill below it
+
+A part groups what belongs together (`sampling.steps`, `edit.sparsity`). A misspelt key is an error that lists the right
+ones.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from ..models import Solver, find_model
+from .specs import EditSpec, Part
+
+_PLAIN = (str, int, float, list, dict, type(None))
+_READ = "_memsub_parameters_were_read"
+
+
+class Data(Part):
+    """Prompts and images."""
+
+    prompts: str | dict[Literal["memorized", "ordinary", "heldout"], str] | None = Field(
+        None, description="a list by name, or files (default: the lists that belong to the model)"
+    )
+    near_duplicates: Literal["keep", "drop"] = Field(
+        "keep", description="memorized captions that nearly repeat another"
+    )
+    images: str | None = Field(
+        None, description="folder of training images, <index>/*.png (default: gt_images in `folder`)"
+    )
+    real: str | None = Field(None, description="folder of images for KID and FID, such as COCO's")
+
+
+class MetricNames(Part):
+    """What images are scored by."""
+
+    copy_: str | None = Field(None, alias="copy", description="an SSCD by name or path (default: the model's metric)")
+    prompt: str | None = Field(None, description="a CLIP by name or folder (default: the model's metric)")
+    more: list[str] = Field(["exact_p", "sharpness"], description="names in memsub.metrics.IMAGE_METRICS: more columns")
+
+
+class Sampling(Part):
+    """How images that are scored are sampled."""
+
+    steps: int = Field(8, ge=1, description="denoising steps")
+    solver: Solver = Field("multistep", description="the model's own scheduler, or one that needs fewer steps")
+    guidance_scale: float = Field(3.0, ge=1, description="also of capture")
+    batch_size: int = Field(60, ge=1, description="prompts at a time, also of capture")
+
+
+class Capture(Part):
+    """How activations are captured."""
+
+    steps: int = Field(50, ge=1, description="denoising steps")
+    seed: int = Field(0, description="of the initial noise that all prompts share")
+    cfg_half: Literal["both", "cond"] = Field(
+        "both", description="both halves of a guided call, or the conditional one"
+    )
+
+
+class Grid(Part):
+    """The paper's grid: subsets of memorized and, as the control, of ordinary prompts."""
+
+    memorized: int = Field(100, ge=6, description="memorized prompts to use, and as many ordinary ones")
+    subsets: int = Field(10, ge=2, description="subsets of each size")
+    sizes: list[int] = Field([10, 20, 30, 40, 50], min_length=1, description="prompts in a subset, ascending")
+    sparsity: float | None = Field(
+        None, gt=0, le=1, description="of the masks that are shown and compared (default: the edit's)"
+    )
+
+
+class Sweep(Part):
+    """Settings of the edit that are compared."""
+
+    sparsity: list[float] = Field([0.05, 0.1, 0.25, 0.5], min_length=1)
+    steps: list[int] = Field([10], min_length=1, description="values of tau")
+
+
+class Evaluation(Part):
+    """How much is sampled to evaluate an edit."""
+
+    captions: int = Field(28, ge=2, description="memorized, and as many unseen captions")
+    models: int = Field(8, ge=1, description="pruned models, each located on another subset of the smallest size")
+    controls: int = Field(2, ge=1, description="of them with controls: random weights, ordinary prompts")
+    real_images: int = Field(120, ge=4, description="unseen captions for KID and FID")
+    seed_captions: int = Field(10, ge=2, description="captions whose images are compared between seeds")
+
+
+class BaselineSetting(Part):
+    """The comparison with what can be done at inference time."""
+
+    captions: int = Field(20, ge=2, description="memorized captions")
+    never_seen: int = Field(28, ge=4, description="unseen captions")
+    strengths: dict[str, list[Any]] = Field(
+        {"value neurons": [None, 0.0]}, description="baseline to its sweep; [] leaves it out (default: its own)"
+    )
+    timed: int = Field(4, ge=1, description="captions that are timed")
+    turns: int = Field(2, ge=1, description="times that the methods are timed, in turns")
+
+
+class Detection(Part):
+    """Telling memorized captions before sampling."""
+
+    captions: int = Field(34, ge=2, description="unseen captions, and at most as many memorized ones")
+    calls: int = Field(3, ge=1, description="network calls that score a caption and seed")
+    seeds: int = Field(2, ge=1, description="seeds of a caption")
+
+
+class Extraction(Part):
+    """Carlini et al.'s attack."""
+
+    captions: int = Field(12, ge=2, description="captions of each kind")
+    images: int = Field(4, ge=2, description="images a caption")
+    clique: int = Field(3, ge=2, description="near-duplicates that make a claim")
+    distance: float = Field(0.1, gt=0, description="tiled distance of near-duplicates")
+
+
+class EmbeddingAttack(Part):
+    """Kowalczuk et al.'s attack."""
+
+    images: int = Field(4, ge=1, description="training images, and as many that were never trained on")
+    iterations: int = Field(50, ge=1, description="steps of the optimization")
+    noises: int = Field(2, ge=1, description="noises an image and step")
+
+
+class Deletion(Part):
+    """Notebook 06: what an attacker who holds the weights still gets, by the work that it takes."""
+
+    edits: dict[str, str] = Field(
+        {}, description="files of edits by name (default: those that ship with the model, or else that of notebook 04)"
+    )
+    targets: int = Field(12, ge=2, description="memorized images under attack, and as many never trained on")
+    iterations: list[int] = Field([0, 10, 25], min_length=2, description="of the attack, after which it is checked")
+    noises: int = Field(2, ge=1, description="noises an image and iteration")
+
+
+class Testbed(Part):
+    """What the drawn world's notebook samples."""
+
+    seeds: int = Field(1, ge=1, description="images of a memorized caption")
+    captions: int | None = Field(None, ge=10, description="captions of a kind (default: all)")
+    never_seen: int = Field(200, ge=2, description="images of captions that are not in the training set")
+
+
+class Parameters(Part):
+    """The parameters of a run; the defaults suit the embedded model."""
+
+    model: str = Field("tiny", description="a name, a folder, or a hub id")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="of the networks (default: float32 on a CPU, the model's own on a GPU)"
+    )
+    folder: str = Field("../runs/tiny", description="of the run: artifacts, notebooks, report")
+    seed: int = Field(0, description="of the subsets and of the split into locating, choosing and reporting prompts")
+    data: Data = Data()
+    metrics: MetricNames = MetricNames()
+    sampling: Sampling = Sampling()
+    capture: Capture = Capture()
+    grid: Grid = Grid()
+    edit: EditSpec = EditSpec()
+    sweep: Sweep = Sweep()
+    evaluation: Evaluation = Evaluation()
+    baselines: BaselineSetting = BaselineSetting()
+    detection: Detection = Detection()
+    extraction: Extraction = Extraction()
+    embedding_attack: EmbeddingAttack = EmbeddingAttack()
+    deletion: Deletion = Deletion()
+    testbed: Testbed = Testbed()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Parameters:
+        longest = {"edit.steps": self.edit.steps, "sweep.steps": max(self.sweep.steps)}
+        for name, steps in longest.items():
+            if steps > self.capture.steps:
+                raise ValueError(f"{name} unites {steps} steps, but capture.steps makes {self.capture.steps}")
+        if max(self.grid.sizes) > self.grid.memorized:
+            raise ValueError(f"grid.sizes asks for {max(self.grid.sizes)} of {self.grid.memorized} prompts")
+        if sorted(set(self.deletion.iterations)) != self.deletion.iterations or self.deletion.iterations[0] < 0:
+            raise ValueError(
+                f"deletion.iterations: ascending numbers from 0 on expected, got {self.deletion.iterations}"
+            )
+        if self.extraction.clique > self.extraction.images:
+            raise ValueError(f"extraction.clique is {self.extraction.clique} of {self.extraction.images} images")
+        return self
+
+    @property
+    def spec(self) -> EditSpec:
+        """How the edit is made, its sparsity filled in: the parameter, or what is recommended for the model."""
+        return self.edit.changed(sparsity=self.edit.sparsity or find_model(self.model).sparsity)
+
+    @property
+    def mask_sparsity(self) -> float:
+        """Of the masks that are shown: the parameter, or the edit's."""
+        return self.grid.sparsity or self.spec.sparsity or 0.0
+
+    @classmethod
+    def checked(cls, given: Mapping[str, Any], source: str = "parameters") -> Parameters:
+        """Validated parameters.
+
+        Raises:
+            ValueError: an unknown key (the valid ones are listed), or a value out of bounds; names key and source.
+        """
+        _check_keys(cls, given, source)
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            told = "; ".join(
+                f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" if e["loc"] else e["msg"]
+                for e in error.errors()
+            )
+            raise ValueError(f"{source}: {told}.") from None
+
+    @classmethod
+    def load(cls, path: str | Path) -> Parameters:
+        """Parameters from a YAML file.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file; it is no YAML mapping, or `checked` objects to what it holds.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no parameter file at {path}.")
+        try:
+            given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no YAML: {error}") from None
+        if not isinstance(given, dict):
+            raise ValueError(f"{path} must hold a mapping of parameters; it holds {type(given).__name__}.")
+        return cls.checked(given, str(path))
+
+    @classmethod
+    def from_notebook(cls, variables: MutableMapping[str, Any]) -> Parameters:
+        """The parameters of a notebook: what its parameters cell, and what papermill injected below it, assigned.
+
+        Args:
+            variables: `globals()`. The first time in a kernel every public variable that holds plain data counts, so
+                that a misspelt one is found; after that only parameters' names do: the cell can be run again.
+
+        Raises:
+            ValueError: as `checked`, or a parameter's name holds something else by now.
+        """
+        names = {field.alias or name for name, field in cls.model_fields.items()}
+        ours = ("_", "PAPERMILL")
+        public = {k: v for k, v in variables.items() if not k.startswith(ours) and k not in ("In", "Out")}
+        if variables.get(_READ):
+            given = {k: v for k, v in public.items() if k in names}
+            if other := [k for k, v in given.items() if not isinstance(v, _PLAIN)]:
+                raise ValueError(
+                    f"{other[0]} is a parameter and holds a {type(given[other[0]]).__name__} by now: run the parameters"
+                    " cell again, and give that variable another name."
+                )
+        else:
+            # Names in capitals are constants that a cell imported.
+            given = {k: v for k, v in public.items() if isinstance(v, _PLAIN) and not k.isupper()}
+        found = cls.checked(given, "the parameters cell")
+        variables[_READ] = True
+        return found
+
+    def dump(self) -> dict[str, Any]:
+        """As plain values, by the names that YAML files use."""
+        return self.model_dump(by_alias=True, mode="json")
+
+
+def _check_keys(part: type[BaseModel], given: Mapping[str, Any], source: str, path: str = "") -> None:
+    fields = {field.alias or name: field for name, field in part.model_fields.items()}
+    for key, value in given.items():
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f" Did you mean {path + close[0]!r}?" if close else ""
+            raise ValueError(f"unknown key {path + str(key)!r} in {source}.{hint} Valid keys: {', '.join(fields)}.")
+        kind = fields[key].annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, Mapping):
+            _check_keys(kind, value, source, f"{path}{key}.")

@@ -1,0 +1,34 @@
+"""One function a figure; each returns the matplotlib figure.
+
+    image_grid({"training image": a, "seed 0": b}, captions)    # a labelled row for each entry, a column a caption
+    similarity_histograms(frame, threshold)                     # one panel a kind of caption
+    exposure_curve(ladder, others)                              # exposures -> replication rate
+    copy_roc(metric)                                            # how the copy metric's threshold was chosen
+    exact_test(fresh, own, p)                                   # one image: like its training image, or any layout?
+    p_values({"verbatim": p, ...})                              # distribution of the test's p-values
+
+    heatmaps({"memorized": (steps, layers), ...}, layers, "")   # a panel an entry, one colour scale
+    sorted_norms({"memorized": (neurons,), ...}, "")            # how unequal the neurons of a layer are
+    curves({"memorized": [(steps, layers), ...]}, layers, "")   # per layer and per step, a line a subset
+    spread({"m = 10": (pairs, steps, layers)}, layers, "")      # per layer and per step, mean and spread over pairs
+    mask(values, title)                                         # which weights of a layer are marked
+    layer_label("down_blocks.0.attentions.1....")               # "down 0.1"
+
+    sweep(frame, references, measure)                           # replication and alignment: a panel a contrast
+    tradeoff(frame, x, y, labels)                               # the same, a point a model
+    methods(frame, x, y, labels)                                # the same for other mitigations, a line a method
+    bars(values, label)                                         # a bar a method
+
+    extraction_curve(frame)                                     # exposures -> share of captions extracted
+    roc({"unedited": curve, ...}, xlabel, ylabel)               # how well a score separates two kinds of captions
+
+`colours(names)` has one colour a method, the same in every figure (`METHOD_COLOURS`).
+"""
+
+# ruff: noqa: F401 (all of this is for those who import it)
+from .attacks import extraction_curve, roc
+from .images import image_grid
+from .layers import curves, heatmaps, layer_label, mask, sorted_norms, spread
+from .replication import copy_roc, exact_test, exposure_curve, p_values, similarity_histograms
+from .style import BASELINE_COLOURS, METHOD_COLOURS, colours
+from .tradeoffs import MEASURES, bars, methods, sweep, tradeoff

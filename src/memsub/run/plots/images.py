@@ -1,0 +1,43 @@
+"""Images in rows and columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from .style import finished
+
+
+def image_grid(rows: Mapping[str, np.ndarray], captions: Sequence[str] = (), title: str = "") -> Figure:
+    """Images in rows labelled by the keys; `captions` stand above the columns.
+
+    Args:
+        rows: label to uint8 images (columns, height, width, 3), all of one length.
+
+    Raises:
+        ValueError: the rows differ in length, or there is not one caption a column.
+    """
+    lengths = {label: len(images) for label, images in rows.items()}
+    columns = max(lengths.values())
+    if set(lengths.values()) != {columns} or (captions and len(captions) != columns):
+        raise ValueError(
+            f"rows of one length and a caption a column expected; got {lengths} and {len(captions)} captions."
+        )
+    size = (1.35 * columns + 0.9, 1.35 * len(rows) + (0.9 if captions else 0.1))
+    figure, axis = plt.subplots(figsize=size, layout="constrained")  # one axis: laying out fifty takes seconds
+    side = 0.95
+    for i, (label, images) in enumerate(rows.items()):
+        axis.text(-0.05, i + side / 2, textwrap.fill(label, 12), ha="right", va="center", fontsize=9)
+        for j, image in enumerate(images):
+            axis.imshow(image, extent=(j, j + side, i + side, i))
+    for j, text in enumerate(captions):
+        axis.text(j + side / 2, -0.05, textwrap.fill(text, 19), ha="center", va="bottom", fontsize=7)
+    axis.set(xlim=(0, columns), ylim=(len(rows), 0))
+    axis.axis("off")
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return finished(figure)

@@ -1,0 +1,126 @@
+"""What all figures share: one colour a method, legends beside the data, and text that is shown as it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.axis import Tick
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from ...baselines import BASELINES
+
+Colour = tuple[float, float, float]
+
+if plt.get_backend().lower().endswith("inline"):
+    # A notebook draws the figures of a cell when it shows them; without this pyplot would draw each before that, too.
+    plt.switch_backend(plt.get_backend())  # which pyplot puts off until the first figure, and then hooks itself in
+    plt.uninstall_repl_displayhook()
+
+_BLUE, _ORANGE, _GREEN, _RED, _PINK, _BROWN, _ROSE, _GREY, _YELLOW, _SKY = sns.color_palette("colorblind")
+METHOD_COLOURS: dict[str, Colour] = {
+    "unedited": (0.0, 0.0, 0.0),
+    "pruned": _BLUE,
+    "density-matched random": _ORANGE,
+    "ordinary": _GREEN,
+    "twin": _GREY,
+}
+"""Colour of each method, in all figures and notebooks. Prompts have that of what is located on them."""
+BASELINE_COLOURS: tuple[Colour, ...] = (_RED, _PINK, _SKY, _BROWN, _ROSE, _YELLOW)
+"""Of the baselines, in the order of their registry."""
+_FREE = (_RED, _PINK, _SKY, _BROWN, _ROSE, _GREEN, _BLUE, _ORANGE, _YELLOW, _GREY)
+"""For names of no method: first those of no method, but yellow, which is faint on white."""
+ALIASES = {
+    "none": "unedited",
+    "pruning": "pruned",
+    "memorized": "pruned",
+    "pruned, located on memorized prompts": "pruned",
+    "pruned, located on ordinary prompts": "ordinary",
+    "random": "density-matched random",
+    "random pruning": "density-matched random",
+    "pruned at random": "density-matched random",
+    "pruned, at random": "density-matched random",
+}
+"""What tables call methods besides the names in `METHOD_COLOURS`."""
+BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "fontsize": 8, "frameon": False}
+"""A legend that lies on no data."""
+
+
+def colours(names: Iterable[Any], more: Mapping[str, Colour] | None = None) -> dict[str, Colour]:
+    """A colour for each name: its method's, by `METHOD_COLOURS`, and for names of no method one that is free.
+
+    A name may go on after its method ("unedited, text magnitude") or hold one kind of prompts ("10 memorized prompts").
+
+    Args:
+        more: of methods that are not in the table.
+    """
+    table = METHOD_COLOURS | dict(zip(BASELINES, cycle(BASELINE_COLOURS), strict=False)) | dict(more or {})
+    found = {str(name): table.get(_method(str(name), table)) for name in names}
+    taken = {colour for colour in found.values() if colour is not None}
+    free = cycle([colour for colour in _FREE if colour not in taken])
+    return {name: colour if colour is not None else next(free) for name, colour in found.items()}
+
+
+def _method(name: str, table: Mapping[str, Any]) -> str:
+    """The method or kind of prompts that a name is of; the name itself if it is of none."""
+    for candidate in (name, re.split(r"[,:]", name)[0]):
+        if (method := ALIASES.get(candidate, candidate)) in table:
+            return method
+    kinds = {word for word in re.findall(r"\w+", name) if word in ("memorized", "ordinary", "twin")}
+    kind = kinds.pop() if len(kinds) == 1 else name
+    return ALIASES.get(kind, kind)
+
+
+def model_styles(models: Sequence[Any], more: Mapping[str, Colour] | None = None) -> dict[str, dict[str, Any]]:
+    """Colour (as of `colours`), line, marker and label of each model; the twin is dashed."""
+    return {
+        name: {"color": colour, "linestyle": "--" if name == "twin" else "-", "marker": marker, "label": name}
+        for (name, colour), marker in zip(colours(models, more).items(), cycle("osD^vPX"), strict=False)
+    }
+
+
+def finished(figure: Figure) -> Figure:
+    """A figure without frames, in which text is text: a `$` of a caption or of a name begins no formula.
+
+    Tick labels are left out: those of logarithmic axes are formulas. `parse_math=False` is for ticks that are names.
+    """
+    sns.despine(figure)
+    for text in _texts(figure):
+        text.set_parse_math(False)
+    return figure
+
+
+def _texts(artist: Artist) -> Iterator[Text]:
+    """All text in a figure but that of ticks."""
+    if isinstance(artist, Text):
+        yield artist
+    if not isinstance(artist, Tick):
+        for child in artist.get_children():
+            yield from _texts(child)
+
+
+def panels(n: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+    """Panels side by side that share the vertical axis, and room for a legend beside them; axes of shape (1, n)."""
+    return plt.subplots(1, n, figsize=(1.5 + width * n, height), sharey=True, squeeze=False, layout="constrained")
+
+
+def with_intervals(axis: Axes, frame: pd.DataFrame, x: str, y: str, colour: Any) -> None:
+    """The 95 % intervals of a rate, if the frame has them, as thin lines."""
+    low, high = (f"{x.removesuffix('_rate')}_{end}" for end in ("low", "high"))
+    if low in frame:
+        axis.hlines(100 * frame[y], 100 * frame[low], 100 * frame[high], color=colour, linewidth=1, alpha=0.4)
+
+
+def interval_note(frame: pd.DataFrame, x: str) -> str:
+    """What an axis says of these intervals."""
+    shown = f"{x.removesuffix('_rate')}_low" in frame
+    return f"\n(thin: 95 % intervals, n = {int(frame['n'].iloc[0])})" if shown else ""

@@ -1,0 +1,124 @@
+"""A run: one set of parameters, the data and models they name, and a folder of results.
+
+run = Run.from_notebook(globals())          # second cell of a notebook: reads the parameters cell
+run = Run(Parameters.load("papermill_params/tiny.yaml"))
+run.data                                    # prompts, training images, splits
+run.unedited, run.twin                      # models; run.model(spec) is one with an edit
+run.grid                                    # statistics of all subsets, and the edits that they locate
+run.scores                                  # what models generate, and how it scores
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..io.files import save_json
+from ..io.store import Store
+from ..measure.metrics import Metrics, load_metrics
+from ..measure.verdict import Judge, judge
+from ..models import Denoiser, ModelInfo, Pipeline, as_denoiser, load_pipeline
+from .data import Data
+from .grid import Grid
+from .model import Model
+from .parameters import Parameters
+from .scores import Scores
+from .specs import EditSpec
+
+TWIN = "twin"
+"""What tables call the model that never saw a memorized pair."""
+
+
+class Run:
+    """Everything is loaded on first use.
+
+    Attributes:
+        parameters: validated.
+        info: what is known of the model.
+        folder: of artifacts, notebooks, findings and report.
+        network_rows: latents that networks were called with so far, each half of a guided call for itself: what a
+            notebook costs, on whatever machine.
+
+    Raises:
+        ValueError, FileNotFoundError: the model is not there; before anything is loaded.
+    """
+
+    def __init__(self, parameters: Parameters):
+        self.parameters = parameters
+        self.folder = Path(parameters.folder)
+        self.store = Store(self.folder / "artifacts")
+        self.data = Data(parameters, lambda: self.denoiser.image_shape[0])
+        self.info: ModelInfo = self.data.info
+        self.grid, self.scores = Grid(self), Scores(self)
+        self.network_rows = 0
+
+    @classmethod
+    def from_notebook(cls, variables: MutableMapping[str, Any]) -> Run:
+        """The run that a notebook's parameters cell (and what papermill injected below it) describes.
+
+        Args:
+            variables: `globals()`. See `Parameters.from_notebook`.
+        """
+        return cls(Parameters.from_notebook(variables))
+
+    # --- models -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def pipe(self) -> Pipeline:
+        """The model's pipeline, unedited."""
+        return self._load(self.parameters.model)
+
+    @cached_property
+    def twin_pipe(self) -> Pipeline:
+        """The pipeline of the model that was trained alike, but never on a memorized pair; where there is one."""
+        return self._load(self.info.twin)
+
+    def _load(self, name: str) -> Pipeline:
+        dtype = getattr(torch, self.parameters.dtype) if self.parameters.dtype else None
+        pipe = load_pipeline(name, dtype=dtype)
+
+        def count(network: torch.nn.Module, args: tuple) -> None:
+            self.network_rows += len(args[0])
+
+        as_denoiser(pipe).network.register_forward_pre_hook(count)
+        return pipe
+
+    @property
+    def denoiser(self) -> Denoiser:
+        return as_denoiser(self.pipe)
+
+    @property
+    def unedited(self) -> Model:
+        return Model("unedited", self.pipe)
+
+    @property
+    def twin(self) -> Model | None:
+        """The twin as a model; None where there is none."""
+        return Model(TWIN, self.twin_pipe) if self.info.twin else None
+
+    def model(self, spec: EditSpec | None = None, name: str = "pruned") -> Model:
+        """The model with the edit of a spec (default: that of the parameters)."""
+        return Model(name, self.pipe, self.grid.edit(spec))
+
+    # --- measures -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        names = self.parameters.metrics
+        metrics = load_metrics(self.parameters.model, self.denoiser.device, names.copy_, names.prompt, names.more)
+        if self.data.world is None:  # large networks: as many images at a time as the model samples
+            metrics.copy.batch_size = metrics.prompt.batch_size = self.parameters.sampling.batch_size
+        return metrics
+
+    @property
+    def judge(self) -> Judge:
+        """Whether images replicate their training images: the exact test of a world, else the copy threshold."""
+        return judge(self.data.world, self.metrics.copy)
+
+    def record(self, notebook: str, **values: Any) -> None:
+        """Writes what a notebook found into `findings/<notebook>.json`: README, model card and report read it there."""
+        save_json(values, self.folder / "findings" / f"{notebook}.json")

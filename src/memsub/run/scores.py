@@ -1,0 +1,196 @@
+"""What the models of a run generate, and how it scores; everything is computed once.
+
+    scores = run.scores
+    scores.images(run.unedited, captions, seeds)            # uint8 (n, height, width, 3)
+    scores.memorized(model, places)                         # a row an image of memorized captions
+    scores.unseen(model, 28)                                # ... of captions that the model never saw
+    scores.evaluate(model, places)                          # the two axes of the trade-off, of both
+
+A model is an argument (`memsub.run.model.Model`): its edit is in place while something is generated, and only then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import cached_property, partial
+from itertools import count, pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from ..io.store import Kind
+from ..measure.evaluation import alignment, score, summary
+from ..models import Conditioning, Sample, generate
+from .model import Model
+
+if TYPE_CHECKING:
+    from .run import Run
+
+IMAGES = Kind("images")
+VERDICTS = Kind("verdicts")
+SCORED = Kind("scored")
+MEMORIZED = Kind("memorized")
+UNSEEN = Kind("unseen")
+CORPUS = Kind("corpus")
+REAL = Kind("real")
+CHUNK = 1024
+"""Images in memory at a time where there can be tens of thousands."""
+
+
+class Scores:
+    """Images, verdicts and scores of the models of a run."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    # --- images -------------------------------------------------------------------------------------------------
+
+    def sample(self, model: Model) -> Sample:
+        """`generate` with the options of whatever is scored, for a model that is in place (`model.applied()`)."""
+        return partial(generate, model.pipe, progress=False, **self.run.parameters.sampling.model_dump())
+
+    def images(self, model: Model, prompts: Sequence[str] | Conditioning, seeds: Sequence[int]) -> np.ndarray:
+        """Images of captions, or of embeddings: uint8 (n, height, width, 3)."""
+
+        def make() -> dict[str, np.ndarray]:
+            with model.applied():
+                return {"images": self.sample(model)(prompts, seeds=seeds)}
+
+        content = {"prompts": prompts, "seeds": list(seeds), "model": model, **self._sampling}
+        return self.run.store.arrays(IMAGES, make, **content)["images"]
+
+    def replicated(self, images: np.ndarray, captions: Sequence[str], references: np.ndarray) -> np.ndarray:
+        """The run's verdict on images, bool (n,)."""
+        judge = self.run.judge
+        content = {"images": images, "captions": list(captions), "references": references, "judge": judge}
+        make = lambda: {"replicated": judge(images, captions, references)}  # noqa: E731
+        return self.run.store.arrays(VERDICTS, make, **content)["replicated"]
+
+    # --- scores -------------------------------------------------------------------------------------------------
+
+    def scored(
+        self,
+        model: Model,
+        captions: list[str],
+        references: np.ndarray | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        sample: Sample | None = None,
+        kind: Kind = SCORED,
+        **content: Any,
+    ) -> pd.DataFrame:
+        """`memsub.score` of captions by a model, a row an image.
+
+        Args:
+            references: training images, one a caption.
+            seeds: each caption is sampled with each; default: once, with a seed of its own. (Of images that share
+                their noise many replicate or few do: a rate of them has no binomial interval.)
+            sample: something else than plain sampling; `content` says what it is a function of.
+        """
+
+        def make() -> pd.DataFrame:
+            with model.applied():
+                return score(sample or self.sample(model), self.run.metrics, captions, references, seeds=seeds)
+
+        content |= {"references": references, "seeds": seeds} | self._content(model, captions)
+        return self.run.store.table(kind, make, **content)
+
+    def memorized(
+        self,
+        model: Model,
+        places: Collection[int],
+        sample: Sample | None = None,
+        seeds: Sequence[int] | None = None,
+        **content: Any,
+    ) -> pd.DataFrame:
+        """`scored` of memorized captions, by their places in the run's list."""
+        captions = [self.run.data.captions("memorized")[i] for i in places]
+        references = np.stack([self.run.data.references[i] for i in places])
+        return self.scored(model, captions, references, seeds=seeds, sample=sample, kind=MEMORIZED, **content)
+
+    def unseen(self, model: Model, n: int, sample: Sample | None = None, **content: Any) -> pd.DataFrame:
+        """`memsub.score` of the first n captions the model never saw, a few in memory at a time.
+
+        Those that evaluations take are a part of their own, so that whoever takes more shares them.
+        """
+        captions = self.run.data.prompts.of("heldout")[:n]
+        first = min(self.run.parameters.evaluation.captions, len(captions))
+        edges = [0, *range(first, len(captions) - 1, CHUNK), len(captions)]  # no part of one caption
+        parts = []
+        for start, end in tqdm([*pairwise(edges)], desc="sampling unseen captions", disable=n <= CHUNK):
+            make = partial(self._score_from, start, model, sample, captions[start:end])
+            content_here = {"start": start} | self._content(model, captions[start:end]) | content
+            parts.append(self.run.store.table(UNSEEN, make, **content_here))
+        return pd.concat(parts, ignore_index=True)
+
+    def _score_from(self, start: int, model: Model, sample: Sample | None, captions: list[str]) -> pd.DataFrame:
+        """Scores of captions whose seeds go on from `start`: caption i of a long list has seed i."""
+        plain = sample or self.sample(model)
+
+        def shifted(prompts: Any, *, seeds: Sequence[int]) -> np.ndarray:
+            return plain(prompts, seeds=[start + seed for seed in seeds])
+
+        with model.applied():
+            return score(shifted, self.run.metrics, captions)
+
+    def evaluate(self, model: Model, places: Collection[int]) -> dict[str, float]:
+        """`memsub.summary` of a model on memorized prompts and unseen ones.
+
+        Args:
+            places: of memorized prompts that did not locate the model's edit.
+
+        Returns:
+            Its entries, relative_alignment (of unseen captions, to that of the twin, or where there is none of the
+            unedited model) and density.
+        """
+        n = self.run.parameters.evaluation.captions
+        entries = summary(self.memorized(model, list(places)[:n]), self.unseen(model, n))
+        relative = entries["alignment"] / self.reference_alignment
+        return entries | {"relative_alignment": relative, "density": model.density}
+
+    @cached_property
+    def reference_alignment(self) -> float:
+        """Alignment of unseen captions in the twin, or in the unedited model: what an edit should keep."""
+        model = self.run.twin or self.run.unedited
+        return alignment(self.unseen(model, self.run.parameters.evaluation.captions))
+
+    # --- features of images that are known ------------------------------------------------------------------------
+
+    @cached_property
+    def corpus_features(self) -> np.ndarray:
+        """The copy metric's descriptors of all known training images: (n, dim)."""
+        copy, corpus = self.run.metrics.copy, self.run.data.corpus
+        make = lambda: {"features": copy.features(corpus)}  # noqa: E731
+        return self.run.store.arrays(CORPUS, make, metric=copy.identity, images=corpus)["features"]
+
+    @cached_property
+    def real_features(self) -> np.ndarray:
+        """The prompt metric's features of all real images: (n, dim)."""
+        metric, features = self.run.metrics.prompt, []
+        for start in tqdm(count(0, CHUNK), desc="features of real images", unit=f"{CHUNK} images", mininterval=2):
+            if not len(part := self.run.data.real_images(start, start + CHUNK)):
+                break
+            make = partial(_features, metric.image_features, part)
+            features.append(self.run.store.arrays(REAL, make, metric=metric.identity, images=part)["features"])
+        return np.concatenate(features)
+
+    # --- keys -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _sampling(self) -> dict[str, Any]:
+        return self.run.parameters.sampling.model_dump(exclude={"batch_size"})
+
+    def _content(self, model: Model, captions: list[str]) -> dict[str, Any]:
+        """What scores are a function of."""
+        metrics = {
+            "copy": [self.run.metrics.copy.identity, self.run.metrics.copy.threshold],
+            "prompt": self.run.metrics.prompt.identity,
+            "more": self.run.metrics.more,
+        }
+        return {"captions": captions, "metrics": metrics, "model": model, **self._sampling}
+
+
+def _features(embed: Any, images: np.ndarray) -> dict[str, np.ndarray]:
+    return {"features": embed(images)}

@@ -1,0 +1,74 @@
+"""What an edit is made of, as values: the prompts that locate it, and the rule.
+
+Group.subset("memorized", 10, 0)            # the first subset of ten memorized prompts
+Group.locating()                            # the third of the memorized prompts that locates reported edits
+spec = EditSpec(sparsity=0.25)              # METHOD's edit, located on that third
+spec.changed(steps=5, contrast="ordinary")
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Kind = Literal["memorized", "ordinary"]
+Contrast = Literal["empty", "ordinary"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A set of prompts of the grid.
+
+    Attributes:
+        kind: of the prompts.
+        part: all of them, those that locate reported edits, or one subset.
+        size, index: of a subset: how many prompts it has, and which of these subsets it is.
+    """
+
+    kind: Kind
+    part: Literal["all", "locate", "subset"] = "all"
+    size: int = 0
+    index: int = 0
+
+    @classmethod
+    def all(cls, kind: Kind) -> Group:
+        """All prompts of a kind."""
+        return cls(kind)
+
+    @classmethod
+    def locating(cls, kind: Kind = "memorized") -> Group:
+        """The third that locates the edits that notebooks report."""
+        return cls(kind, "locate")
+
+    @classmethod
+    def subset(cls, kind: Kind, size: int, index: int) -> Group:
+        """Subset `index` of those of `size` prompts."""
+        return cls(kind, "subset", size, index)
+
+    def __str__(self) -> str:
+        """The label of the group in the grid's statistics."""
+        return f"{self.kind} {self.size}/{self.index}" if self.part == "subset" else f"{self.kind} {self.part}"
+
+
+class Part(BaseModel):
+    """A group of parameters: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EditSpec(Part):
+    """How an edit is made: by the paper's rule (METHOD, steps 4 and 7), at the sparsity recommended for the model."""
+
+    sparsity: float | None = Field(None, gt=0, le=1, description="share of a row (default: recommended for the model)")
+    steps: int = Field(10, ge=1, description="tau: unites the masks of the first steps")
+    threshold: float = Field(0.0, ge=0, lt=1, description="r: ... memorized at more than r tau of them")
+    contrast: Contrast = Field("empty", description="against the empty prompt, as the paper does, or ordinary prompts")
+    layers: tuple[str, ...] | None = Field(None, description="beginnings of names of layers to edit (default: all)")
+    located_on: Group = Field(Group.locating(), description="the prompts that locate it")
+    random: int | None = Field(None, description="a seed: density-matched random weights of each layer instead")
+
+    def changed(self, **fields: Any) -> EditSpec:
+        """The same with some fields changed; raises ValueError for a value out of bounds."""
+        return EditSpec(**(self.__dict__ | fields))

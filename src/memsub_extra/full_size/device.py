@@ -1,0 +1,131 @@
+"""A device that is not the host, without one: what a call sends back, waits for and takes in memory, from shapes alone.
+
+    with Elsewhere() as device:                       # of a pipeline whose modules lie on the device "meta"
+        generate(pipe, ["a red heart"], steps=2)
+    device.transfers, device.waits                    # Counter: file and line to how often
+    device.peak                                       # bytes at once on the device
+
+PyTorch's meta device knows shapes and no numbers. It refuses to be mixed with tensors of the host, as a GPU does. What
+a GPU would send back is made up: ones for what is copied to the host, and one number for every scalar.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Self
+from weakref import WeakKeyDictionary, finalize
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import memsub
+
+PACKAGES = (Path(memsub.__file__).parent, Path(__file__).parents[1])
+"""Whose lines of code are named."""
+aten = torch.ops.aten
+
+
+class _Flash(TorchFunctionMode):
+    """Attention as a GPU does it, whose scores are never all there at once."""
+
+    def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        options = kwargs or {}
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            query, key, value = args[:3]
+            if query.is_meta and options.get("attn_mask") is None and len(args) == 3:
+                return aten._scaled_dot_product_flash_attention(query, key, value)[0]
+        return function(*args, **options)
+
+
+class Elsewhere(TorchDispatchMode):
+    """Stands in for a device while open.
+
+    Attributes:
+        transfers: copies of tensors to the host; waits: scalars that the host asked for; uploads: copies of tensors
+            from the host, which are waited for, too. By the last place in the two packages that the call came from,
+            "folder/file.py:line".
+        peak: bytes of tensors that were on the device at once and came up meanwhile.
+
+    Args:
+        number: the value of every scalar.
+    """
+
+    def __init__(self, number: int = 1):
+        super().__init__()
+        self.number, self.live, self.peak = number, 0, 0
+        self.transfers: Counter[str] = Counter()
+        self.waits: Counter[str] = Counter()
+        self.uploads: Counter[str] = Counter()
+        self._known: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(_Flash())
+        self._stack.enter_context(_counted_nonzero())
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._stack.close()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        options = kwargs or {}
+        given = [leaf for leaf in tree_leaves((args, options)) if isinstance(leaf, torch.Tensor)]
+        if any(tensor.is_meta for tensor in given):
+            if function is aten._local_scalar_dense.default:
+                self.waits[_place()] += 1
+                return self.number
+            to_host = torch.device(options.get("device") or "meta").type == "cpu"
+            if function is aten._to_copy.default and to_host:
+                self.transfers[_place()] += 1
+                return torch.ones(args[0].shape, dtype=options.get("dtype") or args[0].dtype)
+            if function is aten.copy_.default and not args[0].is_meta:
+                self.transfers[_place()] += 1
+                return args[0]
+        result = function(*args, **options)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.is_meta:
+                self._see(leaf.untyped_storage())
+                if function is aten._to_copy.default and not args[0].is_meta:
+                    self.uploads[_place()] += 1
+        return result
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._known:
+            size = storage.nbytes()
+            self._known[storage] = size
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.live -= size
+
+
+def _counted_nonzero() -> Any:
+    """Within it, a mask on the device is as if all of it were set: how many are is for the device to know."""
+    from torch.fx.experimental import _config
+
+    return _config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]
+
+
+def _place() -> str:
+    """Where the innermost call in the two packages is, but for this file."""
+    for frame in reversed(traceback.extract_stack()):
+        path = Path(frame.filename)
+        for package in PACKAGES:
+            if path.is_relative_to(package) and path != Path(__file__):
+                return f"{path.relative_to(package).as_posix()}:{frame.lineno}"
+    return "elsewhere"
+
+
+def size(modules: Iterable[torch.nn.Module]) -> int:
+    """Bytes of modules' parameters and buffers."""
+    return sum(t.numel() * t.element_size() for m in modules for t in (*m.parameters(), *m.buffers()))

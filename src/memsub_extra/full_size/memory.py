@@ -1,0 +1,86 @@
+"""Peak memory of a run on a GPU, before it begins, from the shapes of SD1.4 or SD2.0.
+
+memory(parameters)                          # gigabytes of each part, at 512 and 768 pixels
+describe(parameters)                        # the same as lines of the cost estimate
+parts(pipe, parameters)                     # one step of each part that fills a GPU, as functions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from memsub.activations import capture
+from memsub.attacks import EmbeddingAttack
+from memsub.models import Pipeline, as_denoiser, find_model, generate
+from memsub.run.parameters import Parameters
+from memsub.run.rows import gradient_rows
+
+from .device import Elsewhere, size
+from .shapes import UNETS, shapes
+
+SIDES = (512, 768)
+"""Of the images, in pixels."""
+
+
+def describe(p: Parameters) -> str:
+    """Lines for the cost estimate; empty for other models than those that were published."""
+    peak = memory(p)
+    if peak is None:
+        return ""
+    return f"on a GPU, peak gigabytes from shapes (weights included):\n{peak.round(1).to_string()}"
+
+
+def memory(p: Parameters) -> pd.DataFrame | None:
+    """Gigabytes at once on a GPU, weights included, from the shapes of SD1.4 or SD2.0; None for other models.
+
+    Index: parts at the batch sizes of the parameters; columns: 512 and 768 pixels. Memory of the GPU's own libraries is
+    not in it; attention is taken to be a flash kernel.
+    """
+    name = find_model(p.model).name
+    if name not in UNETS:
+        return None
+    columns: dict[str, dict[str, float]] = {}
+    with tqdm(total=len(SIDES) * 4, desc="memory, from shapes", leave=False) as bar:
+        for side in SIDES:
+            pipe = shapes(cast(Any, name), find_model(name).gpu_dtype, side // 8)
+            columns[f"{side} pixels"] = {}
+            for part, work in parts(pipe, p).items():
+                with Elsewhere(number=max(512, side)) as device:
+                    work()
+                columns[f"{side} pixels"][part] = (device.peak + size(as_denoiser(pipe).parts().values())) / 1e9
+                bar.update()
+    return pd.DataFrame(columns)
+
+
+def parts(pipe: Pipeline, p: Parameters) -> dict[str, Callable[[], object]]:
+    """One step of each part that fills a GPU."""
+    denoiser = as_denoiser(pipe)
+    rows, batch = gradient_rows(denoiser), p.sampling.batch_size
+    options: dict[str, Any] = {"steps": 1, "batch_size": batch, "progress": False}
+    images = np.zeros((max(1, rows // p.embedding_attack.noises), *denoiser.image_shape, 3), np.uint8)
+
+    def attack() -> None:
+        start = denoiser.embed([""] * len(images))
+        noises = p.embedding_attack.noises
+        EmbeddingAttack(pipe, images, start, noises=noises, batch_size=rows).advance(1, range(len(images)))
+
+    def training() -> None:
+        context, latents = denoiser.embed([""] * rows), torch.zeros(rows, *denoiser.latent_shape).to(denoiser.device)
+        optimizer = torch.optim.AdamW(denoiser.network.parameters())
+        predicted = denoiser.predict(latents.to(denoiser.dtype), torch.zeros(rows).to(denoiser.device), context)
+        predicted.square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return {
+        f"sampling, {batch} images": lambda: generate(pipe, [""] * batch, **options),
+        f"capture, {batch} prompts": lambda: capture(pipe, [""] * batch, **options),
+        f"embedding attack, {rows} rows": attack,
+        f"fine-tuning all weights (AdamW), {rows} pairs": training,
+    }

@@ -1,0 +1,59 @@
+"""The lab: change an edit, see what it does.
+
+explore("tiny")                         # in a notebook: sliders, images, verdicts, an attack as it runs
+explore(run)                            # the same on a run's artifacts
+lab = Lab(run)                          # what it computes, without widgets
+lab.images(captions, [0, 1], lab.spec.changed(sparsity=0.2))
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memsub.models import Pipeline, find_model, model_of
+from memsub.run.parameters import Parameters
+from memsub.run.run import Run
+
+from .session import Lab, label
+
+if TYPE_CHECKING:
+    from .view import Explorer
+
+__all__ = ["Lab", "explore", "label"]
+
+
+def explore(model: str | Path | Pipeline | Run) -> Explorer:
+    """The lab as a widget: sparsity, contrast, layers and captions to set, and what the edit does to the images.
+
+    Args:
+        model: a run; or the name of a model, or a pipeline, which then is a run of the model's own parameter file, in
+            `runs/<name>`. Of a run or a name the lab loads a pipeline of its own, so that its edits show nowhere else;
+            a pipeline that is given is edited while something is computed, and restored.
+
+    Raises:
+        ImportError: ipywidgets is not installed.
+        ValueError, FileNotFoundError: there is no such model.
+    """
+    try:
+        from .view import Explorer
+    except ImportError as error:
+        raise ImportError(f"the lab requires ipywidgets: pip install 'memsub[notebooks]' ({error}).") from None
+    if isinstance(model, Run):
+        return Explorer(Lab(Run(model.parameters)))
+    if isinstance(model, (str, Path)):
+        return Explorer(Lab(Run(_parameters(str(model)))))
+    run = Run(_parameters(model_of(model).name))
+    run.pipe = model
+    return Explorer(Lab(run))
+
+
+def _parameters(model: str) -> Parameters:
+    """Those of the model's own file, where it has one and this is a checkout; else the defaults."""
+    from memsub.run.batch import find_parameters
+
+    info, folder = find_model(model), f"runs/{Path(model).name}"
+    try:
+        return find_parameters(info.name)[0].model_copy(update={"folder": folder})
+    except FileNotFoundError:
+        return Parameters(model=model, folder=folder)

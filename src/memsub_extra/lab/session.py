@@ -1,0 +1,235 @@
+"""What the lab computes, without widgets: edits, images, verdicts, scores and an attack, each kept once it is made.
+
+    lab = Lab(run)
+    spec = lab.spec.changed(sparsity=0.1, contrast="ordinary")          # an EditSpec; None is no edit
+    lab.edit(spec).save("edit.safetensors")
+    images = lab.images(captions, seeds=[0, 1], spec=spec)              # (captions, seeds, height, width, 3)
+    lab.verdicts(images[:, 0], captions)                                # a copy of the training image?
+    for step in lab.attack(captions[0], spec): ...                      # the embedding attack as it runs
+
+Locating again samples nothing: the statistics of the grid are in the run's folder, and only the first steps are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from memsub.attacks import EmbeddingAttack
+from memsub.controls import random_edit
+from memsub.io.images import decode_png
+from memsub.measure.detection import step_scores
+from memsub.measure.exact import exact_p
+from memsub.models import Sample
+from memsub.neurons import WeightMasks
+from memsub.overlap import pairwise_iou
+from memsub.prompts import disjoint_pairs
+from memsub.pruning import Edit, pruned
+from memsub.run.rows import gradient_rows
+from memsub.run.run import Run
+from memsub.run.specs import EditSpec, Group
+
+KEEP = 512
+"""Images, edits and curves that are kept: what was shown before is shown again at once."""
+
+
+def label(spec: EditSpec | None) -> str:
+    """A spec in words; "unedited" for None."""
+    if spec is None:
+        return "unedited"
+    layers = "" if spec.layers is None else f", {len(spec.layers)} layers"
+    return f"{100 * (spec.sparsity or 0):.3g} % against {spec.contrast}, {spec.steps} steps{layers}"
+
+
+class Lab:
+    """A run to play with. Everything that is shown is a function of an `EditSpec` (or None), captions and seeds."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self._kept: dict[Any, Any] = {}
+
+    @property
+    def spec(self) -> EditSpec:
+        """How the run's own edit is made."""
+        return self.run.parameters.spec
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        return self._kept[key] if key in self._kept else self._keep(key, make())
+
+    def _keep(self, key: Any, made: Any) -> Any:
+        while len(self._kept) >= KEEP:
+            del self._kept[next(iter(self._kept))]  # the oldest
+        self._kept[key] = made
+        return made
+
+    # --- captions -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def captions(self) -> dict[str, list[str]]:
+        """Captions to choose from, by kind: memorized ones that did not locate the edit first."""
+        data = self.run.data
+        memorized, table = data.captions("memorized"), data.prompts.table
+        by_kind = {
+            "memorized, held out": [memorized[i] for i in data.split["report"]],
+            "memorized, locating the edit": [memorized[i] for i in data.split["locate"]],
+        }
+        others = [kind for kind in table["kind"].unique() if kind not in data.prompts.memorized_kinds]
+        return by_kind | {kind: data.prompts.of(kind)[:200] for kind in others}
+
+    @cached_property
+    def _references(self) -> dict[str, Any]:
+        """Caption to training image, as an array or as PNG bytes."""
+        data = self.run.data
+        table = data.prompts.table
+        if "image" in table and "exposures" in table:
+            shown = table[table["exposures"] > 0]
+            return dict(zip(shown["prompt"], shown["image"], strict=True))
+        known = data.references if "image" in table or data.images_folder.is_dir() else {}
+        return {data.captions("memorized")[i]: image for i, image in known.items()}
+
+    def reference(self, caption: str) -> np.ndarray | None:
+        """The training image of a caption, if there is one and it is known: uint8 (height, width, 3)."""
+        image = self._references.get(caption)
+        return np.array(decode_png(image)) if isinstance(image, bytes) else image
+
+    # --- the edit -----------------------------------------------------------------------------------------------
+
+    @property
+    def groups(self) -> list[Group]:
+        """Sets of memorized prompts that an edit can be located on."""
+        data = self.run.data
+        subsets = [
+            Group.subset("memorized", size, i)
+            for size in self.run.parameters.grid.sizes
+            for i in range(len(data.members(size)))
+        ]
+        return [Group.all("memorized"), Group.locating(), *subsets]
+
+    def _masks(self, spec: EditSpec) -> WeightMasks:
+        """Memorized weights at the first steps, of all layers."""
+        rule = spec.changed(layers=None, random=None, threshold=0.0)
+        return self._once(("masks", rule), lambda: self.run.grid.located(rule))
+
+    def edit(self, spec: EditSpec | None) -> Edit | None:
+        """The edit of a spec.
+
+        Raises:
+            ValueError: a layer's name is unknown.
+        """
+        if spec is None:
+            return None
+        rule, masks = spec.changed(layers=None, random=None), self._masks(spec)
+        edit = self._once(("edit", rule), lambda: masks.union(spec.steps, spec.threshold))
+        edit = edit if spec.layers is None else edit.only(spec.layers)
+        return edit if spec.random is None else random_edit(edit, spec.random)
+
+    def density(self, spec: EditSpec | None) -> pd.Series:
+        """Share of each layer's weights that the edit sets, by name."""
+        edit = self.edit(spec)
+        layers = self.run.denoiser.layers()
+        sizes = {name: layer.weight.numel() for name, layer in layers.items()}
+        return pd.Series({n: len(edit.positions[n]) / size if edit else 0.0 for n, size in sizes.items()})
+
+    def overlap(self, spec: EditSpec | None, subsets: int = 4) -> dict[str, float]:
+        """How much subsets of memorized prompts share: mean IoU of those without a common prompt, by layer.
+
+        Without a spec by the run's own, at the sparsity of masks that are shown.
+        """
+        spec = spec or self.spec.changed(sparsity=self.run.parameters.mask_sparsity)
+        size = self.run.parameters.grid.sizes[0]
+        members = self.run.data.members(size)[:subsets]
+
+        def make() -> dict[str, float]:
+            groups = [Group.subset("memorized", size, i) for i in range(len(members))]
+            masks = [self._masks(spec.changed(located_on=group)) for group in groups]
+            pairs = disjoint_pairs(members) or None
+            shared = pairwise_iou(masks, pairs=pairs).mean((0, 1))
+            return dict(zip(masks[0].layers, shared.tolist(), strict=True))
+
+        return self._once(("overlap", spec.contrast, spec.sparsity, spec.steps, subsets), make)
+
+    # --- what it does -------------------------------------------------------------------------------------------
+
+    @property
+    def _sample(self) -> Sample:
+        return self.run.scores.sample(self.run.unedited)
+
+    def images(self, captions: Sequence[str], seeds: Sequence[int], spec: EditSpec | None = None) -> np.ndarray:
+        """What the model generates under an edit: uint8 (captions, seeds, height, width, 3)."""
+        wanted = [(spec, caption, seed) for caption in captions for seed in seeds]
+        missing = [key for key in dict.fromkeys(wanted) if key not in self._kept]
+        fresh: dict[Any, np.ndarray] = {}
+        if missing:
+            with pruned(self.run.pipe, self.edit(spec)):
+                sampled = self._sample([caption for _, caption, _ in missing], seeds=[seed for *_, seed in missing])
+            fresh = dict(zip(missing, sampled, strict=True))
+        images = [fresh[key] if key in fresh else self._kept[key] for key in wanted]
+        for key, image in fresh.items():
+            self._keep(key, image)
+        return np.stack(images).reshape(len(captions), len(seeds), *images[0].shape)
+
+    def verdicts(self, images: np.ndarray, captions: Sequence[str]) -> pd.DataFrame:
+        """Is each image a copy of its caption's training image? A row an image.
+
+        Returns:
+            Columns similarity (of the copy metric), p (of the exact test; NaN without a world) and replicates (the
+            run's verdict); all missing without a training image.
+        """
+        table = pd.DataFrame({"similarity": np.nan, "p": np.nan, "replicates": pd.NA}, index=range(len(captions)))
+        wanted = {i: image for i, caption in enumerate(captions) if (image := self.reference(caption)) is not None}
+        if known := list(wanted):
+            prompts, references = [captions[i] for i in known], np.stack(list(wanted.values()))
+            world = self.run.data.world
+            p = exact_p(images[known], prompts, references, world) if world else np.full(len(known), np.nan)
+            similarity = self.run.metrics.copy.similarity(images[known], references)
+            table.loc[known, ["similarity", "p"]] = np.stack([similarity, p], 1)
+            scored = pd.DataFrame({"copy_similarity": similarity, "exact_p": p}, index=known)
+            table.loc[known, "replicates"] = self.run.judge.of(scored)
+        return table
+
+    def text_magnitude(self, captions: Sequence[str], spec: EditSpec | None = None) -> np.ndarray:
+        """How far the text pushes each step of sampling (the detection score of Wen et al.): (captions, calls)."""
+        sampling = self.run.parameters.sampling
+
+        def make() -> np.ndarray:
+            options: dict[str, Any] = {"seeds": 1, "calls": sampling.steps, "steps": sampling.steps}
+            options |= {"guidance_scale": sampling.guidance_scale, "batch_size": sampling.batch_size}
+            with pruned(self.run.pipe, self.edit(spec)):
+                return step_scores(self.run.pipe, captions, scores=["text magnitude"], **options)["text magnitude"]
+
+        return self._once(("text magnitude", spec, *captions), make)
+
+    def attack(
+        self,
+        caption: str,
+        spec: EditSpec | None = None,
+        *,
+        iterations: int = 50,
+        every: int = 5,
+        seed: int = 1000,
+    ) -> Iterator[dict[str, Any]]:
+        """The embedding attack on a caption's training image, from the caption on, as it runs.
+
+        The edit is in place only while an item is computed: between two of them the pipeline is as it was.
+
+        Yields:
+            iteration, image (sampled with a seed that the attack does not use), similarity, p and replicates.
+
+        Raises:
+            ValueError: the training image is not known.
+        """
+        reference = self.reference(caption)
+        if reference is None:
+            raise ValueError(f"{caption!r} has no training image to attack: choose a memorized caption.")
+        run, edit = self.run, self.edit(spec)
+        options = {"noises": run.parameters.embedding_attack.noises, "batch_size": gradient_rows(run.denoiser)}
+        attack = EmbeddingAttack(run.pipe, reference[None], run.denoiser.embed([caption]), **options)
+        for iteration in range(0, iterations + 1, every):
+            with pruned(run.pipe, edit):
+                attack.advance(every if iteration else 0, [0])
+                image = self._sample(attack.embeddings([0]), seeds=[seed])
+            yield {"iteration": iteration, "image": image[0]} | self.verdicts(image, [caption]).loc[0].to_dict()

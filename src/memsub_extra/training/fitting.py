@@ -1,0 +1,295 @@
+"""One training loop for every part of the embedded model, and for removals that train.
+
+    fit(module, loss, steps=1000, lr=1e-3, seed=0, folder=out / "checkpoints", name="unet")
+
+`loss(step, generator)` returns a scalar; all its randomness comes from the generator, which is a function of
+seed, name and step alone. It is the host's, so that every device sees the same. A run that is killed therefore
+resumes at its last checkpoint and ends with the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+import zlib
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import safe_open
+from tqdm.auto import tqdm
+
+from memsub.io.distributed import hardware
+from memsub.io.files import save_json, save_tensors
+
+from .muon import Muon
+
+CHECKPOINT_SECONDS = 120
+CHECKPOINT_STEPS = 100
+"""Losses are logged every so many steps, and a checkpoint is written then if the last one is old enough."""
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": partial(torch.optim.AdamW, betas=(0.9, 0.99), fused=True),
+    "adafactor": torch.optim.Adafactor,
+    "muon": Muon,
+}
+"""By name. AdamW keeps two numbers a weight; Muon one; Adafactor, for networks of a billion weights, a row and a column
+of each matrix."""
+M = TypeVar("M", bound=Any)
+
+
+def generator(*parts: object) -> torch.Generator:
+    """A generator of the host, seeded by anything that prints: `generator(seed, "unet", step)`."""
+    return torch.Generator().manual_seed(zlib.crc32(repr(parts).encode()))
+
+
+def v_weights(alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    """Weights of the steps of a schedule, of mean 1, as of v-prediction: 1 / alpha-bar (Salimans & Ho 2022).
+
+    Capped at 2.5: steps of much noise, which hardly show in the plain epsilon loss of small images, decide what lies
+    where; with a higher cap the middle, where shapes are decided, would be left too little.
+    """
+    weights = (1 / alphas_cumprod).clamp(max=2.5)
+    return weights / weights.mean()
+
+
+def stratified(n: int, steps: int, rng: torch.Generator) -> torch.Tensor:
+    """Steps of a schedule, (n,): one from each n-th part of it, in random order."""
+    places = torch.randperm(n, generator=rng) + torch.rand(n, generator=rng)
+    return (places * (steps / n)).long().clamp(max=steps - 1)
+
+
+class Replayed:
+    """A function of tensors, recorded on a GPU after a few calls, and replayed: its thousands of small kernels at once.
+
+    All tensors must keep their shapes. What is handed back lies where the next call writes.
+    """
+
+    def __init__(self, function: Callable[..., torch.Tensor], calls: int = 3):
+        self.function, self.calls = function, calls
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, *tensors: torch.Tensor) -> torch.Tensor:
+        if self.calls:
+            self.calls -= 1
+            return self.function(*tensors)
+        if self.graph is None:
+            self.graph, self.held = torch.cuda.CUDAGraph(), [t.clone() for t in tensors]
+            with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):  # computes nothing
+                self.out = self.function(*self.held)
+        for held, tensor in zip(self.held, tensors, strict=True):
+            held.copy_(tensor)
+        self.graph.replay()
+        return self.out
+
+
+def training(
+    module: M,
+    loss: Callable[..., torch.Tensor],
+    *,
+    steps: int,
+    lr: float,
+    seed: int,
+    folder: Path,
+    name: str,
+    batch: Callable[[int, torch.Generator], tuple[torch.Tensor, ...]] | None = None,
+    warmup: int = 200,
+    weight_decay: float = 0.01,
+    stream: str = "",
+    optimizer: str = "adamw",
+) -> Generator[None, None, M]:
+    """Trains `module` in place, with linear warm-up and cosine decay to zero; a step at each `next`.
+
+    Weights and optimizer state go to `folder/<name>.safetensors` every two minutes and at the end; a finished
+    stage is loaded from there instead of trained again. `folder/<name>.json` holds the loss curve and seconds spent.
+    Stages of one `stream` (default: the name) use the same random numbers. `optimizer`: a name in `OPTIMIZERS`.
+
+    `loss` takes the step and its generator; or, if there is a `batch` that takes them, the tensors it returns. These
+    keep their shapes, so that a GPU records steps and replays them.
+
+    Returns:
+        The module, in eval mode.
+    """
+    module.to(memory_format=torch.channels_last)  # a tenth faster on CPUs
+    params = dict(module.named_parameters())
+    device = next(iter(params.values())).device
+    recorded = batch is not None and device.type == "cuda"
+    rates: dict[str, Any] = {"lr": torch.tensor(lr, device=device), "capturable": True} if recorded else {"lr": lr}
+    rule = OPTIMIZERS[optimizer](params.values(), weight_decay=weight_decay, **rates)
+    work = _Work(folder, name, module, params, rule, steps, device)
+
+    def learned(*given: Any) -> torch.Tensor:
+        value = loss(*given)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(params.values(), 1.0)
+        rule.step()
+        rule.zero_grad()  # here, not before the next backward pass: a loss may need the memory
+        return value.detach()
+
+    learn: Callable[..., torch.Tensor] = Replayed(learned) if recorded else learned
+    module.train()
+    running = torch.zeros((), device=device)  # read every so many steps: a GPU runs ahead until then
+    queued = _queue(device) if recorded else nullcontext
+    for step in work.bar():
+        with queued():
+            _set_rate(rule, lr * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps)))
+            rng = generator(seed, stream or name, step)
+            running += learn(*batch(step, rng)) if batch else learn(step, rng)
+            if (step + 1) % CHECKPOINT_STEPS == 0:
+                work.note(step + 1, running.item() / CHECKPOINT_STEPS)
+                running.zero_()
+        yield
+    with queued():
+        work.finish()
+    return module.eval().to(memory_format=torch.contiguous_format)
+
+
+def fit(module: M, loss: Callable[..., torch.Tensor], **options: Any) -> M:
+    """A whole `training`, which takes the `options`; returns the module in eval mode."""
+    return side_by_side([training(module, loss, **options)])[0]
+
+
+def side_by_side(trainings: Sequence[Generator[None, None, M]]) -> list[M]:
+    """A step of each in turn until all have ended: on a GPU, where what is recorded is queued, they overlap."""
+    ended: dict[int, M] = {}
+    while len(ended) < len(trainings):
+        for i in [i for i in range(len(trainings)) if i not in ended]:
+            try:
+                next(trainings[i])
+            except StopIteration as end:
+                ended[i] = end.value
+    return [ended[i] for i in range(len(trainings))]
+
+
+def in_threads(trainings: Sequence[Generator[None, None, M]]) -> list[M]:
+    """As `side_by_side`, each in a thread of its own with its share of PyTorch's: small networks fill a CPU better so.
+
+    If one fails, or is interrupted, the others end at their next step.
+    """
+    threads, stop = torch.get_num_threads(), threading.Event()
+    workers = min(len(trainings), threads)
+
+    def whole(one: Generator[None, None, M]) -> Any:
+        torch.set_num_threads(threads // workers)  # of this thread
+        while not stop.is_set():
+            try:
+                next(one)
+            except StopIteration as end:
+                return end.value
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        ended = [pool.submit(whole, one) for one in trainings]
+        wait(ended, return_when=FIRST_EXCEPTION)
+    finally:
+        stop.set()
+        pool.shutdown()
+        torch.set_num_threads(threads)
+    return [one.result() for one in ended]
+
+
+def _queue(device: torch.device) -> Callable[[], AbstractContextManager]:
+    """A queue on a GPU for one training, behind all that is queued now."""
+    queue = torch.cuda.Stream(device)
+    queue.wait_stream(torch.cuda.current_stream(device))
+    return lambda: torch.cuda.stream(queue)
+
+
+def _set_rate(rule: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next step; where it is a tensor, in place: a recorded step reads it there."""
+    for group in rule.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+class _Work:
+    """A stage's unfinished work: weights, optimizer state, loss curve and seconds, and the files that hold them."""
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        module,
+        params: dict[str, torch.nn.Parameter],
+        rule: torch.optim.Optimizer,
+        steps: int,
+        device: torch.device,
+    ):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path, self.log_path = folder / f"{name}.safetensors", folder / f"{name}.json"
+        self.name, self.module, self.params, self.rule, self.steps = name, module, params, rule, steps
+        self.start = 0
+        self.log: dict[str, Any] = {"seconds": 0.0, "steps": steps, "on": hardware(device), "loss": []}
+        if self.path.exists():
+            self._load()
+        self.began = self.saved = time.monotonic()
+
+    def bar(self) -> tqdm:
+        """Steps that are left, with their progress."""
+        what: dict[str, Any] = {"initial": self.start, "total": self.steps, "desc": f"training {self.name}"}
+        done = self.start == self.steps
+        self._bar = tqdm(range(self.start, self.steps), mininterval=2, disable=done, **what)
+        return self._bar
+
+    def note(self, step: int, loss: float) -> None:
+        """The mean loss of the last steps; saves if the last time is long ago.
+
+        Raises:
+            FloatingPointError: it is not finite.
+        """
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"training {self.name}: no finite loss at step {step}; lower the learning rate")
+        self.log["loss"].append([step, loss])
+        self._bar.set_postfix(loss=f"{loss:.4f}")
+        if time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+            self._save(step)
+            self.saved = time.monotonic()
+
+    def finish(self) -> None:
+        """Saves, if anything was done."""
+        if self.start < self.steps:
+            self._save(self.steps)
+
+    def _save(self, step: int) -> None:
+        now = time.monotonic()
+        self.log["seconds"], self.began = self.log["seconds"] + now - self.began, now
+        tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
+        for key, param in self.params.items():
+            state = self.rule.state.get(param, {})  # none if the loss does not depend on it
+            tensors |= {f"{moment}.{key}": value for moment, value in state.items() if moment != "step"}
+        save_tensors(tensors, self.path, {"step": str(step), "log": json.dumps(self.log)})
+        save_json(self.log, self.log_path)
+
+    def _load(self) -> None:
+        with safe_open(self.path, "pt") as file:
+            step, log = int(file.metadata()["step"]), json.loads(file.metadata()["log"])
+            if log["steps"] != self.steps:
+                raise ValueError(
+                    f"{self.path} was made for {log['steps']} steps, not {self.steps}: remove it, or choose another "
+                    "--out"
+                )
+            self.module.load_state_dict({k: file.get_tensor(f"module.{k}") for k in self.module.state_dict()})
+            saved: dict[str, dict[str, torch.Tensor]] = {key: {} for key in self.params}
+            for name in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+                moment, key = name.split(".", 1)
+                if moment != "module":
+                    saved[key][moment] = file.get_tensor(name)
+        for key, param in self.params.items():
+            moments = {m: _laid_out(value, param) for m, value in saved[key].items()}
+            if moments:
+                self.rule.state[param] = {"step": torch.tensor(float(step), device=param.device), **moments}
+        self.start, self.log = step, log
+
+
+def _laid_out(moment: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
+    """In memory as the parameter is: fused AdamW walks through all of them side by side."""
+    if moment.shape != param.shape:
+        return moment.to(param.device)
+    return torch.empty_like(param).copy_(moment)

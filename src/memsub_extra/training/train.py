@@ -1,0 +1,266 @@
+"""Trains the embedded model and its twin: `python -m memsub_extra.training.train --out DIR`; `--widths` others, too.
+
+Stages, each of which resumes, and deterministic by seed up to the rounding of float sums: autoencoder, CLIP, UNet (with
+the CLIP's text tower, which conditions it), and the two scorers, which are trained on scenes of their own and on what
+the pruned model makes of them. `DIR` is then an ordinary diffusers pipeline with a folder `scorers` in it, and one with
+the twin. UNets are trained side by side, on a CPU in a thread each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from safetensors.numpy import load_file
+from tqdm.auto import tqdm
+from transformers import CLIPTextModel
+
+from memsub.activations import capture
+from memsub.io.files import save_json, save_tensors
+from memsub.measure.verdict import by_exact_test
+from memsub.models import as_denoiser, generate, load_pipeline
+from memsub.neurons import locate
+from memsub.prompts import Prompts
+from memsub.pruning import Edit, pruned
+from memsub.testbed import dataset, scenes
+from memsub.testbed.towers import SceneEncoder, to_tensor
+from memsub.testbed.world import WORLD
+
+from . import scorers
+from .corpus import write_ground_truth
+from .fitting import generator, in_threads, side_by_side
+from .stages import (
+    BATCH,
+    NOISE_SCHEDULE,
+    WIDENING,
+    ModelKind,
+    encode_latents,
+    train_autoencoder,
+    train_clip,
+    train_unet,
+)
+from .tokenizer import make_tokenizer
+
+STEPS = {"autoencoder": 5000, "clip": 1500, "copy": 1500, "alignment": 9000}
+"""UNet steps follow from the corpus: the sum of all exposures over the batch size."""
+IMAGES = 4
+"""Of each caption by each edit, on which the copy threshold is judged."""
+
+
+def train(
+    out: Path,
+    checkpoints: Path,
+    seed: int = 0,
+    device: str = "cpu",
+    widths: Sequence[int] = (),
+    steps: dict[str, int] = STEPS,
+    ordinary: int = dataset.ORDINARY,
+) -> None:
+    """All stages, and the exports: the model to `out`, its twin to `out/twin`, other `widths` to `out/width-<n>`.
+
+    Autoencoder and CLIP are trained on ordinary scenes only, so that all models share them. The scorers are trained
+    with the model itself, whose pruned images they must tell apart; the others have none. Smaller `steps` and sizes
+    give models for testing the code.
+
+    Raises:
+        ValueError: a width is named twice, is the model's own, or below 1.
+    """
+    kinds = {out: ModelKind(), out / "twin": ModelKind(twin=True)} | _other_widths(out, widths)
+    corpus = dataset.build(seed, ordinary)
+    vae = train_autoencoder(corpus.images[corpus.ordinary], checkpoints, seed, steps["autoencoder"], device)
+    vae.half().float()  # as it ships
+    _train_pipelines(kinds, corpus, vae, checkpoints, seed, device, steps["clip"], ["autoencoder"])
+    write_ground_truth(corpus, out)
+    train_scorers(out, checkpoints, seed, steps, device)
+    stages = ["autoencoder", "clip", ModelKind().stage, "alignment", "copy"]
+    _save_log(out, checkpoints, seed, ModelKind(), stages)
+
+
+def train_widths(out: Path, checkpoints: Path, widths: Sequence[int], seed: int = 0, device: str = "cpu") -> list[Path]:
+    """Models of other `widths` beside the one that ships, with its autoencoder; returns their folders in `out`.
+
+    Raises:
+        ValueError: as `train`.
+    """
+    kinds = _other_widths(out, widths)
+    vae = load_pipeline("tiny", device, torch.float32).vae
+    _train_pipelines(kinds, dataset.build(seed), vae, checkpoints, seed, device, STEPS["clip"], [])
+    return list(kinds)
+
+
+def _other_widths(out: Path, widths: Sequence[int]) -> dict[Path, ModelKind]:
+    if len({WIDENING, *widths}) <= len(widths) or min(widths, default=1) < 1:
+        raise ValueError(
+            f"widths {list(widths)}: name each once, from 1 on, and not {WIDENING}, which is the model's own."
+        )
+    return {out / f"width-{n}": ModelKind(n) for n in widths}
+
+
+# --- pipelines -----------------------------------------------------------------------------------------------------
+
+
+def _train_pipelines(
+    kinds: dict[Path, ModelKind],
+    corpus: dataset.Corpus,
+    vae: AutoencoderKL,
+    checkpoints: Path,
+    seed: int,
+    device: str,
+    clip_steps: int,
+    stages: list[str],
+) -> None:
+    """The CLIP and a UNet of each kind over an autoencoder, which the `stages` made; each exported to its folder."""
+    tokenizer, images = make_tokenizer(), corpus.images[corpus.ordinary]
+    contents = [corpus.scenes[i].content for i in corpus.ordinary]
+    clip = train_clip(images, contents, tokenizer, checkpoints, seed, clip_steps, device)
+    latents = encode_latents(vae, corpus.images)
+    scaling = 1 / latents[torch.from_numpy(corpus.ordinary)].std().item()
+    scaled = (latents * scaling).to(device)
+    trainings = [train_unet(corpus, scaled, clip, tokenizer, checkpoints, seed, k, device) for k in kinds.values()]
+    trained = (side_by_side if torch.device(device).type == "cuda" else in_threads)(trainings)
+    for (folder, kind), both in zip(kinds.items(), trained, strict=True):
+        export(folder, vae, both["text_encoder"], both["unet"], tokenizer, scaling)
+        _save_log(folder, checkpoints, seed, kind, [*stages, "clip", kind.stage])
+
+
+def export(folder: Path, vae, text_encoder: CLIPTextModel, unet, tokenizer, scaling: float) -> None:
+    """Writes an ordinary diffusers pipeline in fp16; the text tower's config says float32, so that is what loads."""
+    vae.register_to_config(scaling_factor=scaling)
+    scheduler = DDIMScheduler(**NOISE_SCHEDULE, steps_offset=1, set_alpha_to_one=False)
+    parts = {"vae": vae, "text_encoder": text_encoder, "unet": unet}
+    pipe = StableDiffusionPipeline(
+        **{name: part.half() for name, part in parts.items()},
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder, safe_serialization=True)
+    config = json.loads((folder / "text_encoder" / "config.json").read_text())
+    save_json(config | {"dtype": "float32"}, folder / "text_encoder" / "config.json")  # transformers would load halves
+
+
+def _save_log(folder: Path, checkpoints: Path, seed: int, kind: ModelKind, stages: list[str]) -> None:
+    logs = {name: json.loads((checkpoints / f"{name}.json").read_text()) for name in stages}
+    about = {"torch": torch.__version__, "seed": seed} | kind._asdict()
+    save_json(about | {"stages": logs}, folder / "training.json")
+
+
+# --- scorers -------------------------------------------------------------------------------------------------------
+
+
+def train_scorers(out: Path, checkpoints: Path, seed: int, steps: dict[str, int], device: str) -> None:
+    """Alignment judge, copy descriptor and its threshold, into the folder of a finished pipeline."""
+    pipe = load_pipeline(out, device, torch.float32)
+    scorer_scenes = scorers.scorer_scenes(seed + 1, scorers.CONTENTS)
+    judge = scorers.train_alignment_judge(scorer_scenes, checkpoints, seed, steps["alignment"], device)
+    judge.half().save_pretrained(out / "scorers" / "alignment")
+
+    edits = list(_edits(pipe, Prompts(pd.read_parquet(out / dataset.TABLE))))
+    scorer_scenes = scorer_scenes.first(scorers.COPY_CONTENTS)
+    images, contents = scorer_scenes.flat()
+    returned = scorers.round_trip(pipe.vae, images)
+    denoised = _denoised_again(pipe, edits, images, [scenes.caption(c) for c in contents], checkpoints, seed)
+    views = np.stack([returned, denoised])
+    copy = scorers.train_copy_descriptor(scorer_scenes, views, checkpoints, seed, steps["copy"], device)
+
+    copy.half().save_pretrained(out / "scorers" / "copy")
+    set_threshold(out, seed, device)
+
+
+def set_threshold(out: Path, seed: int = 0, device: str = "cpu") -> dict:
+    """Chooses the copy threshold (`scorers.choose_threshold`) of a finished pipeline with its scorers, and saves it.
+
+    Judged on images of the model and of edits, for the half of the verbatim captions that did not locate them.
+    """
+    pipe, folder = load_pipeline(out, device, torch.float32), out / "scorers" / "copy"
+    copy = SceneEncoder.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).to(device).eval()
+    memorized, judge = Prompts(pd.read_parquet(out / dataset.TABLE)), by_exact_test(WORLD)
+    half = len(memorized.of("verbatim")) // 2
+    captions, references = memorized.of("verbatim")[half:] * IMAGES, memorized.images("verbatim")[half:]
+    references, seeds = np.concatenate([references] * IMAGES), np.repeat(range(IMAGES), len(references)).tolist()
+    wanted, similar, replicated = _features(copy, references), [], []
+    for edit in _edits(pipe, memorized):
+        with pruned(pipe, edit):
+            images = generate(pipe, captions, steps=10, guidance_scale=3.0, seeds=seeds)
+        replicated.append(judge(images, captions, references))
+        similar.append((_features(copy, images) * wanted).sum(1))
+    distinct = scorers.distinct_similarity(copy, scorers.scorer_scenes(seed + 2, scorers.COPY_CONTENTS))
+    threshold = scorers.choose_threshold(distinct, np.concatenate(similar), np.concatenate(replicated))
+    save_json(threshold, folder / "threshold.json")
+    return threshold
+
+
+@torch.no_grad()
+def _features(copy: SceneEncoder, images: np.ndarray) -> np.ndarray:
+    return copy(to_tensor(images).to(copy.device)).cpu().numpy()
+
+
+def _edits(pipe: StableDiffusionPipeline, memorized: Prompts) -> Iterator[Edit | None]:
+    """None, then METHOD's edit, from hardly any effect to too much: what it leaves of an image is a soft copy.
+
+    Located on the first half of the verbatim captions.
+    """
+    yield None
+    captions = memorized.of("verbatim")
+    stats, null = (capture(pipe, prompts, first=10) for prompts in (captions[: len(captions) // 2], [""]))
+    for sparsity in (0.05, 0.1, 0.2, 0.3):
+        yield locate(pipe, stats, null, sparsity=sparsity).union(steps=10)
+
+
+@torch.no_grad()
+def _denoised_again(
+    pipe: StableDiffusionPipeline,
+    edits: Sequence[Edit | None],
+    images: np.ndarray,
+    captions: list[str],
+    checkpoints: Path,
+    seed: int,
+) -> np.ndarray:
+    """Each image noised up to a third of the schedule and denoised again, in turn by one of the edited models."""
+    path = checkpoints / "drawn-over.safetensors"
+    if path.is_file():
+        return load_file(path)["images"]
+    denoiser, out = as_denoiser(pipe), np.empty_like(images)
+    scheduler, rng = DDIMScheduler.from_config(pipe.scheduler.config), generator(seed, "drawn over")
+    scheduler.set_timesteps(10)
+    times = scheduler.timesteps[-4:]
+    for k, edit in enumerate(edits):
+        rows = np.arange(k, len(images), len(edits))
+        with pruned(pipe, edit):
+            for part in tqdm(np.array_split(rows, -(-len(rows) // BATCH)), desc=f"denoising {k + 1}/{len(edits)}"):
+                z = denoiser.encode(images[part])
+                z = scheduler.add_noise(z, torch.randn(z.shape, generator=rng).to(z), times[:1])
+                context = denoiser.embed([captions[i] for i in part])
+                for t in times:
+                    z = scheduler.step(denoiser.predict(z, t, context), t, z).prev_sample
+                out[part] = denoiser.decode(z)
+    save_tensors({"images": torch.from_numpy(out)}, path, {})
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m memsub_extra.training.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the finished pipeline")
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        help="folder of unfinished work (default: beside --out); a second call resumes from it",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--widths", type=int, nargs="*", default=[], help="of other models: feed-forward rows so wide")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    checkpoints = args.checkpoints or args.out.with_name(args.out.name + ".checkpoints")
+    train(args.out, checkpoints, args.seed, args.device, args.widths)
+
+
+if __name__ == "__main__":
+    main()

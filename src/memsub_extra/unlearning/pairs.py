@@ -1,0 +1,68 @@
+"""Captions and their images: what a removal is given, and what its result is judged on.
+
+pairs = Pairs(captions, images)             # image i belongs to caption i
+subjects = Subjects(forget_set, held_out, unseen, ordinary)
+subjects.judged["removed"]                  # by the names that audits' tables use
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+SAMPLING: dict[str, Any] = {"steps": 8, "solver": "multistep", "guidance_scale": 3.0, "progress": False}
+"""How audits sample the images that they judge: options of `memsub.generate`."""
+LABELS = {"removed": "forget set", "unseen": "held-out memorized", "fresh": "never trained on"}
+"""What tables and figures call the kinds of pairs. The keys stand in the shipped tables, so they stay as they are."""
+
+
+@dataclass
+class Pairs:
+    """Captions and their images, uint8 (n, height, width, 3).
+
+    Raises:
+        ValueError: no caption, or another number of captions than of images.
+    """
+
+    captions: list[str]
+    images: np.ndarray
+
+    def __post_init__(self):
+        if not self.captions or len(self.captions) != len(self.images):
+            raise ValueError(f"{len(self.captions)} captions with {len(self.images)} images: one each expected.")
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def only(self, chosen: Sequence[int]) -> Pairs:
+        """The pairs at the places `chosen`."""
+        return Pairs([self.captions[i] for i in chosen], self.images[list(chosen)])
+
+    def first(self, n: int) -> Pairs:
+        """The first n, or all if there are fewer."""
+        return Pairs(self.captions[:n], self.images[:n])
+
+
+@dataclass
+class Subjects:
+    """What a removal is judged on.
+
+    Attributes:
+        forget_set: the memorized pairs that the removal was given.
+        held_out: memorized pairs that it was not given.
+        unseen: pairs that no model was trained on.
+        ordinary: pairs to keep, and to fine-tune on.
+    """
+
+    forget_set: Pairs
+    held_out: Pairs
+    unseen: Pairs
+    ordinary: Pairs
+
+    @property
+    def judged(self) -> dict[str, Pairs]:
+        """Kinds of pairs by the keys of `LABELS`."""
+        return {"removed": self.forget_set, "unseen": self.held_out, "fresh": self.unseen}

@@ -1,0 +1,42 @@
+"""What a removal is.
+
+It makes an `Edit` of a pipeline, which is as before afterwards. It is given the pairs to remove (the forget set) and
+ordinary pairs to keep. It is also judged on memorized pairs that it was not given (`memsub_extra.unlearning.audit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from memsub.models import Pipeline
+from memsub.pruning import Edit
+
+from .pairs import Pairs
+
+
+@dataclass(frozen=True)
+class Removal:
+    """A way to take memorized images out of a model, for the registry.
+
+    Attributes:
+        changes: what it changes, in words.
+        make: (pipe, memorized, ordinary, *, folder, seed, progress, ...) -> Edit. Unfinished work lies in its
+            `folder`, and a second call resumes from there.
+        source: where it was published.
+        options: of `make`.
+        objective: the loss of one that trains.
+        version: raised when the code makes another edit than before; stored edits belong to it.
+    """
+
+    changes: str
+    make: Callable[..., Edit]
+    source: str
+    options: dict[str, Any]
+    objective: Callable[..., Any] | None = None
+    version: int = 1
+
+    def edit(self, pipe: Pipeline, memorized: Pairs, ordinary: Pairs, **options: Any) -> Edit:
+        """Makes the edit; `options` go before the removal's own."""
+        return self.make(pipe, memorized, ordinary, **self.options | options)

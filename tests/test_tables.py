@@ -1,0 +1,174 @@
+"""The tables of the notebooks, and their cost: what they sample is what the estimate says, and what is registered
+stands in them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from conftest import ONE_METHOD
+from memsub.baselines import BASELINES, Baseline
+from memsub.measure import detection
+from memsub.measure.metrics import IMAGE_METRICS, load_metrics
+from memsub.models import MODELS, StableDiffusionDenoiser
+from memsub.run import batch, cost, notebook04, notebook05, notebooks
+from memsub.run.notebooks import NOTEBOOKS, Notebook
+from memsub.run.parameters import Parameters
+from memsub.run.rows import TWIN, under_attack
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """Rows of network calls that sampling makes."""
+    counts = []
+    plain = StableDiffusionDenoiser.sample
+
+    def counted(self, prompts, latents, steps, guidance_scale, *options):
+        hook = self.network.register_forward_pre_hook(lambda _, args: counts.append(len(args[0])))
+        try:
+            return plain(self, prompts, latents, steps, guidance_scale, *options)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(StableDiffusionDenoiser, "sample", counted)
+    return counts
+
+
+EXACT = ("sweep", "pruned models and controls", "similarity between seeds", "KID and FID", "timing", "extraction")
+"""Experiments of 04 and 05 that ask for no more than images."""
+
+
+def test_the_estimate_is_what_is_sampled(new_run, rows):
+    """One experiment after the other: what two of them share is sampled, and counted, once."""
+    p = new_run(baselines=ONE_METHOD).parameters
+    estimate = cost.work(p).set_index("part")["rows"]
+    run = new_run(baselines=ONE_METHOD)
+    for notebook in notebooks.of_model(run.info):
+        if notebook.name[:2] in ("00", "06", "07"):
+            continue  # the whole list of the world; bounds; a lab
+        for title, experiment in notebook.experiments.items():
+            rows.clear()
+            experiment(run)
+            expected = estimate[f"{notebook.name[:2]} {title}"]
+            if title in (*EXACT, "capture of the grid", "variants", "baselines"):
+                assert sum(rows) == expected > 0, title
+            else:
+                assert sum(rows) <= expected or not sum(rows), title
+
+
+def test_every_experiment_is_in_the_estimate(run):
+    table = cost.work(run.parameters)
+    expected = [f"{n.name[:2]} {title}" for n in notebooks.of_model(run.info) for title in n.experiments]
+    assert table["part"].tolist() == expected
+    assert (table[["network calls", "rows", "steps"]] > 0).all(axis=None)
+
+
+def test_the_estimate_of_a_model_without_a_world_needs_no_download():
+    table = cost.work(Parameters.checked({"model": "sd14", "evaluation": {"real_images": 10}}))
+    assert "00 replication" not in table["part"].tolist()
+    assert (table.loc[table["part"] == "01 capture of the grid", "images"] == 201).all()
+
+
+def test_a_gradient_costs_forward_and_backward():
+    denoiser = cost.CountingDenoiser()
+    conditioning, latents = denoiser.embed(["a", "b"]), torch.zeros(2, *denoiser.latent_shape)
+    denoiser.predict(latents, torch.tensor(0), conditioning)
+    assert denoiser.network.rows == 2
+    tracked = conditioning.with_embeddings(conditioning.embeddings.requires_grad_())
+    denoiser.predict(latents, torch.tensor(0), tracked).sum().backward()
+    assert denoiser.network.rows == 2 + 2 * 3
+    denoiser.declare(5)
+    assert denoiser.network.rows == 2 + 2 * 3 + 5
+
+
+def test_the_twin_stands_in_the_tables(run):
+    tables = {
+        "contrast": notebook04.sweep(run),
+        "model": notebook04.models(run),
+        "method": notebook05.baselines(run),
+    }
+    for column, table in tables.items():
+        (row,) = table[table[column] == TWIN].to_dict("records")
+        assert row["relative_alignment"] == pytest.approx(1)
+        assert row.get("density", 0.0) == 0.0
+    assert TWIN in notebook05.detection(run)[0].index
+    assert {name for name, _, _ in notebook05.embeddings(run)} >= {"unedited", TWIN}
+
+
+def test_a_model_without_a_twin_has_no_such_row(new_run, monkeypatch):
+    run = new_run()
+    run.info = MODELS["sd14"]
+    assert TWIN not in [model.name for model in under_attack(run)]
+    assert TWIN not in dict(notebook05.method_names(run.parameters, has_twin=False))
+
+
+def test_a_second_result_samples_nothing(new_run, rows):
+    run = new_run()
+    first = notebook04.models(run)
+    rows.clear()
+    assert notebook04.models(run).equals(first)
+    assert not rows
+
+
+# --- seams ----------------------------------------------------------------------------------------------------
+
+
+def test_a_registered_baseline_stands_in_the_tables(new_run, monkeypatch):
+    def make(context, strength):
+        return lambda prompts, *, seeds: context.sample([f"{p}, poster" for p in prompts], seeds=seeds)
+
+    monkeypatch.setitem(BASELINES, "dummy", Baseline("adds a word", "words", make, (1, 2)))
+    run = new_run(baselines=ONE_METHOD)
+    table = notebook05.baselines(run)
+    assert table[table["method"] == "dummy"]["strength"].tolist() == ["1", "2"]
+    assert table[table["method"] == "dummy"]["replication_rate"].notna().all()
+    assert ("dummy", "1") in notebook05.seconds(run).index
+    assert ("dummy", 2) in notebook05.method_names(run.parameters, has_twin=True)
+
+
+def test_a_baseline_that_there_is_not_is_named(new_run):
+    with pytest.raises(ValueError, match=r"baselines\.strengths: unknown 'random token'; expected some of"):
+        notebook05.methods(new_run(baselines={"strengths": {"random token": [1]}}))
+
+
+def test_a_registered_detection_score_stands_in_the_tables(run, monkeypatch):
+    def dummy(start, unconditional, conditional):
+        return torch.ones(len(start))
+
+    monkeypatch.setitem(detection.SCORES, "dummy", dummy)
+    areas, curves = notebook05.detection(run)
+    assert areas["dummy"].tolist() == [0.5] * len(under_attack(run))
+    assert "unedited, dummy: AUC 0.50" in curves
+
+
+def test_a_registered_metric_stands_in_the_tables(new_run, monkeypatch):
+    def dummy(images, prompts, references):
+        return np.full(len(images), 7.0)
+
+    monkeypatch.setitem(IMAGE_METRICS, "dummy", dummy)
+    run = new_run(metrics={"more": ["exact_p", "dummy"]}, baselines=ONE_METHOD)
+    run.metrics = load_metrics("tiny", "cpu", more=run.parameters.metrics.more)
+    assert (notebook04.models(run)["dummy"] == 7).all()
+    assert (notebook05.baselines(run)["dummy"] == 7).all()
+
+
+def test_a_registered_notebook_is_run(monkeypatch):
+    monkeypatch.setitem(NOTEBOOKS, "99_dummy", Notebook("99_dummy"))
+    assert batch.find_notebooks(MODELS["sd14"])[-1].name == "99_dummy"
+
+
+def test_the_rule_that_chooses_an_edit(run):
+    table = pd.DataFrame(
+        {
+            "contrast": ["", "empty", "empty", "empty", "ordinary", "empty"],
+            "steps": [0, 2, 2, 2, 2, 1],
+            "sparsity": [0.0, 0.5, 0.1, 0.3, 0.05, 0.05],
+            "replication_rate": [1.0, 0.1, 0.9, 0.4, 0.0, 0.0],
+            "relative_alignment": [0.95, 0.8, 0.94, 0.9, 1.0, 1.0],
+        }
+    )
+    assert notebook04.choose(table, run.parameters)["sparsity"] == 0.3  # 0.5 replicates less, and keeps too little
+    exact = table.assign(exact_rate=[1.0, 0.9, 0.7, 0.7, 0.0, 0.0])
+    assert notebook04.choose(exact, run.parameters)["sparsity"] == 0.1  # the sparsest of equals
+    worse = table.assign(relative_alignment=[1.0] + [0.5] * 5)
+    assert notebook04.choose(worse, run.parameters)["sparsity"] == 0.1  # none keeps enough: the sparsest
