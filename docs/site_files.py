@@ -24,8 +24,8 @@ IMPORT = re.compile(r"""\bimport\b[^;]*["']https?://[^"']*""")
 
 
 def _formulas():
-    """`memsub.run.formulas`, loaded as a file: what builds the site has no torch."""
-    path = ROOT / "src/memsub/run/formulas.py"
+    """`memsub_extra.notebooks.formulas`, loaded as a file: what builds the site has no torch."""
+    path = ROOT / "src/memsub_extra/notebooks/formulas.py"
     spec = importlib.util.spec_from_file_location("formulas", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

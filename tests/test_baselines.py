@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from memsub import baselines
-from memsub.baselines.value_neurons import memorization_score
 from memsub.measure.detection import first_step_scores
 from memsub.models import as_denoiser, generate, initial_noise
 from memsub.testbed.unet import SceneUNet
+from memsub_extra.mitigations import random_tokens, value_neurons
+from memsub_extra.mitigations.value_neurons import memorization_score
 
 SOME = ["a red heart", "a blue fish and a pink moon", "a green star on a white background", "two cats"]
 
@@ -53,15 +54,15 @@ def test_optimized_embeddings_are_the_same_whatever_the_batch(exact_micro):
 
 def test_random_tokens_are_added_at_random_places(micro):
     prompt = "a red heart on a plain green background"
-    changed = baselines.add_random_tokens(micro.tokenizer, [prompt] * 5, k=3, seed=1)
+    changed = random_tokens.add_random_tokens(micro.tokenizer, [prompt] * 5, k=3, seed=1)
     assert len(set(changed)) > 1
     for text in changed:
         words = iter(text.split(" "))
         assert len(text.split(" ")) == len(prompt.split(" ")) + 3
         assert all(word in words for word in prompt.split(" "))  # in the same order
-    assert baselines.add_random_tokens(micro.tokenizer, [prompt], k=0) == [prompt]
+    assert random_tokens.add_random_tokens(micro.tokenizer, [prompt], k=0) == [prompt]
     with pytest.raises(ValueError, match="must not be negative"):
-        baselines.add_random_tokens(micro.tokenizer, [prompt], k=-1)
+        random_tokens.add_random_tokens(micro.tokenizer, [prompt], k=-1)
 
 
 def test_value_layers_are_those_on_the_way_down_and_in_the_middle(micro):
@@ -79,7 +80,7 @@ def test_value_neurons_are_silenced_and_come_back(exact_micro):
     plain = layer(x)
     masks = torch.zeros(2, layer.out_features, dtype=torch.bool)
     masks[0, [1, 3]] = masks[1, 2] = True  # each prompt has its own
-    with pytest.raises(RuntimeError, match="planted"), baselines.deactivated(exact_micro, {name: masks}):
+    with pytest.raises(RuntimeError, match="planted"), value_neurons.deactivated(exact_micro, {name: masks}):
         for half in layer(torch.cat([x, x])).chunk(2):  # as under guidance
             assert torch.equal(half == 0, masks[:, None].expand_as(half))
             others = ~masks[:, None].expand_as(half)
@@ -92,18 +93,20 @@ def test_value_neurons_are_silenced_and_come_back(exact_micro):
 
 def without(pipe, prompts, neurons) -> torch.Tensor:
     """Scores of prompts whose neurons are silenced."""
-    with baselines.deactivated(pipe, neurons):
+    with value_neurons.deactivated(pipe, neurons):
         return memorization_score(pipe, prompts, len(prompts))
 
 
 def test_the_neurons_of_each_prompt_are_needed_and_enough(exact_micro):
     pipe = exact_micro
-    statistics = baselines.value_statistics(pipe, [f"{n} red hearts" for n in ["two", "three", "four", "five", "six"]])
+    statistics = value_neurons.value_statistics(
+        pipe, [f"{n} red hearts" for n in ["two", "three", "four", "five", "six"]]
+    )
     scores = memorization_score(pipe, SOME)
     threshold = 1.55  # two of them score over it, and come under it when their neurons are silenced
     assert (scores > threshold).sum() == 2
     statistics, options = replace(statistics, score_mean=threshold, score_std=0.0), {"z": 2.0, "z_min": 0.0}
-    neurons = baselines.find_value_neurons(pipe, SOME, statistics, **options)
+    neurons = value_neurons.find_value_neurons(pipe, SOME, statistics, **options)
     silenced = torch.cat(list(neurons.values()), 1)
     assert torch.equal(silenced.any(1), scores > threshold)  # a prompt that scores under it is left alone
     after = without(pipe, SOME, neurons)
@@ -116,16 +119,16 @@ def test_the_neurons_of_each_prompt_are_needed_and_enough(exact_micro):
             fewer[name][0, neuron] = False
             assert without(pipe, [SOME[prompt]], fewer)[0] > threshold
     # Alone, a prompt has the neurons that it has among others.
-    alone = baselines.find_value_neurons(pipe, SOME[prompt : prompt + 1], statistics, **options)
+    alone = value_neurons.find_value_neurons(pipe, SOME[prompt : prompt + 1], statistics, **options)
     assert all(torch.equal(m[0], neurons[n][prompt]) for n, m in alone.items())
     # With a threshold that every prompt exceeds, all that lies out is silenced.
-    more = baselines.find_value_neurons(pipe, SOME[:2], replace(statistics, score_mean=-1.0), **options)
+    more = value_neurons.find_value_neurons(pipe, SOME[:2], replace(statistics, score_mean=-1.0), **options)
     assert sum(m.sum() for m in more.values()) > silenced[:2].sum()
 
 
 def test_value_neurons_of_a_memorized_prompt_lower_its_score(pipe, prompts):
     unseen = prompts.of("heldout")[:8]
-    statistics = baselines.value_statistics(pipe, unseen)
+    statistics = value_neurons.value_statistics(pipe, unseen)
     spread = 2.0  # under NeMo's one deviation hardly any memorized prompt of this model comes
     threshold = statistics.score_mean + spread * statistics.score_std
     some = [*prompts.memorized[:4], unseen[0]]
@@ -133,7 +136,7 @@ def test_value_neurons_of_a_memorized_prompt_lower_its_score(pipe, prompts):
     assert (scores[:4] > threshold).float().mean() >= 0.5
     (first,) = torch.nonzero(scores > threshold)[:1, 0].tolist()
     two = [some[first], some[4]]
-    neurons = baselines.find_value_neurons(pipe, two, statistics, spread=spread, z=3.0)
+    neurons = value_neurons.find_value_neurons(pipe, two, statistics, spread=spread, z=3.0)
     assert torch.cat(list(neurons.values()), 1).any(1).tolist() == [True, bool(scores[4] > threshold)]
     assert without(pipe, two, neurons)[0] < scores[first]
 
@@ -142,10 +145,10 @@ def test_searches_declare_more_than_they_take(exact_micro):
     denoiser, counted, declared = as_denoiser(exact_micro), [], []
     predict, denoiser.declare = denoiser.predict, declared.append
     denoiser.predict = lambda x, t, c: counted.append(len(x)) or predict(x, t, c)
-    statistics = baselines.value_statistics(denoiser, SOME)
+    statistics = value_neurons.value_statistics(denoiser, SOME)
     counted.clear()
     lower = replace(statistics, score_mean=0.9 * statistics.score_mean, score_std=0.0)
-    baselines.find_value_neurons(denoiser, SOME[:2], lower, z_min=0.0)
+    value_neurons.find_value_neurons(denoiser, SOME[:2], lower, z_min=0.0)
     assert len(declared) == 1 and sum(counted) <= 4 * 2 + declared[0]
     counted.clear()
     baselines.optimized_embeddings(denoiser, SOME[:2], target=0.0, iterations=4)
@@ -155,7 +158,7 @@ def test_searches_declare_more_than_they_take(exact_micro):
 
 def test_statistics_need_two_prompts(micro):
     with pytest.raises(ValueError, match="statistics need two prompts or more; got 1"):
-        baselines.value_statistics(micro, ["a"])
+        value_neurons.value_statistics(micro, ["a"])
 
 
 @pytest.mark.parametrize("name", baselines.BASELINES)

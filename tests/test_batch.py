@@ -13,8 +13,8 @@ from tools.rehearsal import foreign_findings
 
 from memsub.__main__ import main
 from memsub.io.files import save_json
-from memsub.run import batch
-from memsub.run.notebooks import Notebook
+from memsub_extra.notebooks import batch
+from memsub_extra.notebooks.listing import Notebook
 
 
 @pytest.fixture

@@ -2,10 +2,10 @@
 
 import pytest
 import yaml
-from conftest import SMALL
 from diffusers import StableDiffusionPipeline
 
 import memsub
+from conftest import SMALL
 from memsub.__main__ import main
 
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 
 from conftest import ONE_METHOD, SMALL
 from memsub import ActivationStats, WeightMasks
-from memsub.run import experiments
-from memsub.models import sampler_fingerprint
 from memsub.io.files import save_tensors
+from memsub.models import sampler_fingerprint
+from memsub.run import experiments
 from memsub.run.parameters import Parameters
 from memsub.run.run import Run
 from memsub.testbed import dataset

@@ -10,7 +10,7 @@ import site_files
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from memsub.run.formulas import FORMULA, mathml
+from memsub_extra.notebooks.formulas import FORMULA, mathml
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {"memsub.__main__"}

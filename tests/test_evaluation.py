@@ -12,6 +12,7 @@ from memsub.measure.evaluation import alignment, alignment_each
 from memsub.measure.intervals import interval, rate
 from memsub.measure.metrics import CopyMetric, Metrics, PromptMetric
 from memsub.measure.verdict import by_exact_test, by_threshold
+from memsub_extra.notebooks.notebook04 import seed_similarity
 
 
 def mean_colour(images: np.ndarray) -> torch.Tensor:
@@ -108,4 +109,4 @@ def test_bad_input_is_named():
 
 
 def test_seed_similarity_is_one_for_a_fixed_image():
-    np.testing.assert_allclose(memsub.seed_similarity(always_red, COLOURS, ["red", "blue"], seeds=3), np.ones((2, 3)))
+    np.testing.assert_allclose(seed_similarity(always_red, COLOURS, ["red", "blue"], seeds=3), np.ones((2, 3)))

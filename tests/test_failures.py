@@ -22,10 +22,10 @@ from PIL import Image
 import memsub
 from memsub import attacks
 from memsub.activations import _unit_squares_on_device, capture, unit_squares
-from memsub.run.batch import NOTEBOOKS
-from memsub.models import StableDiffusionDenoiser, as_denoiser
 from memsub.io.files import save_table, save_tensors, save_text
 from memsub.io.images import read_images, save_image
+from memsub.models import StableDiffusionDenoiser, as_denoiser
+from memsub_extra.notebooks.batch import NOTEBOOKS
 
 OPTIONS = {"steps": 2, "guidance_scale": 3.0, "progress": False}
 

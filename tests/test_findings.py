@@ -9,8 +9,9 @@ import pytest
 from tools import figures
 
 from memsub.io.files import load_json, save_json
-from memsub.run.batch import project
-from memsub.run.findings import (
+from memsub.run.run import Run
+from memsub_extra.notebooks.batch import project
+from memsub_extra.notebooks.findings import (
     at_least,
     at_most,
     checks,
@@ -25,7 +26,6 @@ from memsub.run.findings import (
     share,
     tally,
 )
-from memsub.run.run import Run
 from memsub_extra.training import widths
 
 

@@ -1,21 +1,82 @@
-"""UNets with the exact configurations of SD1.4 and SD2.0 and random weights go through the whole method."""
+"""Networks with the exact configurations of SD1.4 and SD2.0: from shapes, and once whole with random weights."""
 
 import pytest
 import torch
 from tools.fullsize import random_pipeline
 
+import memsub
 from memsub.activations import capture
-from memsub.models import as_denoiser
+from memsub.models import as_denoiser, fingerprint
 from memsub.neurons import locate
 from memsub.pruning import Edit, pruned
+from memsub.run.parameters import Parameters
+from memsub_extra.full_size.device import Elsewhere, size
+from memsub_extra.full_size.memory import describe, memory
+from memsub_extra.full_size.shapes import shapes
 
 WIDTHS = [320] * 2 + [640] * 2 + [1280] * 3 + [1280] * 3 + [640] * 3 + [320] * 3  # down, mid, up
+CAPTION = "a red heart on a plain green background"
+MODELS = [("sd14", 3, 859.5), ("sd20", 2, 865.9)]
+"""Name, network calls of two steps (PNDM makes one more than steps), and millions of parameters of the network."""
 
 
-@pytest.mark.parametrize(
-    ("name", "calls", "million"),
-    [("sd14", 3, 859.5), ("sd20", 2, 865.9)],  # PNDM makes one call more than steps
-)
+@pytest.mark.parametrize(("name", "calls", "million"), MODELS)
+def test_the_method_meets_the_published_shapes(name, calls, million):
+    """In the dtype that tests/test_elsewhere.py does not combine with this model's scheduler."""
+    pipe = shapes(name, torch.bfloat16 if name == "sd14" else torch.float16, sample_size=8)
+    denoiser = as_denoiser(pipe)
+    assert sum(p.numel() for p in denoiser.network.parameters()) / 1e6 == pytest.approx(million, abs=0.1)
+    layers = denoiser.layers()
+    sizes = {layer: tuple(m.weight.shape) for layer, m in layers.items()}
+    assert list(sizes.values()) == [(d, 4 * d) for d in WIDTHS]
+    assert [layer.split("_")[0] for layer in layers] == ["down"] * 6 + ["mid"] + ["up"] * 9
+    order = []
+    handles = [m.register_forward_hook(lambda *_, n=n: order.append(n)) for n, m in layers.items()]
+    with Elsewhere(number=60) as device:  # the paper's 1 % of the widest row is 51
+        stats = capture(pipe, [CAPTION], steps=2, progress=False)
+        assert not device.waits
+        for handle in handles:
+            handle.remove()
+        masks = locate(pipe, stats, stats)
+        edit = Edit({layer: torch.arange(3) for layer in sizes}, sizes, {"model": fingerprint(pipe)})
+        with pruned(pipe, edit) as edited:
+            images = memsub.generate(edited, [CAPTION], steps=1, progress=False)
+    assert order == list(layers) * calls
+    assert [tuple(sums.shape) for sums in stats.sums.values()] == [(1, calls, 4 * d) for d in WIDTHS]
+    assert list(masks.layers) == list(layers)
+    assert masks.provenance["sparsity"] == 0.01
+    assert images.shape == (1, 64, 64, 3)
+
+
+def test_peak_memory_is_estimated_from_shapes(monkeypatch):
+    """At small latents: what lies in memory beside the weights grows with them, the time of this test does not."""
+    monkeypatch.setattr("memsub_extra.full_size.memory.SIDES", (256,))
+    monkeypatch.setattr("memsub_extra.full_size.memory.gradient_rows", lambda denoiser: 4)
+    parameters = Parameters.checked({"model": "sd14", "sampling": {"batch_size": 4}})
+    table = memory(parameters)
+    assert list(table.columns) == ["256 pixels"]
+    assert table.index.tolist() == [
+        "sampling, 4 images",
+        "capture, 4 prompts",
+        "embedding attack, 4 rows",
+        "fine-tuning all weights (AdamW), 4 pairs",
+    ]
+    pipe = shapes("sd14")
+    weights = size(as_denoiser(pipe).parts().values()) / 1e9
+    network = size([as_denoiser(pipe).network]) / 1e9
+    assert (table["256 pixels"] > weights).all()
+    assert table["256 pixels"].iloc[3] > weights + 3 * network, "gradients, and two numbers of AdamW a weight"
+    monkeypatch.setattr("memsub_extra.full_size.memory.memory", lambda p: table)
+    assert describe(parameters).startswith("on a GPU, peak gigabytes from shapes (weights included):\n")
+
+
+def test_other_models_have_no_estimate_of_memory():
+    assert memory(Parameters()) is None
+    assert describe(Parameters()) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "calls", "million"), MODELS)
 def test_capture_locate_and_prune_at_full_size(name, calls, million):
     pipe = random_pipeline(name, sample_size=8)
     denoiser = as_denoiser(pipe)
@@ -24,7 +85,7 @@ def test_capture_locate_and_prune_at_full_size(name, calls, million):
     assert [tuple(m.weight.shape) for m in layers.values()] == [(d, 4 * d) for d in WIDTHS]
     order = []
     handles = [m.register_forward_hook(lambda *_, n=n: order.append(n)) for n, m in layers.items()]
-    stats = capture(pipe, ["a red heart on a plain green background"], steps=2, progress=False)
+    stats = capture(pipe, [CAPTION], steps=2, progress=False)
     for handle in handles:
         handle.remove()
     assert order == list(layers) * calls

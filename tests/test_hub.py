@@ -12,6 +12,7 @@ import torch
 
 from memsub.models import fingerprint
 from memsub.pruning import Edit
+from memsub_extra.archives.hub import edit_from_hub, push_edit
 
 REPO = "somebody/an-edit"
 
@@ -77,37 +78,40 @@ def hub(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def edit(pipe):
+def edit(micro):
     """Large enough that its head is not the whole of it."""
     n = 200_000
-    return Edit({"a.layer": torch.arange(0, 2 * n, 2)}, {"a.layer": (1000, 1000)}, {"model": fingerprint(pipe)})
+    return Edit({"a.layer": torch.arange(0, 2 * n, 2)}, {"a.layer": (1000, 1000)}, {"model": fingerprint(micro)})
 
 
-def test_an_edit_goes_to_the_hub_and_comes_back(hub, pipe, edit):
+def test_an_edit_goes_to_the_hub_and_comes_back(hub, micro, edit):
     table = pd.DataFrame({"model": ["unedited", "edited"], "replicated": [1.0, 0.25]})
-    address = edit.push_to_hub(REPO, audit=table, token="hf_x", endpoint=hub.address)
+    address = push_edit(edit, REPO, audit=table, token="hf_x", endpoint=hub.address)
     assert address == f"{hub.address}/{REPO}"
     card = hub.files["README.md"].decode()
     assert "| edited | 0.25 |" in card
-    assert f'memsub.Edit.from_hub("{REPO}", pipe)' in card
-    assert fingerprint(pipe)[:12] in card
-    again = Edit.from_hub(REPO, pipe, endpoint=hub.address)
+    assert f'edit_from_hub("{REPO}", pipe)' in card
+    assert fingerprint(micro)[:12] in card
+    again = edit_from_hub(REPO, micro, endpoint=hub.address)
     assert torch.equal(again.positions["a.layer"], edit.positions["a.layer"])
     assert again.provenance == edit.provenance
 
 
-def test_the_edit_of_another_model_is_refused_before_it_is_downloaded(hub, pipe, twin, edit):
-    edit.push_to_hub(REPO, token="hf_x", endpoint=hub.address)
+def test_the_edit_of_another_model_is_refused_before_it_is_downloaded(hub, other_micro, edit):
+    push_edit(edit, REPO, token="hf_x", endpoint=hub.address)
     with pytest.raises(ValueError, match=f"the edit in {REPO} was made for another model"):
-        Edit.from_hub(REPO, twin, endpoint=hub.address)
+        edit_from_hub(REPO, other_micro, endpoint=hub.address)
     assert hub.sent["edit.safetensors"] < 0.2 * len(hub.files["edit.safetensors"])
 
 
-def test_names_and_repositories_that_are_wrong_are_told(hub, pipe, edit, tmp_path):
-    with pytest.raises(ValueError, match=r"named 'owner/name'; got 'an-edit'"):
-        edit.push_to_hub("an-edit", endpoint=hub.address)
+def test_names_and_repositories_that_are_wrong_are_refused(hub, micro, edit):
+    for wrong in ("an-edit", "a/b/c", "/x"):
+        with pytest.raises(ValueError, match=rf"named 'owner/name'; got '{wrong}'"):
+            push_edit(edit, wrong, endpoint=hub.address)
+        with pytest.raises(ValueError, match=rf"named 'owner/name'; got '{wrong}'"):
+            edit_from_hub(wrong, micro, endpoint=hub.address)
     from safetensors.torch import save
 
     hub.files["edit.safetensors"] = save({"x": torch.zeros(1)}, {"format": "pt"})
     with pytest.raises(ValueError, match="holds no Edit of memsub"):
-        Edit.from_hub(REPO, pipe, endpoint=hub.address)
+        edit_from_hub(REPO, micro, endpoint=hub.address)

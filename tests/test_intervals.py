@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from memsub.measure.intervals import (
+from memsub_extra.notebooks.intervals import (
     auc_interval,
     difference_interval,
     difference_of,

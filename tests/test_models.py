@@ -6,8 +6,9 @@ import pytest
 
 import memsub
 from memsub.io.downloads import SOURCES
-from memsub.models import MODELS, ModelInfo, as_denoiser, at_hand, find_model, model_of
+from memsub.models import MODELS, ModelInfo, as_denoiser, find_model, model_of
 from memsub.world import WORLDS
+from memsub_extra.notebooks.cost import at_hand
 
 
 def test_a_row_says_all_that_is_known_of_a_model():

@@ -9,9 +9,9 @@ from matplotlib import pyplot as plt
 from matplotlib.text import Text
 
 from memsub.baselines import BASELINES
-from memsub.run import plots
-from memsub.run.plots.style import model_styles
 from memsub_extra.lab import plots as lab_plots
+from memsub_extra.notebooks import plots
+from memsub_extra.notebooks.plots.style import model_styles
 from memsub_extra.unlearning import plots as unlearning_plots
 
 LAYERS = ["down_blocks.0.attentions.0.x", "mid_block.attentions.0.x"]

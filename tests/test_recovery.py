@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from memsub_extra.archives import recovery
-from memsub_extra.archives.recovery import PoliteSession, fetch_images, told
+from memsub_extra.archives.recovery import PoliteSession, described, fetch_and_describe, fetch_images
 
 RNG = np.random.default_rng(0)
 
@@ -94,23 +94,23 @@ def test_each_source_is_asked_in_turn_and_named(web, session, tmp_path):
     web.answers[f"/web/2021id_/{web.address}archived.png"] = [(302, {"Location": capture}, b"")]
     web.answers[capture] = [(200, {}, archived)]
     in_common_crawl(web, web.address + "crawled.png", crawled)
-    found = fetch_images(table, tmp_path / "gt", session=session, progress=False)
-    assert found["source"].tolist() == ["address", "Wayback Machine", "Common Crawl", ""]
-    assert found["when"].tolist()[1:] == ["2020-01-02", "2019-08-23", ""]
+    brought = fetch_images(table, tmp_path / "gt", session=session, progress=False)
+    assert brought["source"].tolist() == ["address", "Wayback Machine", "Common Crawl", ""]
+    assert brought["when"].tolist()[1:] == ["2020-01-02", "2019-08-23", ""]
     for index, body in zip("345", (here, archived, crawled), strict=True):
-        picture = np.asarray(Image.open(tmp_path / "gt" / index / "0.png"))
-        np.testing.assert_array_equal(picture, np.asarray(Image.open(io.BytesIO(body))))
-    assert "3 of 4 training images: 1 from Common Crawl, 1 from Wayback Machine, 1 from address" in told(found)
+        saved = np.asarray(Image.open(tmp_path / "gt" / index / "0.png"))
+        np.testing.assert_array_equal(saved, np.asarray(Image.open(io.BytesIO(body))))
+    assert "3 of 4 training images: 1 from Common Crawl, 1 from Wayback Machine, 1 from address" in described(brought)
 
 
-def test_error_pages_stubs_and_halves_are_no_pictures(web, session, tmp_path):
+def test_error_pages_stubs_and_halves_are_no_images(web, session, tmp_path):
     table = rows(web, "page.png", "icon.png", "half.png", "short.png")
-    web.answers["/page.png"] = [(200, {}, b"<html>this picture is no longer available</html>")]
+    web.answers["/page.png"] = [(200, {}, b"<html>this image is no longer available</html>")]
     web.answers["/icon.png"] = [(200, {}, png(16))]
     web.answers["/half.png"] = [(200, {}, png()[:100])]
     web.answers["/short.png"] = [(200, {"Content-Length": "100000"}, png())]
-    found = fetch_images(table, tmp_path / "gt", session=session, progress=False)
-    assert found["source"].tolist() == [""] * 4
+    brought = fetch_images(table, tmp_path / "gt", session=session, progress=False)
+    assert brought["source"].tolist() == [""] * 4
     assert not list((tmp_path / "gt").rglob("*.png"))
 
 
@@ -128,22 +128,22 @@ def test_a_second_call_asks_only_for_what_is_missing(web, session, tmp_path):
     assert fetch_images(table, tmp_path / "gt", session=session, progress=False)["source"].tolist() == ["before"] * 2
 
 
-def test_pictures_that_look_alike_are_suspicious(web, session, tmp_path):
+def test_images_that_look_alike_are_suspicious(web, session, tmp_path):
     placeholder = png()
     for name in ("a.png", "b.png", "c.png"):
         web.answers[f"/{name}"] = [(200, {}, png() if name == "c.png" else placeholder)]
-    found = fetch_images(rows(web, "a.png", "b.png", "c.png"), tmp_path / "gt", session=session, progress=False)
-    assert found["same_as"].tolist() == ["", "3", ""]
-    assert "1 look like an earlier one, perhaps placeholders: 4 like 3" in told(found)
+    brought = fetch_images(rows(web, "a.png", "b.png", "c.png"), tmp_path / "gt", session=session, progress=False)
+    assert brought["same_as"].tolist() == ["", "3", ""]
+    assert "1 look like an earlier one, perhaps placeholders: 4 like 3" in described(brought)
 
 
 def test_a_busy_server_is_given_the_time_it_asks_for(web, tmp_path):
     web.answers["/busy.png"] = [(429, {"Retry-After": "1"}, b""), (200, {}, png())]
     began = time.monotonic()
-    found = fetch_images(
+    brought = fetch_images(
         rows(web, "busy.png"), tmp_path / "gt", session=PoliteSession(timeout=1, pause=0), progress=False
     )
-    assert found["source"].tolist() == ["address"]
+    assert brought["source"].tolist() == ["address"]
     assert time.monotonic() - began >= 1
 
 
@@ -160,3 +160,45 @@ def test_a_host_gets_a_pause_between_requests(web, tmp_path):
 def test_a_list_without_addresses_is_refused(web, tmp_path):
     with pytest.raises(ValueError, match="no column 'url'"):
         fetch_images(rows(web, "a.png")[["index"]], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["../outside", "/tmp/x", "", ".", "..", "a/b", "a\\b", "C:x", " x", "x\n", "x\0", "x" * 201, "\u00e9" * 101],
+)
+def test_an_index_that_is_no_plain_name_is_refused_before_anything_is_asked_for(web, session, tmp_path, index):
+    web.answers["/a.png"] = web.answers["/b.png"] = [(200, {}, png())]
+    table = rows(web, "a.png", "b.png").assign(index=["fine", index])
+    with pytest.raises(ValueError, match=r"^row 2 of the prompt list has the index .*, which is no plain name"):
+        fetch_images(table, tmp_path / "in" / "gt", session=session, progress=False)
+    assert not web.asked
+    assert not list(tmp_path.iterdir())
+
+
+def test_plain_names_are_kept(web, session, tmp_path):
+    names = ["0", "caption 3", "a.b", "-1", "x" * 200, "\u00e9"]
+    table = rows(web, *["a.png"] * len(names)).assign(index=names)
+    web.answers["/a.png"] = [(200, {}, png())]
+    brought = fetch_images(table, tmp_path / "gt", session=session, progress=False)
+    assert brought["source"].eq("address").all()
+    assert sorted(path.parent.name for path in (tmp_path / "gt").rglob("*.png")) == sorted(names)
+
+
+def test_two_rows_of_one_index_are_refused_before_anything_is_asked_for(web, session, tmp_path):
+    table = rows(web, "a.png", "b.png", "c.png").assign(index=[5, 6, 5])
+    with pytest.raises(ValueError, match="rows 1 and 3 of the prompt list have one index, '5'"):
+        fetch_images(table, tmp_path / "gt", session=session, progress=False)
+    assert not web.asked
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_list_of_any_source_is_fetched_and_described(web, tmp_path, monkeypatch):
+    """As the registry of sources of training images calls it."""
+    from memsub.run.data import TRAINING_IMAGES
+
+    monkeypatch.setitem(TRAINING_IMAGES, "web archives", fetch_and_describe)
+    monkeypatch.setattr(recovery, "PAUSE", 0)
+    web.answers["/here.png"] = [(200, {}, png())]
+    text = TRAINING_IMAGES["web archives"](rows(web, "here.png", "gone.png"), tmp_path / "gt")
+    assert text == "1 of 2 training images: 1 from address"
+    assert (tmp_path / "gt" / "3" / "0.png").is_file()

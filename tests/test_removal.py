@@ -180,7 +180,7 @@ def test_removals_are_found_by_their_names():
     assert set(shipped.whole(REMOVALS)) >= {"pruning", "regrowth", "training anew", "further training"}
     assert displayed("training anew") == "training, re-initialized"
     assert displayed("SISS, as many random weights") == "SISS, density-matched random weights"
-    with pytest.raises(ValueError, match="unknown removal 'regrowht'. Did you mean 'regrowth'"):
+    with pytest.raises(ValueError, match=r"unknown removal 'regrowht'\. Did you mean 'regrowth'"):
         REMOVALS.find("regrowht")
 
 

@@ -11,8 +11,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from PIL import Image
 
 from memsub.io.files import save_json
-from memsub.run.formulas import FORMULA, mathml
-from memsub.run.report import verdicts, write_report
+from memsub_extra.notebooks.formulas import FORMULA, mathml
+from memsub_extra.notebooks.report import verdicts, write_report
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 

@@ -13,12 +13,12 @@ from memsub.measure.metrics import Metrics
 from memsub.measure.verdict import Judge
 from memsub.models import StableDiffusionDenoiser, fingerprint
 from memsub.prompts import disjoint_pairs, subsets
-from memsub.run import notebook03, notebook04
 from memsub.run.model import Model
 from memsub.run.parameters import Parameters
 from memsub.run.run import Run
 from memsub.run.scores import Scores
 from memsub.run.specs import EditSpec, Group
+from memsub_extra.notebooks import notebook03, notebook04
 
 THIRD = Group.subset("memorized", 3, 1)
 

@@ -1,11 +1,15 @@
 """The law of row width, on tables whose law is known."""
 
+from functools import partial
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from memsub.io.store import Store
 from memsub_extra.training import plots
-from memsub_extra.training.widths import half_interval, half_sparsity, law
+from memsub_extra.training.widths import half_interval, half_sparsity, law, stored_law
 
 SPARSITY = (0.01, 0.03, 0.1, 0.3, 0.6)
 
@@ -34,8 +38,8 @@ def table(exponent: float, captions: int = 400) -> pd.DataFrame:
 
 
 def test_half_sparsity_is_found():
-    found = half_sparsity(table(-0.5))
-    assert found.to_numpy() == pytest.approx([0.4, 0.4 * 0.3**0.5, 0.4 * 0.1**0.5], rel=0.15)
+    half = half_sparsity(table(-0.5))
+    assert half.to_numpy() == pytest.approx([0.4, 0.4 * 0.3**0.5, 0.4 * 0.1**0.5], rel=0.15)
 
 
 def test_half_sparsity_of_one_model_has_an_interval_around_it():
@@ -51,10 +55,10 @@ def test_each_training_of_a_width_counts():
     first = table(-0.5, captions=100)
     again = first[first["row"] == 300].assign(training=1, replicated=False)
     again.loc[again["sparsity"] < 0.1, "replicated"] = True
-    found, both = (half_sparsity(of) for of in (first, pd.concat([first, again])))
-    assert both.drop((300.0, 1)).equals(found)
+    one, both = (half_sparsity(part) for part in (first, pd.concat([first, again])))
+    assert both.drop((300.0, 1)).equals(one)
     assert 0.03 < both[300.0, 1] < 0.1 < both[300.0, 0]
-    before, after = (law(of, widths=(300,), draws=5) for of in (first, pd.concat([first, again])))
+    before, after = (law(part, widths=(300,), draws=5) for part in (first, pd.concat([first, again])))
     assert after.loc[300, "value"] < before.loc[300, "value"]
     assert after.loc["slope", "value"] > before.loc["slope", "value"]
     assert len(plots.width_tradeoff(pd.concat([first, again])).axes[0].lines) == 4
@@ -62,11 +66,11 @@ def test_each_training_of_a_width_counts():
 
 @pytest.mark.parametrize("exponent", [-1.0, 0.0])
 def test_the_law_is_found(exponent):
-    found = law(table(exponent, captions=100), widths=(600, 2000), draws=60)
-    assert found.loc["slope", "value"] == pytest.approx(exponent, abs=0.12)
-    assert found.loc[600, "value"] == pytest.approx(0.4 * 2**exponent, rel=0.15)
-    assert (found["low"] < found["value"]).all() and (found["value"] < found["high"]).all()
-    assert found.loc["slope", "high"] - found.loc["slope", "low"] < 0.3
+    line = law(table(exponent, captions=100), widths=(600, 2000), draws=60)
+    assert line.loc["slope", "value"] == pytest.approx(exponent, abs=0.12)
+    assert line.loc[600, "value"] == pytest.approx(0.4 * 2**exponent, rel=0.15)
+    assert (line["low"] < line["value"]).all() and (line["value"] < line["high"]).all()
+    assert line.loc["slope", "high"] - line.loc["slope", "low"] < 0.3
 
 
 def test_a_model_that_always_replicates_has_no_half_sparsity():
@@ -79,3 +83,13 @@ def test_figures():
     frame = table(-1.0, captions=40)
     for figure in (plots.width_tradeoff(frame), plots.width_law(frame, law(frame, (1280, 5120), draws=5))):
         assert all(axis.get_xlabel() and axis.get_ylabel() for axis in figure.axes)
+
+
+def test_the_law_of_the_shipped_table_is_computed_once(tmp_path, monkeypatch):
+    run = SimpleNamespace(store=Store(tmp_path))
+    monkeypatch.setattr("memsub_extra.training.widths.measured", lambda: table(-0.5, captions=20))
+    monkeypatch.setattr("memsub_extra.training.widths.law", partial(law, draws=3))
+    first = stored_law(run, [600])
+    assert first.index.tolist() == ["slope", 600]
+    monkeypatch.setattr("memsub_extra.training.widths.law", None)
+    assert stored_law(run, [600]).equals(first)

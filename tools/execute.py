@@ -17,9 +17,9 @@ from nbformat import NotebookNode
 from tqdm.auto import tqdm
 
 from memsub.io.files import save_text
-from memsub.run.batch import project
-from memsub.run.notebooks import NOTEBOOKS
-from memsub.run.report import results
+from memsub_extra.notebooks.batch import project
+from memsub_extra.notebooks.listing import NOTEBOOKS
+from memsub_extra.notebooks.report import results
 
 
 def tidy(notebook: NotebookNode) -> NotebookNode:

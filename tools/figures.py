@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from memsub.io.files import load_json, save_json, save_text
-from memsub.run.batch import project
-from memsub.run.findings import SAFETY, counted, percent, share
+from memsub_extra.notebooks.batch import project
+from memsub_extra.notebooks.findings import SAFETY, counted, percent, share
 from memsub_extra.training import widths
 from memsub_extra.unlearning import shipped
 from memsub_extra.unlearning.audit import summary

@@ -22,7 +22,7 @@ from pathlib import Path
 import pandas as pd
 
 from memsub.io.files import load_json, save_json, save_text
-from memsub.run.batch import project
+from memsub_extra.notebooks.batch import project
 
 
 def settings() -> dict[str, dict[str, str]]:

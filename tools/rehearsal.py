@@ -28,8 +28,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from memsub.io.files import save_text
 from memsub.io.images import save_image
 from memsub.prompts import load_prompts
-from memsub.run import batch
 from memsub.testbed.dataset import weights_folder
+from memsub_extra.notebooks import batch
 from tools.fullsize import UNETS, random_pipeline
 
 SMALL: dict[str, Any] = {

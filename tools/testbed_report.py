@@ -21,20 +21,21 @@ import torch
 from matplotlib.figure import Figure
 
 from memsub.io.files import load_json, save_json, save_text
-from memsub.measure.evaluation import score, seed_similarity
+from memsub.measure.evaluation import score
 from memsub.measure.exact import LEVEL, uniformity
 from memsub.measure.intervals import interval
 from memsub.measure.metrics import Metrics, load_metrics
 from memsub.measure.verdict import exact_in
 from memsub.models import generate, load_pipeline
 from memsub.prompts import Prompts, load_prompts
-from memsub.run import plots
-from memsub.run.findings import percent
 from memsub.testbed import dataset
 from memsub.testbed.scenes import CHOICES, COLOURS, ICONS, Content, alternatives, caption, parse, sample_content
 from memsub.testbed.towers import SceneEncoder
 from memsub.testbed.unet import LEVELS, SceneUNet
 from memsub.testbed.world import exact_p
+from memsub_extra.notebooks import plots
+from memsub_extra.notebooks.findings import percent
+from memsub_extra.notebooks.notebook04 import seed_similarity
 from memsub_extra.training.scorers import copy_pairs, round_trip, scorer_scenes
 from memsub_extra.unlearning.pairs import SAMPLING
 

@@ -5,7 +5,6 @@ from .activations import capture as capture
 from .measure.distances import fid as fid
 from .measure.distances import kid as kid
 from .measure.evaluation import score as score
-from .measure.evaluation import seed_similarity as seed_similarity
 from .measure.evaluation import summary as summary
 from .measure.intervals import interval as interval
 from .measure.metric import CopyMetric as CopyMetric
@@ -27,11 +26,6 @@ from .prompts import Prompts as Prompts
 from .prompts import load_prompts as load_prompts
 from .pruning import Edit as Edit
 from .pruning import pruned as pruned
-from .run.findings import at_least as at_least
-from .run.findings import at_most as at_most
-from .run.findings import checks as checks
-from .run.findings import exactly as exactly
-from .run.findings import say as say
 from .run.parameters import Parameters as Parameters
 from .run.run import Run as Run
 from .run.specs import EditSpec as EditSpec

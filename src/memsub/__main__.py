@@ -13,28 +13,19 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from .registry import Registry
 
 if TYPE_CHECKING:
     from .run.parameters import Parameters
 
+COMMANDS: Registry[Callable[[argparse._SubParsersAction], None]] = Registry("memsub.commands", "command", {})
+"""Commands of other packages, such as `run`: each adds its parser to the others."""
+
 # Each command imports what it needs: a mistyped option is an error at once, not after seconds of importing torch.
-
-
-def _run(args: argparse.Namespace) -> None:
-    from .models import at_hand, load_pipeline
-    from .run import batch
-
-    if args.dry_run:
-        from .run.cost import describe
-
-        for name in args.parameters:
-            parameters, _ = batch.find_parameters(name)
-            print(describe(parameters, load_pipeline(parameters.model) if at_hand(parameters.model) else None))
-        return
-    for report in batch.run(args.parameters, args.out, args.notebooks or (), args.fresh, args.jobs):
-        print(f"Report: {report}")
 
 
 def _fetch(args: argparse.Namespace) -> None:
@@ -118,23 +109,9 @@ def _parser() -> argparse.ArgumentParser:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m memsub", description=__doc__, formatter_class=formatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_run(commands)
-    _add_fetch(commands)
-    _add_locate(commands)
-    _add_prune(commands)
+    for add in (*COMMANDS.values(), _add_fetch, _add_locate, _add_prune):
+        add(commands)
     return parser
-
-
-def _add_run(commands: argparse._SubParsersAction) -> None:
-    run = commands.add_parser("run", help="execute the notebooks in order, then write an HTML report")
-    names = "names in papermill_params/ (quick, tiny, sd14, sd20), or YAML files"
-    run.add_argument("parameters", nargs="+", help=names)
-    run.add_argument("--out", type=Path, help="run folder (default: runs/NAME); of several, the folder that holds them")
-    run.add_argument("--notebooks", nargs="+", metavar="NN", help="only those whose names begin so, such as 00 01")
-    run.add_argument("--fresh", action="store_true", help="execute all of them again")
-    run.add_argument("--jobs", type=int, default=1, help="so many notebooks side by side, on one CPU 2 pay (1)")
-    run.add_argument("--dry-run", action="store_true", help="print what it would take, and download nothing")
-    run.set_defaults(function=_run)
 
 
 def _add_fetch(commands: argparse._SubParsersAction) -> None:

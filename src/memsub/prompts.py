@@ -23,8 +23,7 @@ import pandas as pd
 
 from .io.images import decode_png
 from .io.lists import read_rows
-from .models import MODELS, find_model
-from .world import WORLDS
+from .models import MODELS, WORLDS, find_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,8 +1,8 @@
 """Names of things that can be added: own ones in a table, those of other packages by entry points.
 
-    BASELINES = Registry("memsub.baselines", "baseline", {"random tokens": "memsub.baselines.random_tokens:BASELINE"})
-    BASELINES["random tokens"]                  # imported now, not before
-    BASELINES["mine"] = Baseline(...)           # for this process, in a notebook for example
+    WORLDS = Registry("memsub.worlds", "world", {"testbed": "memsub.testbed.world:WORLD"})
+    WORLDS["testbed"]                           # imported now, not before
+    BASELINES["mine"] = Baseline(...)           # in this process alone, in a notebook for example
 
 Another package adds an entry in its pyproject.toml, and is imported when the name is used:
 

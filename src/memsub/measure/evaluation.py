@@ -4,7 +4,6 @@
     memorized = score(sample, metrics, captions, references)        # a row an image
     unseen = score(sample, metrics, other_captions)
     summary(memorized, unseen)                                      # the two axes of the trade-off
-    seed_similarity(sample, metrics, captions)                      # does a caption give the same image each time?
     with pruned(pipe, edit): ...                                    # the same for an edited model
 
 Images of memorized captions are compared with their training images (copy similarity), images of unseen captions with
@@ -116,15 +115,4 @@ def alignment(scored: pd.DataFrame) -> float:
     return float(alignment_each(scored).mean())
 
 
-def seed_similarity(sample: Sample, metrics: Metrics, captions: Sequence[str], seeds: int = 4) -> np.ndarray:
-    """Copy similarity of the images of every two seeds of each caption, shape (captions, pairs).
-
-    It is high where a caption gives nearly the same image for every seed.
-    """
-    images = sample(np.repeat(captions, seeds).tolist(), seeds=np.tile(range(seeds), len(captions)).tolist())
-    features = metrics.copy.features(images).reshape(len(captions), seeds, -1)
-    i, j = np.triu_indices(seeds, 1)
-    return (features[:, i] * features[:, j]).sum(-1)
-
-
-__all__ = ["alignment", "alignment_each", "interval", "score", "seed_similarity", "summary"]
+__all__ = ["alignment", "alignment_each", "interval", "score", "summary"]

@@ -18,11 +18,10 @@ on them.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
-
-from ..world import World
 
 ALTERNATIVES = 255
 LEVEL = 1 / (ALTERNATIVES + 1)
@@ -32,6 +31,26 @@ _TIE = 1e-6
 
 Features = Callable[[np.ndarray], np.ndarray]
 """Images, uint8 (n, height, width, 3), to unit vectors (n, dim)."""
+
+
+class Alternatives(Protocol):
+    """What exact tests need of a world."""
+
+    name: str
+
+    def content(self, prompt: str) -> Hashable:
+        """What a caption says of its image. Captions of one content share the alternatives.
+
+        Raises:
+            ValueError: the text is no caption of this world.
+        """
+
+    def alternatives(self, contents: Sequence[Any], seed: int = 0) -> Iterator[np.ndarray]:
+        """For each content (of `content`) in turn its alternatives, uint8 (N, height, width, 3), N = 255 or more.
+
+        They are independent draws from the distribution that training images of this content have, and a function of
+        content and seed. An exact test compares a generated image with them and with the training image.
+        """
 
 
 def blurred_pixels(images: np.ndarray) -> np.ndarray:
@@ -48,7 +67,7 @@ def exact_p(
     images: np.ndarray,
     prompts: Sequence[str],
     references: np.ndarray | None,
-    world: World,
+    world: Alternatives,
     *,
     features: Features = blurred_pixels,
     seed: int = 0,

@@ -18,19 +18,17 @@ from pathlib import Path
 import torch
 
 from ..io import distributed
-from ..models import find_model
+from ..models import WORLDS, find_model
 from ..registry import Registry
-from ..world import WORLDS
 from .clip import CLIPS, clip
 from .distances import fid, kid
 from .metric import CopyMetric, ImageMetric, PromptMetric
-from .sharpness import sharpness
 from .sscd import SSCD, sscd
 
 IMAGE_METRICS: Registry[ImageMetric] = Registry(
     "memsub.metrics",
     "metric",
-    {"exact_p": "memsub.testbed.world:exact_p", "sharpness": "memsub.measure.sharpness:sharpness"},
+    {"exact_p": "memsub.testbed.world:exact_p"},
 )
 """More numbers an image, by the name of their column in every evaluation; chosen by the parameter `metrics.more`."""
 
@@ -91,6 +89,5 @@ __all__ = [
     "fid",
     "kid",
     "load_metrics",
-    "sharpness",
     "sscd",
 ]

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from ..world import World
-from .exact import LEVEL, exact_p
+from .exact import LEVEL, Alternatives, exact_p
 from .metric import CopyMetric
 
 Decision = Callable[[np.ndarray, Sequence[str], np.ndarray], np.ndarray]
@@ -42,7 +41,7 @@ class Judge:
         return self.decide(images, prompts, references)
 
 
-def by_exact_test(world: World) -> Judge:
+def by_exact_test(world: Alternatives) -> Judge:
     """An image replicates if none of the world's alternatives is as similar as the training image (`exact_p`).
 
     The judge raises ValueError for captions of no such world, and for tables in which exact_p was not measured.
@@ -77,6 +76,6 @@ def by_threshold(copy: CopyMetric) -> Judge:
     return Judge("replication", f"{copy.identity} above {copy.threshold}", decide, of)
 
 
-def judge(world: World | None, copy: CopyMetric) -> Judge:
+def judge(world: Alternatives | None, copy: CopyMetric) -> Judge:
     """The exact test where there is a world, else the threshold of the copy metric."""
     return by_exact_test(world) if world else by_threshold(copy)

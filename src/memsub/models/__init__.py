@@ -11,8 +11,8 @@ True
 
 from .conditioning import Conditioning, as_conditioning
 from .fingerprints import check_model, fingerprint, module_fingerprint, sampler_fingerprint
-from .known import MODELS, ModelInfo
-from .loading import at_hand, find_model, load_pipeline, model_of
+from .known import MODELS, WORLDS, ModelInfo
+from .loading import find_model, load_pipeline, model_of
 from .prediction import Kind, NoiseSchedule, denoised, expected, noise_schedule, noised
 from .protocol import ADAPTERS, GRADIENT_ROWS, Denoiser, Pipeline, Solver, as_denoiser, declare
 from .sampling import (
@@ -36,6 +36,7 @@ __all__ = [
     "ADAPTERS",
     "GRADIENT_ROWS",
     "MODELS",
+    "WORLDS",
     "Conditioning",
     "Denoiser",
     "Kind",
@@ -48,7 +49,6 @@ __all__ = [
     "as_conditioning",
     "as_denoiser",
     "as_prompts",
-    "at_hand",
     "check_deterministic",
     "check_model",
     "check_plain",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ class ModelInfo:
         parameters: parameter file in papermill_params/, if it has one.
         sparsity, steps: the recommended edit: share of a row that may be memorized, steps that are united (tau).
         neurons: of all its second feed-forward maps together.
-        world: name in `memsub.world.WORLDS` of the data it was trained on, whose ground truth is known in full; or "".
+        world: name in `WORLDS` of the data it was trained on, whose ground truth is known in full; or "".
         twin: name of the model that was trained alike, but without the memorized pairs: what "gone" and "kept" mean.
     """
 
@@ -86,3 +87,5 @@ MODELS: Registry[ModelInfo] = Registry(
         "sd20": "memsub.models.known:SD20",
     },
 )
+WORLDS: Registry[Any] = Registry("memsub.worlds", "world", {"testbed": "memsub.testbed.world:WORLD"})
+"""Data sets with known ground truth (`memsub.world.World`), by the names in `ModelInfo.world`."""

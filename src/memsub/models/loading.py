@@ -86,13 +86,3 @@ def load_pipeline(
     )
     pipe.set_progress_bar_config(disable=True)  # `generate` shows one bar for all batches
     return pipe.to(device)
-
-
-def at_hand(model: str | Path) -> bool:
-    """Whether the model can be loaded without a download: a folder, or in the hub's cache."""
-    source = find_model(model).source
-    if Path(source).is_dir():
-        return True
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(source, "model_index.json"), str)

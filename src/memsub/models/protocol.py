@@ -140,8 +140,8 @@ GRADIENT_ROWS = 3
 def declare(pipe: Pipeline, rows: int) -> None:
     """Says how many rows of network calls a loop makes at most whose length depends on what it finds.
 
-    The estimate of a run's cost (`memsub.run.cost`) executes the same code with a denoiser that only counts, in which
-    such a loop ends at once. This is what comes on top of what is counted there. Any other denoiser ignores it.
+    The estimate of a run's cost executes the same code with a denoiser that only counts, in which such a loop ends at
+    once. This is what comes on top of what is counted there. Any other denoiser ignores it.
 
     Args:
         rows: of network calls; one whose gradient is asked for counts as `GRADIENT_ROWS`.

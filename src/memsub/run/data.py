@@ -22,10 +22,10 @@ import pandas as pd
 
 from ..io.distributed import first_on_each_machine
 from ..io.images import decode_png, image_files, read_images
-from ..models import ModelInfo, find_model
+from ..models import WORLDS, ModelInfo, find_model
 from ..prompts import Prompts, load_prompts, near_duplicates, subsets, too_long
 from ..registry import Registry
-from ..world import WORLDS, World
+from ..world import World
 from .parameters import Parameters
 from .specs import Group, Kind
 

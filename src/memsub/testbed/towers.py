@@ -1,8 +1,7 @@
-"""The small networks that look at scenes: the CLIP's image tower, the copy descriptor, and the alignment judge.
+"""The small networks that look at scenes: the copy descriptor and the alignment judge.
 
-    SceneEncoder(dim, pooled=True)      # what is there, wherever it is: for CLIP
+    SceneEncoder(dim, pooled=True)      # what is there, wherever it is
     SceneEncoder(dim, pooled=False)     # what is where: for the copy descriptor
-    SceneCLIP(text_width, text_layers)  # SceneEncoder beside the text tower of transformers' CLIP
     SceneJudge()                        # which icons in which colours, on which background: probabilities
 
 All save and load as a folder of `config.json` and `model.safetensors` (`save_pretrained`, `from_pretrained`).
@@ -16,12 +15,8 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from . import scenes
-
-CONTEXT = 24
-"""Longest caption in tokens, start and end included."""
 
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
@@ -95,35 +90,3 @@ class SceneJudge(ModelMixin, ConfigMixin):
         hidden = self.image.hidden(x)
         items, background, pattern = self.image.head[-1](hidden).split(scenes.CHOICES, dim=1)
         return torch.cat([items.sigmoid(), background.softmax(1), pattern.softmax(1), F.normalize(hidden, dim=1)], 1)
-
-
-class SceneCLIP(ModelMixin, ConfigMixin):
-    """A contrastive image-text model: unit image and text features in one space, and a learned scale."""
-
-    @register_to_config
-    def __init__(self, vocab_size: int, eos_token_id: int, text_width: int = 96, text_layers: int = 2, dim: int = 128):
-        super().__init__()
-        self.image = SceneEncoder(dim, pooled=True)
-        self.text = CLIPTextModelWithProjection(
-            CLIPTextConfig(
-                vocab_size=vocab_size,
-                hidden_size=text_width,
-                intermediate_size=4 * text_width,
-                num_hidden_layers=text_layers,
-                num_attention_heads=4,
-                max_position_embeddings=CONTEXT,
-                projection_dim=dim,
-                bos_token_id=eos_token_id - 1,
-                eos_token_id=eos_token_id,
-                pad_token_id=eos_token_id,
-            )
-        )
-        self.log_scale = nn.Parameter(torch.tensor(np.log(10.0), dtype=torch.float32))
-
-    def image_features(self, x: torch.Tensor) -> torch.Tensor:
-        """(n, 3, 32, 32) in [-1, 1] to unit (n, dim)."""
-        return self.image(x)
-
-    def text_features(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids (n, 24) to unit (n, dim)."""
-        return F.normalize(self.text(ids).text_embeds, dim=-1)

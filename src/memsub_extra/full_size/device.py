@@ -11,11 +11,13 @@ a GPU would send back is made up: ones for what is copied to the host, and one n
 
 from __future__ import annotations
 
-import traceback
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
+from types import FrameType
 from typing import Any, Self
 from weakref import WeakKeyDictionary, finalize
 
@@ -88,7 +90,7 @@ class Elsewhere(TorchDispatchMode):
                 return torch.ones(args[0].shape, dtype=options.get("dtype") or args[0].dtype)
             if function is aten.copy_.default and not args[0].is_meta:
                 self.transfers[_place()] += 1
-                return args[0]
+                return args[0].fill_(1)
         result = function(*args, **options)
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and leaf.is_meta:
@@ -118,12 +120,21 @@ def _counted_nonzero() -> Any:
 
 def _place() -> str:
     """Where the innermost call in the two packages is, but for this file."""
-    for frame in reversed(traceback.extract_stack()):
-        path = Path(frame.filename)
-        for package in PACKAGES:
-            if path.is_relative_to(package) and path != Path(__file__):
-                return f"{path.relative_to(package).as_posix()}:{frame.lineno}"
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if name := _relative(frame.f_code.co_filename):
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back
     return "elsewhere"
+
+
+@cache
+def _relative(filename: str) -> str:
+    """The path of a file in its package; empty for this file, and for files of other packages."""
+    path = Path(filename)
+    if path == Path(__file__):
+        return ""
+    return next((path.relative_to(p).as_posix() for p in PACKAGES if path.is_relative_to(p)), "")
 
 
 def size(modules: Iterable[torch.nn.Module]) -> int:

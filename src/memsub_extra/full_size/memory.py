@@ -19,8 +19,8 @@ from memsub.activations import capture
 from memsub.attacks import EmbeddingAttack
 from memsub.models import Pipeline, as_denoiser, find_model, generate
 from memsub.run.parameters import Parameters
-from memsub.run.rows import gradient_rows
 
+from ..notebooks.rows import gradient_rows
 from .device import Elsewhere, size
 from .shapes import UNETS, shapes
 

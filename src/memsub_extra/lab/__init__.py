@@ -50,7 +50,7 @@ def explore(model: str | Path | Pipeline | Run) -> Explorer:
 
 def _parameters(model: str) -> Parameters:
     """Those of the model's own file, where it has one and this is a checkout; else the defaults."""
-    from memsub.run.batch import find_parameters
+    from ..notebooks.batch import find_parameters
 
     info, folder = find_model(model), f"runs/{Path(model).name}"
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memsub.run import notebook01
-from memsub.run.notebooks import Notebook
+from ..notebooks import notebook01
+from ..notebooks.listing import Notebook
 
 NOTEBOOK = Notebook("07_explorer", needs=(notebook01.NAME,))

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from memsub.run.plots.layers import label_layers
-from memsub.run.plots.style import METHOD_COLOURS, colours, finished
+from ..notebooks.plots.layers import label_layers
+from ..notebooks.plots.style import METHOD_COLOURS, colours, finished
 
 
 def layer_place(name: str) -> tuple[str, int]:

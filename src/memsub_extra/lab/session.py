@@ -29,9 +29,10 @@ from memsub.neurons import WeightMasks
 from memsub.overlap import pairwise_iou
 from memsub.prompts import disjoint_pairs
 from memsub.pruning import Edit, pruned
-from memsub.run.rows import gradient_rows
 from memsub.run.run import Run
 from memsub.run.specs import EditSpec, Group
+
+from ..notebooks.rows import gradient_rows
 
 KEEP = 512
 """Images, edits and curves that are kept: what was shown before is shown again at once."""

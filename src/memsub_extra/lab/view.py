@@ -26,9 +26,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from memsub.measure.exact import LEVEL
-from memsub.run.plots.layers import layer_label
 from memsub.run.specs import EditSpec, Group
 
+from ..notebooks.plots.layers import layer_label
 from . import plots
 from .session import Lab, label
 

@@ -12,9 +12,8 @@ import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from memsub.run.plots.style import BESIDE, METHOD_COLOURS, finished
-from memsub.run.plots.tradeoffs import MEASURES
-
+from ..notebooks.plots.style import BESIDE, METHOD_COLOURS, finished
+from ..notebooks.plots.tradeoffs import MEASURES
 from .widths import half_sparsity
 
 

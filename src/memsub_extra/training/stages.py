@@ -24,8 +24,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from memsub.testbed import scenes
 from memsub.testbed.dataset import Corpus
-from memsub.testbed.towers import SceneCLIP, in_range, to_tensor
+from memsub.testbed.towers import in_range, to_tensor
 from memsub.testbed.unet import LEVELS, SceneUNet
+from memsub_extra.training.clip import SceneCLIP
 
 from .corpus import schedule
 from .fitting import fit, generator, stratified, training, v_weights

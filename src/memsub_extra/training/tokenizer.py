@@ -10,7 +10,7 @@ from tokenizers import pre_tokenizers
 from transformers import CLIPTokenizer
 
 from memsub.testbed import scenes
-from memsub.testbed.towers import CONTEXT
+from memsub_extra.training.clip import CONTEXT
 
 
 def make_tokenizer() -> CLIPTokenizer:

@@ -132,19 +132,9 @@ def fine_tuned(
             with mixed_precision(device):
                 return loss(step, rng, parameters=parameters)
 
-        fit(
-            module,
-            step_loss,
-            steps=steps,
-            lr=lr,
-            seed=seed,
-            warmup=warmup,
-            weight_decay=0.0,
-            optimizer=optimizer,
-            folder=path.parent,
-            name=path.name,
-            stream=name,
-        )
+        rates: dict[str, Any] = {"lr": lr, "warmup": warmup, "weight_decay": 0.0, "optimizer": optimizer}
+        checkpoints: dict[str, Any] = {"folder": path.parent, "name": path.name, "stream": name}
+        fit(module, step_loss, steps=steps, seed=seed, **rates, **checkpoints)
         shapes, positions, values = _collected(pipe, written)
     return Edit(positions, shapes, {"model": model, "removal": about}, values)
 

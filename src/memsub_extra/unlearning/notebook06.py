@@ -19,13 +19,13 @@ from memsub.io.store import Kind
 from memsub.models import as_denoiser, fingerprint
 from memsub.prompts import other_wording
 from memsub.pruning import Edit
-from memsub.run import notebook01
 from memsub.run.model import Model
-from memsub.run.notebook05 import memorized_pairs, unseen_pairs
-from memsub.run.notebooks import Notebook
-from memsub.run.rows import gradient_rows
 from memsub.run.run import Run
 
+from ..notebooks import notebook01
+from ..notebooks.listing import Notebook
+from ..notebooks.notebook05 import memorized_pairs, unseen_pairs
+from ..notebooks.rows import gradient_rows
 from . import shipped
 from .attack_work import attack_work
 from .pairs import Pairs
@@ -53,7 +53,7 @@ def models(run: Run) -> list[Model]:
 
 
 def _edit(run: Run, file: str | Path, place: int) -> Edit:
-    """The edit in a file. A model that only counts (`memsub.run.cost`) gets one of its own, of one weight."""
+    """The edit in a file. A model that only counts (`notebooks.cost`) gets one of its own, of one weight."""
     if not hasattr(run.denoiser, "declare"):
         return Edit.load(file)
     name, layer = next(iter(run.denoiser.layers().items()))

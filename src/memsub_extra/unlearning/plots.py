@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from memsub.run.plots.style import (
+from ..notebooks.plots.style import (
     BASELINE_COLOURS,
     BESIDE,
     METHOD_COLOURS,
@@ -27,7 +27,6 @@ from memsub.run.plots.style import (
     model_styles,
     panels,
 )
-
 from .attack_work import attack_curve
 from .removals import REMOVALS, displayed
 from .shipped import whole

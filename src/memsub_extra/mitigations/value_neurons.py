@@ -11,10 +11,10 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from ..io.distributed import processes
-from ..measure.detection import first_step_scores
-from ..models import Pipeline, Sample, as_denoiser, declare
-from .base import Baseline, Context
+from memsub.baselines.base import Baseline, Context
+from memsub.io.distributed import processes
+from memsub.measure.detection import first_step_scores
+from memsub.models import Pipeline, Sample, as_denoiser, declare
 
 SCORE = "text magnitude"
 SCORE_ROWS = 4

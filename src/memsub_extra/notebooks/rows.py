@@ -14,10 +14,10 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..models import Denoiser
-from .model import Model
-from .run import TWIN, Run
-from .specs import EditSpec
+from memsub.models import Denoiser
+from memsub.run.model import Model
+from memsub.run.run import TWIN, Run
+from memsub.run.specs import EditSpec
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ..neurons import WeightMasks
+from memsub.neurons import WeightMasks
+from memsub.run.run import Run
+from memsub.run.specs import Group
+
 from . import notebook01
-from .notebooks import Notebook
-from .run import Run
-from .specs import Group
+from .listing import Notebook
 
 
 def masks(run: Run) -> dict[str, list[WeightMasks]]:

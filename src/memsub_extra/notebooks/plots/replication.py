@@ -10,8 +10,9 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from ...measure.intervals import interval
-from ...measure.metric import CopyMetric
+from memsub.measure.intervals import interval
+from memsub.measure.metric import CopyMetric
+
 from .style import BESIDE, colours, finished
 
 

@@ -9,17 +9,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..io.store import Kind
-from ..measure.distances import fid, kid
-from ..measure.evaluation import seed_similarity
-from ..neurons import locate
+from memsub.io.store import Kind
+from memsub.measure.distances import fid, kid
+from memsub.measure.evaluation import alignment_each
+from memsub.measure.metrics import Metrics
+from memsub.models import Sample
+from memsub.neurons import locate
+from memsub.run.model import Model
+from memsub.run.parameters import Parameters
+from memsub.run.run import Run
+from memsub.run.specs import Contrast, Group
+
 from . import notebook01
-from .model import Model
-from .notebooks import Notebook
-from .parameters import Parameters
+from .listing import Notebook
 from .rows import TWIN, Row, evaluated, twin_row, under_attack
-from .run import Run
-from .specs import Contrast, Group
 
 CONDITIONAL = Kind("conditional")
 DISTANCES = Kind("distances")
@@ -63,7 +66,7 @@ def choose(table: pd.DataFrame, p: Parameters) -> pd.Series:
 
 def variants(run: Run) -> pd.DataFrame:
     """The chosen edit with one thing changed at a time, reported on held-out prompts."""
-    p, spec, smallest = run.parameters, run.parameters.spec, run.parameters.grid.sizes[0]
+    spec, smallest = run.parameters.spec, run.parameters.grid.sizes[0]
     rows = [
         Row({"variant": "unedited"}),
         Row({"variant": "as chosen"}, spec),
@@ -91,11 +94,8 @@ def conditional(run: Run) -> Model:
     return Model("conditional half alone", run.pipe, edit.only(spec.layers) if spec.layers else edit)
 
 
-def models(run: Run) -> pd.DataFrame:
-    """The pruned models of the paper's Fig. 3, reported on prompts that neither located them nor chose the setting.
-
-    One for each subset of the smallest size; some with controls.
-    """
+def model_rows(run: Run) -> list[Row]:
+    """One pruned model for each subset of the smallest size, some with controls; the unedited model, the twin."""
     p, spec, size = run.parameters, run.parameters.spec, run.parameters.grid.sizes[0]
     rows = [Row({"model": "unedited", "subset": -1}), *twin_row(run, model=TWIN, subset=-1)]
     for i in range(min(p.evaluation.models, p.grid.subsets)):
@@ -105,7 +105,37 @@ def models(run: Run) -> pd.DataFrame:
             ordinary = spec.changed(located_on=Group.subset("ordinary", size, i), contrast="empty")
             rows.append(Row({"model": "pruned, at random", "subset": i}, located.changed(random=i)))
             rows.append(Row({"model": "pruned, located on ordinary prompts", "subset": i}, ordinary))
-    return evaluated(run, rows, "report", "pruned models")
+    return rows
+
+
+def models(run: Run) -> pd.DataFrame:
+    """The pruned models of the paper's Fig. 3, reported on prompts that neither located them nor chose the setting."""
+    return evaluated(run, model_rows(run), "report", "pruned models")
+
+
+def by_caption(run: Run) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """What `models` summarizes, a row a caption and a column a kind of model: captions are the independent units.
+
+    Returns:
+        Shares of a kind's models that replicate each memorized caption by the run's verdict, the same by the copy
+        metric, and mean alignment of each unseen caption.
+    """
+    n, tables = run.parameters.evaluation.captions, []
+    for row in model_rows(run):
+        located_on = run.data.located_on(row.spec.located_on) if row.spec else []
+        model, places = row.model(run), run.data.held_out(located_on)[:n]
+        scored, unseen = run.scores.memorized(model, places), run.scores.unseen(model, n)
+        verdicts = pd.DataFrame({"prompt": scored["prompt"], "verdict": run.judge.of(scored) * 1.0})
+        verdicts["copied"] = scored["replicated"] * 1.0
+        aligned = pd.DataFrame({"prompt": unseen["prompt"], "alignment": alignment_each(unseen)})
+        tables.append(pd.concat([verdicts, aligned]).assign(model=row.labels["model"]))
+    table = pd.concat(tables)
+    kept = (table.dropna(subset=[column]) for column in ("verdict", "copied", "alignment"))
+    verdict, copied, aligned = (
+        part.pivot_table(index="prompt", columns="model", values=column).dropna()  # captions that all models have
+        for part, column in zip(kept, ("verdict", "copied", "alignment"), strict=True)
+    )
+    return verdict, copied, aligned
 
 
 def seeds(run: Run) -> pd.DataFrame:
@@ -122,6 +152,17 @@ def seeds(run: Run) -> pd.DataFrame:
         similar = {kind: seed_similarity(sample, run.metrics, part, seeds=3) for kind, part in captions.items()}
         table[model.name] = {kind: values.mean() for kind, values in similar.items()}
     return pd.DataFrame(table).T
+
+
+def seed_similarity(sample: Sample, metrics: Metrics, captions: Sequence[str], seeds: int = 4) -> np.ndarray:
+    """Copy similarity of the images of every two seeds of each caption, shape (captions, pairs).
+
+    It is high where a caption gives nearly the same image for every seed.
+    """
+    images = sample(np.repeat(captions, seeds).tolist(), seeds=np.tile(range(seeds), len(captions)).tolist())
+    features = metrics.copy.features(images).reshape(len(captions), seeds, -1)
+    i, j = np.triu_indices(seeds, 1)
+    return (features[:, i] * features[:, j]).sum(-1)
 
 
 def distances(run: Run) -> pd.DataFrame:

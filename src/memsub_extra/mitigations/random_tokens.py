@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..models import Sample
-from .base import Baseline, Context
+from memsub.baselines.base import Baseline, Context
+from memsub.models import Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

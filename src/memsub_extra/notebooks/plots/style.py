@@ -17,7 +17,7 @@ from matplotlib.axis import Tick
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ...baselines import BASELINES
+from memsub.baselines import BASELINES
 
 Colour = tuple[float, float, float]
 

@@ -29,7 +29,8 @@ import yaml
 from nbformat import NotebookNode
 from PIL import Image, UnidentifiedImageError
 
-from ..io.files import load_json, save_text
+from memsub.io.files import load_json, save_text
+
 from .findings import tally
 from .formulas import FORMULA, mathml
 

@@ -11,7 +11,7 @@
 A claim puts a value on one side of a bound. It *holds* if the whole 95 % interval of the value lies on that side, and
 the value itself lies there by three times what it varies by between machines (`varies`, measured by `python -m
 tools.portability`). It *fails* if both are true of the other side. Otherwise it is *inconclusive*: more prompts or
-images would decide it. Intervals of means, differences and ratios are in `memsub.measure.intervals`.
+images would decide it. Intervals of means, differences and ratios are in `memsub_extra.notebooks.intervals`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from ..measure.intervals import interval as wilson_interval
+from memsub.measure.intervals import interval as wilson_interval
 
 if TYPE_CHECKING:
-    from .run import Run
+    from memsub.run.run import Run
 
 SAFETY = 3
 """How many times what varies between machines a claim must clear its bound by."""

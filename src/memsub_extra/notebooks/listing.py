@@ -4,7 +4,7 @@
     precompute(run)                                        # everything that takes time, of all notebooks
 
 An experiment is a function of a run. It is written once: what it costs is what it asks of a model that only counts
-(`memsub.run.cost`).
+(`memsub_extra.notebooks.cost`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..models import ModelInfo
-from ..registry import Registry
+from memsub.models import ModelInfo
+from memsub.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ NOTEBOOKS: Registry[Notebook] = Registry(
     "memsub.notebooks",
     "notebook",
     {
-        "00_testbed": "memsub.run.notebook00:NOTEBOOK",
-        "01_activation_capture": "memsub.run.notebook01:NOTEBOOK",
-        "02_memorized_neurons": "memsub.run.notebook02:NOTEBOOK",
-        "03_subspace_overlap": "memsub.run.notebook03:NOTEBOOK",
-        "04_pruning": "memsub.run.notebook04:NOTEBOOK",
-        "05_attack_evaluation": "memsub.run.notebook05:NOTEBOOK",
+        "00_testbed": "memsub_extra.notebooks.notebook00:NOTEBOOK",
+        "01_activation_capture": "memsub_extra.notebooks.notebook01:NOTEBOOK",
+        "02_memorized_neurons": "memsub_extra.notebooks.notebook02:NOTEBOOK",
+        "03_subspace_overlap": "memsub_extra.notebooks.notebook03:NOTEBOOK",
+        "04_pruning": "memsub_extra.notebooks.notebook04:NOTEBOOK",
+        "05_attack_evaluation": "memsub_extra.notebooks.notebook05:NOTEBOOK",
     },
 )
 """In the order of execution."""

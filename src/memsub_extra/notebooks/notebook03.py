@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..controls import random_masks
-from ..io.store import Kind
-from ..neurons import WeightMasks
-from ..overlap import pairwise_iou
-from ..prompts import disjoint_pairs
+from memsub.controls import random_masks
+from memsub.io.store import Kind
+from memsub.neurons import WeightMasks
+from memsub.overlap import pairwise_iou
+from memsub.prompts import disjoint_pairs
+from memsub.run.run import Run
+from memsub.run.specs import Group
+from memsub.run.specs import Kind as PromptKind
+
 from . import notebook01
-from .notebooks import Notebook
-from .run import Run
-from .specs import Group
-from .specs import Kind as PromptKind
+from .intervals import jackknife_interval
+from .listing import Notebook
 
 OVERLAP = Kind("overlap")
 CONTROL = Kind("overlap-control")
@@ -53,6 +57,34 @@ def _content(run: Run, size: int) -> dict[str, object]:
     statistics, sparsity = run.grid.statistics, run.parameters.mask_sparsity
     made = {"members": run.data.members(size), "sparsity": sparsity, "provenance": statistics.provenance}
     return made | {"stats": statistics.prompts, "null": run.grid.null().prompts}
+
+
+def ratio_without_a_subset(
+    run: Run, size: int, values: np.ndarray, others: np.ndarray, crossed: bool = False
+) -> list[float]:
+    """Ratios of mean overlaps, mean(values) / mean(others), without each subset in turn, for a jackknife interval.
+
+    Pairs share subsets, so subsets are the independent units.
+
+    Args:
+        values: one a pair of memorized (or ordinary) subsets that share no prompt.
+        others: what they are compared with: as `overlap_control`, of all pairs of a memorized and an ordinary subset
+            (`crossed`), or random masks, which no subset is left out of.
+    """
+    subsets = range(run.parameters.grid.subsets)
+    pairs = disjoint_pairs(run.data.members(size))
+    ratios = []
+    for k in subsets:
+        ours = values[[k not in pair for pair in pairs]].mean()
+        theirs = others[[k not in pair for pair in product(subsets, repeat=2)]] if crossed else others
+        ratios.append(float(ours / theirs.mean()))
+    return ratios
+
+
+def mean_interval(run: Run, size: int, values: np.ndarray) -> tuple[float, float]:
+    """Jackknife interval of the mean overlap of the pairs of a size, over subsets."""
+    without = ratio_without_a_subset(run, size, values, np.ones(1))
+    return jackknife_interval(float(values.mean()), without)
 
 
 NOTEBOOK = Notebook("03_subspace_overlap", needs=(notebook01.NAME,))

@@ -11,7 +11,8 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from ...measure.intervals import interval
+from memsub.measure.intervals import interval
+
 from .style import BESIDE, colours, finished, model_styles
 
 

@@ -13,20 +13,21 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ..attacks import check_extraction, embedding_attack, extract, sample_to_folder
-from ..baselines import BASELINES, Context
-from ..io.distributed import hardware
-from ..io.store import Kind
-from ..measure.detection import SCORES, first_step_scores, roc
-from ..measure.evaluation import summary
-from ..models import Conditioning, Sample, as_denoiser
+from memsub.attacks import check_extraction, embedding_attack, extract, sample_to_folder
+from memsub.baselines import BASELINES, Context
+from memsub.io.distributed import hardware
+from memsub.io.store import Kind
+from memsub.measure.detection import SCORES, first_step_scores, roc
+from memsub.measure.evaluation import summary
+from memsub.models import Conditioning, Sample, as_denoiser
+from memsub.run.model import Model
+from memsub.run.parameters import Parameters
+from memsub.run.run import Run
+
 from . import notebook01
-from .model import Model
+from .listing import Notebook
 from .notebook04 import kid_of
-from .notebooks import Notebook
-from .parameters import Parameters
 from .rows import TWIN, gradient_rows, under_attack
-from .run import Run
 
 SECONDS = Kind("seconds")
 EXTRACTION = Kind("extraction")

@@ -25,14 +25,15 @@ import pandas as pd
 from nbformat import NotebookNode
 from tqdm.auto import tqdm
 
-from ..io.distributed import alone, is_main, processes
-from ..io.files import load_json, save_json, save_text
-from ..models import ModelInfo, at_hand, find_model, load_pipeline
-from .cost import seconds_per_step, work
-from .notebooks import NOTEBOOKS, Notebook, of_model, precompute
-from .parameters import Parameters
+from memsub.io.distributed import alone, is_main, processes
+from memsub.io.files import load_json, save_json, save_text
+from memsub.models import ModelInfo, find_model, load_pipeline
+from memsub.run.parameters import Parameters
+from memsub.run.run import Run
+
+from .cost import at_hand, seconds_per_step, work
+from .listing import NOTEBOOKS, Notebook, of_model, precompute
 from .report import write_report
-from .run import Run
 
 VERSION = 1
 """Raise it when executed notebooks have to be executed again though neither their code nor their parameters changed."""

@@ -5,9 +5,9 @@
     seconds_per_step(pipe, batch_size=8)    # one image, one guided step, on this device
 
 `CountingDenoiser` answers like a model, and computes nothing: it adds up the rows of every network call that it is
-asked for. No verdict finds a replication, so that attacks go on to their end: their cost is an upper bound. A loop whose
-length depends on what it finds declares its bound (`memsub.models.declare`). What two experiments share is counted once,
-by the first of them, as it is sampled once.
+asked for. No verdict finds a replication, so that attacks go on to their end: their cost is an upper bound. A loop
+whose length depends on what it finds declares its bound (`memsub.models.declare`). What two experiments share is
+counted once, by the first of them, as it is sampled once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import cached_property
 from io import StringIO
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
@@ -25,16 +26,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..measure.metric import CopyMetric, PromptMetric
-from ..measure.metrics import Metrics
-from ..measure.verdict import Judge
-from ..models import Conditioning, Pipeline, Solver, as_conditioning, as_denoiser, find_model, initial_noise
-from ..prompts import Prompts
-from ..registry import Registry
-from .data import Data
-from .notebooks import of_model
-from .parameters import Parameters
-from .run import Run
+from memsub.measure.metric import CopyMetric, PromptMetric
+from memsub.measure.metrics import Metrics
+from memsub.measure.verdict import Judge
+from memsub.models import Conditioning, Pipeline, Solver, as_conditioning, as_denoiser, find_model, initial_noise
+from memsub.prompts import Prompts
+from memsub.registry import Registry
+from memsub.run.data import Data
+from memsub.run.parameters import Parameters
+from memsub.run.run import Run
+
+from .listing import of_model
 
 ESTIMATES: Registry[Callable[[Parameters], str]] = Registry("memsub.estimates", "estimate", {})
 """More of an estimate, by name: parameters to lines of text, empty where there is nothing to say."""
@@ -241,6 +243,16 @@ def disk(p: Parameters) -> int | None:
     neurons = find_model(p.model).neurons
     groups = 2 * (2 + p.grid.subsets * len(p.grid.sizes))
     return groups * p.capture.steps * neurons * 4 if neurons else None
+
+
+def at_hand(model: str | Path) -> bool:
+    """Whether the model can be loaded without a download: a folder, or in the hub's cache."""
+    source = find_model(model).source
+    if Path(source).is_dir():
+        return True
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(source, "model_index.json"), str)
 
 
 @torch.no_grad()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ..activations import ActivationStats
-from .notebooks import Notebook
-from .run import Run
+from memsub.activations import ActivationStats
+from memsub.run.run import Run
+
+from .listing import Notebook
 
 
 def captured(run: Run) -> tuple[ActivationStats, ActivationStats]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from ..models import Sample
-from .model import Model
-from .notebooks import Notebook
-from .run import Run
+from memsub.models import Sample
+from memsub.run.model import Model
+from memsub.run.run import Run
+
+from .listing import Notebook
 
 
 def replication(run: Run) -> dict[str, pd.DataFrame]:

@@ -1,0 +1,1 @@
+"""What the notebooks compute and show: tables, figures, claims, their batch runs and its report."""

@@ -1,0 +1,95 @@
+"""A stored result must not outlive the code that made it: one artifact of each kind is made again and compared.
+
+If this fails, code makes something else than it did. Raise the `version` of the kind that is named, so that nobody is
+served what the old code made, and write the file anew: `python tests/test_artifacts.py`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+from memsub.io.store import Kind
+from memsub_extra.notebooks import listing, notebook03
+from memsub_extra.training import widths
+from memsub_extra.unlearning import fine_tuning, notebook06
+
+FILE = Path(__file__).with_name("artifacts.json")
+FEW = {
+    "grid": {"memorized": 12, "subsets": 2, "sizes": [2], "sparsity": 0.05},
+    "sweep": {"sparsity": [0.3], "steps": [2]},
+    "evaluation": {"captions": 2, "models": 1, "controls": 1, "real_images": 4, "seed_captions": 2},
+    "deletion": {"targets": 2, "iterations": [0, 1], "noises": 1, "edits": {}},
+}
+TIMED = {"seconds"}
+"""Kinds whose numbers are times."""
+PICTURES = {"extraction"}
+"""Kinds that are folders of images."""
+
+
+def kinds() -> dict[str, int]:
+    """Version by name of every kind that some module of the library defines."""
+    modules = [m for name, m in sys.modules.items() if name.partition(".")[0] in ("memsub", "memsub_extra")]
+    found = [thing for module in modules for thing in vars(module).values() if isinstance(thing, Kind)]
+    return {kind.name: kind.version for kind in found}
+
+
+def summary(folder: Path) -> dict[str, float]:
+    """How many files there are, and how large their numbers are."""
+    sizes, files = [], sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".parquet"))
+    for path in files:
+        if path.suffix == ".parquet":
+            numbers = pd.read_parquet(path).select_dtypes(["number", "bool"]).to_numpy(float)
+            numbers = np.abs(numbers[np.isfinite(numbers)])  # an attack that finds nothing takes infinitely long
+            sizes.append(float(numbers.mean()) if numbers.size else 0.0)
+        else:
+            tensors = [np.abs(t.astype(float)).mean() for t in load_file(path).values() if t.size]
+            sizes.append(float(np.mean(tensors)) if tensors else 0.0)
+    return {"files": len(files), "size": float(np.mean(sizes)) if sizes else 0.0}
+
+
+def make(run) -> dict[str, dict[str, float]]:
+    """Every kind's summary, from all that the notebooks compute on the micro pipeline."""
+    for notebook in listing.of_model(run.info):
+        if notebook.name[:2] != "00":  # it reads the whole list of the world, and makes no kind of its own
+            for experiment in notebook.experiments.values():
+                experiment(run)
+    notebook03.overlap(run, "memorized", 2)
+    notebook03.overlap_control(run, 2)
+    captions, images = run.data.prompts.memorized[:2], run.data.prompts.images("verbatim", 0, 2)
+    run.scores.replicated(images, captions, images)
+    run.scores.scored(run.unedited, captions, images)
+    made = {path.name: summary(path) for path in run.store.folder.iterdir()}
+    return {name: about | {"version": kinds()[name]} for name, about in sorted(made.items())}
+
+
+@pytest.fixture
+def made(new_run, monkeypatch):
+    monkeypatch.setattr(notebook06.shipped, "belongs_to", lambda model: False)  # they are not of the micro pipeline
+    return make(new_run(**FEW))
+
+
+def test_every_kind_is_as_it_was_or_has_another_version(made):
+    recorded = json.loads(FILE.read_text())
+    assert set(made) == set(recorded)
+    others = {fine_tuning.UNFINISHED.name, widths.LAW.name}  # checkpoints of trainings; tests/test_widths.py
+    assert set(kinds()) - set(made) == others
+    for name, about in made.items():
+        before = recorded[name]
+        if about["version"] != before["version"]:
+            pytest.fail(f"Kind({name!r}) has another version: call `python tests/test_artifacts.py`.")
+        same = about["files"] == before["files"]
+        same &= name in TIMED | PICTURES or about["size"] == pytest.approx(before["size"], rel=0.03, abs=1e-6)
+        assert same, f"{name}: {before} before, {about} now. Raise the version of Kind({name!r})."
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main([__file__, "-q", "-p", "no:cacheprovider", "--override-ini", "python_functions=write_*"]))
+
+
+def write_what_is_made_now(made):
+    FILE.write_text(json.dumps(made, indent=1) + "\n")
