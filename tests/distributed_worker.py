@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 import memsub
-from memsub import attacks
+from memsub.attacks import sample_to_folder
 from memsub.io import distributed
 from memsub.io.files import save_json, save_tensors
+from micro import micro_pipeline
 
 OPTIONS = {"steps": 2, "guidance_scale": 3.0, "batch_size": 2, "progress": False}
 
@@ -19,7 +20,7 @@ def main(out: Path, killed: int | None) -> None:
     torch.set_num_threads(1)
     assert distributed.processes() == int(os.environ.get("EXPECTED_PROCESSES", "1"))
     # float64: what batches of other sizes differ by lies far below the float32 of the sums
-    pipe = memsub.load_pipeline("tiny", device="cpu", dtype=torch.float64)
+    pipe = micro_pipeline(torch.float64)
     prompts = memsub.load_prompts("tiny").memorized[:7]
     if killed is not None:  # dies after its first batch is on disk
         save = memsub.ActivationStats.save
@@ -34,7 +35,7 @@ def main(out: Path, killed: int | None) -> None:
     stats = memsub.capture(pipe, prompts, groups=groups, checkpoint=out / "stats.partial", **OPTIONS)
     null = memsub.capture(pipe, [""], **OPTIONS)
     images = memsub.generate(pipe, prompts, seeds=range(7), **OPTIONS)
-    attacks.sample_to_folder(pipe, prompts[:2], out / "extraction", images=3, **OPTIONS)
+    sample_to_folder(pipe, prompts[:2], out / "extraction", images=3, **OPTIONS)
     with distributed.first_on_each_machine():  # all are on this one
         if not (out / "first").exists():
             (out / "first").write_text(str(distributed.rank()))

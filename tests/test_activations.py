@@ -56,6 +56,16 @@ def test_any_sampler(micro):
     assert next(iter(stats.sums.values())).shape[1] == 11
 
 
+def test_first_counts_network_calls(micro):
+    other = copy.copy(micro)
+    other.scheduler = PNDMScheduler.from_config(micro.scheduler.config)  # 13 calls for 4 steps
+    options = {"steps": 4, "progress": False}
+    whole, part = capture(other, CAPTIONS[:1], **options), capture(other, CAPTIONS[:1], first=12, **options)
+    assert all(torch.equal(part.sums[n], sums[:, :12]) and sums.shape[1] == 13 for n, sums in whole.sums.items())
+    with pytest.raises(ValueError, match="first must lie between 1 and 13, the network calls"):
+        capture(other, CAPTIONS[:1], first=14, **options)
+
+
 def test_a_sampler_with_noise_of_its_own_is_refused(micro):
     other = copy.copy(micro)
     other.scheduler = EulerAncestralDiscreteScheduler.from_config(micro.scheduler.config)
@@ -74,6 +84,8 @@ def test_sampling_ends_after_the_first_steps_that_are_wanted(micro):
     assert rows == [8, 8]
     assert all(torch.equal(part.sums[n], whole.sums[n][:, :2]) for n in whole.sums)
     assert part.provenance == whole.only(steps=2).provenance
+    with pytest.raises(ValueError, match="steps must lie between 1 and 2, the steps of these statistics; got 3"):
+        part.only(steps=3)
     null = capture(micro, [""], **OPTIONS)
     with pytest.raises(ValueError, match="made differently: first: 2 and None"):
         locate(micro, part, null)
@@ -177,8 +189,9 @@ def test_activations_that_are_not_finite_are_named():
     [
         ([], {}, "no prompts: the list is empty"),
         (["a"], {"steps": 0}, "must be at least 1; got 16 and 0"),
-        (["a"], {"first": 0}, "first must lie between 1 and 50, the steps; got 0"),
-        (["a"], {"first": 51}, "first must lie between 1 and 50, the steps; got 51"),
+        (["a"], {"first": 0}, "first must lie between 1 and 50, the network calls of these steps; got 0"),
+        (["a"], {"first": 51}, "first must lie between 1 and 50, the network calls of these steps; got 51"),
+        (["a"], {"groups": {}}, "no groups: give one group or more"),
         (["a"], {"cfg_half": "bth"}, "cfg_half must be 'both' or 'cond'; got 'bth'"),
         (["a"], {"groups": {"A": []}}, "group 'A' holds no prompts"),
         (["a"], {"groups": {"A": [1]}}, "group 'A' names prompt 1, but there are 1"),

@@ -1,13 +1,13 @@
 """The budget of network calls: what a notebook may sample is written down, and an excess is reported."""
 
 import pytest
-from micro import micro_pipeline
 from tools import budget
 
 from memsub.io.files import save_json
 from memsub.run.parameters import Parameters
 from memsub.run.run import Run
 from memsub_extra.notebooks.listing import NOTEBOOKS
+from micro import micro_pipeline
 
 
 def test_every_notebook_has_a_budget():

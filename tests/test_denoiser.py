@@ -5,7 +5,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler
 from torch.nn.utils import parametrizations, prune
 
 import memsub
@@ -64,7 +64,7 @@ def test_an_adapter_is_a_line_of_the_registry(monkeypatch):
 def test_stable_diffusion_through_the_adapter(micro):
     denoiser = as_denoiser(micro)
     assert isinstance(denoiser, StableDiffusionDenoiser) and isinstance(denoiser, Denoiser)
-    assert as_denoiser(denoiser) is denoiser
+    assert as_denoiser(denoiser) is denoiser and denoiser.scheduler is micro.scheduler
     assert (denoiser.latent_shape, denoiser.image_shape) == ((4, 8, 8), (32, 32))
     assert len(denoiser.embed(["a", "b"])) == 2
     prompt, conditional = denoiser.call_rows(3, 7.5)
@@ -152,6 +152,24 @@ def test_a_layer_that_is_not_plain_is_refused_by_one_rule(micro, change):
         memsub.capture(pipe, ["a"], steps=1, progress=False)
 
 
+def test_a_convolution_pruned_by_torch_is_refused_in_the_same_words(micro):
+    pipe = deepcopy(micro)
+    prune_by_torch(pipe.unet.conv_in)
+    shape = tuple(pipe.unet.conv_in.weight.shape)
+    edit = memsub.Edit({"conv_in": torch.tensor([3])}, {"conv_in": shape}, {"model": fingerprint(pipe)})
+    with pytest.raises(
+        ValueError, match=r"layer conv_in .* computed at each call: call torch\.nn\.utils\.prune\.remove"
+    ):
+        edit.apply(pipe)
+
+
+def test_a_held_denoiser_follows_its_pipelines_scheduler(micro):
+    pipe = deepcopy(micro)
+    denoiser = as_denoiser(pipe)
+    pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
+    assert denoiser.scheduler is pipe.scheduler and denoiser.calls(4) == 5
+
+
 def test_an_adapter_of_peft_is_refused_until_it_is_fused(micro):
     peft, pipe = pytest.importorskip("peft"), deepcopy(micro)
     config = peft.LoraConfig(r=2, lora_alpha=4, init_lora_weights=False, target_modules=["ff.net.2"])
@@ -173,6 +191,9 @@ def test_a_network_of_shapes_alone_has_layers_and_an_offloaded_one_has_none(micr
     cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
     with pytest.raises(ValueError, match="but offloaded"):
         as_denoiser(pipe).layers()
+    edit = memsub.Edit({LAYER: torch.tensor([3])}, {LAYER: (16, 64)}, {"model": fingerprint(micro)})
+    with pytest.raises(ValueError, match="is offloaded: load the model without sequential offloading"):
+        edit.apply(pipe)
 
 
 def test_plain_layers_are_accepted():

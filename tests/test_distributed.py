@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -19,10 +20,10 @@ from conftest import ONE_METHOD, SMALL
 from memsub import ActivationStats, WeightMasks
 from memsub.io.files import save_tensors
 from memsub.models import sampler_fingerprint
-from memsub.run import experiments
 from memsub.run.parameters import Parameters
 from memsub.run.run import Run
 from memsub.testbed import dataset
+from memsub_extra.notebooks.listing import precompute
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
@@ -68,6 +69,7 @@ def assert_same(found: Path, expected: Path) -> None:
     assert ours == pytest.approx(theirs)
 
 
+@pytest.mark.slow  # the next test compares two processes, too
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_give_what_one_gives(alone, tmp_path, processes):
     done = launch(processes, WORKER, tmp_path)
@@ -103,18 +105,38 @@ FEWER = {
     "sweep": {"sparsity": [0.3], "steps": [2]},
     "evaluation": SMALL["evaluation"] | {"models": 1},
     "baselines": ONE_METHOD,
+    "testbed": {"captions": 10, "never_seen": 10},
 }
 """Every experiment of the run is shared out over the processes, none has more than it takes to tell."""
 
 
-def test_a_run_under_the_launcher_makes_the_artifacts_of_one_process(tmp_path, prompts, monkeypatch):
+@pytest.fixture
+def listed(tmp_path, micro, monkeypatch) -> str:
+    """The micro pipeline as a model by name, with the testbed's prompts and scorers, as another package would list it."""
+    micro.save_pretrained(tmp_path / "model")
+    shutil.copytree(dataset.weights_folder() / "scorers", tmp_path / "model" / "scorers")
+    about = tmp_path / "site" / "listed-1.0.dist-info"
+    about.mkdir(parents=True)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: listed\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[memsub.models]\nlisted = listed:MODEL\n")
+    (tmp_path / "site" / "listed.py").write_text(
+        "from memsub.models import ModelInfo\n"
+        f"MODEL = ModelInfo('listed', {str(tmp_path / 'model')!r}, 'tiny', 'testbed', sparsity=0.25, world='testbed')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]))
+    return "listed"
+
+
+@pytest.mark.slow
+def test_a_run_under_the_launcher_makes_the_artifacts_of_one_process(tmp_path, prompts, monkeypatch, listed):
     """`accelerate launch -m memsub run`: everything that takes a GPU, shared out over two processes."""
     monkeypatch.setenv("MEMSUB_CACHE", str(tmp_path / "cache"))  # of the training images a hundred are enough
     save_tensors({"images": torch.from_numpy(prompts.images("verbatim"))}, dataset.training_images_file(), {})
-    given = SMALL | {"model": "tiny"} | FEWER
+    given = SMALL | {"model": listed} | FEWER
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(given))
     run = Run(Parameters.checked(given | {"folder": str(tmp_path / "one")}))
-    experiments.precompute(run)
+    precompute(run)
     done = launch(2, "-m", "memsub", "run", tmp_path / "small.yaml", "--out", tmp_path / "two", "--notebooks", "02")
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "two" / "report.html").is_file()
@@ -131,7 +153,7 @@ def test_a_run_under_the_launcher_makes_the_artifacts_of_one_process(tmp_path, p
             continue
         if file.suffix == ".parquet":
             ours, theirs = (pd.read_parquet(path) for path in (file, other))
-            features = ours.columns.intersection(["image_features"])  # of scored pictures; other tables have none
+            features = ours.columns.intersection(["image_features"])  # of scored images; other tables have none
             ours, theirs = ours.drop(columns=features), theirs.drop(columns=features)
             pd.testing.assert_frame_equal(ours, theirs, atol=0.02)
         elif file.parent.name == "grid":

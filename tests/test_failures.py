@@ -15,17 +15,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from diffusers import UNet2DConditionModel
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
-import memsub
-from memsub import attacks
+from conftest import SMALL
 from memsub.activations import _unit_squares_on_device, capture, unit_squares
+from memsub.attacks import sample_to_folder
 from memsub.io.files import save_table, save_tensors, save_text
 from memsub.io.images import read_images, save_image
 from memsub.models import StableDiffusionDenoiser, as_denoiser
-from memsub_extra.notebooks.batch import NOTEBOOKS
+from memsub_extra.notebooks.listing import NOTEBOOKS
+from micro import micro_pipeline
 
 OPTIONS = {"steps": 2, "guidance_scale": 3.0, "progress": False}
 
@@ -63,12 +65,12 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, name, save):
     assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
-def test_a_full_disk_in_the_middle_of_a_capture_loses_nothing(pipe, prompts, tmp_path):
+def test_a_full_disk_in_the_middle_of_a_capture_loses_nothing(micro, prompts, tmp_path):
     some, part = prompts.memorized[:3], tmp_path / "part"
-    whole = capture(pipe, some, **OPTIONS)
+    whole = capture(micro, some, **OPTIONS)
     with full_disk(1000), pytest.raises(OSError, match=r"part\.0 could not be written"):
-        capture(pipe, some, batch_size=1, checkpoint=part, **OPTIONS)
-    resumed = capture(pipe, some, batch_size=1, checkpoint=part, **OPTIONS)
+        capture(micro, some, batch_size=1, checkpoint=part, **OPTIONS)
+    resumed = capture(micro, some, batch_size=1, checkpoint=part, **OPTIONS)
     for name, sums in whole.sums.items():
         torch.testing.assert_close(resumed.sums[name], sums, rtol=2e-4, atol=1e-7)
 
@@ -96,11 +98,12 @@ def kill_when(command: list[str], ready, cwd: Path, timeout: float = 120) -> Non
     process.stderr.close()
 
 
-def test_images_are_whole_after_a_kill_and_drawing_goes_on(pipe, prompts, tmp_path):
+def test_images_are_whole_after_a_kill_and_sampling_resumes(micro, tmp_path):
     folder = tmp_path / "images"
     code = (
-        "import sys, memsub; from memsub import attacks; pipe = memsub.load_pipeline('tiny', device='cpu');"
-        "attacks.sample_to_folder(pipe, memsub.load_prompts('tiny').memorized[:20], sys.argv[1], images=10, steps=1,"
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from micro import micro_pipeline\nfrom memsub.attacks import sample_to_folder\n"
+        "sample_to_folder(micro_pipeline(), [f'{i} hearts' for i in range(20)], sys.argv[1], images=10, steps=1,"
         "guidance_scale=3.0, batch_size=2, progress=False)"
     )
     kill_when([sys.executable, "-c", code, str(folder)], lambda: len(list(folder.rglob("*.png"))) > 5, tmp_path)
@@ -109,15 +112,16 @@ def test_images_are_whole_after_a_kill_and_drawing_goes_on(pipe, prompts, tmp_pa
     for path in there:
         Image.open(path).load()
     options = {"images": 10, "steps": 1, "guidance_scale": 3.0, "progress": False}
-    attacks.sample_to_folder(pipe, prompts.memorized[:20], folder, **options)
+    sample_to_folder(micro, [f"{i} hearts" for i in range(20)], folder, **options)
     assert len(list(folder.rglob("*.png"))) == 200
     assert all(p.stat().st_mtime_ns == when for p, when in there.items())
 
 
+@pytest.mark.slow  # tests/test_batch.py has the same for a notebook that stops with an error
 def test_notebooks_go_on_after_a_kill(tmp_path):
     for name in ("notebooks", "papermill_params"):
         (tmp_path / name).mkdir()
-    (tmp_path / "papermill_params" / "small.yaml").write_text("model: tiny\n")
+    (tmp_path / "papermill_params" / "small.yaml").write_text(yaml.safe_dump(SMALL | {"model": "tiny"}))
     parameters = new_code_cell('model = "tiny"\nfolder = ""', metadata={"tags": ["parameters"]})
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     first = new_code_cell("open(folder + '/first', 'a').write('x');")
@@ -125,7 +129,7 @@ def test_notebooks_go_on_after_a_kill(tmp_path):
         "import os, time\nopen(folder + '/second', 'a').write('x')\nos.path.exists('go') or time.sleep(600)"
     )
     for i, cell in enumerate((first, second)):
-        path = tmp_path / "notebooks" / f"{list(NOTEBOOKS)[i]}.ipynb"
+        path = tmp_path / "notebooks" / f"{sorted(NOTEBOOKS)[i]}.ipynb"
         nbformat.write(new_notebook(cells=[parameters, cell], metadata=kernel), path)
     out = tmp_path / "out"
     command = [sys.executable, "-m", "memsub", "run", "small", "--out", str(out), "--notebooks", "00", "01"]
@@ -142,10 +146,10 @@ def test_notebooks_go_on_after_a_kill(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_capture_in_half_precision(pipe, prompts, dtype):
+def test_capture_in_half_precision(micro, prompts, dtype):
     some = prompts.memorized[:2]
-    exact = capture(pipe, some, **OPTIONS).norms()
-    half = memsub.load_pipeline("tiny", device="cpu", dtype=dtype)
+    exact = capture(micro, some, **OPTIONS).norms()
+    half = micro_pipeline(dtype)
     stats = capture(half, some, **OPTIONS)
     assert {s.dtype for s in stats.sums.values()} == {torch.float32}
     for name, norms in stats.norms().items():
@@ -169,9 +173,9 @@ def test_a_gpu_s_unit_squares_are_those_of_the_definition(dtype):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_activations_that_are_not_finite_are_named(pipe, prompts, value):
-    broken = memsub.load_pipeline("tiny", device="cpu")
-    name, layer = list(as_denoiser(broken).layers().items())[4]
+def test_activations_that_are_not_finite_are_named(prompts, value):
+    broken = micro_pipeline()
+    name, layer = list(as_denoiser(broken).layers().items())[1]
     gate = broken.unet.get_submodule(name.removesuffix("net.2") + "net.0.proj")
     with torch.no_grad():
         gate.bias[0] = value

@@ -29,15 +29,15 @@ def lab(tmp_path_factory, micro, prompts, metrics):
 @pytest.fixture
 def calls(monkeypatch):
     """Images that are sampled."""
-    found = []
+    sampled = []
     plain = StableDiffusionDenoiser.sample
 
     def counted(self, prompts, latents, *options):
-        found.append(len(latents))
+        sampled.append(len(latents))
         return plain(self, prompts, latents, *options)
 
     monkeypatch.setattr(StableDiffusionDenoiser, "sample", counted)
-    return found
+    return sampled
 
 
 def test_its_edit_is_the_runs(lab):
@@ -45,10 +45,10 @@ def test_its_edit_is_the_runs(lab):
     ours, theirs = lab.edit(spec), lab.run.grid.edit(spec)
     assert all(ours.positions[n].equal(p) for n, p in theirs.positions.items())
     assert lab.edit(None) is None
-    some = tuple(list(theirs.positions)[:2])
-    part = lab.density(spec.changed(layers=some))
-    assert (part[list(some)] > 0).all()
-    assert part.drop(list(some)).eq(0).all()
+    first_two = list(theirs.positions)[:2]
+    part = lab.density(spec.changed(layers=tuple(first_two)))
+    assert (part[first_two] > 0).all()
+    assert part.drop(first_two).eq(0).all()
     random = lab.edit(spec.changed(random=0))
     assert {n: len(p) for n, p in random.positions.items()} == {n: len(p) for n, p in theirs.positions.items()}
     assert not all(random.positions[n].equal(p) for n, p in theirs.positions.items())

@@ -9,9 +9,9 @@ from memsub_extra.training.muon import RATIO, Muon, orthogonalized
 @pytest.mark.parametrize("shape", [(2, 8, 8), (3, 4, 20), (1, 20, 4)])
 def test_singular_values_come_near_one(shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    found = torch.linalg.svdvals(orthogonalized(matrices))
-    assert found.shape == torch.linalg.svdvals(matrices).shape
-    assert (found > 0.6).all() and (found < 1.3).all()
+    values = torch.linalg.svdvals(orthogonalized(matrices))
+    assert values.shape == torch.linalg.svdvals(matrices).shape
+    assert (values > 0.6).all() and (values < 1.3).all()
 
 
 def test_a_step_is_as_long_for_a_small_gradient_as_for_a_large_one():

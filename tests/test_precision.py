@@ -14,9 +14,9 @@ def test_products_are_short_only_where_it_pays(monkeypatch, pays, dtype):
     layer = torch.nn.Linear(4, 3)
     x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
     with precision.mixed_precision(torch.device("cpu")):
-        found = layer(x)
-    assert found.dtype == dtype
-    found.float().square().mean().backward()
+        y = layer(x)
+    assert y.dtype == dtype
+    y.float().square().mean().backward()
     assert layer.weight.grad.dtype == torch.float32
     assert layer(x).dtype == torch.float32  # over when the block is left
 

@@ -16,7 +16,7 @@ from diffusers import (
 
 import memsub
 from memsub.attacks import embedding_attack
-from memsub.models import as_denoiser, denoised, expected, multistep, noise_schedule, noised
+from memsub.models import multistep, noise_schedule
 from toys import Toy
 
 SCHEDULERS = {
@@ -99,15 +99,6 @@ def test_steps_of_diffusion_are_its_indices_and_floats_as_they_were():
         assert torch.equal(schedule.denoised(x, t, eps), clean)
 
 
-def test_the_functions_are_those_of_the_denoisers_schedule(micro):
-    denoiser, schedule = as_denoiser(micro), noise_schedule(micro.scheduler)
-    z, eps, t = latents(schedule)
-    x, target = noised(denoiser, z, t, eps)
-    assert torch.equal(x, schedule.noised(z, t, eps)[0]) and torch.equal(target, eps)
-    assert torch.equal(denoised(denoiser, x, t, target), schedule.denoised(x, t, target))
-    assert torch.equal(expected(denoiser, x, t, z), schedule.expected(x, t, z))
-
-
 def test_latents_of_any_shape_and_dtype():
     """Transformers have latents of (rows, tokens, channels)."""
     for scheduler in SCHEDULERS.values():
@@ -122,7 +113,7 @@ def test_latents_of_any_shape_and_dtype():
     [
         (
             UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
-            "UniPCMultistepScheduler is of a network that predicts 'flow_prediction'; memsub knows epsilon, v_",
+            "UniPCMultistepScheduler is of a network that predicts 'flow_prediction'; memsub knows epsilon, v_prediction and sample,",
         ),
         (EDMEulerScheduler(), "EDMEulerScheduler has no noise schedule that memsub knows"),
         (SimpleNamespace(config={}), "SimpleNamespace is of a network that predicts None"),

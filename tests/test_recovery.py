@@ -87,9 +87,9 @@ def in_common_crawl(web, url: str, body: bytes) -> None:
 
 
 def test_each_source_is_asked_in_turn_and_named(web, session, tmp_path):
-    here, archived, crawled = png(), png(), png()
+    live, archived, crawled = png(), png(), png()
     table = rows(web, "here.png", "archived.png", "crawled.png", "nowhere.png")
-    web.answers["/here.png"] = [(200, {}, here)]
+    web.answers["/here.png"] = [(200, {}, live)]
     capture = f"/web/20200102030405id_/{web.address}archived.png"
     web.answers[f"/web/2021id_/{web.address}archived.png"] = [(302, {"Location": capture}, b"")]
     web.answers[capture] = [(200, {}, archived)]
@@ -97,7 +97,7 @@ def test_each_source_is_asked_in_turn_and_named(web, session, tmp_path):
     brought = fetch_images(table, tmp_path / "gt", session=session, progress=False)
     assert brought["source"].tolist() == ["address", "Wayback Machine", "Common Crawl", ""]
     assert brought["when"].tolist()[1:] == ["2020-01-02", "2019-08-23", ""]
-    for index, body in zip("345", (here, archived, crawled), strict=True):
+    for index, body in zip("345", (live, archived, crawled), strict=True):
         saved = np.asarray(Image.open(tmp_path / "gt" / index / "0.png"))
         np.testing.assert_array_equal(saved, np.asarray(Image.open(io.BytesIO(body))))
     assert "3 of 4 training images: 1 from Common Crawl, 1 from Wayback Machine, 1 from address" in described(brought)

@@ -1,7 +1,7 @@
 """The whole chain of notebooks on Stable Diffusion 1.4 and 2.0 at full size, with random weights: `make rehearse`.
 
 For each model a local folder with everything that a real run fetches (pipeline, prompt lists, training images, metrics,
-real pictures), then `memsub run` on it with small latents, few steps and few prompts. What the notebooks *show* means
+real images), then `memsub run` on it with small latents, few steps and few prompts. What the notebooks *show* means
 nothing here; that they run from loading to the report, and what that takes, does.
 """
 

@@ -118,11 +118,11 @@ class Bench:
         with self.model(name) as pipe:
             content = {"model": fingerprint(pipe), "options": self.options}
             content |= {kind: pairs.captions for kind, pairs in self.subjects.judged.items()}
-            paths = {table: self.store.path(AUDITS, f"-{table}.parquet", **content) for table in shipped.TABLES}
+            paths = {kind: self.store.path(AUDITS, f"-{kind}.parquet", **content) for kind in shipped.TABLES}
             if not all(path.is_file() for path in paths.values()):
-                for table, found in audited(pipe, self.subjects, self.metrics, WORLD, **self.options).items():
-                    save_table(found, paths[table])
-        return {table: load_table(path) for table, path in paths.items()}
+                for kind, table in audited(pipe, self.subjects, self.metrics, WORLD, **self.options).items():
+                    save_table(table, paths[kind])
+        return {kind: load_table(path) for kind, path in paths.items()}
 
     def long_attack(self, name: str) -> pd.DataFrame:
         """Work of the attack from every start, and on unseen images: `attack_work`, columns start and pairs."""

@@ -9,6 +9,8 @@ H is the input of a layer's second linear map `ff.net.2`, one row a token. Each 
 is the norm of column j over all tokens of all prompts of a set: a_j(P) = sqrt(sum_p sum_n h_nj^2). Only the sums of
 squares are kept. They add up over batches, prompts, processes and machines: one pass of sampling fills every group.
 
+A "step" of statistics, masks and edits is a network call. Most samplers make one a step; PNDM makes more.
+
 Shapes in this file:
 
     B   rows of a network call: a prompt each, or two under guidance, the unconditional half first
@@ -16,6 +18,10 @@ Shapes in this file:
     f   neurons of a layer; F: of all layers together
     G   groups of prompts
     C   network calls that are captured of one sampling: the steps t of METHOD
+
+    membership      (G, prompts), how often each prompt is in each group
+    row_counts      (G, B), the same for each row of a network call, by its prompt; 0 where `cfg_half` leaves it out
+    squares         (B, F), h_nj^2 summed over the tokens of a row; sums[:, call] = row_counts @ squares
 """
 
 from __future__ import annotations
@@ -50,7 +56,7 @@ from .models import (
     to_host,
 )
 
-TINY = torch.finfo(torch.float32).tiny
+SMALLEST = torch.finfo(torch.float32).tiny
 PART = 2**22
 """Activations that are squared at a time on a CPU: bounds what capture needs besides sampling to tens of megabytes."""
 _UNCOMPILED = "load the pipeline again without `torch.compile`"
@@ -66,7 +72,8 @@ class ActivationStats:
     Attributes:
         sums: layer name to float32 (G, C, f), layers in execution order.
         counts: group name to its number of prompts; the order is that of the first axis of `sums`.
-        provenance: model fingerprint, steps, first, guidance scale, seed, sampler, cfg_half. Equal in stats that add.
+        provenance: what made them, equal in statistics that add: model (its fingerprint), layers, dtype; steps, first,
+            guidance_scale, seed, cfg_half (as given to `capture`); sampler (its class), diffusers (its version).
         prompts: sha256 of the prompts of each part that was added up.
     """
 
@@ -79,24 +86,28 @@ class ActivationStats:
         """Root mean square over a group's prompts, layer name to (C, f): METHOD's a_j / sqrt(|P|).
 
         Dividing by the number of prompts makes sets of any size comparable. So the empty prompt needs to be sampled
-        once, not |P| times: repeated under the same noise it would give the same mean.
+        once, not |P| times: repeated under the same noise it would give the same mean. (With
+        `cfg_half="both"` the sum has two rows a prompt and is divided by one, for prompts and contrast alike.)
 
         Raises:
             KeyError: there is no such group, or there are several and none is named.
         """
-        row = self._row(group)
-        prompts = list(self.counts.values())[row]
-        return {layer: (sums[row] / prompts).sqrt() for layer, sums in self.sums.items()}
+        index = self._group_index(group)
+        prompts = list(self.counts.values())[index]
+        return {layer: (sums[index] / prompts).sqrt() for layer, sums in self.sums.items()}
 
     def only(self, group: str | None = None, steps: int | None = None) -> ActivationStats:
-        """The statistics of one group, at the first steps; raises KeyError as `norms`."""
-        row = self._row(group)
-        sums = {layer: s[row : row + 1, :steps] for layer, s in self.sums.items()}
-        name = list(self.counts)[row]
+        """One group, at the first steps; raises KeyError as `norms`, and ValueError if fewer steps were captured."""
+        index = self._group_index(group)
+        captured = next(iter(self.sums.values())).shape[1]
+        if steps is not None and not 1 <= steps <= captured:
+            raise ValueError(f"steps must lie between 1 and {captured}, the steps of these statistics; got {steps}.")
+        sums = {layer: s[index : index + 1, :steps] for layer, s in self.sums.items()}
+        name = list(self.counts)[index]
         provenance = self.provenance | ({"first": steps} if steps else {})
         return ActivationStats(sums, {name: self.counts[name]}, provenance, [*self.prompts, name])
 
-    def _row(self, group: str | None) -> int:
+    def _group_index(self, group: str | None) -> int:
         name = next(iter(self.counts)) if group is None and len(self.counts) == 1 else group
         if name not in self.counts:
             raise KeyError(f"no group {group!r} in these statistics; they hold: {', '.join(self.counts)}.")
@@ -171,7 +182,7 @@ def unit_squares(hidden: torch.Tensor) -> torch.Tensor:
     sums = []
     for rows in hidden.split(max(1, PART // hidden[0].numel())):
         squares = rows.float().square()
-        inverse = squares.sum(-1).clamp_min_(TINY).reciprocal_()  # a zero row stays zero
+        inverse = squares.sum(-1).clamp_min_(SMALLEST).reciprocal_()  # a zero row stays zero
         sums.append(torch.bmm(inverse[:, None], squares)[:, 0])
     return torch.cat(sums)
 
@@ -179,7 +190,7 @@ def unit_squares(hidden: torch.Tensor) -> torch.Tensor:
 def _unit_squares_on_device(hidden: torch.Tensor) -> torch.Tensor:
     """The same on a GPU, where memory takes the time: two passes in the model's own dtype, whose sums are float32."""
     # rms_norm scales to length sqrt(f), which keeps half-precision numbers away from zero; hence the division by f.
-    unit = torch.nn.functional.rms_norm(hidden, hidden.shape[-1:], eps=TINY)
+    unit = torch.nn.functional.rms_norm(hidden, hidden.shape[-1:], eps=SMALLEST)
     return torch.linalg.vector_norm(unit, dim=1, dtype=torch.float32).square() / hidden.shape[-1]
 
 
@@ -191,13 +202,13 @@ class BatchSums:
 
     Args:
         widths: layer name to its neurons f, in execution order.
-        weights: float32 (G, B), how often each row of a network call counts for each group.
+        row_counts: float32 (G, B), how often each row of a network call counts for each group.
         calls: network calls C that will be made.
     """
 
-    def __init__(self, widths: Mapping[str, int], weights: torch.Tensor, calls: int):
-        self.widths, self.weights, self.calls = dict(widths), weights, calls
-        self.sums = torch.zeros(len(weights), calls, sum(widths.values()))  # (G, C, F), on the CPU
+    def __init__(self, widths: Mapping[str, int], row_counts: torch.Tensor, calls: int):
+        self.widths, self.row_counts, self.calls = dict(widths), row_counts, calls
+        self.sums = torch.zeros(len(row_counts), calls, sum(widths.values()))  # (G, C, F), on the CPU
         self.call = -1
         self.squares: dict[str, torch.Tensor] = {}  # layer to (B, f) of the call that is being made, on its device
         self.times: Counter[str] = Counter()  # layer to how often it was called in it
@@ -242,11 +253,14 @@ class BatchSums:
     def _receive(self) -> None:
         if self.copying is not None:
             call, received = self.copying
-            self.sums[:, call] = self.weights @ received()  # (G, B) @ (B, F)
+            self.sums[:, call] = self.row_counts @ received()  # (G, B) @ (B, F)
             self.copying = None
 
     def _check_call(self) -> None:
-        """Refuses a call whose sums would be wrong without a word: of a layer called twice, half would count."""
+        """Refuses a call whose sums would be silently wrong.
+
+        `add` keeps the last input of a layer, so of two chunks the first would be lost.
+        """
         for layer in self.widths:
             if self.times[layer] != 1:
                 raise RuntimeError(
@@ -256,10 +270,10 @@ class BatchSums:
                     "blocks that are cached or skipped (switch it off, `disable_cache()`); a compiled network "
                     f"({_UNCOMPILED})."
                 )
-            if len(self.squares[layer]) != self.weights.shape[1]:
+            if len(self.squares[layer]) != self.row_counts.shape[1]:
                 raise RuntimeError(
                     f"layer {layer} was called on {len(self.squares[layer])} rows in network call {self.call}, where "
-                    f"{self.weights.shape[1]} were expected: the sampler splits its batches. Use `batch_size=1`, or "
+                    f"{self.row_counts.shape[1]} were expected: the sampler splits its batches. Use `batch_size=1`, or "
                     "a sampler that calls the network once a step."
                 )
 
@@ -302,20 +316,22 @@ def capture(
     Args:
         prompts: captions, their `Conditioning`, or their embeddings (prompts, tokens, width).
         groups: name to indices of prompts; default one group "all". A prompt may be in any number of groups.
-        first: sampling ends after so many of the steps: all that an edit needs which unites as many.
+        first: sampling ends after so many network calls: enough for an edit that unites no more steps than that.
         cfg_half: sum both halves of a guided call (as the paper's code does), or the conditional one alone.
         checkpoint: a file written after every batch (and the process' number), from which a killed capture resumes.
 
     Raises:
-        ValueError: no prompts, a group that is empty or names others, an option out of bounds, another's checkpoint.
+        ValueError: no prompts, no groups, a group that is empty or names others, an option out of bounds, another's
+            checkpoint, or a sampler that draws noise of its own.
         FloatingPointError: activations that are not finite; names layer and step.
         RuntimeError: a layer was not called exactly once in each network call; names layer, call and likely causes.
     """
     denoiser = as_denoiser(pipe)
     prompts = as_prompts(prompts, denoiser)
-    members = {name: list(indices) for name, indices in (groups or {"all": range(len(prompts))}).items()}
+    groups = {"all": range(len(prompts))} if groups is None else groups
+    members = {name: list(indices) for name, indices in groups.items()}
     how = {"steps": steps, "first": first, "guidance_scale": float(guidance_scale), "seed": seed, "cfg_half": cfg_half}
-    _check(prompts, members, how, batch_size)
+    _check(denoiser, prompts, members, how, batch_size)
     check_deterministic(denoiser)
     membership = torch.stack([torch.bincount(torch.tensor(m), minlength=len(prompts)) for m in members.values()])
     stats = _empty(denoiser, prompts, members, how)
@@ -330,6 +346,7 @@ def capture(
             bar.update(len(part))
             if checkpoint:
                 stats.check_finite()
+                # Beside the digest: of this process' prompts, how many are summed, and how many there are.
                 replace(stats, prompts=[*stats.prompts, str(start + len(part)), str(len(mine))]).save(checkpoint)
     stats.sums = {name: summed(sums.to(denoiser.device)).cpu() for name, sums in stats.sums.items()}
     stats.check()
@@ -347,10 +364,10 @@ def _add_batch(
     `membership` says how often each prompt counts for each group: (G, prompts).
     """
     how = stats.provenance
-    prompt, conditional = denoiser.call_rows(len(prompts), how["guidance_scale"])  # both (B,)
-    weights = membership[:, prompt] * (conditional | (how["cfg_half"] == "both"))  # (G, B)
+    prompt_of_row, conditional = denoiser.call_rows(len(prompts), how["guidance_scale"])  # both (B,)
+    row_counts = membership[:, prompt_of_row] * (conditional | (how["cfg_half"] == "both"))  # (G, B)
     widths = {layer: sums.shape[2] for layer, sums in stats.sums.items()}
-    batch = BatchSums(widths, weights.float(), next(iter(stats.sums.values())).shape[1])
+    batch = BatchSums(widths, row_counts.float(), next(iter(stats.sums.values())).shape[1])
     noise = initial_noise(denoiser, [how["seed"]] * len(prompts))
     with hooked(denoiser, batch), ended_after(denoiser, how["first"]):
         denoiser.sample(prompts, noise, how["steps"], how["guidance_scale"])
@@ -372,8 +389,15 @@ def _empty(
     return ActivationStats(sums, counts, network | how | software, [digest])
 
 
-def _check(prompts: list[str] | Conditioning, groups: dict[str, list[int]], how: dict, batch_size: int) -> None:
-    check_request(prompts, how["steps"], batch_size, how["first"])
+def _check(
+    denoiser: Denoiser, prompts: list[str] | Conditioning, groups: dict[str, list[int]], how: dict, batch_size: int
+) -> None:
+    check_request(prompts, how["steps"], batch_size)
+    calls, first = denoiser.calls(how["steps"]), how["first"]
+    if first is not None and not 1 <= first <= calls:
+        raise ValueError(f"first must lie between 1 and {calls}, the network calls of these steps; got {first}.")
+    if not groups:
+        raise ValueError("no groups: give one group or more, or None for one group of all prompts.")
     if how["cfg_half"] not in ("both", "cond"):
         raise ValueError(f"cfg_half must be 'both' or 'cond'; got {how['cfg_half']!r}.")
     for name, members in groups.items():

@@ -8,7 +8,8 @@
     torch.Size([16, 64])
     >>> edit = masks.union(steps=3)
 
-`memorized` is the rule, for one layer and one step; `memorized_at_steps` in fast_masks.py is the same for many.
+The paper's "memorized neurons" are single weights W_ij; a neuron j here is a column of W. `memorized` defines the rule,
+for one layer and step. The library runs `memorized_at_steps` (fast_masks.py); tests hold the two equal.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ def importance(weight: torch.Tensor, norms: torch.Tensor) -> torch.Tensor:
 
 
 def row_budget(sparsity: float, f: int) -> int:
-    """Weights of a row of f that may be memorized: floor(s f), at least one."""
+    """Weights of a row of W that may be memorized: floor(s f), at least one."""
     return max(1, int(sparsity * f + 1e-9))  # 0.29 * 100 is a little less than 29 in floating point
 
 
-def memorized(weight: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor, sparsity: float) -> torch.Tensor:
+def memorized(weight: torch.Tensor, norms: torch.Tensor, null_norms: torch.Tensor, sparsity: float) -> torch.Tensor:
     """The rule (METHOD, step 4): a weight is memorized if its importance S_ij for the prompts is among the k largest of
-    its row i, k = floor(s f), and larger than its importance for the contrast. Of equal ones the leftmost come first.
+    row i of W, k = floor(s f), and larger than its importance for the contrast. Of equal ones the leftmost come first.
 
     Args:
         weight: (d, f).
-        ours, theirs: norms a_j of the prompts and of the contrast, (f,).
+        norms, null_norms: a_j of the prompts and of the contrast, (f,).
         sparsity: METHOD's s.
 
     Returns:
         bool (d, f).
     """
-    scores, null_scores = importance(weight, ours), importance(weight, theirs)
+    scores, null_scores = importance(weight, norms), importance(weight, null_norms)
     first = scores.sort(dim=1, descending=True, stable=True).indices[:, : row_budget(sparsity, weight.shape[1])]
     largest = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, first, True)
     return largest & (scores > null_scores)
@@ -60,7 +61,7 @@ class LayerMask:
     Attributes:
         shape: (d, f) of the layer's weight.
         columns: int16 (or int32), the column j of each memorized weight, by step, then row, ascending.
-        counts: int32 (steps, d), how many each row holds.
+        counts: int32 (steps, d), how many each row of W holds.
     """
 
     shape: tuple[int, int]
@@ -74,10 +75,10 @@ class LayerMask:
         return rows * self.shape[1] + self.columns[before : before + here]
 
 
-def layer_mask(weight: torch.Tensor, ours: torch.Tensor, theirs: torch.Tensor, sparsity: float) -> LayerMask:
+def layer_mask(weight: torch.Tensor, norms: torch.Tensor, null_norms: torch.Tensor, sparsity: float) -> LayerMask:
     """What `memorized` marks at each step: weight (d, f), norms of prompts and contrast (steps, f)."""
     d, f = weight.shape
-    return LayerMask((d, f), *memorized_at_steps(weight, ours, theirs, row_budget(sparsity, f)))
+    return LayerMask((d, f), *memorized_at_steps(weight, norms, null_norms, row_budget(sparsity, f)))
 
 
 @dataclass
@@ -161,8 +162,9 @@ def locate(
     Args:
         stats: of the memorized prompts; name the `group` if there are several.
         null: of the contrast, one group: the empty prompt (the paper's), or ordinary prompts.
-        sparsity: share s of each row's weights that may be memorized at a step, at least one weight a row; default the
-            one recommended for this model (`memsub.models.MODELS`), 1 % for a model that is not listed.
+        sparsity: share s of each row of W that may be memorized at a step, at least one weight a row; default the one
+            recommended in `memsub.models.MODELS`, looked up by the name or folder that the model was loaded from, and
+            1 % for a model that is not listed.
 
     Raises:
         ValueError: the sparsity is not in (0, 1], or the statistics are another model's or were made differently.

@@ -9,7 +9,8 @@
     True
     >>> edit.apply(pipe)                                    # for good; then pipe.save_pretrained(...)
 
-An edit is applied wholly or not at all: all of it is checked before the first weight is written.
+An edit is applied wholly or not at all: all of it is checked before the first weight is written. It belongs to the
+weights and dtype of one network: the same weights loaded in another dtype are another model.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from pathlib import Path
 import torch
 
 from .io.files import load_tensors, save_artifact
-from .models import Pipeline, as_denoiser, check_model, check_plain
-from .models.stable_diffusion import only_shapes
+from .models import Pipeline, as_denoiser, check_model, check_plain, only_shapes
+
+_Keep = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -49,12 +51,15 @@ class Edit:
 
     @property
     def density(self) -> float:
-        """Share of the weights that the edit sets, of all in its layers: METHOD's has every second feed-forward map."""
+        """Share of its layers' weights that the edit sets.
+
+        METHOD's edit spans the second linear map of every feed-forward block.
+        """
         return sum(map(len, self.positions.values())) / sum(map(math.prod, self.shapes.values()))
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of what the edit does: shapes, positions and values, not of what made it."""
+        """sha256 of the edit's content: shapes, positions and values. (Its model's is `provenance["model"]`.)"""
         whole = hashlib.sha256()
         for layer, shape in sorted(self.shapes.items()):
             positions = self.positions.get(layer, torch.zeros(0)).cpu().to(torch.int64).contiguous()
@@ -121,8 +126,8 @@ class Edit:
             view, index = _addressed(weight, self.positions[layer])
             view[index] = values[layer].to(view)
 
-    def _combine(self, other: Edit, name: str, keep: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Edit:
-        """`keep` says which positions of both edits stay. Values are the left edit's, but of a union the right's."""
+    def _combine(self, other: Edit, name: str, keep: _Keep, right_wins: bool = False) -> Edit:
+        """`keep` says which positions of both edits stay. Where both set one, the left edit's value counts."""
         ours, theirs = self.provenance["model"], other.provenance["model"]
         if ours != theirs:
             raise ValueError(f"edits of two models do not combine: {ours[:12]} and {theirs[:12]}.")
@@ -131,14 +136,14 @@ class Edit:
         for layer, shape in shapes.items():
             positions[layer] = keep(*(edit.positions.get(layer, none).long() for edit in (self, other)))
             flat = torch.zeros(math.prod(shape), dtype=torch.float16)
-            for edit in (other, self) if name != "union" else (self, other):  # the last one's value counts
+            for edit in (self, other) if right_wins else (other, self):  # the last one's value counts
                 flat[edit.positions.get(layer, none).long()] = edit.values.get(layer, flat[:0])
             values[layer] = flat[positions[layer]]
         return Edit(positions, shapes, {"model": ours, name: [self.provenance, other.provenance]}, values)
 
     def __or__(self, other: Edit) -> Edit:
         """Where both set a weight, the right one's value counts; `&` and `-` keep the left one's."""
-        return self._combine(other, "union", lambda a, b: torch.cat([a, b]).unique())
+        return self._combine(other, "union", lambda a, b: torch.cat([a, b]).unique(), right_wins=True)
 
     def __and__(self, other: Edit) -> Edit:
         return self._combine(other, "intersection", lambda a, b: a[torch.isin(a, b)])
@@ -233,8 +238,7 @@ def _problem(shape: tuple[int, ...] | None, positions: torch.Tensor, values: tor
 def pruned(pipe: Pipeline, edit: Edit | None) -> Iterator[Pipeline]:
     """The pipeline with the edit applied (None: as it is); the weights come back on leaving, also by an exception.
 
-    Raises:
-        ValueError: as `Edit.apply`.
+    Not one inside another: the inner edit would meet an edited model. Apply `a | b` instead. Raises as `Edit.apply`.
     """
     if edit is None:
         yield pipe

@@ -4,20 +4,20 @@
 >>> denoiser = as_denoiser(pipe)                            # protocol: everything else is asked of this
 >>> images = generate(denoiser, prompts, seeds=0, steps=2)  # sampling
 >>> z, eps, t = torch.zeros(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.tensor([500])
->>> x, target = noised(denoiser, z, t, eps)                 # prediction: epsilon, v, sample, flow matching
+>>> x, target = noise_schedule(denoiser).noised(z, t, eps)  # prediction: epsilon, v, sample, flow matching
 >>> fingerprint(denoiser) == fingerprint(pipe)              # fingerprints: what an edit belongs to
 True
 """
 
-from .conditioning import Conditioning, as_conditioning
+from .conditioning import Conditioning, as_conditioning, as_prompts
 from .fingerprints import check_model, fingerprint, module_fingerprint, sampler_fingerprint
 from .known import MODELS, WORLDS, ModelInfo
 from .loading import find_model, load_pipeline, model_of
-from .prediction import Kind, NoiseSchedule, denoised, expected, noise_schedule, noised
+from .plain import check_plain, only_shapes
+from .prediction import Kind, NoiseSchedule, noise_schedule
 from .protocol import ADAPTERS, GRADIENT_ROWS, Denoiser, Pipeline, Solver, as_denoiser, declare
 from .sampling import (
     Sample,
-    as_prompts,
     check_deterministic,
     check_request,
     chosen,
@@ -30,7 +30,7 @@ from .sampling import (
     one_seed_each,
     to_host,
 )
-from .stable_diffusion import StableDiffusionDenoiser, check_plain
+from .stable_diffusion import StableDiffusionDenoiser
 
 __all__ = [
     "ADAPTERS",
@@ -55,9 +55,7 @@ __all__ = [
     "check_request",
     "chosen",
     "declare",
-    "denoised",
     "ended_after",
-    "expected",
     "find_model",
     "fingerprint",
     "first_latents",
@@ -69,8 +67,8 @@ __all__ = [
     "module_fingerprint",
     "multistep",
     "noise_schedule",
-    "noised",
     "one_seed_each",
+    "only_shapes",
     "sampler_fingerprint",
     "to_host",
 ]

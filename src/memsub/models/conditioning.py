@@ -106,11 +106,7 @@ class Conditioning:
         return self._each(lambda tensor: tensor.repeat_interleave(times, 0))
 
     def expand(self, n: int) -> Conditioning:
-        """One row as n rows, without copies.
-
-        Raises:
-            ValueError: this is not one row.
-        """
+        """One row as n rows, without copies; raises ValueError if this is not one row."""
         if len(self) != 1:
             raise ValueError(f"one row can be expanded; these are {len(self)}.")
         return self._each(lambda tensor: tensor.expand(n, *tensor.shape[1:]))
@@ -140,9 +136,23 @@ class Conditioning:
 
 
 def as_conditioning(prompts: Sequence[str] | Conditioning | torch.Tensor, denoiser: Denoiser) -> Conditioning:
-    """Captions embedded, a plain tensor (n, tokens, width) as token embeddings alone, a conditioning as it is."""
+    """What `Denoiser.predict` takes (`as_prompts`: what `sample` takes): captions embedded, a plain tensor (n, tokens,
+    width) as token embeddings alone, a conditioning as it is.
+    """
     if isinstance(prompts, Conditioning):
         return prompts
     if isinstance(prompts, torch.Tensor):
         return Conditioning(prompts)
     return denoiser.embed(list(prompts))
+
+
+def as_prompts(prompts: Sequence[str] | Conditioning | torch.Tensor, denoiser: Denoiser) -> list[str] | Conditioning:
+    """What `Denoiser.sample` takes: captions stay captions, anything else becomes a conditioning (`as_conditioning`) on
+    the model's device. Captions stay, because the denoiser embeds them itself, a batch at a time. Raises ValueError for
+    one string, which would be taken for a list of letters.
+    """
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts must be a list of strings; got the string {prompts!r}: give [{prompts!r}].")
+    if isinstance(prompts, (Conditioning, torch.Tensor)):
+        return as_conditioning(prompts, denoiser).to(denoiser.device)
+    return list(prompts)

@@ -24,14 +24,19 @@ def module_fingerprint(module: torch.nn.Module) -> str:
     """sha256 over a module's parameters and buffers, their names and dtypes.
 
     Hashing gigabytes takes seconds, so a tensor is hashed again only after it was replaced or written to. (A write
-    through `weight.data` hides from PyTorch's count of writes: write under `torch.no_grad()` instead.)
+    through `weight.data` hides from PyTorch's count of writes: write under `torch.no_grad()` instead.) Raises
+    ValueError if the module is offloaded.
     """
     known, whole = _DIGESTS.setdefault(module, {}), hashlib.sha256()
     for name, tensor in sorted(module.state_dict(keep_vars=True).items()):
         writes = (tensor.data_ptr(), tensor._version)
         if name not in known or known[name][0] != writes:
             digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            try:
+                host = tensor.detach().cpu()
+            except NotImplementedError:  # on the device "meta"
+                raise ValueError(f"{name} is offloaded: load the model without sequential offloading.") from None
+            digest.update(host.contiguous().reshape(-1).view(torch.uint8).numpy())
             known[name] = writes, digest.digest()
         whole.update(known[name][1])
     return whole.hexdigest()
@@ -64,5 +69,5 @@ def check_model(pipe: Pipeline, expected: str, what: str) -> None:
     if (actual := fingerprint(pipe)) != expected:
         raise ValueError(
             f"{what} another model: the fingerprint of its network is {expected[:12]}, that of this pipeline's is "
-            f"{actual[:12]} (also different if this pipeline is already edited)."
+            f"{actual[:12]} (also different if this pipeline is already edited, or loaded in another dtype)."
         )

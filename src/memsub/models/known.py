@@ -9,7 +9,7 @@ Another package lists a row in the entry points "memsub.models".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 
 from ..registry import Registry
 
-_TESTBED = files("memsub") / "testbed" / "weights"
+_WEIGHTS = files("memsub") / "testbed" / "weights"
 
 
 @dataclass(frozen=True)
@@ -49,21 +49,9 @@ class ModelInfo:
     twin: str = ""
 
 
-TINY = ModelInfo(
-    "tiny",
-    str(_TESTBED),
-    "tiny",
-    "testbed",
-    torch.float32,
-    "tiny.yaml",
-    sparsity=0.25,
-    neurons=16_512,
-    world="testbed",
-    twin="tiny-twin",
-)
 TINY_TWIN = ModelInfo(
     "tiny-twin",
-    str(_TESTBED / "twin"),
+    str(_WEIGHTS / "twin"),
     "tiny",
     "testbed",
     torch.float32,
@@ -71,6 +59,7 @@ TINY_TWIN = ModelInfo(
     neurons=16_512,
     world="testbed",
 )
+TINY = replace(TINY_TWIN, name="tiny", source=str(_WEIGHTS), parameters="tiny.yaml", twin="tiny-twin")
 SD14 = ModelInfo("sd14", "CompVis/stable-diffusion-v1-4", "sd14", "published", parameters="sd14.yaml", neurons=49_920)
 # The publisher withdrew SD 2.0 in November 2025; this is the community's copy.
 SD20 = ModelInfo(

@@ -21,11 +21,9 @@ a = 1 - sigma, b = sigma for flow matching (Lipman et al. 2023; Esser et al. 202
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
-
-from .protocol import Denoiser
 
 Kind = Literal["epsilon", "v_prediction", "sample", "flow"]
 """What a network predicts."""
@@ -39,7 +37,8 @@ class NoiseSchedule:
         kind: what the network predicts.
         signal: share a of signal at each step, (T,).
         noise: share b of noise at each step, (T,).
-        steps: what the network is given as t at each step, (T,): 0 to T - 1, or T sigma for flow matching.
+        steps: what the network is given as t at each step, (T,): 0 to T - 1, or T sigma for flow matching. Beware of
+            their order: steps[0] is the least noisy step for diffusion, and the noisiest for flow matching.
     """
 
     kind: Kind
@@ -101,11 +100,10 @@ def noise_schedule(model: Any) -> NoiseSchedule:
     kind = config.get("prediction_type")
     if kind is None and not hasattr(scheduler, "alphas_cumprod") and hasattr(scheduler, "sigmas"):
         return _flow_schedule(scheduler)
-    known = get_args(Kind)
-    if kind is None or kind not in known or kind == "flow":
+    if kind not in ("epsilon", "v_prediction", "sample"):
         raise ValueError(
-            f"{name} is of a network that predicts {kind!r}; memsub knows {', '.join(known)}, and flow matching by "
-            "schedulers such as FlowMatchEulerDiscreteScheduler."
+            f"{name} is of a network that predicts {kind!r}; memsub knows epsilon, v_prediction and sample, and flow "
+            "matching by schedulers such as FlowMatchEulerDiscreteScheduler (not by the option 'flow_prediction')."
         )
     if not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(f"{name} has no noise schedule that memsub knows: it has no alphas_cumprod.")
@@ -118,20 +116,3 @@ def _flow_schedule(scheduler: Any) -> NoiseSchedule:
     fresh = type(scheduler).from_config(scheduler.config)
     sigmas = fresh.sigmas[: scheduler.config.num_train_timesteps].to("cpu", torch.float32)
     return NoiseSchedule("flow", 1 - sigmas, sigmas, sigmas * scheduler.config.num_train_timesteps)
-
-
-def noised(
-    denoiser: Denoiser, z: torch.Tensor, t: torch.Tensor, eps: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`NoiseSchedule.noised` of the denoiser's schedule."""
-    return noise_schedule(denoiser).noised(z, t, eps)
-
-
-def denoised(denoiser: Denoiser, x: torch.Tensor, t: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
-    """`NoiseSchedule.denoised` of the denoiser's schedule."""
-    return noise_schedule(denoiser).denoised(x, t, predicted)
-
-
-def expected(denoiser: Denoiser, x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """`NoiseSchedule.expected` of the denoiser's schedule."""
-    return noise_schedule(denoiser).expected(x, t, z)

@@ -6,8 +6,13 @@
     >>> conditioning = denoiser.embed(["a red heart"])
     >>> predicted = denoiser.predict(torch.zeros(1, 4, 8, 8), torch.tensor(500), conditioning)
 
-Another kind of model is one class with these methods, and one entry "PipelineClass" -> "module:AdapterClass" in
-`ADAPTERS` (another package lists it in the entry points "memsub.adapters").
+Another kind of model is one class with these members, an adapter. A package names it in its pyproject.toml:
+
+    [project.entry-points."memsub.adapters"]
+    NameOfThePipelinesClass = "my_package:AdapterClass"
+
+Capture and pruning need network, scheduler, device, dtype, latent_shape, source, layers, calls, call_rows and sample,
+`generate` needs decode, too. All others are for metrics, attacks, baselines and runs alone.
 """
 
 from __future__ import annotations
@@ -75,7 +80,7 @@ class Denoiser(Protocol):
         ...
 
     def calls(self, steps: int) -> int:
-        """Network calls that sampling in `steps` steps makes."""
+        """Network calls that sampling in `steps` steps makes; PNDM as SD1.4 has it makes one call more than steps."""
         ...
 
     def call_rows(self, prompts: int, guidance_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,7 +95,11 @@ class Denoiser(Protocol):
         guidance_scale: float,
         solver: Solver = "own",
     ) -> torch.Tensor:
-        """Denoised latents (B, C, H, W) of captions, or of their conditioning, from initial noise of that shape."""
+        """Denoised latents (B, C, H, W) of captions, or of their conditioning, from initial noise of that shape.
+
+        It calls the module `network` itself, so that hooks fire, `calls(steps)` times, with rows in the order of
+        `call_rows`. It lets exceptions through: one of them ends a sampling early.
+        """
         ...
 
     def encode(self, images: np.ndarray) -> torch.Tensor:
@@ -117,11 +126,7 @@ ADAPTERS: Registry[Callable[[Any], Denoiser]] = Registry(
 
 
 def as_denoiser(pipe: Pipeline) -> Denoiser:
-    """The denoiser behind a pipeline; a denoiser is returned as it is.
-
-    Raises:
-        TypeError: no adapter knows this kind of pipeline; names those that are known.
-    """
+    """The denoiser behind a pipeline; a denoiser is returned as it is. Raises TypeError for what no adapter knows."""
     for kind in type(pipe).__mro__:
         if kind.__name__ in ADAPTERS:
             return ADAPTERS[kind.__name__](pipe)
@@ -133,18 +138,19 @@ def as_denoiser(pipe: Pipeline) -> Denoiser:
     )
 
 
+# --- cost estimates ---------------------------------------------------------------------------------------------------
+
 GRADIENT_ROWS = 3
 """What a row of a network call costs whose gradient is asked for, in rows: forward and backward."""
 
 
 def declare(pipe: Pipeline, rows: int) -> None:
-    """Says how many rows of network calls a loop makes at most whose length depends on what it finds.
+    """For loops that end early: tells a cost estimate the most rows of network calls that the loop could make.
 
-    The estimate of a run's cost executes the same code with a denoiser that only counts, in which such a loop ends at
-    once. This is what comes on top of what is counted there. Any other denoiser ignores it.
+    The estimate runs the loop on a denoiser that only counts, where it ends at once. Other denoisers ignore it.
 
     Args:
-        rows: of network calls; one whose gradient is asked for counts as `GRADIENT_ROWS`.
+        rows: beside those counted; one whose gradient is asked for counts as `GRADIENT_ROWS`.
     """
     count = getattr(as_denoiser(pipe), "declare", None)
     if count is not None:

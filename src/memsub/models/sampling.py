@@ -22,55 +22,33 @@ import torch
 from tqdm.auto import tqdm
 
 from ..io.distributed import gathered, is_main, shard
-from .conditioning import Conditioning, as_conditioning
+from .conditioning import Conditioning, as_prompts
 from .prediction import noise_schedule
 from .protocol import Denoiser, Pipeline, Solver, as_denoiser
 
 
 class Sample(Protocol):
-    """Samples one image a prompt, or a row of a conditioning, with a seed each.
-
-    `generate` with all else filled in, or a baseline.
-    """
+    """Samples one image a prompt or row of a conditioning, a seed each: `generate` with all else filled in."""
 
     def __call__(self, prompts: Any, *, seeds: Sequence[int]) -> np.ndarray: ...
 
 
 def one_seed_each(seeds: int | Sequence[int], prompts: int) -> list[int]:
-    """A seed a prompt: one for all, or as given.
-
-    Raises:
-        ValueError: another number of seeds than of prompts.
-    """
+    """A seed a prompt: one for all, or as given; raises ValueError for another number of seeds than of prompts."""
     each = [int(seeds)] * prompts if isinstance(seeds, (int, np.integer)) else [int(s) for s in seeds]
     if len(each) != prompts:
         raise ValueError(f"{len(each)} seeds for {prompts} prompts: give one seed, or one a prompt.")
     return each
 
 
-def check_request(prompts: list[str] | Conditioning, steps: int, batch_size: int, first: int | None = None) -> None:
-    """Raises ValueError for no prompts, some that are not text, and steps, `first` of them or a batch size below 1."""
+def check_request(prompts: list[str] | Conditioning, steps: int, batch_size: int) -> None:
+    """Raises ValueError for no prompts, some that are not text, and steps or a batch size below 1."""
     if not len(prompts):
         raise ValueError('no prompts: the list is empty. For the empty prompt, give [""].')
     if isinstance(prompts, list) and (wrong := [p for p in prompts if not isinstance(p, str)]):
         raise ValueError(f"prompts must be strings; got {wrong[0]!r}.")
     if batch_size < 1 or steps < 1:
         raise ValueError(f"batch_size and steps must be at least 1; got {batch_size} and {steps}.")
-    if first is not None and not 1 <= first <= steps:
-        raise ValueError(f"first must lie between 1 and {steps}, the steps; got {first}.")
-
-
-def as_prompts(prompts: Sequence[str] | Conditioning | torch.Tensor, denoiser: Denoiser) -> list[str] | Conditioning:
-    """What `Denoiser.sample` takes: captions stay captions, embeddings become a conditioning on the model's device.
-
-    Raises:
-        ValueError: the prompts are one string, which would be taken for a list of letters.
-    """
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts must be a list of strings; got the string {prompts!r}: give [{prompts!r}].")
-    if isinstance(prompts, (Conditioning, torch.Tensor)):
-        return as_conditioning(prompts, denoiser).to(denoiser.device)
-    return list(prompts)
 
 
 def chosen(prompts: list[str] | Conditioning, rows: list[int]) -> list[str] | Conditioning:
@@ -94,7 +72,6 @@ def generate(
     Args:
         prompts: captions, their `Conditioning`, or their embeddings (prompts, tokens, width).
         seeds: one seed for all prompts (they share the initial noise), or one a prompt.
-        steps: denoising steps.
         solver: the pipeline's own scheduler, or a multistep solver that needs fewer steps (`multistep`).
         batch_size: images at a time; a network call holds twice as many under guidance.
 
@@ -169,11 +146,8 @@ def ended_after(denoiser: Denoiser, calls: int | None) -> Iterator[None]:
 def multistep(scheduler: Any) -> Any:
     """DPM-Solver++ (Lu et al. 2022) of second order on a scheduler's noise schedule, from pure noise on.
 
-    Few-step samplings of diffusers' `leading` spacing begin below the top of the schedule: on the embedded model ten
-    steps of it find a tenth less replicated after pruning than fifty do, eight of these as much (`tools.solvers`).
-
-    Raises:
-        ValueError: the scheduler is of flow matching, which has no such noise schedule.
+    On the embedded model, ten DDIM steps with `leading` spacing find a tenth fewer replications than fifty; eight steps
+    of this solver find as many (`tools.solvers`). Raises ValueError for flow matching, which has no such schedule.
     """
     from diffusers import DPMSolverMultistepScheduler
 
@@ -189,11 +163,7 @@ _DETERMINISTIC: dict[tuple[type, str, str], bool] = {}
 
 
 def check_deterministic(denoiser: Denoiser, solver: Solver = "own") -> None:
-    """Refuses a sampler that draws noise of its own: an image would not be a function of prompt and seed.
-
-    Raises:
-        ValueError: the scheduler's steps depend on torch's global random numbers; names it.
-    """
+    """Raises ValueError for a sampler that draws noise of its own: prompt and seed alone would not fix an image."""
     own = denoiser.scheduler
     if not hasattr(own, "step"):
         return  # no sampler of diffusers: the denoiser steps by itself

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from .conditioning import Conditioning
+from .plain import check_plain, only_shapes
 from .protocol import Solver
 from .sampling import multistep
 
@@ -19,25 +20,29 @@ if TYPE_CHECKING:
 
 
 class StableDiffusionDenoiser:
-    """The adapter for diffusers' `StableDiffusionPipeline`, of any UNet with `FeedForward` blocks."""
+    """See `Denoiser`. The scheduler is the pipeline's present one. All else is looked up once (for device and dtype,
+    diffusers goes through all modules): after `pipe.to(...)`, or with another UNet, take a new denoiser.
+    """
 
     def __init__(self, pipe: StableDiffusionPipeline):
         self.pipe = pipe
-        self.network, self.tokenizer, self.scheduler = pipe.unet, pipe.tokenizer, pipe.scheduler
+        self.network, self.tokenizer = pipe.unet, pipe.tokenizer
         size = pipe.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         self.latent_shape = (pipe.unet.config.in_channels, height, width)
         self.image_shape = (height * pipe.vae_scale_factor, width * pipe.vae_scale_factor)
         self.source = str(pipe.config.get("_name_or_path") or "")
 
+    @property
+    def scheduler(self) -> Any:
+        return self.pipe.scheduler
+
     @cached_property
     def device(self) -> torch.device:
-        """Looked up once: diffusers goes through all modules for it."""
         return self.pipe.device
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """As `device`."""
         return self.network.dtype
 
     def layers(self) -> dict[str, torch.nn.Linear]:
@@ -64,11 +69,7 @@ class StableDiffusionDenoiser:
         return layers
 
     def value_layers(self) -> dict[str, torch.nn.Linear]:
-        """As the protocol.
-
-        Raises:
-            ValueError: the UNet has none.
-        """
+        """As the protocol; raises ValueError if the UNet has none."""
         layers = {
             name: module
             for name, module in self.network.named_modules()
@@ -91,7 +92,7 @@ class StableDiffusionDenoiser:
         return self.network(latents, t, encoder_hidden_states=embeddings, return_dict=False)[0]
 
     def calls(self, steps: int) -> int:
-        """As the protocol: PNDM makes one call more than steps."""
+        """As the protocol: PNDM as SD1.4 has it (`skip_prk_steps`) makes one call more than steps."""
         self.scheduler.set_timesteps(steps)
         return len(self.scheduler.timesteps)
 
@@ -145,66 +146,20 @@ class StableDiffusionDenoiser:
 
 
 def _embeddings(conditioning: Conditioning) -> torch.Tensor:
-    """The token embeddings.
-
-    Raises:
-        ValueError: it holds more than these, as another model's conditioning does; the UNet has no use for that.
-    """
+    """The token embeddings; raises ValueError for more than these, as another model's conditioning holds."""
     if more := [name for name in conditioning.tensors() if name != "embeddings"]:
         raise ValueError(f"Stable Diffusion takes token embeddings alone; this conditioning has {', '.join(more)} too.")
     return conditioning.embeddings
 
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Dtypes that a layer can be multiplied with. (Those of 8 bits are storage alone.)"""
-
-
-def only_shapes(network: torch.nn.Module) -> bool:
-    """Whether a network has no numbers on purpose, as for an estimate of memory: all of it lies on the device "meta".
-
-    The weights of an offloaded network lie there, too, between its calls. It is recognized by accelerate's hooks.
-    """
-    if not all(parameter.is_meta for parameter in network.parameters()):
-        return False
-    return not any(hasattr(module, "_hf_hook") for module in network.modules())
-
-
-def check_plain(name: str, layer: torch.nn.Module, shapes: bool = False) -> None:
-    """Refuses a layer whose weight is not what the layer multiplies with, or cannot be set to zero in place.
-
-    Capture and edit read and write `layer.weight`. An adapter adds to it, quantization packs it, a parametrization
-    computes it, offloading takes it away: an edit would then change nothing, or something else.
-
-    Args:
-        shapes: its weight may lie on the device "meta" (`only_shapes`).
-
-    Raises:
-        ValueError: it is not plain: names layer, what it is, and what to call first.
-    """
-    weight: Any = getattr(layer, "weight", None)
-    kind = f"{type(layer).__module__.split('.')[0]}'s {type(layer).__name__}"
-    if hasattr(layer, "base_layer"):
-        what, first = kind, "fuse the adapter first: pipe.fuse_lora(), then pipe.unload_lora_weights()"
-    elif torch.nn.utils.parametrize.is_parametrized(layer):
-        what, first = "parametrized", "call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first"
-    elif type(layer) is not torch.nn.Linear:
-        what, first = kind, "load the model without quantization, with torch's own layers"
-    elif type(weight) is torch.Tensor:  # as pruning and weight normalization of torch.nn.utils leave it
-        what, first = "computed at each call", "call torch.nn.utils.prune.remove(layer, 'weight') or its like first"
-    elif type(weight) is not torch.nn.Parameter or weight.dtype not in FLOATS:
-        what, first = f"stored as {type(weight).__name__} of {weight.dtype}", "load the model in a plain floating dtype"
-    elif weight.is_meta and not shapes:
-        what, first = "offloaded", "load the model without sequential offloading"
-    else:
-        return
-    raise ValueError(f"layer {name} is no plain linear map with a floating weight, but {what}: {first}.")
+# --- speed only: no device synchronization per step -------------------------------------------------------------------
 
 
 def _on_host(scheduler: Any) -> Any:
-    """The scheduler with its time steps left on the host.
+    """A copy of the scheduler that leaves its time steps on the host, where its tables are.
 
-    diffusers puts them on the device and looks each up in tables on the host: a transfer back, for which the device is
-    waited, two or three times a network call. From the host there is none.
+    diffusers puts them on the device and copies each back to look it up, two or three times a network call. Every such
+    copy waits until the device has finished.
     """
     host = copy.copy(scheduler)
     host.set_timesteps = lambda steps, device=None, **options: type(host).set_timesteps(host, steps, **options)
@@ -212,7 +167,7 @@ def _on_host(scheduler: Any) -> Any:
 
 
 def _steps_on(device: torch.device, steps: int) -> Callable[[Any, tuple], tuple]:
-    """A hook that gives a network its time step on the device, from one table: a copy a call is waited for."""
+    """A hook that replaces a network's time step by its equal on the device, without a copy: from one table."""
     table = torch.arange(steps, device=device)
 
     def hook(module: torch.nn.Module, args: tuple) -> tuple:

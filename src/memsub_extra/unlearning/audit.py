@@ -2,7 +2,7 @@
 
     tables = {"twin": audited(twin, subjects, metrics, world), "pruning": audited(edited, subjects, metrics, world)}
     summary(tables)                             # a row a model: rates with intervals, log-rank p, alignment, KID
-    gone(summary(tables))                       # by which criteria a model cannot be told from the twin
+    gone(summary(tables))                       # by which criteria a model equals the twin
 
 The criteria are attack work, replication, relearning, alignment, KID and diversity. They are not all questions that one
 could ask: an exact membership test tells models apart that pass every one of them.
@@ -212,7 +212,7 @@ def _relative(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
 
 
 def gone(table: pd.DataFrame, reference: str = "twin", unedited: str = "unedited") -> pd.DataFrame:
-    """By which criteria a model cannot be told from the reference: a row a model, a column a criterion, True or False.
+    """By which criteria a model equals the reference: a row a model, a column a criterion, True or False.
 
     Args:
         table: as `summary`.

@@ -59,7 +59,7 @@ def variant(name: str, where: str) -> str:
 def fine_tunings(
     name: str, objective: Callable[..., Loss], source: str, *, where: str = "all", **options: Any
 ) -> tuple[Removal, Removal, Removal]:
-    """A fine-tuning as it is meant, of the located weights alone, and of as many random ones alone.
+    """A fine-tuning as it is meant, of the located weights alone, and of density-matched random ones.
 
     Args:
         objective: (pipe, memorized, ordinary, *, located, seed, ...) -> Loss; `located()` is METHOD's edit.

@@ -52,7 +52,7 @@ def prune(
     }
     if contrast not in contrasts:
         raise ValueError(f"unknown contrast {contrast!r}; expected one of {', '.join(contrasts)}.")
-    groups = {str(i): part for i, part in enumerate(subsets(len(memorized), len(memorized) // 4, 4, seed))}
+    groups = {str(i): part for i, part in enumerate(subsets(len(memorized), max(1, len(memorized) // 4), 4, seed))}
     groups["all"] = list(range(len(memorized)))
     options = CAPTURE | {"progress": progress, "first": steps if layers is None else None}
     stats = capture(pipe, memorized.captions, groups=groups, **options)

@@ -19,7 +19,7 @@ _HERE = "memsub_extra.unlearning"
 
 
 def _family(name: str, module: str) -> dict[str, str]:
-    """A fine-tuning in three forms: as it is meant, of the located weights alone, and of as many random ones alone."""
+    """A fine-tuning in three forms: as it is meant, of the located weights, and of density-matched random ones."""
     forms = {name: "REMOVAL", variant(name, "located"): "LOCATED", variant(name, "random"): "RANDOM"}
     return {form: f"{_HERE}.{module}:{attribute}" for form, attribute in forms.items()}
 

@@ -1,0 +1,131 @@
+"""What notebook 06 computes: the models under attack, attack work, recognition, and zeros that are filled."""
+
+import numpy as np
+import pytest
+
+from memsub.measure.verdict import Judge, exact_in
+from memsub.models import GRADIENT_ROWS, StableDiffusionDenoiser, fingerprint
+from memsub.run.run import Run
+from memsub_extra.notebooks import cost, notebook01
+from memsub_extra.notebooks.listing import NOTEBOOKS
+from memsub_extra.unlearning import notebook06, shipped
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """Rows of network calls."""
+    counts = []
+    plain = StableDiffusionDenoiser.predict, StableDiffusionDenoiser.sample
+
+    def predict(self, latents, t, conditioning):
+        counts.append(len(latents))
+        return plain[0](self, latents, t, conditioning)
+
+    def sample(self, prompts, latents, steps, guidance_scale, *options):
+        counts.append(2 * len(latents) * steps)
+        return plain[1](self, prompts, latents, steps, guidance_scale, *options)
+
+    monkeypatch.setattr(StableDiffusionDenoiser, "predict", predict)
+    monkeypatch.setattr(StableDiffusionDenoiser, "sample", sample)
+    return counts
+
+
+@pytest.fixture
+def without_shipped(monkeypatch):
+    """What ships is of the embedded model's weights, and these runs have the micro pipeline's."""
+    monkeypatch.setattr(shipped, "belongs_to", lambda info: False)
+
+
+@pytest.fixture
+def estimated(monkeypatch):
+    """Rows of network calls by experiment, as the estimate has them; of this notebook and of the one it reads."""
+    monkeypatch.setattr(cost, "of_model", lambda info: [notebook01.NOTEBOOK, notebook06.NOTEBOOK])
+    return lambda parameters: cost.work(parameters).set_index("part")["rows"]
+
+
+def names(run):
+    return [model.name for model in notebook06.models(run)]
+
+
+def test_it_is_listed():
+    assert NOTEBOOKS["06_deletion"] is notebook06.NOTEBOOK
+
+
+def test_the_edits_that_ship_are_attacked_in_float32(new_run):
+    assert names(new_run()) == ["unedited", *shipped.edits(), "twin"]
+    assert names(new_run(dtype="float32")) == ["unedited", *shipped.edits(), "twin"]
+    assert names(new_run(dtype="bfloat16")) == ["unedited", "pruned", "twin"]
+
+
+def test_edits_made_elsewhere_are_attacked(new_run, tmp_path):
+    run = new_run()
+    run.grid.edit().save(tmp_path / "edit.safetensors")
+    files = {"mine": str(tmp_path / "edit.safetensors")}
+    other = new_run("other", deletion={"targets": 2, "iterations": [0, 1], "noises": 1, "edits": files})
+    assert set(notebook06.work(other)["model"]) == {"unedited", "mine", "twin"}
+
+
+def test_attack_work_of_every_model_and_kind_of_pairs(new_run, rows, estimated, without_shipped):
+    run = new_run()
+    run.grid.edit()
+    estimate, p, before = estimated(run.parameters), run.parameters.deletion, fingerprint(run.pipe)
+    rows.clear()
+    work = notebook06.work(run)
+    models = names(run)
+    assert models == ["unedited", "pruned", "twin"]
+    assert work.groupby(["model", "pairs"]).size().to_dict() == {
+        (model, pairs): 2 for model in models for pairs in ("removed", "fresh")
+    }
+    assert work["last"].eq(2).all()
+    assert fingerprint(run.pipe) == before
+    # Random weights replicate nothing: every attack goes to its end, and its cost is the estimate.
+    assert np.isinf(work["iterations"]).all()
+    gradients = 2 * len(models) * p.targets * p.noises * p.iterations[-1]
+    assert sum(rows) == estimate["06 attack work"] - (GRADIENT_ROWS - 1) * gradients
+    rows.clear()
+    assert notebook06.work(run).equals(work)
+    assert not rows, "it is computed once"
+
+
+def test_an_image_that_is_sampled_is_attacked_no_further(new_run, rows, estimated, without_shipped, monkeypatch):
+    always = Judge("exact", "always", lambda images, prompts, references: np.ones(len(images), bool), exact_in)
+    monkeypatch.setattr(Run, "judge", always)
+    run = new_run()
+    run.grid.edit()
+    rows.clear()
+    assert notebook06.work(run)["iterations"].eq(0).all()
+    assert 0 < sum(rows) < estimated(run.parameters)["06 attack work"] / 2
+
+
+def test_every_edit_of_a_file_counts_in_the_estimate(new_run, estimated, without_shipped):
+    """Edits of the model itself do not fit a model that only counts."""
+    files = {name: str(path) for name, path in shipped.edits().items()}
+    assert len(files) > 1
+
+    def attack_work(edits):
+        deletion = {"targets": 2, "iterations": [0, 2], "noises": 2, "edits": edits}
+        return estimated(new_run(deletion=deletion).parameters)["06 attack work"]
+
+    one, several = attack_work(dict([*files.items()][:1])), attack_work(files)
+    assert several / one == (2 + len(files)) / 3  # beside the unedited model and the twin
+
+
+def test_recognition_asks_three_questions_of_each_model(new_run, without_shipped):
+    run = new_run()
+    table = notebook06.recognition(run)
+    assert table["model"].unique().tolist() == names(run)
+    assert table["given"].unique().tolist() == ["its caption", "other wording", "other wording, mirrored"]
+    assert table.groupby(["model", "given"]).size().eq(9).all()
+    assert (table["error"] > 0).all()
+
+
+def test_zeros_that_are_filled_are_evaluated_beside_the_pruned_model(new_run, rows, estimated):
+    run = new_run()
+    edit = run.grid.edit()
+    rows.clear()
+    table = notebook06.revival(run).set_index("model")
+    assert list(table.index) == ["unedited", "pruned", "pruned, zeros imputed", "pruned, zeros revived"]
+    assert table["density"].tolist() == pytest.approx([0.0, edit.density, edit.density, edit.density])
+    assert sum(rows) == estimated(run.parameters)["06 revival of zeros"]
+    again = run.grid.edit()
+    assert not any(values.any() for values in again.values.values()), "METHOD's edit itself is one of zeros"
