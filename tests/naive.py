@@ -30,20 +30,20 @@ def naive_norms(pipe, prompts, cfg_half, steps):
     return {name: np.sqrt([squares[name, step] for step in range(steps)]) for name in as_denoiser(pipe).layers()}
 
 
-def naive_mask(weight, ours, theirs, sparsity):
+def naive_mask(weight, norms, null_norms, sparsity):
     """Boolean (d, f) of one step, by a full sort of each row."""
     mask = np.zeros(weight.shape, bool)
     k = max(1, int(np.floor(sparsity * weight.shape[1])))
     for i, row in enumerate(np.abs(weight)):
-        for j in np.argsort(-row * ours, kind="stable")[:k]:
-            mask[i, j] = row[j] * ours[j] > row[j] * theirs[j]
+        for j in np.argsort(-row * norms, kind="stable")[:k]:
+            mask[i, j] = row[j] * norms[j] > row[j] * null_norms[j]
     return mask
 
 
-def is_tie(weight, ours, theirs, sparsity, i, j):
+def is_tie(weight, norms, null_norms, sparsity, i, j):
     """Whether weight (i, j) lies on the edge of the top k, or prompts and contrast agree, to float32 accuracy."""
-    importance = np.abs(weight[i]) * ours
+    importance = np.abs(weight[i]) * norms
     k = max(1, int(np.floor(sparsity * weight.shape[1])))
     edge = np.sort(importance)[::-1][k - 1 : k + 1]
     near_edge = np.abs(importance[j] - edge).min() < 1e-5 * importance[j]
-    return near_edge or abs(ours[j] - theirs[j]) < 1e-5 * ours[j]
+    return near_edge or abs(norms[j] - null_norms[j]) < 1e-5 * norms[j]

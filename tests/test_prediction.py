@@ -113,7 +113,7 @@ def test_latents_of_any_shape_and_dtype():
     [
         (
             UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
-            "UniPCMultistepScheduler is of a network that predicts 'flow_prediction'; memsub knows epsilon, v_prediction and sample,",
+            "UniPCMultistepScheduler is of a network that predicts 'flow_prediction'; memsub knows epsilon, v_",
         ),
         (EDMEulerScheduler(), "EDMEulerScheduler has no noise schedule that memsub knows"),
         (SimpleNamespace(config={}), "SimpleNamespace is of a network that predicts None"),

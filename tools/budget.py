@@ -18,8 +18,8 @@ from tools.figures import findings
 BUDGETS: dict[str, tuple[int, str]] = {
     "00_testbed": (18_000, "each memorized caption once, 200 unseen ones and the twin: intervals of 3 points"),
     "01_activation_capture": (22_200, "the grid: 200 prompts and the empty one, fifty steps, once for all notebooks"),
-    "02_memorized_neurons": (0, "nothing is sampled"),
-    "03_subspace_overlap": (0, "nothing is sampled"),
+    "02_memorized_neurons": (30, "by hand: ten prompts and the empty one, at the first step"),
+    "03_subspace_overlap": (50, "by hand: twenty prompts and the empty one, at the first step"),
     "04_pruning": (45_000, "28 memorized and 28 unseen captions a model; sweep, variants, eight models, controls"),
     "05_attack_evaluation": (
         52_000,

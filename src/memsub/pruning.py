@@ -51,10 +51,7 @@ class Edit:
 
     @property
     def density(self) -> float:
-        """Share of its layers' weights that the edit sets.
-
-        METHOD's edit spans the second linear map of every feed-forward block.
-        """
+        """Share of its layers' weights that it sets. METHOD's spans the second map of every feed-forward block."""
         return sum(map(len, self.positions.values())) / sum(map(math.prod, self.shapes.values()))
 
     @property

@@ -49,17 +49,19 @@ class ModelInfo:
     twin: str = ""
 
 
-TINY_TWIN = ModelInfo(
-    "tiny-twin",
-    str(_WEIGHTS / "twin"),
+TINY = ModelInfo(
+    "tiny",
+    str(_WEIGHTS),
     "tiny",
     "testbed",
     torch.float32,
+    "tiny.yaml",
     sparsity=0.25,
     neurons=16_512,
     world="testbed",
+    twin="tiny-twin",
 )
-TINY = replace(TINY_TWIN, name="tiny", source=str(_WEIGHTS), parameters="tiny.yaml", twin="tiny-twin")
+TINY_TWIN = replace(TINY, name="tiny-twin", source=str(_WEIGHTS / "twin"), parameters="", twin="")
 SD14 = ModelInfo("sd14", "CompVis/stable-diffusion-v1-4", "sd14", "published", parameters="sd14.yaml", neurons=49_920)
 # The publisher withdrew SD 2.0 in November 2025; this is the community's copy.
 SD20 = ModelInfo(

@@ -127,21 +127,18 @@ class StableDiffusionDenoiser:
 
     @torch.no_grad()
     def encode(self, images: np.ndarray) -> torch.Tensor:
-        """As the protocol."""
         vae = self.pipe.vae
         x = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device, vae.dtype) / 127.5 - 1
         return vae.encode(x).latent_dist.mean * vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """As the protocol."""
         vae = self.pipe.vae
         x = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
         x = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
         return (x * 255).round().astype(np.uint8)
 
     def parts(self) -> Mapping[str, torch.nn.Module]:
-        """As the protocol."""
         return {"unet": self.network, "vae": self.pipe.vae, "text_encoder": self.pipe.text_encoder}
 
 

@@ -29,7 +29,16 @@ import torch
 from memsub.measure.metric import CopyMetric, PromptMetric
 from memsub.measure.metrics import Metrics
 from memsub.measure.verdict import Judge
-from memsub.models import Conditioning, Pipeline, Solver, as_conditioning, as_denoiser, find_model, initial_noise
+from memsub.models import (
+    GRADIENT_ROWS,
+    Conditioning,
+    Pipeline,
+    Solver,
+    as_conditioning,
+    as_denoiser,
+    find_model,
+    initial_noise,
+)
 from memsub.prompts import Prompts
 from memsub.registry import Registry
 from memsub.run.data import Data
@@ -42,8 +51,6 @@ ESTIMATES: Registry[Callable[[Parameters], str]] = Registry("memsub.estimates", 
 """More of an estimate, by name: parameters to lines of text, empty where there is nothing to say."""
 WIDTH, ROWS = 1000, 4
 """Of the layers of a model that only counts: wide enough that sparsities of a tenth of a percent differ."""
-GRADIENT = 3
-"""A row whose gradient is asked for costs so many rows: forward and backward."""
 
 
 class CountingNetwork(torch.nn.Module):
@@ -97,7 +104,7 @@ class CountingDenoiser:
 
     def predict(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         embeddings = conditioning.embeddings
-        self.network.add(len(latents) * (GRADIENT if embeddings.requires_grad else 1))
+        self.network.add(len(latents) * (GRADIENT_ROWS if embeddings.requires_grad else 1))
         return torch.zeros_like(latents) + 0 * embeddings.sum((1, 2)).view(-1, 1, 1, 1)
 
     def calls(self, steps: int) -> int:
