@@ -112,7 +112,7 @@ FEWER = {
 
 @pytest.fixture
 def listed(tmp_path, micro, monkeypatch) -> str:
-    """The micro pipeline as a model by name, with the testbed's prompts and scorers, as another package would list it."""
+    """The micro pipeline as a model by name, with the testbed's prompts and scorers, listed by another package."""
     micro.save_pretrained(tmp_path / "model")
     shutil.copytree(dataset.weights_folder() / "scorers", tmp_path / "model" / "scorers")
     about = tmp_path / "site" / "listed-1.0.dist-info"
