@@ -10,9 +10,10 @@ from memsub.models import as_denoiser, fingerprint
 from memsub.neurons import locate
 from memsub.pruning import Edit, pruned
 from memsub.run.parameters import Parameters
+from memsub_extra.full_size import memory
 from memsub_extra.full_size.device import Elsewhere, size
-from memsub_extra.full_size.memory import describe, memory
 from memsub_extra.full_size.shapes import shapes
+from micro import micro_pipeline
 
 WIDTHS = [320] * 2 + [640] * 2 + [1280] * 3 + [1280] * 3 + [640] * 3 + [320] * 3  # down, mid, up
 CAPTION = "a red heart on a plain green background"
@@ -48,31 +49,56 @@ def test_the_method_meets_the_published_shapes(name, calls, million):
     assert images.shape == (1, 64, 64, 3)
 
 
-def test_peak_memory_is_estimated_from_shapes(monkeypatch):
-    """At small latents: what lies in memory beside the weights grows with them, the time of this test does not."""
-    monkeypatch.setattr("memsub_extra.full_size.memory.SIDES", (256,))
-    monkeypatch.setattr("memsub_extra.full_size.memory.gradient_rows", lambda denoiser: 4)
-    parameters = Parameters.checked({"model": "sd14", "sampling": {"batch_size": 4}})
-    table = memory(parameters)
-    assert list(table.columns) == ["256 pixels"]
-    assert table.index.tolist() == [
-        "sampling, 4 images",
-        "capture, 4 prompts",
-        "embedding attack, 4 rows",
-        "fine-tuning all weights (AdamW), 4 pairs",
-    ]
-    pipe = shapes("sd14")
+PARTS = [
+    "sampling, 4 images",
+    "capture, 4 prompts",
+    "embedding attack, 4 rows",
+    "fine-tuning all weights (AdamW), 4 pairs",
+]
+
+
+def estimated(monkeypatch, sides):
+    monkeypatch.setattr(memory, "SIDES", sides)
+    monkeypatch.setattr(memory, "gradient_rows", lambda denoiser: 4)
+    return memory.memory(Parameters.checked({"model": "sd14", "sampling": {"batch_size": 4}}))
+
+
+def check_parts(table, pipe, side):
     weights = size(as_denoiser(pipe).parts().values()) / 1e9
     network = size([as_denoiser(pipe).network]) / 1e9
-    assert (table["256 pixels"] > weights).all()
-    assert table["256 pixels"].iloc[3] > weights + 3 * network, "gradients, and two numbers of AdamW a weight"
-    monkeypatch.setattr("memsub_extra.full_size.memory.memory", lambda p: table)
-    assert describe(parameters).startswith("on a GPU, peak gigabytes from shapes (weights included):\n")
+    assert table.index.tolist() == PARTS
+    assert (table[side] > weights).all()
+    assert table[side].iloc[3] > weights + 3 * network, "gradients, and two numbers of AdamW a weight"
+
+
+def test_peak_memory_is_estimated_from_shapes(monkeypatch):
+    """Of the micro pipeline in the place of the published one; that one is slow."""
+
+    def micro_shapes(name, dtype, side):
+        pipe = micro_pipeline(dtype)
+        pipe.unet.register_to_config(sample_size=side)
+        for part in as_denoiser(pipe).parts().values():
+            part.to("meta")
+        return pipe
+
+    monkeypatch.setattr(memory, "shapes", micro_shapes)
+    table = estimated(monkeypatch, (32, 64))
+    assert list(table.columns) == ["32 pixels", "64 pixels"]
+    check_parts(table, micro_shapes("sd14", torch.float16, 4), "32 pixels")
+    assert (table["64 pixels"] > table["32 pixels"]).all()
+    monkeypatch.setattr(memory, "memory", lambda parameters: table)
+    text = memory.describe(Parameters())
+    assert text.startswith("on a GPU, peak gigabytes from shapes (weights included):\n")
+
+
+@pytest.mark.slow
+def test_peak_memory_is_estimated_from_the_published_shapes(monkeypatch):
+    check_parts(estimated(monkeypatch, (256,)), shapes("sd14"), "256 pixels")
 
 
 def test_other_models_have_no_estimate_of_memory():
-    assert memory(Parameters()) is None
-    assert describe(Parameters()) == ""
+    assert memory.memory(Parameters()) is None
+    assert memory.describe(Parameters()) == ""
 
 
 @pytest.mark.slow

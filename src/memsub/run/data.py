@@ -155,8 +155,14 @@ class Data:
 
     @cached_property
     def corpus(self) -> np.ndarray:
-        """All training images that are known: of a world every one, else those of the memorized prompts."""
-        return self.world.training_images() if self.world else np.stack(list(self.references.values()))
+        """Training images that are known: of a world every one (or those in its list, by `testbed.corpus`), else those
+        of the memorized prompts."""
+        if not self.world:
+            return np.stack(list(self.references.values()))
+        if self.parameters.testbed.corpus == "all":
+            return self.world.training_images()
+        listed = self.prompts.table
+        return np.stack([decode_png(image) for image in listed["image"][listed["exposures"] > 0]])
 
     def real_images(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Images the model was not trained on: held-out ones of a world, or those in the folder `data.real`, by name.

@@ -148,6 +148,9 @@ class Testbed(Part):
 
     seeds: int = Field(1, ge=1, description="images of a memorized caption")
     captions: int | None = Field(None, ge=10, description="captions of a kind (default: all)")
+    corpus: Literal["all", "listed"] = Field(
+        "all", description="compare with all training images (rendered at first use), or with those in the prompt list"
+    )
     never_seen: int = Field(200, ge=2, description="images of captions that are not in the training set")
 
 
