@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
+from conftest import ONE_METHOD
 from memsub.io.store import Kind
 from memsub_extra.notebooks import listing, notebook03
 from memsub_extra.training import widths
@@ -22,6 +23,7 @@ FILE = Path(__file__).with_name("artifacts.json")
 FEW = {
     "grid": {"memorized": 12, "subsets": 2, "sizes": [2], "sparsity": 0.05},
     "sweep": {"sparsity": [0.3], "steps": [2]},
+    "baselines": ONE_METHOD,
     "evaluation": {"captions": 2, "models": 1, "controls": 1, "real_images": 4, "seed_captions": 2},
     "deletion": {"targets": 2, "iterations": [0, 1], "noises": 1, "edits": {}},
 }

@@ -7,6 +7,7 @@ from diffusers import StableDiffusionPipeline
 import memsub
 from conftest import SMALL
 from memsub.__main__ import main
+from memsub_extra.notebooks import cost
 
 
 def test_locate_then_prune_gives_a_pipeline_that_loads_anywhere(tmp_path, pipe, capsys):
@@ -49,7 +50,8 @@ def test_bad_input_is_an_error_in_a_line_before_anything_is_loaded(tmp_path, cap
     assert message in capsys.readouterr().err
 
 
-def test_dry_run_tells_the_cost_and_downloads_nothing(capsys, tmp_path):
+def test_dry_run_tells_the_cost_and_downloads_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.delitem(cost.ESTIMATES, "memory on a GPU")  # takes a minute; tests/test_full_size.py
     parameters = tmp_path / "few.yaml"
     few = SMALL | {"capture": {"steps": 50}, "sampling": {"batch_size": 60}, "grid": SMALL["grid"]}
     parameters.write_text(yaml.safe_dump(few | {"model": "tiny", "extraction": {"captions": 2}}))

@@ -21,7 +21,7 @@ MODELS = [("sd14", 3, 859.5), ("sd20", 2, 865.9)]
 """Name, network calls of two steps (PNDM makes one more than steps), and millions of parameters of the network."""
 
 
-@pytest.mark.parametrize(("name", "calls", "million"), MODELS)
+@pytest.mark.parametrize(("name", "calls", "million"), [MODELS[0], pytest.param(*MODELS[1], marks=pytest.mark.slow)])
 def test_the_method_meets_the_published_shapes(name, calls, million):
     """In the dtype that tests/test_elsewhere.py does not combine with this model's scheduler."""
     pipe = shapes(name, torch.bfloat16 if name == "sd14" else torch.float16, sample_size=8)

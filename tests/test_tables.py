@@ -82,7 +82,8 @@ def test_a_gradient_costs_forward_and_backward():
     assert denoiser.network.rows == 2 + 2 * 3 + 5
 
 
-def test_the_twin_stands_in_the_tables(run):
+def test_the_twin_stands_in_the_tables(new_run):
+    run = new_run(baselines=ONE_METHOD)
     tables = {
         "contrast": notebook04.sweep(run),
         "model": notebook04.models(run),

@@ -54,6 +54,7 @@ def trained(folder, work, **options):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*.safetensors")}
 
 
+@pytest.mark.slow  # each stage is trained by itself in the tests below
 def test_training_end_to_end_in_small(tmp_path, small):
     out, work = tmp_path / "out", tmp_path / "work"
     weights = trained(out, work, widths=[5])

@@ -51,7 +51,9 @@ def sampler_fingerprint(pipe: Pipeline) -> str:
     """Of everything that an image depends on besides prompt, seed, steps and guidance: modules and scheduler."""
     denoiser = as_denoiser(pipe)
     lines = [f"{name} {module_fingerprint(module)}" for name, module in sorted(denoiser.parts().items())]
-    config = sorted((key, str(value)) for key, value in dict(getattr(denoiser.scheduler, "config", {})).items())
+    options = dict(getattr(denoiser.scheduler, "config", {})).items()
+    # Entries that begin with "_" say where it came from; one is a list in another order in every process.
+    config = sorted((key, str(value)) for key, value in options if not key.startswith("_"))
     lines += [type(denoiser.scheduler).__name__, repr(config)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
