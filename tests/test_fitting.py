@@ -116,6 +116,7 @@ def test_trainings_side_by_side_end_as_alone(tmp_path, way):
 
 def test_the_failure_of_one_training_ends_the_other(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: None)  # two would stay for all tests that come after
     taken = []
 
     def endless():

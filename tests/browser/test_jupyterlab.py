@@ -83,10 +83,15 @@ def page(browser):
     opened.close()
 
 
-def run_all(page, server: str, name: str) -> None:
-    """Opens a notebook and chooses Run, Run All Cells, until the kernel is busy.
+RUNS = r"[...document.querySelectorAll('.jp-InputPrompt')].some(prompt => /\[(\*|\d+)\]/.test(prompt.innerText))"
+"""Whether the prompt of a cell in view is "[*]" or "[1]"."""
 
-    A server that is just up may ask for a kernel, or take Run All before the kernel is there, and then nothing runs.
+
+def run_all(page, server: str, name: str) -> None:
+    """Opens a notebook and chooses Run, Run All Cells, until a cell shows that it runs or has run.
+
+    A server that is just up may ask for a kernel, or take Run All before the kernel is ready, and then nothing runs.
+    (That the kernel is busy says too little: it is while it starts.)
     """
     page.goto(f"{server}/lab/workspaces/{name}/tree/notebooks/{name}.ipynb?reset")
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
@@ -96,7 +101,7 @@ def run_all(page, server: str, name: str) -> None:
             page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='idle']", timeout=20_000)
             page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click(timeout=5_000)
             page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click(timeout=5_000)
-            page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status='busy']", timeout=20_000)
+            page.wait_for_function(RUNS, timeout=20_000)
             return
         except playwright.TimeoutError:
             for dialog in page.locator(".jp-Dialog").all():
