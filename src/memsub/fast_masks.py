@@ -39,7 +39,8 @@ def memorized_at_steps(
     """Which weights `memorized` marks at each step, `budget` being how many of a row of W may be.
 
     Args:
-        norms, null_norms: of prompts and contrast, (T, f).
+        norms: a_j of the prompts, (T, f).
+        null_norms: a_j of the contrast, (T, f).
 
     Returns:
         As `LayerMask` has them: the columns of the marked weights, by step, then row, ascending; and how many of them

@@ -42,7 +42,8 @@ def memorized(weight: torch.Tensor, norms: torch.Tensor, null_norms: torch.Tenso
 
     Args:
         weight: (d, f).
-        norms, null_norms: a_j of the prompts and of the contrast, (f,).
+        norms: a_j of the prompts, (f,).
+        null_norms: a_j of the contrast, (f,).
         sparsity: METHOD's s.
 
     Returns:

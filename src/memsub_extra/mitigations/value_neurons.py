@@ -118,7 +118,9 @@ def find_value_neurons(
     Args:
         spread: the threshold in deviations of the score above its mean on prompts that are not memorized (NeMo: 1).
             Smaller silences more.
-        z, z_step, z_min: deviations of the first selection: where it begins, how it falls, and where it ends.
+        z: deviations with which the first selection begins.
+        z_step: by how much they fall.
+        z_min: where they end.
     """
     activations = _activations(pipe, prompts)
     deviation = {name: (a - statistics.mean[name]).abs() / statistics.std[name] for name, a in activations.items()}

@@ -89,7 +89,9 @@ def audited(
     Args:
         targets: pairs of each kind under the embedding attack.
         attacked: kinds of pairs that are attacked (`pairs.LABELS`).
-        iterations, begin, noises: of the attack; `begin` are names of `starts`.
+        iterations: of the attack.
+        begin: where the attack begins, names of `starts`.
+        noises: steps and noises an image and iteration of the attack.
         taught: pairs of the forget set that are taught again, while the others are watched.
         rates: learning rates of relearning; looks: its steps.
         seeds: images of each caption for the exact test of replication.
