@@ -18,7 +18,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from memsub.run.run import Run
+    from memsub_extra.run.run import Run
 
 SMALL = {
     "sampling": {"steps": 2, "batch_size": 6},
@@ -111,8 +111,8 @@ def other_micro():
 @pytest.fixture
 def new_run(tmp_path, micro, other_micro, prompts, metrics):
     """Makes runs of the micro pipeline in folders of their own, with the embedded model's prompts and metrics."""
-    from memsub.run.parameters import Parameters
-    from memsub.run.run import Run
+    from memsub_extra.run.parameters import Parameters
+    from memsub_extra.run.run import Run
 
     def make(name: str = "run", **changed) -> Run:
         run = Run(Parameters.checked(SMALL | {"folder": str(tmp_path / name)} | changed))

@@ -4,9 +4,9 @@ import pytest
 from tools import budget
 
 from memsub.io.files import save_json
-from memsub.run.parameters import Parameters
-from memsub.run.run import Run
 from memsub_extra.notebooks.listing import NOTEBOOKS
+from memsub_extra.run.parameters import Parameters
+from memsub_extra.run.run import Run
 from micro import micro_pipeline
 
 
@@ -28,7 +28,7 @@ def test_more_than_the_budget_is_reported(tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_counts_its_network_calls(tmp_path, monkeypatch):
-    monkeypatch.setattr("memsub.run.run.load_pipeline", lambda name, dtype=None: micro_pipeline(seed=len(name)))
+    monkeypatch.setattr("memsub_extra.run.run.load_pipeline", lambda name, dtype=None: micro_pipeline(seed=len(name)))
     run = Run(Parameters(folder=str(tmp_path)))
     steps = run.parameters.sampling.steps
     run.scores.images(run.unedited, ["a red heart"], [0])

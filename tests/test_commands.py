@@ -34,10 +34,7 @@ def test_locate_then_prune_gives_a_pipeline_that_loads_anywhere(tmp_path, pipe, 
     [
         (["locate", "tinny", "--out", "e"], "Did you mean 'tiny'"),
         (["locate", "tiny", "--prompts", "none.txt", "--out", "e"], "no prompt file"),
-        (["locate", "tiny", "--steps", "0", "--out", "e"], "capture.steps: Input should be greater than or equal to 1"),
-        (["locate", "tiny", "--sparsity", "7", "--out", "e"], "edit.sparsity: Input should be less than or equal to 1"),
-        (["locate", "tiny", "--tau", "99", "--out", "e"], "edit.steps unites 99 steps, but capture.steps makes 50"),
-        (["locate", "tiny", "--batch-size", "0", "--out", "e"], "sampling.batch_size"),
+        (["locate", "tiny", "--tau", "99", "--out", "e"], "--tau 99 steps cannot be united where --steps 50"),
         (["locate", "tiny", "--out", "/proc/nowhere/e"], "cannot be written"),
         (["prune", "tiny", "--edit", "none", "--out", "o"], "no Edit at"),
         (["run", "tinny"], "expected one of"),
@@ -47,6 +44,22 @@ def test_bad_input_is_an_error_in_a_line_before_anything_is_loaded(tmp_path, cap
     monkeypatch.setattr("memsub.models.load_pipeline", lambda *a, **k: pytest.fail("loaded"))
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "0"], "--steps: 0 is out of bounds: at least 1"),
+        (["--sparsity", "7"], "--sparsity: 7 is out of bounds: more than 0, at most 1"),
+        (["--sparsity", "nan"], "--sparsity: nan is out of bounds"),
+        (["--batch-size", "0"], "--batch-size: 0 is out of bounds"),
+        (["--seed", "one"], "--seed: invalid whole number value: 'one'"),
+    ],
+)
+def test_a_number_out_of_bounds_is_an_error_of_the_option(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        main(["locate", "tiny", "--out", "e", *arguments])
     assert message in capsys.readouterr().err
 
 

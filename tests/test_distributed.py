@@ -20,10 +20,10 @@ from conftest import ONE_METHOD, SMALL
 from memsub import ActivationStats, WeightMasks
 from memsub.io.files import save_tensors
 from memsub.models import sampler_fingerprint
-from memsub.run.parameters import Parameters
-from memsub.run.run import Run
 from memsub.testbed import dataset
 from memsub_extra.notebooks.listing import precompute
+from memsub_extra.run.parameters import Parameters
+from memsub_extra.run.run import Run
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 

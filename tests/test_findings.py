@@ -9,7 +9,6 @@ import pytest
 from tools import figures
 
 from memsub.io.files import load_json, save_json
-from memsub.run.run import Run
 from memsub_extra.notebooks.batch import project
 from memsub_extra.notebooks.findings import (
     at_least,
@@ -26,6 +25,7 @@ from memsub_extra.notebooks.findings import (
     share,
     tally,
 )
+from memsub_extra.run.run import Run
 from memsub_extra.training import widths
 
 

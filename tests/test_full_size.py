@@ -9,10 +9,10 @@ from memsub.activations import capture
 from memsub.models import as_denoiser, fingerprint
 from memsub.neurons import locate
 from memsub.pruning import Edit, pruned
-from memsub.run.parameters import Parameters
 from memsub_extra.full_size import memory
 from memsub_extra.full_size.device import Elsewhere, size
 from memsub_extra.full_size.shapes import shapes
+from memsub_extra.run.parameters import Parameters
 from micro import micro_pipeline
 
 WIDTHS = [320] * 2 + [640] * 2 + [1280] * 3 + [1280] * 3 + [640] * 3 + [320] * 3  # down, mid, up

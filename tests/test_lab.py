@@ -9,12 +9,12 @@ import torch
 from conftest import SMALL
 from memsub.models import StableDiffusionDenoiser, find_model, fingerprint
 from memsub.pruning import Edit
-from memsub.run.data import Data
-from memsub.run.parameters import Parameters
-from memsub.run.run import Run
-from memsub.run.specs import EditSpec, Group
 from memsub_extra.lab import Lab, explore, label
 from memsub_extra.lab.view import Explorer
+from memsub_extra.run.data import Data
+from memsub_extra.run.parameters import Parameters
+from memsub_extra.run.run import Run
+from memsub_extra.run.specs import EditSpec, Group
 from micro import micro_pipeline
 
 
@@ -228,7 +228,7 @@ def test_the_edit_is_saved_as_it_is_shown(explorer, tmp_path):
 
 def test_a_run_is_explored_by_a_pipeline_of_the_labs_own(lab, tmp_path, monkeypatch):
     run = lab.run
-    monkeypatch.setattr("memsub.run.run.load_pipeline", lambda *args, **options: micro_pipeline())
+    monkeypatch.setattr("memsub_extra.run.run.load_pipeline", lambda *args, **options: micro_pipeline())
     shown = explore(run)
     shown.wait(120)
     assert shown.lab.run.pipe is not run.pipe

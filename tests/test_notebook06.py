@@ -5,9 +5,9 @@ import pytest
 
 from memsub.measure.verdict import Judge, exact_in
 from memsub.models import GRADIENT_ROWS, StableDiffusionDenoiser, fingerprint
-from memsub.run.run import Run
 from memsub_extra.notebooks import cost, notebook01
 from memsub_extra.notebooks.listing import NOTEBOOKS
+from memsub_extra.run.run import Run
 from memsub_extra.unlearning import notebook06, shipped
 
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from memsub.models import MODELS
-from memsub.run.parameters import Parameters
 from memsub_extra.notebooks.listing import NOTEBOOKS as REGISTERED
+from memsub_extra.run.parameters import Parameters
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

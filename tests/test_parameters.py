@@ -2,7 +2,7 @@
 
 import pytest
 
-from memsub.run.parameters import Parameters
+from memsub_extra.run.parameters import Parameters
 
 
 def test_a_typo_is_an_error_that_lists_the_keys(tmp_path):

@@ -194,7 +194,7 @@ def test_two_rows_of_one_index_are_refused_before_anything_is_asked_for(web, ses
 
 def test_a_list_of_any_source_is_fetched_and_described(web, tmp_path, monkeypatch):
     """As the registry of sources of training images calls it."""
-    from memsub.run.data import TRAINING_IMAGES
+    from memsub_extra.run.data import TRAINING_IMAGES
 
     monkeypatch.setitem(TRAINING_IMAGES, "web archives", fetch_and_describe)
     monkeypatch.setattr(recovery, "PAUSE", 0)

@@ -13,12 +13,12 @@ from memsub.measure.metrics import Metrics
 from memsub.measure.verdict import Judge
 from memsub.models import StableDiffusionDenoiser, fingerprint
 from memsub.prompts import disjoint_pairs, subsets
-from memsub.run.model import Model
-from memsub.run.parameters import Parameters
-from memsub.run.run import Run
-from memsub.run.scores import Scores
-from memsub.run.specs import EditSpec, Group
 from memsub_extra.notebooks import notebook03, notebook04
+from memsub_extra.run.model import Model
+from memsub_extra.run.parameters import Parameters
+from memsub_extra.run.run import Run
+from memsub_extra.run.scores import Scores
+from memsub_extra.run.specs import EditSpec, Group
 
 THIRD = Group.subset("memorized", 3, 1)
 

@@ -11,11 +11,11 @@ from memsub.baselines import BASELINES, Baseline
 from memsub.measure import detection
 from memsub.measure.metrics import IMAGE_METRICS, load_metrics
 from memsub.models import MODELS, StableDiffusionDenoiser
-from memsub.run.parameters import Parameters
 from memsub_extra.notebooks import batch, cost, notebook04, notebook05
 from memsub_extra.notebooks import listing as notebooks
 from memsub_extra.notebooks.listing import NOTEBOOKS, Notebook
 from memsub_extra.notebooks.rows import TWIN, under_attack
+from memsub_extra.run.parameters import Parameters
 
 
 @pytest.fixture

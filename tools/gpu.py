@@ -23,11 +23,11 @@ from memsub.models import Pipeline, as_denoiser, generate, initial_noise
 from memsub.neurons import locate
 from memsub.prompts import load_prompts
 from memsub.pruning import pruned
-from memsub.run.parameters import Parameters
 from memsub_extra.full_size import memory
 from memsub_extra.full_size.device import size
 from memsub_extra.notebooks.batch import find_parameters
 from memsub_extra.notebooks.cost import seconds_per_step, work
+from memsub_extra.run.parameters import Parameters
 from tools.benchmarks import alternate
 from tools.fullsize import UNETS, random_pipeline
 

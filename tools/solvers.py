@@ -25,8 +25,8 @@ from memsub.measure.verdict import by_exact_test
 from memsub.models import Sample, generate, load_pipeline
 from memsub.prompts import load_prompts
 from memsub.pruning import Edit
-from memsub.run.model import Model
 from memsub.testbed.world import WORLD
+from memsub_extra.run.model import Model
 from memsub_extra.unlearning import shipped
 
 SAMPLERS: list[dict[str, Any]] = [

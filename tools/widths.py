@@ -30,10 +30,10 @@ from memsub.models import as_denoiser, generate, load_pipeline
 from memsub.neurons import locate
 from memsub.prompts import Prompts, load_prompts
 from memsub.pruning import pruned
-from memsub.run.parameters import Parameters
-from memsub.run.run import Run
 from memsub.testbed.dataset import weights_folder
 from memsub.testbed.world import WORLD
+from memsub_extra.run.parameters import Parameters
+from memsub_extra.run.run import Run
 from memsub_extra.training.train import train_widths
 from memsub_extra.training.widths import TABLE
 from memsub_extra.unlearning.pairs import SAMPLING

@@ -26,9 +26,5 @@ from .prompts import Prompts as Prompts
 from .prompts import load_prompts as load_prompts
 from .pruning import Edit as Edit
 from .pruning import pruned as pruned
-from .run.parameters import Parameters as Parameters
-from .run.run import Run as Run
-from .run.specs import EditSpec as EditSpec
-from .run.specs import Group as Group
 
 __version__: str

@@ -15,12 +15,8 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .registry import Registry
-
-if TYPE_CHECKING:
-    from .run.parameters import Parameters
 
 COMMANDS: Registry[Callable[[argparse._SubParsersAction], None]] = Registry("memsub.commands", "command", {})
 """Commands of other packages, such as `run`: each adds its parser to the others."""
@@ -29,10 +25,9 @@ COMMANDS: Registry[Callable[[argparse._SubParsersAction], None]] = Registry("mem
 
 
 def _fetch(args: argparse.Namespace) -> None:
-    from .io.downloads import SOURCES, fetch, fetch_url, lock_file, verify
+    from .io.downloads import SOURCES, TRAINING_IMAGES, fetch, fetch_url, lock_file, verify
     from .measure.sscd import SSCD
     from .prompts import load_prompts
-    from .run.data import TRAINING_IMAGES
 
     if args.model not in SOURCES:
         raise ValueError(f"{args.model!r} has no published lists; expected one of {', '.join(SOURCES)}.")
@@ -47,43 +42,29 @@ def _fetch(args: argparse.Namespace) -> None:
             print(f"{args.images}: {fetch_images(rows, args.images)}")
 
 
-def _locate_parameters(args: argparse.Namespace) -> Parameters:
-    """The options as parameters: what is out of bounds is an error before anything is loaded."""
-    from .run.parameters import Parameters
-
-    return Parameters.checked(
-        {
-            "model": args.model,
-            "capture": {"steps": args.steps, "seed": args.seed, "cfg_half": args.cfg_half},
-            "sampling": {"guidance_scale": args.guidance_scale, "batch_size": args.batch_size},
-            "edit": {"sparsity": args.sparsity, "steps": args.tau, "threshold": args.threshold},
-            "sweep": {"steps": [args.tau]},
-        },
-        "the command line",
-    )
-
-
 def _locate(args: argparse.Namespace) -> None:
     from .activations import capture
     from .io.files import check_writable
-    from .models import load_pipeline
+    from .models import find_model, load_pipeline
     from .neurons import locate
     from .prompts import load_prompts, read_prompts, too_long
 
-    p = _locate_parameters(args)
-    sparsity = p.spec.sparsity  # a bad name of a model is an error here, before anything is loaded
+    if args.tau > args.steps:
+        raise ValueError(f"--tau {args.tau} steps cannot be united where --steps {args.steps} are sampled.")
+    info = find_model(args.model)  # a bad name of a model is an error here, before anything is loaded
+    sparsity = info.sparsity if args.sparsity is None else args.sparsity
     memorized = load_prompts(args.prompts or args.model).memorized
     contrast = read_prompts(args.contrast)["prompt"].tolist() if args.contrast else [""]
     check_writable(args.out)
-    pipe = load_pipeline(p.model)
+    pipe = load_pipeline(args.model)
     if cut := too_long(memorized, pipe.tokenizer):
         limit = pipe.tokenizer.model_max_length
         print(f"{len(cut)} captions are longer than {limit} tokens and are cut", file=sys.stderr)
-    options = p.capture.model_dump() | p.sampling.model_dump(include={"guidance_scale", "batch_size"})
-    options |= {"first": p.edit.steps}
+    options = {name: getattr(args, name) for name in ("steps", "seed", "cfg_half", "guidance_scale", "batch_size")}
+    options |= {"first": args.tau}
     stats = capture(pipe, memorized, checkpoint=args.out.with_suffix(".partial"), **options)
     masks = locate(pipe, stats, capture(pipe, contrast, **options), sparsity)
-    edit = masks.union(p.edit.steps, p.edit.threshold)
+    edit = masks.union(args.tau, args.threshold)
     edit.save(args.out)
     print(
         f"{args.out}: {edit.density:.2%} of the second feed-forward weights, located on {len(memorized)} prompts at a "
@@ -126,6 +107,20 @@ def _add_fetch(commands: argparse._SubParsersAction) -> None:
 MODEL = "a name (tiny, sd14, sd20), a folder, or a hub id"
 
 
+def number(kind: type, least: float, most: float = float("inf"), above: bool = False) -> Callable[[str], float]:
+    """A type of argparse: a number between two bounds, above the lower one if so asked."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not (least < value if above else least <= value) or not value <= most:
+            bounds = f"{'more than' if above else 'at least'} {least:g}" + (f", at most {most:g}" if most < 1e9 else "")
+            raise argparse.ArgumentTypeError(f"{text} is out of bounds: {bounds} is expected.")
+        return value
+
+    parse.__name__ = {int: "whole number", float: "number"}[kind]  # what argparse calls it where the text is none
+    return parse
+
+
 def _add_locate(commands: argparse._SubParsersAction) -> None:
     find = commands.add_parser("locate", help="find the weights that carry a list of memorized prompts")
     find.add_argument("model", help=MODEL)
@@ -135,16 +130,18 @@ def _add_locate(commands: argparse._SubParsersAction) -> None:
     find.add_argument("--contrast", type=Path, help="a list of ordinary captions (default: the empty prompt)")
     find.add_argument(
         "--sparsity",
-        type=float,
+        type=number(float, 0, 1, above=True),
         help="share of a row that may be memorized (default: recommended for the model, else 0.01)",
     )
-    find.add_argument("--tau", type=int, default=10, help="unite the masks of the first TAU steps (10)")
-    find.add_argument("--threshold", type=float, default=0.0, help="... memorized at more than this share of them (0)")
-    find.add_argument("--steps", type=int, default=50, help="denoising steps (50)")
-    find.add_argument("--guidance-scale", type=float, default=7.5, help="7.5")
+    find.add_argument("--tau", type=number(int, 1), default=10, help="unite the masks of the first TAU steps (10)")
+    find.add_argument(
+        "--threshold", type=number(float, 0, 1), default=0.0, help="... memorized at more than this share of them (0)"
+    )
+    find.add_argument("--steps", type=number(int, 1), default=50, help="denoising steps (50)")
+    find.add_argument("--guidance-scale", type=number(float, 0), default=7.5, help="7.5")
     find.add_argument("--cfg-half", choices=["both", "cond"], default="both")
-    find.add_argument("--batch-size", type=int, default=16)
-    find.add_argument("--seed", type=int, default=0, help="of the initial noise")
+    find.add_argument("--batch-size", type=number(int, 1), default=16)
+    find.add_argument("--seed", type=number(int, 0), default=0, help="of the initial noise")
     find.add_argument("--out", type=Path, required=True, help="file of the edit")
     find.set_defaults(function=_locate)
 

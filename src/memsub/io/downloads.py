@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pooch
 import requests
 
+from ..registry import Registry
 from .distributed import first_on_each_machine
 from .files import save_json
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _GITHUB = "https://raw.githubusercontent.com/"
 _WEN = _GITHUB + "YuxinWenRick/diffusion_memorization/ca60157f40a5d3bc41763e922ce27187fdf1adc4/"
@@ -41,6 +47,11 @@ PUBLISHED = {
     "sdv2_bb_edge_groundtruth.parquet": "md5:c700ae1d156a9330940d339a24740ed1",
 }
 """Checksums that their authors published, by the file's name."""
+TRAINING_IMAGES: Registry[Callable[[pd.DataFrame, Path], str]] = Registry(
+    "memsub.training_images", "source of training images", {}
+)
+"""Who brings the training images of a published list into a folder: rows (columns url, index) and the folder to a
+sentence that says how many were brought."""
 
 
 def cache() -> Path:

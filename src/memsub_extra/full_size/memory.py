@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from memsub.activations import capture
 from memsub.attacks import EmbeddingAttack
 from memsub.models import Pipeline, as_denoiser, find_model, generate
-from memsub.run.parameters import Parameters
+from memsub_extra.run.parameters import Parameters
 
 from ..notebooks.rows import gradient_rows
 from .device import Elsewhere, size

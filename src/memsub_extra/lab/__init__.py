@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memsub.models import Pipeline, find_model, model_of
-from memsub.run.parameters import Parameters
-from memsub.run.run import Run
+from memsub_extra.run.parameters import Parameters
+from memsub_extra.run.run import Run
 
 from .session import Lab, label
 

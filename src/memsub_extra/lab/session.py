@@ -29,8 +29,8 @@ from memsub.neurons import WeightMasks
 from memsub.overlap import pairwise_iou
 from memsub.prompts import disjoint_pairs
 from memsub.pruning import Edit, pruned
-from memsub.run.run import Run
-from memsub.run.specs import EditSpec, Group
+from memsub_extra.run.run import Run
+from memsub_extra.run.specs import EditSpec, Group
 
 from ..notebooks.rows import gradient_rows
 

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from memsub.measure.exact import LEVEL
-from memsub.run.specs import EditSpec, Group
+from memsub_extra.run.specs import EditSpec, Group
 
 from ..notebooks.plots.layers import layer_label
 from . import plots

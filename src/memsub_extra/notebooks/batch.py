@@ -28,8 +28,8 @@ from tqdm.auto import tqdm
 from memsub.io.distributed import alone, is_main, processes
 from memsub.io.files import load_json, save_json, save_text
 from memsub.models import ModelInfo, find_model, load_pipeline
-from memsub.run.parameters import Parameters
-from memsub.run.run import Run
+from memsub_extra.run.parameters import Parameters
+from memsub_extra.run.run import Run
 
 from .cost import at_hand, seconds_per_step, work
 from .listing import NOTEBOOKS, Notebook, of_model, precompute

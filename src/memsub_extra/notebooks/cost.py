@@ -41,9 +41,9 @@ from memsub.models import (
 )
 from memsub.prompts import Prompts
 from memsub.registry import Registry
-from memsub.run.data import Data
-from memsub.run.parameters import Parameters
-from memsub.run.run import Run
+from memsub_extra.run.data import Data
+from memsub_extra.run.parameters import Parameters
+from memsub_extra.run.run import Run
 
 from .listing import of_model
 

@@ -27,7 +27,7 @@ import pandas as pd
 from memsub.measure.intervals import interval as wilson_interval
 
 if TYPE_CHECKING:
-    from memsub.run.run import Run
+    from memsub_extra.run.run import Run
 
 SAFETY = 3
 """How many times what varies between machines a claim must clear its bound by."""

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from memsub.models import Sample
-from memsub.run.model import Model
-from memsub.run.run import Run
+from memsub_extra.run.model import Model
+from memsub_extra.run.run import Run
 
 from .listing import Notebook
 

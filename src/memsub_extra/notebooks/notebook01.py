@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memsub.activations import ActivationStats
-from memsub.run.run import Run
+from memsub_extra.run.run import Run
 
 from .listing import Notebook
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from memsub.neurons import WeightMasks
-from memsub.run.run import Run
-from memsub.run.specs import Group
+from memsub_extra.run.run import Run
+from memsub_extra.run.specs import Group
 
 from . import notebook01
 from .listing import Notebook

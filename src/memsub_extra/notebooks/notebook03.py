@@ -12,9 +12,9 @@ from memsub.io.store import Kind
 from memsub.neurons import WeightMasks
 from memsub.overlap import pairwise_iou
 from memsub.prompts import disjoint_pairs
-from memsub.run.run import Run
-from memsub.run.specs import Group
-from memsub.run.specs import Kind as PromptKind
+from memsub_extra.run.run import Run
+from memsub_extra.run.specs import Group
+from memsub_extra.run.specs import Kind as PromptKind
 
 from . import notebook01
 from .intervals import jackknife_interval

@@ -15,10 +15,10 @@ from memsub.measure.evaluation import alignment_each
 from memsub.measure.metrics import Metrics
 from memsub.models import Sample
 from memsub.neurons import locate
-from memsub.run.model import Model
-from memsub.run.parameters import Parameters
-from memsub.run.run import Run
-from memsub.run.specs import Contrast, Group
+from memsub_extra.run.model import Model
+from memsub_extra.run.parameters import Parameters
+from memsub_extra.run.run import Run
+from memsub_extra.run.specs import Contrast, Group
 
 from . import notebook01
 from .listing import Notebook

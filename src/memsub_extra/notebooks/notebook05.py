@@ -20,9 +20,9 @@ from memsub.io.store import Kind
 from memsub.measure.detection import SCORES, first_step_scores, roc
 from memsub.measure.evaluation import summary
 from memsub.models import Conditioning, Sample, as_denoiser
-from memsub.run.model import Model
-from memsub.run.parameters import Parameters
-from memsub.run.run import Run
+from memsub_extra.run.model import Model
+from memsub_extra.run.parameters import Parameters
+from memsub_extra.run.run import Run
 
 from . import notebook01
 from .listing import Notebook

@@ -15,9 +15,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from memsub.models import Denoiser
-from memsub.run.model import Model
-from memsub.run.run import TWIN, Run
-from memsub.run.specs import EditSpec
+from memsub_extra.run.model import Model
+from memsub_extra.run.run import TWIN, Run
+from memsub_extra.run.specs import EditSpec
 
 
 @dataclass(frozen=True)

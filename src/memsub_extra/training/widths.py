@@ -21,7 +21,7 @@ from memsub.io.store import Kind
 from memsub.testbed.dataset import weights_folder
 
 if TYPE_CHECKING:
-    from memsub.run.run import Run
+    from memsub_extra.run.run import Run
 
 TABLE = "widths.parquet"
 """Columns row (mean weights in a row), training (0 for those beside the model that ships, then others of such rows),

@@ -19,8 +19,8 @@ from memsub.io.store import Kind
 from memsub.models import as_denoiser, fingerprint
 from memsub.prompts import other_wording
 from memsub.pruning import Edit
-from memsub.run.model import Model
-from memsub.run.run import Run
+from memsub_extra.run.model import Model
+from memsub_extra.run.run import Run
 
 from ..notebooks import notebook01
 from ..notebooks.listing import Notebook

@@ -18,7 +18,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from ..models import Solver, find_model
+from memsub.models import Solver, find_model
+
 from .specs import EditSpec, Part
 
 _PLAIN = (str, int, float, list, dict, type(None))

@@ -12,12 +12,13 @@ from __future__ import annotations
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from ..activations import ActivationStats, capture
-from ..controls import random_edit
-from ..io.store import Kind
-from ..models import Pipeline, sampler_fingerprint
-from ..neurons import WeightMasks, locate
-from ..pruning import Edit
+from memsub.activations import ActivationStats, capture
+from memsub.controls import random_edit
+from memsub.io.store import Kind
+from memsub.models import Pipeline, sampler_fingerprint
+from memsub.neurons import WeightMasks, locate
+from memsub.pruning import Edit
+
 from .specs import Contrast, EditSpec, Group
 from .specs import Kind as PromptKind
 

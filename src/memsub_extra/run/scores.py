@@ -6,7 +6,7 @@
     scores.unseen(model, 28)                                # ... of captions that the model never saw
     scores.evaluate(model, places)                          # the two axes of the trade-off, of both
 
-A model is an argument (`memsub.run.model.Model`): its edit is in place while something is generated, and only then.
+A model is an argument (`run.model.Model`): its edit is in place while something is generated, and only then.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..io.store import Kind
-from ..measure.evaluation import alignment, score, summary
-from ..models import Conditioning, Sample, generate
+from memsub.io.store import Kind
+from memsub.measure.evaluation import alignment, score, summary
+from memsub.models import Conditioning, Sample, generate
+
 from .model import Model
 
 if TYPE_CHECKING:

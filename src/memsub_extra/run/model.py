@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ..models import Pipeline, sampler_fingerprint
-from ..pruning import Edit, pruned
+from memsub.models import Pipeline, sampler_fingerprint
+from memsub.pruning import Edit, pruned
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from ..io.files import save_json
-from ..io.store import Store
-from ..measure.metrics import Metrics, load_metrics
-from ..measure.verdict import Judge, judge
-from ..models import Denoiser, ModelInfo, Pipeline, as_denoiser, load_pipeline
+from memsub.io.files import save_json
+from memsub.io.store import Store
+from memsub.measure.metrics import Metrics, load_metrics
+from memsub.measure.verdict import Judge, judge
+from memsub.models import Denoiser, ModelInfo, Pipeline, as_denoiser, load_pipeline
+
 from .data import Data
 from .grid import Grid
 from .model import Model

@@ -18,25 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from ..io.distributed import first_on_each_machine
-from ..io.images import decode_png, image_files, read_images
-from ..models import WORLDS, ModelInfo, find_model
-from ..prompts import Prompts, load_prompts, near_duplicates, subsets, too_long
-from ..registry import Registry
-from ..world import World
+from memsub.io.distributed import first_on_each_machine
+from memsub.io.downloads import TRAINING_IMAGES
+from memsub.io.images import decode_png, image_files, read_images
+from memsub.models import WORLDS, ModelInfo, find_model
+from memsub.prompts import Prompts, load_prompts, near_duplicates, subsets, too_long
+from memsub.world import World
+
 from .parameters import Parameters
 from .specs import Group, Kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-TRAINING_IMAGES: Registry[Callable[[pd.DataFrame, Path], str]] = Registry(
-    "memsub.training_images", "source of training images", {}
-)
-"""Who brings the training images of a published list into a folder: rows (columns url, index) and the folder to a
-sentence that says how many were brought."""
 
 
 class Data:
