@@ -112,6 +112,24 @@ def trained_again(rows: list[dict[str, Any]]) -> str:
     return markdown_table(head, lines)
 
 
+def membership(rows: list[dict[str, Any]]) -> str:
+    """The exact membership test, as Markdown: the mean p of the pairs, and how far that lies below the twin's."""
+    head = ["", "caption", "pairs", "mean p", "smallest p (percent)", "uniform? (KS)", "mean p against the twin's"]
+    lines = [
+        f"| {displayed(r['model'])} | {r['caption']} | {r['n']} "
+        f"| {r['mean']:.3f} ({r['low']:.3f} to {r['high']:.3f}) | "
+        f"{100 * r['least']:.0f} ({100 * r['least_low']:.0f} to {100 * r['least_high']:.0f}) | {r['ks']:.2g} | "
+        + (
+            ""
+            if r["against_twin"] is None
+            else f"{r['against_twin']:+.3f} ({r['against_twin_low']:+.3f} to {r['against_twin_high']:+.3f}) "
+        )
+        + "|"
+        for r in rows
+    ]
+    return markdown_table(head, lines)
+
+
 def solvers(rows: list[dict[str, Any]]) -> str:
     """How samplers agree with fifty steps of the model's own scheduler, as Markdown; shares in percent."""
     head = ["model", "solver", "steps", "in", "replicated", "same verdict", "alignment", "ms an image"]
@@ -129,6 +147,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "whole_stages": stages,
     "whole_pruned": trained_again,
     "removals": removals,
+    "membership": membership,
     "fullsize": fullsize,
     "gpu": on_gpu,
     "solvers": solvers,
@@ -264,6 +283,7 @@ def main() -> None:
     parser.add_argument("--testbed", type=Path, help="report.json of tools.testbed_report to take over")
     parser.add_argument("--whole", type=Path, help="the same of a model that was trained in one go")
     parser.add_argument("--benchmarks", type=Path, help="benchmarks.json of tools.benchmarks to take over")
+    parser.add_argument("--membership", type=Path, help="rows of tools.membership to take over")
     parser.add_argument("--fullsize", type=Path, help="rows of tools.fullsize_removals to take over")
     parser.add_argument("--solvers", type=Path, help="rows of tools.solvers to take over")
     parser.add_argument("--gpu", type=Path, help="gpu.json of tools.gpu to take over")
@@ -281,7 +301,7 @@ def main() -> None:
             text = (root / name).read_text(encoding="utf-8")
             wrong += [] if fill(text, figures, name) == text else [f"{name} does not say what docs/figures.json says"]
     else:
-        names = ("testbed", "whole", "benchmarks", "fullsize", "solvers", "gpu")
+        names = ("testbed", "whole", "benchmarks", "membership", "fullsize", "solvers", "gpu")
         figures = take(figures, args.take, **{name: getattr(args, name) for name in names})
         save_json(figures, file)
         for name in DOCUMENTS:

@@ -98,10 +98,10 @@ def exact_p(
     return p
 
 
-def uniformity(p: np.ndarray) -> float:
-    """P-value of a Kolmogorov-Smirnov test of p-values against the uniform distribution on 1/256, 2/256, ..., 1."""
+def uniformity(p: np.ndarray, step: float = LEVEL) -> float:
+    """P-value of a Kolmogorov-Smirnov test of p-values against the uniform distribution on step, 2 step, ..., 1."""
     from scipy.stats import kstest  # takes a second to import
 
     # Spread over the step that each discrete value stands for, by fixed noise: uniform then means uniform on (0, 1).
     noise = np.random.default_rng(0).random(len(p))
-    return float(kstest(np.asarray(p) - noise / (ALTERNATIVES + 1), "uniform").pvalue)
+    return float(kstest(np.asarray(p) - noise * step, "uniform").pvalue)

@@ -1,0 +1,100 @@
+"""The exact membership test, for pairs of a world (`memsub.world`): was a model trained on this image for this caption?
+
+    p = membership_p(pipe, prompts, training_images, world)     # (n,) p-values; 1/32 is the smallest
+    membership_p(pipe, prompts, training_images, world, captions=[""] * len(prompts))      # without the caption
+    uniformity(p, step=1 / 32)                                  # near zero: the pairs were trained on
+
+For a pair (caption, training image x*) the world draws N = 31 alternatives x_1 ... x_N: images of the same content from
+the distribution of its training images. All of them are noised by the same noises at the same steps, and a model's
+denoising loss ranks x* among them:
+
+    p = (1 + #{i : loss(x_i) <= loss(x*)}) / (N + 1).
+
+If the model was not trained on the pair, x* and the x_i are exchangeable, so P(p <= a) <= a *exactly*: for any model,
+any steps and any caption that it is given. Nothing is generated, so the test also sees what a removal only keeps from
+being generated. (It assumes that nothing else the model was trained on holds x*, such as a text encoder that is kept.)
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..models import Denoiser, Pipeline, as_denoiser, noise_schedule
+from .exact import Alternatives
+
+MEMBERSHIP_ALTERNATIVES = 31
+STEPS = 12
+"""Steps of the noise schedule at which losses are averaged, the middles of as many equal parts of it."""
+
+
+@torch.no_grad()
+def membership_p(
+    pipe: Pipeline,
+    prompts: Sequence[str],
+    images: np.ndarray,
+    world: Alternatives,
+    *,
+    captions: Sequence[str] | None = None,
+    alternatives: int = MEMBERSHIP_ALTERNATIVES,
+    steps: int = STEPS,
+    noises: int = 1,
+    seed: int = 0,
+    progress: bool = True,
+) -> np.ndarray:
+    """P-values of pairs, each under the hypothesis that the model was not trained on it; shape (n,).
+
+    A pair takes (alternatives + 1) x steps x noises rows of the network.
+
+    Args:
+        prompts: captions of the world, one a pair: they say which alternatives there are.
+        images: the training images, uint8 (n, height, width, 3).
+        captions: what the model is given instead of the prompts, as many.
+        noises: at each step; losses are averaged before they are compared.
+        seed: of the noises (a pair has noises of its own) and of the alternatives.
+
+    Raises:
+        ValueError: a prompt is no caption of the world, or the lists are not of one length.
+    """
+    given = list(prompts if captions is None else captions)
+    if not len(prompts) == len(images) == len(given):
+        raise ValueError(
+            f"{len(prompts)} prompts need as many images and captions; got {len(images)} and {len(given)}."
+        )
+    denoiser = as_denoiser(pipe)
+    contents = [world.content(prompt) for prompt in prompts]
+    distinct = list(dict.fromkeys(contents))
+    layouts = dict(zip(distinct, world.alternatives(distinct, seed), strict=True))
+    p = np.empty(len(prompts))
+    for i, content in enumerate(tqdm(contents, "membership", disable=not progress)):
+        candidates = np.concatenate([images[i : i + 1], layouts[content][:alternatives]])
+        stream = zlib.crc32(f"{seed} {prompts[i]}".encode())
+        losses = denoising_losses(denoiser, candidates, given[i], steps, noises, stream)
+        p[i] = (1 + (losses[1:] <= losses[0]).sum()) / len(losses)
+    return p
+
+
+@torch.no_grad()
+def denoising_losses(
+    denoiser: Denoiser, images: np.ndarray, caption: str, steps: int, noises: int, seed: int
+) -> np.ndarray:
+    """Mean squared error of what the network predicts for each image under a caption, float64 (n,).
+
+    All images get the same noises, so that their losses can be compared: uint8 (n, height, width, 3).
+    """
+    schedule = noise_schedule(denoiser)
+    z, generator = denoiser.encode(images), torch.Generator().manual_seed(seed)
+    conditioning = denoiser.embed([caption])[[0] * len(images)]
+    losses = np.zeros(len(images))
+    for step in range(steps):
+        t = schedule.steps[int((step + 0.5) / steps * len(schedule.steps))].to(z.device).expand(len(z))
+        for _ in range(noises):
+            eps = torch.randn(z[:1].shape, generator=generator).to(z).expand_as(z)
+            x, target = schedule.noised(z, t, eps)
+            errors = (denoiser.predict(x, t, conditioning) - target).float().square()
+            losses += errors.flatten(1).mean(1).cpu().numpy()
+    return losses / (steps * noises)
