@@ -126,3 +126,22 @@ def new_run(tmp_path, micro, other_micro, prompts, metrics):
 @pytest.fixture
 def run(new_run):
     return new_run()
+
+
+@pytest.fixture
+def rows(monkeypatch):
+    """Rows of network calls that sampling makes."""
+    from memsub.models import StableDiffusionDenoiser
+
+    counts = []
+    plain = StableDiffusionDenoiser.sample
+
+    def counted(self, prompts, latents, steps, guidance_scale, *options):
+        hook = self.network.register_forward_pre_hook(lambda _, args: counts.append(len(args[0])))
+        try:
+            return plain(self, prompts, latents, steps, guidance_scale, *options)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(StableDiffusionDenoiser, "sample", counted)
+    return counts

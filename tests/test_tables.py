@@ -10,51 +10,12 @@ from conftest import ONE_METHOD
 from memsub.baselines import BASELINES, Baseline
 from memsub.measure import detection
 from memsub.measure.metrics import IMAGE_METRICS, load_metrics
-from memsub.models import MODELS, StableDiffusionDenoiser
+from memsub.models import MODELS
 from memsub_extra.notebooks import batch, cost, notebook04, notebook05
 from memsub_extra.notebooks import listing as notebooks
 from memsub_extra.notebooks.listing import NOTEBOOKS, Notebook
 from memsub_extra.notebooks.rows import TWIN, under_attack
 from memsub_extra.run.parameters import Parameters
-
-
-@pytest.fixture
-def rows(monkeypatch):
-    """Rows of network calls that sampling makes."""
-    counts = []
-    plain = StableDiffusionDenoiser.sample
-
-    def counted(self, prompts, latents, steps, guidance_scale, *options):
-        hook = self.network.register_forward_pre_hook(lambda _, args: counts.append(len(args[0])))
-        try:
-            return plain(self, prompts, latents, steps, guidance_scale, *options)
-        finally:
-            hook.remove()
-
-    monkeypatch.setattr(StableDiffusionDenoiser, "sample", counted)
-    return counts
-
-
-EXACT = ("sweep", "pruned models and controls", "similarity between seeds", "KID and FID", "timing", "extraction")
-"""Experiments of 04 and 05 that ask for no more than images."""
-
-
-def test_the_estimate_is_what_is_sampled(new_run, rows):
-    """One experiment after the other: what two of them share is sampled, and counted, once."""
-    p = new_run(baselines=ONE_METHOD).parameters
-    estimate = cost.work(p).set_index("part")["rows"]
-    run = new_run(baselines=ONE_METHOD)
-    for notebook in notebooks.of_model(run.info):
-        if notebook.name[:2] in ("00", "06", "07"):
-            continue  # the whole list of the world; bounds; a lab
-        for title, experiment in notebook.experiments.items():
-            rows.clear()
-            experiment(run)
-            expected = estimate[f"{notebook.name[:2]} {title}"]
-            if title in (*EXACT, "capture of the grid", "variants", "baselines"):
-                assert sum(rows) == expected > 0, title
-            else:
-                assert sum(rows) <= expected or not sum(rows), title
 
 
 def test_every_experiment_is_in_the_estimate(run):
