@@ -56,7 +56,11 @@ def unet_name(name: str, unet) -> str:
         return f"{'input' if down else 'output'}_blocks.{index}.{place}.{rest}"
     if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", name):
         kind, layer, rest = match.groups()
-        return f"middle_block.1.{rest}" if kind == "attentions" else f"middle_block.{2 * int(layer)}.{_renamed(rest, RESNET)}"
+        return (
+            f"middle_block.1.{rest}"
+            if kind == "attentions"
+            else f"middle_block.{2 * int(layer)}.{_renamed(rest, RESNET)}"
+        )
     return _renamed(name, UNET)
 
 

@@ -96,7 +96,9 @@ def contradictions(contents: Contents) -> list[str]:
 
 def not_plain(contents: Contents) -> list[str]:
     """Weights that are quantized, or that an adapter lies over which is not fused."""
-    sentences = []
+    sentences: list[str] = []
+    if not contents.kind:
+        return sentences
     for part, config in contents.configs.items():
         if quantized := config.get("quantization_config"):
             method = quantized.get("quant_method") if isinstance(quantized, dict) else None

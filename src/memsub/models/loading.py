@@ -160,8 +160,8 @@ def _snapshot(repo: str, names: list[str] | None) -> str:
         return snapshot_download(repo, allow_patterns=names, local_files_only=names is None)
     except LocalEntryNotFoundError:
         raise FileNotFoundError(
-            f"{repo} is not on this machine, and the hub does not answer. Where there is a network, `hf download {repo}` fetches "
-            "it; or give a folder or a .safetensors file."
+            f"{repo} is not on this machine and the hub does not answer. `hf download {repo}` fetches it where there "
+            "is a network; or give a folder or a .safetensors file."
         ) from None
 
 
@@ -212,6 +212,8 @@ def load_pipeline(
             pipe = kind.from_pretrained(path, use_safetensors=True, variant=contents.variant, **options)
     except MemoryError:
         raise
+    except NotImplementedError as error:  # of a tensor that is still on the meta device: no file had it
+        raise ValueError(f"{path} lacks weights of a {contents.kind} as its configurations describe it.") from error
     except Exception as error:  # whatever diffusers, transformers or safetensors say of these files
         raise ValueError(f"{path} could not be loaded as {contents.kind}: {type(error).__name__}: {error}") from error
     _check_whole(pipe, contents)
