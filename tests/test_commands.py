@@ -1,13 +1,10 @@
-"""The two commands for people who do not open notebooks, and the dry run."""
+"""The two commands for people who do not open notebooks."""
 
 import pytest
-import yaml
 from diffusers import StableDiffusionPipeline
 
 import memsub
-from conftest import SMALL
 from memsub.__main__ import main
-from memsub_extra.notebooks import cost
 
 
 def test_locate_then_prune_gives_a_pipeline_that_loads_anywhere(tmp_path, pipe, capsys):
@@ -61,20 +58,3 @@ def test_a_number_out_of_bounds_is_an_error_of_the_option(capsys, arguments, mes
     with pytest.raises(SystemExit):
         main(["locate", "tiny", "--out", "e", *arguments])
     assert message in capsys.readouterr().err
-
-
-def test_dry_run_tells_the_cost_and_downloads_nothing(capsys, tmp_path, monkeypatch):
-    monkeypatch.delitem(cost.ESTIMATES, "memory on a GPU")  # takes a minute; tests/test_full_size.py
-    parameters = tmp_path / "few.yaml"
-    few = SMALL | {"capture": {"steps": 50}, "sampling": {"batch_size": 60}, "grid": SMALL["grid"]}
-    parameters.write_text(yaml.safe_dump(few | {"model": "tiny", "extraction": {"captions": 2}}))
-    assert main(["run", str(parameters), "--dry-run"]) == 0
-    told = capsys.readouterr().out
-    assert "ms an image and step on cpu" in told
-    assert "MB of statistics" in told
-    row = next(line for line in told.splitlines() if "capture of the grid" in line)
-    # 12 memorized, 12 ordinary and the empty prompt, 60 at a time; 50 steps of each, and of the empty prompt by itself
-    assert row.split()[5:8] == ["25", "100", "1250"]
-    parameters.write_text(parameters.read_text().replace("tiny", "sd14"))
-    assert main(["run", str(parameters), "--dry-run"]) == 0
-    assert "no time estimate: the model is not on this machine yet" in capsys.readouterr().out

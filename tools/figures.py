@@ -95,7 +95,7 @@ def on_gpu(measured: dict[str, Any]) -> str:
         row("... and capturing", "{:.0f}", lambda m: sum(m["capture_waits"].values())),
     ]
     for k, part in enumerate(next(iter(models.values()))["parts"]):
-        peak, shapes = (f"{part.split(',')[0]}: peak (GB)", "... as `--dry-run` has it from shapes")
+        peak, shapes = (f"{part.split(',')[0]}: peak (GB)", "... as `memsub check` has it from shapes")
         lines.append(row(peak, "{:.1f}", lambda m, k=k: [*m["parts"].values()][k]["gigabytes"]))  # type: ignore[misc]
         lines.append(row(shapes, "{:.1f}", lambda m, k=k: [*m["shapes_gb"].values()][k]))  # type: ignore[misc]
     for part in next(iter(models.values()))["minutes"]:

@@ -2,7 +2,7 @@
 
 Random weights in float16, everything else as published: 512 and 768 pixels, the batch sizes of the parameter files. Per
 model: a guided step of one image, a whole image, capture and an edit against plain sampling, one set's masks, seconds
-and peak memory of each part that `memsub run --dry-run` estimates from shapes, how often a network call waits for the
+and peak memory of each part that `memsub check --parts` estimates from shapes, how often a network call waits for the
 host, and the minutes of each part of a run. `--out` takes the file that `python -m tools.figures --gpu` reads.
 """
 
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu.json"), help="(runs/gpu.json)")
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        raise SystemExit("no GPU that PyTorch sees on this machine; `memsub run sd14 --dry-run` estimates from shapes.")
+        raise SystemExit("no GPU that PyTorch sees on this machine; `memsub check sd14 --parts` estimates from shapes.")
     models: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
     for name in args.names or UNETS:
         models[name] = measured(name)

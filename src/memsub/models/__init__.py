@@ -7,77 +7,10 @@
 >>> x, target = noise_schedule(denoiser).noised(z, t, eps)  # prediction: epsilon, v, sample, flow matching
 >>> fingerprint(denoiser) == fingerprint(pipe)              # fingerprints: what an edit belongs to
 True
+
+Names are imported when they are used (`__init__.pyi` lists them): `known`, `contents` and `protocol` need no torch.
 """
 
-from .conditioning import Conditioning, as_conditioning, as_prompts
-from .fingerprints import check_model, fingerprint, module_fingerprint, sampler_fingerprint
-from .hooks import Joint, hooked, is_of_weight
-from .known import MODELS, WORLDS, ModelInfo
-from .loading import find_model, load_pipeline, model_of
-from .plain import check_plain, named_modules, only_shapes
-from .prediction import Kind, NoiseSchedule, noise_schedule
-from .protocol import ADAPTERS, GRADIENT_ROWS, Denoiser, Pipeline, Solver, as_denoiser, declare
-from .sampling import (
-    Sample,
-    check_request,
-    chosen,
-    draws_noise,
-    first_latents,
-    generate,
-    in_batches,
-    initial_noise,
-    model_input,
-    multistep,
-    one_seed_each,
-    row_generators,
-    step_options,
-    to_host,
-)
-from .stable_diffusion import StableDiffusionDenoiser
+import lazy_loader
 
-__all__ = [
-    "ADAPTERS",
-    "GRADIENT_ROWS",
-    "MODELS",
-    "WORLDS",
-    "Conditioning",
-    "Denoiser",
-    "Joint",
-    "Kind",
-    "ModelInfo",
-    "NoiseSchedule",
-    "Pipeline",
-    "Sample",
-    "Solver",
-    "StableDiffusionDenoiser",
-    "as_conditioning",
-    "as_denoiser",
-    "as_prompts",
-    "check_model",
-    "check_plain",
-    "check_request",
-    "chosen",
-    "declare",
-    "draws_noise",
-    "find_model",
-    "fingerprint",
-    "first_latents",
-    "generate",
-    "hooked",
-    "in_batches",
-    "initial_noise",
-    "is_of_weight",
-    "load_pipeline",
-    "model_input",
-    "model_of",
-    "module_fingerprint",
-    "multistep",
-    "named_modules",
-    "noise_schedule",
-    "one_seed_each",
-    "only_shapes",
-    "row_generators",
-    "sampler_fingerprint",
-    "step_options",
-    "to_host",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
-import torch
-
 from ..registry import Registry
 
 _WEIGHTS = files("memsub") / "testbed" / "weights"
@@ -28,7 +26,7 @@ class ModelInfo:
         source: folder or hub id.
         prompts: name of the prompt lists that belong to it (`memsub.load_prompts`).
         scorers: of its images: "published", or the name of a world that has its own.
-        gpu_dtype: it is loaded with on a GPU.
+        gpu_dtype: name of the torch.dtype that it is loaded with on a GPU.
         parameters: parameter file in papermill_params/, if it has one.
         sparsity, steps: the recommended edit: share of a row that may be memorized, steps that are united (tau).
         neurons: of all its second feed-forward maps together.
@@ -40,7 +38,7 @@ class ModelInfo:
     source: str
     prompts: str
     scorers: str
-    gpu_dtype: torch.dtype = torch.float16
+    gpu_dtype: str = "float16"
     parameters: str = ""
     sparsity: float = 0.01  # the paper's
     steps: int = 10
@@ -54,7 +52,7 @@ TINY = ModelInfo(
     str(_WEIGHTS),
     "tiny",
     "testbed",
-    torch.float32,
+    "float32",
     "tiny.yaml",
     sparsity=0.25,
     neurons=16_512,

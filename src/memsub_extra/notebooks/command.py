@@ -15,20 +15,11 @@ def add(commands: argparse._SubParsersAction) -> None:
     run.add_argument("--notebooks", nargs="+", metavar="NN", help="only those whose names begin so, such as 00 01")
     run.add_argument("--fresh", action="store_true", help="execute all of them again")
     run.add_argument("--jobs", type=int, default=1, help="so many notebooks side by side, on one CPU 2 pay (1)")
-    run.add_argument("--dry-run", action="store_true", help="print what it would take, and download nothing")
     run.set_defaults(function=_run)
 
 
 def _run(args: argparse.Namespace) -> None:
-    from memsub.models import load_pipeline
+    from . import batch
 
-    from . import batch, cost
-
-    if args.dry_run:
-        for name in args.parameters:
-            parameters, _ = batch.find_parameters(name)
-            pipe = load_pipeline(parameters.model) if cost.at_hand(parameters.model) else None
-            print(cost.describe(parameters, pipe))
-        return
     for report in batch.run(args.parameters, args.out, args.notebooks or (), args.fresh, args.jobs):
         print(f"Report: {report}")

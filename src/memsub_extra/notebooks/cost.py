@@ -12,6 +12,7 @@ counted once, by the first of them, as it is sampled once.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -243,7 +244,8 @@ def work(p: Parameters) -> pd.DataFrame:
 
 @contextmanager
 def _counting(p: Parameters) -> Iterator[_CountingRun]:
-    with TemporaryDirectory() as folder:
+    memory = "/dev/shm"  # thousands of small files, where there is such a place
+    with TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
         yield _CountingRun(p.model_copy(update={"folder": folder, "dtype": None}))
 
 
@@ -257,7 +259,7 @@ def disk(p: Parameters) -> int | None:
 def at_hand(model: str | Path) -> bool:
     """Whether the model can be loaded without a download: a folder, or in the hub's cache."""
     source = find_model(model).source
-    if Path(source).is_dir():
+    if Path(source).exists():
         return True
     from huggingface_hub import try_to_load_from_cache
 
@@ -281,18 +283,20 @@ def seconds_per_step(pipe: Pipeline, batch_size: int) -> float:
     return call(4) / batch_size
 
 
-def describe(p: Parameters, pipe: Pipeline | None) -> str:
-    """The estimate as text; without a pipeline at hand, without times."""
+def describe(p: Parameters, pipe: Pipeline | None, estimates: bool = True) -> str:
+    """The estimate as text; without a pipeline, without times; with `ESTIMATES` if they are asked for."""
     table, lines = work(p).drop(columns=["notebook", "rows"]), []
     if pipe is not None:
         seconds = seconds_per_step(pipe, min(p.sampling.batch_size, 8))
         table["minutes"] = (table["steps"] * seconds / 60).round(1)
         lines.append(f"calibration: {1000 * seconds:.1f} ms an image and step on {as_denoiser(pipe).device}")
     else:
-        lines.append("no time estimate: the model is not on this machine yet")
+        why = "`--time` loads the model for it" if at_hand(p.model) else "the model is not on this machine yet"
+        lines.append(f"no time estimate: {why}")
     total = table.drop(columns="part").sum()
     lines += [table.to_string(index=False), "together: " + ", ".join(f"{v:,.6g} {k}" for k, v in total.items())]
     if statistics := disk(p):
         lines.append(f"on disk: {statistics / 1e6:,.0f} MB of statistics, besides images and masks")
-    lines += [text for estimate in ESTIMATES.values() if (text := estimate(p))]
+    if estimates:
+        lines += [text for estimate in ESTIMATES.values() if (text := estimate(p))]
     return "\n".join(lines)

@@ -1,0 +1,79 @@
+"""The names of `memsub.models`, and where each lies: read by type checkers, and by `lazy_loader` when one is used."""
+
+from .conditioning import Conditioning, as_conditioning, as_prompts
+from .contents import CHECKS, Contents, inspect
+from .fingerprints import check_model, fingerprint, module_fingerprint, sampler_fingerprint
+from .hooks import Joint, hooked, is_of_weight
+from .known import MODELS, WORLDS, ModelInfo
+from .loading import find_contents, find_model, load_pipeline, model_of
+from .plain import check_plain, named_modules, only_shapes
+from .prediction import Kind, NoiseSchedule, noise_schedule
+from .protocol import ADAPTERS, GRADIENT_ROWS, Denoiser, Pipeline, Solver, as_denoiser, declare
+from .sampling import (
+    Sample,
+    check_request,
+    chosen,
+    draws_noise,
+    first_latents,
+    generate,
+    in_batches,
+    initial_noise,
+    model_input,
+    multistep,
+    one_seed_each,
+    row_generators,
+    step_options,
+    to_host,
+)
+from .stable_diffusion import StableDiffusionDenoiser
+
+__all__ = [
+    "ADAPTERS",
+    "CHECKS",
+    "GRADIENT_ROWS",
+    "MODELS",
+    "WORLDS",
+    "Conditioning",
+    "Contents",
+    "Denoiser",
+    "Joint",
+    "Kind",
+    "ModelInfo",
+    "NoiseSchedule",
+    "Pipeline",
+    "Sample",
+    "Solver",
+    "StableDiffusionDenoiser",
+    "as_conditioning",
+    "as_denoiser",
+    "as_prompts",
+    "check_model",
+    "check_plain",
+    "check_request",
+    "chosen",
+    "declare",
+    "draws_noise",
+    "find_contents",
+    "find_model",
+    "fingerprint",
+    "first_latents",
+    "generate",
+    "hooked",
+    "in_batches",
+    "initial_noise",
+    "inspect",
+    "is_of_weight",
+    "load_pipeline",
+    "model_input",
+    "model_of",
+    "module_fingerprint",
+    "multistep",
+    "named_modules",
+    "noise_schedule",
+    "one_seed_each",
+    "only_shapes",
+    "row_generators",
+    "sampler_fingerprint",
+    "step_options",
+    "to_host",
+]

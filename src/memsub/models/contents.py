@@ -1,0 +1,344 @@
+"""What a model's files are, by configurations and headers alone: before a weight is read, and without torch.
+
+    contents = inspect("path/to/folder")                # or one .safetensors file
+    contents.kind                                       # "StableDiffusionPipeline"
+    contents.tensors["unet"]["conv_in.weight"].shape    # (320, 4, 3, 3)
+    contents.problems                                   # why it cannot be loaded, a sentence each; empty: it can
+
+Which pipelines can be loaded is asked of `ADAPTERS`. An adapter may have a static method `refuses`: configurations by
+part to sentences, for what configurations can say that it cannot do. `CHECKS` see all that was read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..io.headers import Header, TensorInfo, read_config, read_header
+from ..registry import Registry
+from .protocol import ADAPTERS
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts that a pipeline works without."""
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_NO_WEIGHTS = re.compile(r"(Tokenizer|TokenizerFast|Scheduler|FeatureExtractor|Processor)$")
+_CONVERT_FOLDER = """python -c "from diffusers import DiffusionPipeline as P; \
+P.from_pretrained('{path}', use_safetensors=False, safety_checker=None).save_pretrained('{path}-safetensors')\""""
+_CONVERT_FILE = """python -c "import torch; from safetensors.torch import save_file; \
+t = torch.load('{path}', 'cpu', weights_only=True); t = t.get('state_dict', t); \
+save_file({{k: v.clone().contiguous() for k, v in t.items() if hasattr(v, 'shape')}}, '{path}.safetensors')\""""
+
+
+@dataclass
+class Contents:
+    """What the files of a model say.
+
+    Attributes:
+        path: folder, or single file.
+        names: files that the folder has, relative to it.
+        prediction_type: what the network predicts; None: nothing says it.
+        cast: whether weights will be cast to another dtype, so that they may be float8.
+        kind: class of the pipeline; empty if it is none.
+        configs: by part; "" is model_index.json. Of a single file those of the folder `config`.
+        tensors: by part, of all its files together; of a single file under its own names, in the part "".
+        width: of a single file: numbers of an embedding that its cross-attention takes.
+        variant: of the files, such as "fp16".
+        files: that loading needs, relative to the folder.
+        problems: sentences: why it cannot be loaded.
+    """
+
+    path: Path
+    names: Collection[str] = ()
+    prediction_type: str | None = None
+    cast: bool = False
+    config: Path | None = None
+    kind: str = ""
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tensors: dict[str, dict[str, TensorInfo]] = field(default_factory=dict)
+    width: int = 0
+    variant: str | None = None
+    files: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raises ValueError with the first problem, if there is one."""
+        if self.problems:
+            raise ValueError(self.problems[0])
+
+    def layers(self) -> dict[str, tuple[int, ...]]:
+        """Shapes (d, f) of the second feed-forward maps, by the names in the files."""
+        named = [item for tensors in self.tensors.values() for item in tensors.items()]
+        return {name.removesuffix(".weight"): t.shape for name, t in named if name.endswith("ff.net.2.weight")}
+
+    def read(self, name: str, reader: Callable[[Path], Any]) -> Any:
+        """A file by `read_config` or `read_header`; what is wrong with it is a problem, and an empty dictionary."""
+        try:
+            return reader(self.path / name)
+        except (OSError, ValueError) as error:
+            self.problems.append(str(error))
+            return {}
+
+
+CHECKS: Registry[Callable[[Contents], list[str]]] = Registry("memsub.model_checks", "check of a model", {})
+"""More that can be wrong with what was read: sentences."""
+
+
+def inspect(
+    path: str | Path,
+    *,
+    config: str | Path | None = None,
+    prediction_type: str | None = None,
+    cast: bool = False,
+    names: Collection[str] | None = None,
+) -> Contents:
+    """What a folder or file is. Whatever is wrong with it is in `problems`: nothing is raised.
+
+    Args:
+        config: a diffusers folder of the same family, for a single file: its configurations and tokenizer are read.
+        prediction_type: of the network, where its files do not say it.
+        cast: weights will be cast to another dtype.
+        names: files that the folder will have (default: those that it has). Headers are read of what is there.
+    """
+    contents = Contents(Path(path), names or (), prediction_type, cast, Path(config).expanduser() if config else None)
+    if not contents.path.is_dir():
+        _file(contents)
+    else:
+        contents.names = _listed(contents.path) if names is None else names
+        _folder(contents)
+    contents.problems += [sentence for check in CHECKS.values() for sentence in check(contents)]
+    if not contents.kind and not contents.problems:
+        contents.problems.append(f"{path} is no pipeline that memsub knows: it takes {', '.join(ADAPTERS)}.")
+    contents.prediction_type = contents.prediction_type or contents.configs.get("scheduler", {}).get("prediction_type")
+    if contents.prediction_type not in (None, *PREDICTIONS):
+        contents.problems.append(
+            f"{path} predicts {contents.prediction_type!r}; memsub takes {', '.join(PREDICTIONS)}."
+        )
+    return contents
+
+
+def _listed(folder: Path) -> list[str]:
+    """Files of a folder and of those in it; no deeper, for somebody may name a whole disk."""
+    levels = ("*", "*/*", "*/*/model_index.json")
+    return sorted(p.relative_to(folder).as_posix() for level in levels for p in folder.glob(level) if p.is_file())
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def _folder(contents: Contents, weights: bool = True) -> None:
+    """Reads model_index.json, then the configuration of each part, then headers."""
+    if "model_index.json" not in contents.names:
+        return
+    index = contents.read("model_index.json", read_config)
+    contents.configs[""], contents.files = index, ["model_index.json"]
+    _check_index(contents, index)
+    stems = {}
+    for part, entry in index.items():
+        if contents.problems or not isinstance(entry, list) or entry[0] is None or part == "safety_checker":
+            continue
+        inside = [name for name in contents.names if name.startswith(f"{part}/")]
+        if not inside and part not in OPTIONAL:
+            contents.problems.append(f"{contents.path} has no {part}/, which its model_index.json names.")
+        if not inside:
+            continue
+        contents.files += [name for name in inside if re.fullmatch(r"[^/]+/[^/]+\.(json|txt|model)", name)]
+        if entry[1].endswith("Scheduler"):
+            contents.configs[part] = contents.read(f"{part}/scheduler_config.json", read_config)
+        elif not _NO_WEIGHTS.search(entry[1]):
+            contents.configs[part] = contents.read(f"{part}/config.json", read_config)
+            stems[part] = "model" if entry[0] == "transformers" else "diffusion_pytorch_model"
+    refuses = _refused if contents.kind == "StableDiffusionPipeline" else None
+    if refuses is None and not contents.problems:
+        refuses = getattr(ADAPTERS[contents.kind], "refuses", None)
+    contents.problems += [f"{contents.path}: {sentence}" for sentence in (refuses(contents.configs) if refuses else ())]
+    if weights and not contents.problems:
+        _weights(contents, stems)
+
+
+def _check_index(contents: Contents, index: Mapping[str, Any]) -> None:
+    """Sets the kind; a kind without an adapter, and parts of which memsub will not import the code, are problems."""
+    kind, path = index.get("_class_name"), contents.path
+    trusted = {"diffusers", "transformers", "memsub", *(re.split("[.:]", p)[0] for p in ADAPTERS.places().values())}
+    for part, entry in index.items():
+        if not isinstance(entry, list) or part in ("safety_checker", "_class_name"):  # that part is never loaded
+            continue
+        if len(entry) != 2 or (not all(isinstance(e, str) for e in entry) and entry[0] is not None):
+            contents.problems.append(f"{path}/model_index.json: {part} should be [library, class], not {entry!r:.80}.")
+        elif entry[0] and (entry[0].split(".")[0] not in trusted or re.match(r"(diffusers|transformers)\.", entry[0])):
+            contents.problems.append(
+                f"{path} names code of {entry[0]!r} for its {part}: of strangers' code nothing is imported, only "
+                f"{', '.join(sorted(trusted))}."
+            )
+    if not isinstance(kind, str) and not contents.problems:
+        what = (
+            f"brings code of its own ({kind[0]!r:.80})" if isinstance(kind, list) and kind else "names no _class_name"
+        )
+        contents.problems.append(f"{path}/model_index.json {what}; the class of a pipeline of diffusers is expected.")
+    contents.kind = kind if isinstance(kind, str) else ""
+    _check_kind(contents)
+
+
+def _check_kind(contents: Contents) -> None:
+    if contents.kind and contents.kind not in ADAPTERS:
+        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", contents.kind.removesuffix("Pipeline"))
+        words = words.replace("Stable Diffusion XL", "SDXL")
+        article = "an" if words.startswith(("A", "E", "I", "O", "SDXL")) else "a"
+        contents.problems.append(
+            f"{contents.path} is {article} {words} pipeline ({contents.kind}); memsub takes {', '.join(ADAPTERS)}."
+        )
+
+
+def _refused(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Why a Stable Diffusion of these configurations is another kind of model: `refuses` of its adapter."""
+    index, unet = configs[""], configs.get("unet", {})
+    needed = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    if lacking := [part for part in needed if (index.get(part) or [None])[0] is None]:
+        return [f"a Stable Diffusion without {', '.join(lacking)} cannot sample for captions."]
+    if index["unet"] != ["diffusers", "UNet2DConditionModel"] and index["unet"][0] == "diffusers":
+        return [f"its network is of the class {index['unet'][1]}; UNet2DConditionModel is expected."]
+    inputs, outputs = unet.get("in_channels", 4), unet.get("out_channels", 4)
+    latents = configs.get("vae", {}).get("latent_channels", inputs)
+    width, hidden = unet.get("cross_attention_dim", 1280), configs.get("text_encoder", {}).get("hidden_size")
+    more = {
+        "class embeddings": unet.get("class_embed_type") or unet.get("num_class_embeds"),
+        "addition embeddings, such as SDXL's": unet.get("addition_embed_type"),
+        "guidance as an input (time_cond_proj_dim), such as LCM's": unet.get("time_cond_proj_dim"),
+        "projected embeddings (encoder_hid_dim_type)": unet.get("encoder_hid_dim_type"),
+        f"{unet.get('attention_type')} attention": unet.get("attention_type", "default") != "default",
+        f"{inputs} input and {outputs} output channels{', as for inpainting' * (inputs == 9)}": inputs != outputs,
+        f"{inputs} channels where its autoencoder has {latents}": inputs == outputs != latents,
+        f"cross-attention of {width} numbers where its text encoder makes {hidden}": hidden not in (None, width),
+        "no cross-attention, so no captions": not any("Attn" in str(b) for b in unet.get("down_block_types", ["Attn"])),
+        "no sample_size in its config.json (the side of its latents)": "sample_size" in unet
+        and not unet["sample_size"],
+    }
+    return [f"its UNet has {what}; that is no plain Stable Diffusion." for what, present in more.items() if present]
+
+
+def _weights(contents: Contents, stems: Mapping[str, str]) -> None:
+    """Finds the variant that all parts have, and reads the headers of its files.
+
+    Args:
+        stems: what the files of weights of each part are called.
+    """
+    files: dict[str, dict[str, list[str]]] = {part: {} for part in stems}
+    for part, stem in stems.items():
+        form = rf"{part}/{stem}(?:\.safetensors\.index)?(?:\.(\w+))?\.(?:safetensors|json)"
+        for name in contents.names:
+            if match := re.fullmatch(form, name):
+                files[part].setdefault(match[1] or "", []).append(name)
+        if not files[part]:
+            contents.problems.append(_without_weights(contents, part, stem))
+        contents.problems += [
+            f"{contents.path / part} holds its weights twice: {' and '.join(names)}. Remove one of them."
+            for names in files[part].values()
+            if len(names) > 1
+        ]
+    lacking = [set(variants) for variants in files.values() if "" not in variants]
+    shared = set.intersection(*lacking) if lacking else {""}
+    if not shared:
+        told = ", ".join(f"{part} as {'/'.join(sorted(v))}" for part, v in files.items() if "" not in v)
+        contents.problems.append(f"{contents.path} has no variant that is whole: {told}.")
+    if contents.problems:
+        return
+    variant = min(shared, key=lambda name: (name != "fp16", name))
+    contents.variant = variant or None
+    for part, variants in files.items():
+        name = variants.get(variant, variants.get("", [""]))[0]
+        contents.files.append(name)
+        shards = _shards(contents, part, name) if name.endswith(".json") else [name]
+        contents.tensors[part] = {}
+        for shard in shards:
+            if (contents.path / shard).exists():  # else it is on the hub, and read after its download
+                contents.tensors[part] |= contents.read(shard, read_header)
+
+
+def _shards(contents: Contents, part: str, index: str) -> list[str]:
+    """The files that an index names; those that are missing or too many are problems."""
+    if not (contents.path / index).exists():
+        return []
+    table = contents.read(index, read_config).get("weight_map")
+    plain = isinstance(table, dict) and all(isinstance(f, str) and re.fullmatch(r"[\w.-]+", f) for f in table.values())
+    if not plain or not table:
+        contents.problems.append(f"{contents.path / index} has no weight_map of tensors to files beside it.")
+        return []
+    files = sorted({f"{part}/{file}" for file in table.values()})
+    beside = [name for name in contents.names if name.startswith(f"{part}/") and name.endswith(files[0][-20:])]
+    contents.problems += [
+        f"{contents.path / name} is missing, one of {len(files)} shards of {part}." if name in files
+        else f"{contents.path / name} is a shard that {index} does not name."
+        for name in sorted(set(files) ^ set(beside))
+    ]  # fmt: skip
+    contents.files += files
+    return files
+
+
+def _without_weights(contents: Contents, part: str, stem: str) -> str:
+    inside = [name for name in contents.names if name.startswith(f"{part}/")]
+    path = contents.path
+    if pickles := [name for name in inside if name.endswith(PICKLES)]:
+        how = _CONVERT_FOLDER.format(path=path)
+        return f"{path / pickles[0]} is a pickle, which memsub does not read. Convert a model that you trust: {how}"
+    return f"{path / part} holds no weights: {stem}.safetensors is expected, not only {', '.join(inside)[:200]}."
+
+
+# --- single files -----------------------------------------------------------------------------------------------------
+
+
+def _file(contents: Contents) -> None:
+    """Reads the header of a whole checkpoint, in the layout of CompVis' latent diffusion that most files have."""
+    path = contents.path
+    if path.suffix.lower() in PICKLES:
+        how = _CONVERT_FILE.format(path=path)
+        contents.problems.append(
+            f"{path} is a pickle, which memsub does not read. Convert a file that you trust: {how}"
+        )
+        return
+    header = contents.tensors[""] = contents.read("", read_header) or Header()
+    network = "model.diffusion_model."
+    shape = {n.removeprefix(network): t.shape for n, t in header.items() if n.startswith(network)}
+    parts = {"first_stage_model.": "autoencoder", "cond_stage_model.|conditioner.embedders.": "text encoder"}
+    lacking = [what for form, what in parts.items() if not any(re.match(form, name) for name in header)]
+    width = next((s[1] for n, s in shape.items() if n.endswith("attn2.to_k.weight") and len(s) == 2), 0)
+    inputs, outputs = shape.get("input_blocks.0.0.weight", ()), shape.get("out.2.weight", ())
+    if contents.problems or not (width and len(inputs) == len(outputs) == 4):
+        return  # something else
+    if inputs[1] != outputs[0]:
+        what = f"{inputs[1]} input and {outputs[0]} output channels{', as for inpainting' * (inputs[1] == 9)}"
+        contents.problems.append(f"{path}: its UNet has {what}; that is no plain Stable Diffusion.")
+    if lacking:
+        contents.problems.append(f"{path} is a UNet without {' and '.join(lacking)}: a whole checkpoint is expected.")
+    contents.width = width
+    xl = any(name.startswith("conditioner.embedders.1.") for name in header)
+    contents.kind = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
+    _check_kind(contents)
+    if "v_pred" in header:  # what trainers of SDXL write
+        contents.prediction_type = contents.prediction_type or "v_prediction"
+    if contents.config and not contents.problems:
+        _take_config(contents, contents.config, width)
+    said = contents.prediction_type or contents.configs.get("scheduler", {}).get("prediction_type")
+    if width == 1024 and not said:
+        contents.problems.append(
+            f"{path} is a Stable Diffusion 2, and does not say what its network predicts: give prediction_type "
+            "(--prediction-type), epsilon for the base models of 512 pixels, v_prediction for those of 768."
+        )
+
+
+def _take_config(contents: Contents, folder: Path, width: int) -> None:
+    """The configurations for a single file, of a diffusers folder of the same family."""
+    other = Contents(folder, _listed(folder))
+    _folder(other, weights=False)
+    size = other.configs.get("unet", {}).get("cross_attention_dim")
+    if "" not in other.configs:
+        other.problems.append(f"{folder} is no diffusers folder: it holds no model_index.json.")
+    elif not other.problems and (other.kind, size) != (contents.kind, width):
+        other.problems.append(
+            f"{folder} is of another family (a {other.kind} with embeddings of {size} numbers) than {contents.path} (a "
+            f"{contents.kind}, {width})."
+        )
+    contents.configs = other.configs
+    contents.problems += other.problems

@@ -1,0 +1,180 @@
+"""The command `memsub check`: what a model is, what a run of it takes, and what will fail, from headers alone.
+
+memsub check path/to/folder                 # or a .safetensors file, a name, a hub id: no torch, nothing downloaded
+memsub check quick tiny                     # parameter files too: images, network calls and minutes of a run
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from memsub.io.headers import TensorInfo
+from memsub.models import ADAPTERS, Contents, find_contents, find_model
+
+BATCHES = (1, 2, 4, 8, 16)
+PUBLISHED = {
+    "sd14": "860 + 84 + 123 million parameters (UNet, autoencoder, text encoder: 4.3 GB); PNDM sampler, epsilon",
+    "sd20": "866 + 84 + 340 million parameters (UNet, autoencoder, text encoder: 5.2 GB); DDIM sampler, v_prediction",
+}
+"""Of models that are not on this machine."""
+DECODING = 3.5
+"""Tensors of the largest decoder map that decoding an image takes at once: 3.4 of Stable Diffusion 1.4, 3.5 of 2.0, by
+their shapes on PyTorch's meta device (`memsub_extra.full_size.memory`)."""
+MEASURED = 1.35
+"""What sampling was measured to take on a GPU, against what its shapes say: 12.4 against 9.3 GB (docs/full-size.md)."""
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Adds the command to the others of `python -m memsub`."""
+    check = commands.add_parser("check", help="say what a model is, what it takes and what will fail; load nothing")
+    check.add_argument("models", nargs="+", help="models as elsewhere, names in papermill_params/, or YAML files")
+    check.add_argument("--config", type=Path, help="of a .safetensors file: a diffusers folder of the same family")
+    check.add_argument("--prediction-type", choices=["epsilon", "v_prediction", "sample"], help="of the network")
+    check.add_argument("--time", action="store_true", help="of parameters: time a step of a large model, too")
+    check.add_argument(
+        "--parts", action="store_true", help="of parameters: memory of each part, from shapes (a minute)"
+    )
+    check.set_defaults(function=_check)
+
+
+def _check(args: argparse.Namespace) -> None:
+    failing = [name for name in args.models if not _said(name, args)]
+    if failing:
+        raise ValueError(f"{', '.join(failing)} will fail, as said above.")
+
+
+def _said(name: str, args: argparse.Namespace) -> bool:
+    """Prints what a model, or the parameters of a run, are; whether they will work."""
+    print(f"{name}:")
+    parameters = parameter_file(name)
+    try:
+        if parameters is not None:
+            from . import batch
+
+            wanted, _ = batch.find_parameters(str(parameters))
+            model: str = wanted.model
+            print(f"  parameters: {parameters}, of the model {model}")
+        else:
+            model = name
+        lines = list(described(model, args.config, args.prediction_type))
+    except (ValueError, OSError) as error:
+        lines = [f"will fail: {error}"]
+    print("\n".join(f"  {line}" for line in lines), flush=True)
+    works = not any(line.startswith("will fail:") for line in lines)
+    if parameters is not None and works:
+        print(_run_of(wanted, args))
+    return works
+
+
+def parameter_file(name: str) -> Path | None:
+    """The YAML file of that name, in papermill_params/ or by its path; None: the name is no parameters'."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    if Path(name).exists() or "/" in name:
+        return None
+    for folder in (Path.cwd(), *Path(__file__).resolve().parents):
+        if (file := folder / "papermill_params" / f"{name}.yaml").is_file():
+            return file
+    return None
+
+
+def described(model: str | Path, config: Path | None = None, prediction_type: str | None = None) -> Iterator[str]:
+    """Lines on a model; those of what cannot work begin with "will fail:".
+
+    Raises:
+        ValueError, FileNotFoundError: as `find_model`.
+    """
+    info = find_model(model)
+    try:
+        contents = find_contents(model, config=config, prediction_type=prediction_type)
+    except FileNotFoundError:
+        if Path(info.source).exists():
+            raise
+        yield f"{info.source} is on the hub, not on this machine: loading downloads configurations, then weights"
+        if info.name in PUBLISHED:
+            yield f"as published: {PUBLISHED[info.name]}; 16 feed-forward layers with {info.neurons:,} neurons"
+            yield f"prompts: `memsub fetch {info.name}`; recommended: sparsity {info.sparsity:g}, {info.steps} steps"
+        return
+    yield from _facts(contents, info.gpu_dtype)
+    if contents.width and not contents.config:
+        yield "configuration and tokenizer: asked of the hub at loading, unless --config FOLDER is given"
+    yield from (f"will fail: {sentence}" for sentence in contents.problems)
+
+
+def _facts(contents: Contents, gpu_dtype: str) -> Iterator[str]:
+    form = "folder" if contents.path.is_dir() else "single file"
+    kind = contents.kind or "no pipeline"
+    yield f"{kind}, {form} {contents.path}" + (f", variant {contents.variant}" if contents.variant else "")
+    if layers := contents.layers():
+        shapes = Counter((shape[0], shape[1]) for shape in layers.values())
+        told = ", ".join(f"{count} of {d:,} rows of {f:,} weights" for (d, f), count in shapes.items())
+        yield f"feed-forward layers: {len(layers)} with {sum(f for _, f in shapes.elements()):,} neurons ({told})"
+    parts = {part or name: found for part, all_of in contents.tensors.items() for name, found in _parts(part, all_of)}
+    if parts:
+        counts = ", ".join(f"{part} {_count(found):,.1f}" for part, found in parts.items())
+        types = Counter(t.dtype for found in parts.values() for t in found)
+        yield f"parameters (millions): {counts}"
+        yield f"dtype: {', '.join(f'{name} ({count} tensors)' for name, count in types.most_common())}"
+    if adapters := [n for n in contents.names if "lora" in n.lower() or n.endswith("adapter_config.json")]:
+        yield f"adapters: {', '.join(adapters)} beside it, which memsub does not load: fuse what you want to work on"
+    elif contents.kind:
+        yield "adapters: none"
+    if scheduler := contents.configs.get("scheduler"):
+        yield f"sampler: {scheduler.get('_class_name', 'unknown')}"
+    if contents.kind:
+        yield f"prediction type: {contents.prediction_type or 'not said by its files; epsilon is assumed'}"
+    if sizes := memory(contents, parts, gpu_dtype):
+        told = ", ".join(f"{gigabytes:.1f}" for gigabytes in sizes)
+        batches = ", ".join(map(str, BATCHES))
+        yield (
+            f"memory to sample batches of {batches} on a GPU ({gpu_dtype}): {told} GB, from shapes; up to "
+            f"{MEASURED} times as much was measured"
+        )
+
+
+def _parts(part: str, tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, list[TensorInfo]]]:
+    """The tensors of a part; those of a single file by the beginnings of their names."""
+    if part:
+        yield part, list(tensors.values())
+        return
+    beginnings = {"model.diffusion_model.": "unet", "first_stage_model.": "vae", "": "text_encoder and others"}
+    groups: dict[str, list[TensorInfo]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault(next(p for b, p in beginnings.items() if name.startswith(b)), []).append(tensor)
+    yield from groups.items()
+
+
+def _count(tensors: Iterable[TensorInfo]) -> float:
+    return sum(math.prod(tensor.shape) for tensor in tensors) / 1e6
+
+
+def memory(contents: Contents, parts: Mapping[str, Any], gpu_dtype: str) -> list[float]:
+    """Gigabytes at once for each of `BATCHES`, weights included: the peak of sampling is the decoding of its images.
+
+    Empty if the configurations are not there.
+    """
+    vae, unet = contents.configs.get("vae", {}), contents.configs.get("unet", {})
+    widths, side = vae.get("block_out_channels"), unet.get("sample_size")
+    if not (isinstance(widths, list) and widths and isinstance(side, int) and contents.kind in ADAPTERS):
+        return []
+    each = 4 if gpu_dtype == "float32" else 2
+    pixels = (side * 2 ** (len(widths) - 1)) ** 2
+    image = DECODING * pixels * widths[min(1, len(widths) - 1)] * each
+    weights = sum(1e6 * _count(found) for found in parts.values()) * each
+    return [(weights + batch * image) / 1e9 for batch in BATCHES]
+
+
+def _run_of(parameters: Any, args: argparse.Namespace) -> str:
+    """What a run of these parameters takes."""
+    from memsub.models import load_pipeline
+
+    from . import cost
+
+    small = cost.at_hand(parameters.model) and find_model(parameters.model).world
+    pipe = load_pipeline(parameters.model) if small or (args.time and cost.at_hand(parameters.model)) else None
+    return cost.describe(parameters, pipe, estimates=args.parts)
