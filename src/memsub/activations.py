@@ -307,6 +307,7 @@ def capture(
     cfg_half: Literal["both", "cond"] = "both",
     batch_size: int = 16,
     checkpoint: str | Path | None = None,
+    keep_checkpoint: bool = False,
     progress: bool = True,
 ) -> ActivationStats:
     """Samples each prompt once, all from the noise of `seed`, and sums its activations into every group that holds it.
@@ -319,6 +320,7 @@ def capture(
         first: sampling ends after so many network calls: enough for an edit that unites no more steps than that.
         cfg_half: sum both halves of a guided call (as the paper's code does), or the conditional one alone.
         checkpoint: a file written after every batch (and the process' number), from which a killed capture resumes.
+        keep_checkpoint: leave it there at the end, where it stands for the whole capture; else it is removed.
 
     Raises:
         ValueError: no prompts, no groups, a group that is empty or names others, an option out of bounds, another's
@@ -350,7 +352,7 @@ def capture(
                 replace(stats, prompts=[*stats.prompts, str(start + len(part)), str(len(mine))]).save(checkpoint)
     stats.sums = {name: summed(sums.to(denoiser.device)).cpu() for name, sums in stats.sums.items()}
     stats.check()
-    if checkpoint:
+    if checkpoint and not keep_checkpoint:
         wait()  # a process that is lost before all have summed is redone alone, the others' shards are still there
         checkpoint.unlink(missing_ok=True)
     return stats
