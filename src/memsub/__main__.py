@@ -68,10 +68,12 @@ def main(arguments: list[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # a caption may hold what a terminal's encoding has not
     shown = warnings.formatwarning
     try:
-        args = _parser().parse_args(given)
         warnings.formatwarning = warning_line
-        args.function(args)
-        sys.stdout.flush()
+        try:
+            args = _parser().parse_args(given)
+            args.function(args)
+        finally:  # also after --help, which exits
+            sys.stdout.flush()
     except BrokenPipeError:  # who reads the output has seen enough, as `head` does; files are written before
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

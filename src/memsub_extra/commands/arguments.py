@@ -73,7 +73,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     dtypes = ["float32", "float16", "bfloat16"]
     parser.add_argument("--dtype", choices=dtypes, help="default: float32 on a CPU, else that of the model")
     parser.add_argument("--config", type=folder, metavar="FOLDER", help="of a checkpoint: a pipeline without weights")
-    kinds = ["epsilon", "v_prediction"]
+    kinds = ["epsilon", "v_prediction", "sample"]
     parser.add_argument("--prediction-type", choices=kinds, help="of a checkpoint: what its network predicts")
 
 

@@ -87,6 +87,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     count = 2 * (len(listed.captions) + len(unseen)) * args.seeds
     check_writable(args.out / SAMPLES / "x", count * side * side * 3)
 
+    metrics.prompt.text_features([*listed.captions, *unseen])  # a world's metric knows its own captions alone
+
     store, models = Store(args.out / SAMPLES), (Model("before", pipe), Model("after", pipe, edit))
     images = {model.name: _sampled(store, model, listed.captions, args) for model in models}
     others = {model.name: _sampled(store, model, unseen, args) for model in models} if unseen else {}
@@ -163,9 +165,10 @@ def _of_world(world: Any, captions: Sequence[str]) -> list[np.ndarray]:
 
     from memsub.io.images import decode_png
 
-    trained = world.prompts().memorized_rows.set_index("prompt")["image"]
-    images = [[decode_png(trained[caption])] if caption in trained.index else [] for caption in captions]
-    return [np.array(each, np.uint8).reshape(-1, *world.training_images().shape[1:]) for each in images]
+    rows = world.prompts().memorized_rows
+    png = dict(zip(rows["prompt"], rows["image"], strict=True))
+    none = np.empty((0, *decode_png(rows["image"][0]).shape), np.uint8)
+    return [decode_png(png[caption])[None].copy() if caption in png else none for caption in captions]
 
 
 # --- what is measured -------------------------------------------------------------------------------------------------
@@ -282,8 +285,8 @@ def told(table: pd.DataFrame, trained: Sequence[int], judged: str, with_unseen: 
     without = sum(not count for count in trained)
     if without == len(trained):
         lines.append(
-            "Without training images (--images) replication cannot be judged. That all images of a caption are alike is "
-            "a sign of it and no proof, and says nothing of what an edit removed."
+            "Without training images (--images) replication cannot be judged. That all images of a caption are alike "
+            "is a sign of it and no proof, and says nothing of what an edit removed."
         )
     else:
         lines.append(f"An image replicates a training image by {judged}.")
