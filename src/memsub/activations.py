@@ -297,6 +297,7 @@ def capture(
     cfg_half: Literal["both", "cond"] = "both",
     batch_size: int = 16,
     checkpoint: str | Path | None = None,
+    keep_checkpoint: bool = False,
     progress: bool = True,
 ) -> ActivationStats:
     """Samples each prompt once, all from the noise of `seed`, and sums its activations into every group that holds it.
@@ -310,6 +311,7 @@ def capture(
         batch_size: prompts at a time, half as many where memory ends.
         cfg_half: sum both halves of a guided call (as the paper's code does), or the conditional one alone.
         checkpoint: a file written after every batch (and the process' number), from which a killed capture resumes.
+        keep_checkpoint: leave it there at the end, where it stands for the whole capture; else it is removed.
 
     Raises:
         ValueError: no prompts, no groups, a group that is empty or names others, an option out of bounds, another's
@@ -343,7 +345,7 @@ def capture(
                 replace(stats, prompts=[*stats.prompts, str(done), str(len(mine))]).save(checkpoint)
     stats.sums = {name: summed(sums.to(denoiser.device)).cpu() for name, sums in stats.sums.items()}
     stats.check()
-    if checkpoint:
+    if checkpoint and not keep_checkpoint:
         wait()  # a process that is lost before all have summed is redone alone, the others' shards are still there
         checkpoint.unlink(missing_ok=True)
     return stats

@@ -23,7 +23,6 @@ import pandas as pd
 
 from .io.images import decode_png
 from .io.lists import read_rows
-from .models import MODELS, WORLDS, find_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -178,6 +177,7 @@ def load_prompts(source: str | Path | Mapping[Any, str | Path]) -> Prompts:
         ConnectionError: a list has to be fetched and cannot be; the message says which file to put where.
     """
     from .io.downloads import SOURCES, fetch  # only published lists need the network's libraries
+    from .models import MODELS, WORLDS, find_model  # imports torch, which a list in a file does not need
 
     if isinstance(source, Mapping):
         return _from_files({kind: Path(path) for kind, path in source.items()})

@@ -16,15 +16,17 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def _state() -> Any:
+    import torch
     from accelerate import PartialState  # takes a second to import, and one process does not need it
 
     return PartialState(cpu=not torch.cuda.is_available())
@@ -47,6 +49,8 @@ def is_main() -> bool:
 
 def device() -> torch.device:
     """The device of this process: its own GPU if there are several, else the first, else the CPU."""
+    import torch
+
     if processes() > 1:
         return _state().device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -54,6 +58,8 @@ def device() -> torch.device:
 
 def hardware(device: torch.device) -> str:
     """What computes there, for what is timed: the GPU's name, or how many threads."""
+    import torch
+
     threads = torch.get_num_threads()
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
 

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pyarrow
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = 2
 """Version of the names inside artifacts: files of another version are refused."""
@@ -27,6 +29,8 @@ FORMAT = 2
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | Path, metadata: dict[str, str]) -> None:
     """Writes a safetensors file, atomically; folders are made as needed."""
+    from safetensors.torch import save_file  # imports torch, which mistakes in a command need not wait for
+
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     write_atomically(Path(path), lambda temporary: save_file(contiguous, temporary, metadata))
 
@@ -47,21 +51,41 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], 
         FileNotFoundError: there is no such file.
         ValueError: the file is truncated, holds another kind of artifact, or was written by another version of memsub.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no {kind} at {path}.")
+    _find(path, kind)
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("about", "{}"))
-            if about.get("kind") != kind:
-                raise ValueError(f"{path} holds {about.get('kind') or 'no artifact of memsub'}, expected {kind}.")
-            if about.get("format") != FORMAT:
-                raise ValueError(
-                    f"{path} was written by another version of memsub (format {about.get('format', 1)}, expected "
-                    f"{FORMAT}): make it again."
-                )
+            about = _about(file, path, kind)
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or no safetensors file: {error}.") from error
+
+
+def check_artifact(path: str | Path, kind: str) -> None:
+    """Raises as `load_tensors`, from the file's header alone, without torch."""
+    _find(path, kind)
+    try:
+        with safe_open(path, "numpy") as file:
+            _about(file, path, kind)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or no safetensors file: {error}.") from error
+
+
+def _find(path: str | Path, kind: str) -> None:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no {kind} at {path}.")
+
+
+def _about(file: Any, path: str | Path, kind: str) -> dict:
+    """What an open artifact says of itself, if it is of that kind and of this version."""
+    about = json.loads((file.metadata() or {}).get("about", "{}"))
+    if about.get("kind") != kind:
+        raise ValueError(f"{path} holds {about.get('kind') or 'no artifact of memsub'}, expected {kind}.")
+    if about.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} was written by another version of memsub (format {about.get('format', 1)}, expected "
+            f"{FORMAT}): make it again."
+        )
+    return about
 
 
 def save_table(table: pd.DataFrame, path: str | Path) -> None:
@@ -109,17 +133,35 @@ def save_json(value: Any, path: str | Path) -> None:
     save_text(json.dumps(value, indent=1) + "\n", path)
 
 
-def check_writable(path: str | Path) -> None:
-    """Raises OSError if a file cannot be written there. To be called before expensive work."""
-    path = Path(path)
-    probe = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def check_writable(path: str | Path, size: int = 0) -> None:
+    """To be called before expensive work: nothing is left behind, no folder is made.
+
+    Args:
+        size: bytes that the file will take at least.
+
+    Raises:
+        OSError: a file cannot be written there, or the disk is too full for it; says why.
+    """
+    path = Path(path).absolute()
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} cannot be written: it is a folder. Name a file.")
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(f"{path} cannot be written: it is read-only. Name another file.")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = next(folder for folder in path.parents if folder.exists())
+        probe = folder / f"{path.name}.{os.getpid()}.tmp"
         probe.touch()
+        probe.unlink()
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
-    finally:
-        probe.unlink(missing_ok=True)
+    if (free := shutil.disk_usage(folder).free) < size:
+        raise OSError(f"{path} takes {size / 1e6:,.0f} MB, but {free / 1e6:,.0f} MB are free there: make room first.")
+
+
+def printable(text: object) -> str:
+    """Text for a terminal, in one line: characters that are not to be seen, such as terminal escapes, by their code."""
+    line = " ".join(part.strip() for part in str(text).splitlines())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -103,7 +103,8 @@ def find_contents(
         ValueError, FileNotFoundError: as `find_model`; or the model is not on this machine, and the hub does not have
             it or does not answer.
     """
-    source, options = find_model(model).source, {"prediction_type": prediction_type, "cast": cast}
+    source = find_model(model).source
+    options: dict[str, Any] = {"prediction_type": prediction_type, "cast": cast}
     if not Path(source).exists():
         names = _hub_names(source) if fetch else None
         contents = inspect(_snapshot(source, names and _readable(names)), names=names, **options)

@@ -1,0 +1,161 @@
+"""What the commands share: types of arguments, checks before torch is imported, and the model.
+
+    def add(commands):                          # listed in the entry points "memsub.commands"
+        parser = commands.add_parser("count", help="count the captions of a list")
+        parser.add_argument("--prompts", type=file, required=True)
+        add_model(parser)                       # MODEL, --device, --dtype, ...
+        parser.set_defaults(function=count)     # called with the arguments
+
+A command checks all that it was given, and then imports what it needs: a mistake is told at once, not after seconds of
+importing torch, and never after the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+T = TypeVar("T")
+MOST_SEED = 2**63 - 1
+"""Torch's generators take no larger one."""
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+
+
+def number(kind: type, least: float, most: float = math.inf, above: bool = False) -> Callable[[str], float]:
+    """A type of argparse: a finite number between two bounds, above the lower one if so asked."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        inside = (least < value if above else least <= value) and value <= most
+        if not inside or value == math.inf:
+            bounds = f"{'more than' if above else 'at least'} {least:g}"
+            bounds += f", at most {most:g}" if most < math.inf else ""
+            raise argparse.ArgumentTypeError(f"{text[:40]} is out of bounds: {bounds} is expected.")
+        return value
+
+    parse.__name__ = {int: "whole number", float: "number"}[kind]  # what argparse calls it where the text is none
+    return parse
+
+
+def folder(text: str) -> Path:
+    """A type of argparse: the path of a folder, `~` being the user's."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no path.")
+    return Path(text).expanduser()
+
+
+def file(text: str) -> Path:
+    """A type of argparse: the path of a file."""
+    if text.endswith(("/", "\\", "/.", "/..")):
+        raise argparse.ArgumentTypeError(f"{text!r} names a folder: name a file.")
+    return folder(text)
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|mps|(cuda|xpu)(:\d{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no device: cpu, cuda, cuda:1, mps or xpu is expected.")
+    return text
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Adds the model and how it is loaded: what `load` needs."""
+    parser.add_argument("model", help="a name (tiny, sd14, sd20), a folder, a .safetensors checkpoint, or a hub id")
+    parser.add_argument("--device", type=_device, help="cpu, cuda, cuda:1, mps (default: the GPU if there is one)")
+    dtypes = ["float32", "float16", "bfloat16"]
+    parser.add_argument("--dtype", choices=dtypes, help="default: float32 on a CPU, else that of the model")
+    parser.add_argument("--config", type=folder, metavar="FOLDER", help="of a checkpoint: a pipeline without weights")
+    kinds = ["epsilon", "v_prediction", "sample"]
+    parser.add_argument("--prediction-type", choices=kinds, help="of a checkpoint: what its network predicts")
+
+
+def add_sampling(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
+    """Adds what every sampling needs: steps, guidance, images at a time."""
+    parser.add_argument("--steps", type=number(int, 1, 1000), default=50, help="denoising steps (50)")
+    parser.add_argument("--guidance-scale", type=number(float, 0, 1000), default=7.5, help="7.5")
+    sizes = number(int, 1, 65_536)
+    parser.add_argument("--batch-size", type=sizes, default=batch_size, help=f"images at a time ({batch_size})")
+
+
+# --- checks before torch is imported ----------------------------------------------------------------------------------
+
+
+def check_model(args: argparse.Namespace) -> None:
+    """Raises ValueError or OSError for a model that there is not, and for a checkpoint's options without one."""
+    from memsub.models import find_model
+
+    find_model(args.model)
+    if args.config and not args.config.is_dir():
+        raise FileNotFoundError(f"--config {args.config} is no folder: name that of a pipeline with model_index.json.")
+
+
+def check_output(out: Path, *inputs: Path | None) -> None:
+    """Raises OSError or ValueError if a file cannot be written there, or would take the place of an input."""
+    from memsub.io.files import check_writable
+
+    check_writable(out)
+    for given in inputs:
+        if given and out.exists() and given.exists() and out.samefile(given):
+            raise ValueError(f"--out {out} is a file that this command reads: name another one.")
+
+
+def captions_of(path: Path) -> list[str]:
+    """The captions of a list; raises ValueError or OSError that names the line to blame."""
+    from memsub.prompts import read_prompts
+
+    return read_prompts(path)["prompt"].tolist()
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+def load(args: argparse.Namespace) -> StableDiffusionPipeline:
+    """The pipeline that was asked for by the arguments of `add_model`.
+
+    Raises:
+        ValueError, OSError: it cannot be loaded, or not to this device; says why.
+    """
+    import torch
+
+    from memsub.models import load_pipeline
+
+    options: dict[str, Any] = {"device": args.device, "dtype": args.dtype and getattr(torch, args.dtype)}
+    # Only a checkpoint in a single file has these.
+    options |= {n: v for n in ("config", "prediction_type") if (v := getattr(args, n)) is not None}
+    if args.device:
+        try:
+            torch.empty(0, device=args.device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ValueError(f"--device {args.device} cannot be used on this machine: {error}") from error
+    pipe = loaded(args.model, lambda: load_pipeline(args.model, **options))
+    trained = getattr(pipe.scheduler, "config", {}).get("num_train_timesteps") or 1000
+    if getattr(args, "steps", 1) > trained:
+        raise ValueError(f"--steps {args.steps} are more than the {trained} that this model was trained on.")
+    return pipe
+
+
+def loaded(what: str, load: Callable[[], T]) -> T:
+    """What `load` returns. Files from elsewhere fail in ways that nobody lists: each is told as what it is about.
+
+    Raises:
+        ValueError, OSError: it cannot be loaded; says why.
+    """
+    from memsub.__main__ import is_of_input
+
+    try:
+        return load()
+    except Exception as error:
+        if is_of_input(error):
+            raise
+        problem = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{what} cannot be loaded ({problem}): is it whole, and of a kind that memsub takes?"
+        ) from error

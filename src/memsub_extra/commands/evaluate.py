@@ -1,0 +1,301 @@
+"""The command `memsub evaluate`: what an edit does to a model, before and after, with intervals and a page of images.
+
+Each caption is sampled with the same seeds by both models. A unit of every interval is a caption, with all of its
+images: images of one caption replicate together. A killed evaluation resumes: its images are kept in the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arguments import MOST_SEED, add_model, add_sampling, captions_of, check_model, file, folder, load, loaded, number
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from memsub.measure.metrics import Metrics
+    from memsub_extra.run.model import Model
+
+RECORD, SAMPLES = "evaluation.json", "samples"
+CHUNK = 16
+"""Captions whose images are written to the disk together."""
+UNSEEN = 50
+"""Captions that are taken of a world's held-out ones."""
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Adds the command to the others."""
+    judge = commands.add_parser("evaluate", help="what an edit does: before and after, and a page of images")
+    add_model(judge)
+    judge.add_argument("--edit", type=file, required=True, help="what `locate` wrote")
+    judge.add_argument("--prompts", type=file, required=True, help="memorized captions, a list as for `locate`")
+    layout = "training images: FOLDER/INDEX/*.png, INDEX being the list's, or 1 for the first caption, 2 for the next"
+    judge.add_argument("--images", type=folder, metavar="FOLDER", help=layout)
+    unseen = "captions that are not memorized: can the model still follow them?"
+    judge.add_argument("--unseen", type=file, help=unseen)
+    judge.add_argument("--seeds", type=number(int, 1, 1000), default=4, help="images a caption (4)")
+    judge.add_argument("--seed", type=number(int, 0, MOST_SEED - 1000), default=0, help="the first of them (0)")
+    judge.add_argument("--copy", help="copy descriptor: an SSCD by name, or its file (default: that of the model)")
+    judge.add_argument("--clip", help="image-text model: a CLIP by name, hub id or folder (default: that of the model)")
+    add_sampling(judge)
+    page = "folder of the page, index.html, and of images.csv, summary.csv and evaluation.json (evaluation)"
+    judge.add_argument("--out", type=folder, default=Path("evaluation"), help=page)
+    judge.set_defaults(function=_evaluate)
+
+
+@dataclass
+class Listed:
+    """Captions, each once, and files of the training images of each; none where there is none."""
+
+    captions: list[str]
+    files: list[list[Path]]
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    listed = _checked(args)
+    unseen = list(dict.fromkeys(captions_of(args.unseen))) if args.unseen else []
+    if len(unseen) == 1:
+        raise ValueError(f"{args.unseen} holds one caption: alignment needs two or more.")
+    check_model(args)
+    import pandas as pd
+
+    from memsub.io.files import check_writable, printable, save_json, save_text
+    from memsub.io.store import Store
+    from memsub.measure.metrics import load_metrics
+    from memsub.models import WORLDS, as_denoiser, find_model
+    from memsub.pruning import Edit, pruned
+    from memsub_extra.run.model import Model
+
+    from .page import page
+
+    edit = Edit.load(args.edit)
+    metrics = loaded("the metrics", partial(load_metrics, args.model, args.device, args.copy, args.clip))
+    info = find_model(args.model)
+    world = WORLDS[info.world] if info.world and not args.images else None
+    pipe = load(args)
+    with pruned(pipe, edit):
+        pass  # an edit of another model is refused before anything is sampled
+    side = as_denoiser(pipe).image_shape[0]
+    references = _of_world(world, listed.captions) if world else _read(listed, side)
+    unseen = unseen or (world.prompts().of("heldout")[:UNSEEN] if world else [])
+    count = 2 * (len(listed.captions) + len(unseen)) * args.seeds
+    check_writable(args.out / SAMPLES / "x", count * side * side * 3)
+
+    metrics.prompt.text_features([*listed.captions, *unseen])  # a world's metric knows its own captions alone
+
+    store, models = Store(args.out / SAMPLES), (Model("before", pipe), Model("after", pipe, edit))
+    images = {model.name: _sampled(store, model, listed.captions, args) for model in models}
+    others = {model.name: _sampled(store, model, unseen, args) for model in models} if unseen else {}
+    scored = {name: _scored(images[name], listed.captions, metrics, args, references, world) for name in images}
+    rows = measures(scored["before"], scored["after"])
+    if others:
+        before, after = (_scored(others[name], unseen, metrics, args) for name in others)
+        rows += [row | {"measure": f"{row['measure']}, unseen captions"} for row in measures(before, after)]
+    judged = "the exact test" if world else f"a copy similarity above {metrics.copy.threshold:g}"
+    lines = told(pd.DataFrame(rows), [len(trained) for trained in references], judged, bool(others))
+    about = {"model": args.model, "edit": str(args.edit), "density": edit.density, "prompts": str(args.prompts)}
+    about |= {name: getattr(args, name) for name in ("seed", "seeds", "steps", "guidance_scale")}
+    each = pd.concat([table.assign(model=name) for name, table in scored.items()])
+    save_text(pd.DataFrame(rows).to_csv(index=False), args.out / "summary.csv")
+    save_text(each.to_csv(index=False), args.out / "images.csv")
+    save_text(page(about, lines, listed.captions, references, images, scored), args.out / "index.html")
+    save_json(about | {"measures": rows}, args.out / RECORD)
+    print("\n".join(map(printable, [*lines, f"{args.out / 'index.html'}: the images"])))
+
+
+# --- what is given ----------------------------------------------------------------------------------------------------
+
+
+def _checked(args: argparse.Namespace) -> Listed:
+    """The list, after all has been checked that needs no model; raises ValueError or OSError."""
+    from memsub.io.files import check_artifact, check_writable
+    from memsub.io.images import image_files
+    from memsub.prompts import read_prompts
+
+    check_artifact(args.edit, "Edit")
+    if args.out.is_dir() and any(args.out.iterdir()) and not {RECORD, SAMPLES} & {p.name for p in args.out.iterdir()}:
+        raise ValueError(f"--out {args.out} holds other files: name a new folder, or that of an earlier evaluation.")
+    check_writable(args.out / RECORD)
+    table = read_prompts(args.prompts)
+    names = (table["index"] if "index" in table else table.index + 1).tolist()
+    files: dict[str, list[Path]] = {}
+    for caption, name in zip(table["prompt"], names, strict=True):
+        inside = image_files(args.images / str(name)) if args.images else []
+        files[caption] = [*files.get(caption, []), *inside]
+    if args.images and not any(files.values()):
+        raise ValueError(
+            f"{args.images} holds no training image of these captions: expected {args.images}/{names[0]}/*.png."
+        )
+    if len(files) < 2:
+        raise ValueError(
+            f"{args.prompts} holds one caption: alignment is measured against the caption of another. Add a second one."
+        )
+    return Listed(list(files), list(files.values()))
+
+
+def _read(listed: Listed, side: int) -> list[np.ndarray]:
+    """Training images of each caption, uint8 (k, side, side, 3) each; a file that cannot be read is told."""
+    import warnings
+
+    import numpy as np
+
+    from memsub.io.images import read_images
+
+    references = []
+    for files in listed.files:
+        readable = []
+        for path in files:
+            try:
+                readable.append(read_images([path], side)[0])
+            except ValueError as error:
+                warnings.warn(f"{error} It is passed over.", stacklevel=2)
+        references.append(np.stack(readable) if readable else np.empty((0, side, side, 3), np.uint8))
+    return references
+
+
+def _of_world(world: Any, captions: Sequence[str]) -> list[np.ndarray]:
+    """The same from a world's own list; none for captions that are not in it."""
+    import numpy as np
+
+    from memsub.io.images import decode_png
+
+    rows = world.prompts().memorized_rows
+    png = dict(zip(rows["prompt"], rows["image"], strict=True))
+    none = np.empty((0, *decode_png(rows["image"][0]).shape), np.uint8)
+    return [decode_png(png[caption])[None].copy() if caption in png else none for caption in captions]
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+
+def _sampled(store: Any, model: Model, captions: list[str], args: argparse.Namespace) -> np.ndarray:
+    """Images of captions, each with every seed: uint8 (captions * seeds, height, width, 3)."""
+    import numpy as np
+    from tqdm.auto import tqdm
+
+    from memsub.io.store import Kind
+    from memsub.models import generate
+
+    how = {"steps": args.steps, "guidance_scale": args.guidance_scale}
+    seeds, parts = range(args.seed, args.seed + args.seeds), []
+    for start in tqdm(range(0, len(captions), CHUNK), desc=model.name, unit=f"{CHUNK} captions"):
+        part = captions[start : start + CHUNK]
+        prompts, each = np.repeat(part, args.seeds).tolist(), list(seeds) * len(part)
+
+        def make(prompts: list[str] = prompts, each: list[int] = each) -> dict[str, np.ndarray]:
+            with model.applied() as pipe:
+                options = how | {"batch_size": args.batch_size, "progress": False}
+                return {"images": generate(pipe, prompts, seeds=each, **options)}
+
+        parts.append(store.arrays(Kind("images"), make, model=model, prompts=prompts, seeds=each, **how)["images"])
+    return np.concatenate(parts)
+
+
+def _scored(
+    images: np.ndarray,
+    captions: list[str],
+    metrics: Metrics,
+    args: argparse.Namespace,
+    references: Sequence[np.ndarray] | None = None,
+    world: Any = None,
+) -> pd.DataFrame:
+    """A row an image: prompt, seed, prompt_similarity, chance, sharpness, likeness (mean cosine with the caption's
+    images of other seeds), and where there is a training image copy_similarity (of the most similar) and replicated."""
+    import numpy as np
+
+    from memsub.measure.evaluation import score
+    from memsub.measure.verdict import judge
+    from memsub_extra.mitigations.sharpness import sharpness
+
+    seeds = list(range(args.seed, args.seed + args.seeds))
+    rows = score(lambda prompts, seeds: images, metrics, captions, seeds=seeds).drop(columns="image_features")
+    descriptors = metrics.copy.features(images)
+    of_caption = descriptors.reshape(len(captions), args.seeds, -1)
+    others = np.einsum("csd,ctd->cs", of_caption, of_caption) - 1  # without itself
+    rows["sharpness"] = sharpness(images)
+    rows["likeness"] = others.reshape(-1) / (args.seeds - 1) if args.seeds > 1 else np.nan
+    rows["copy_similarity"] = np.nan
+    rows["replicated"] = np.nan
+    for i, trained in enumerate(references or ()):
+        if len(trained):
+            mine = slice(i * args.seeds, (i + 1) * args.seeds)
+            best = (descriptors[mine] @ metrics.copy.features(trained).T).max(1)
+            hits = best > metrics.copy.threshold
+            if world:
+                again = np.repeat(trained[:1], args.seeds, 0)
+                hits = judge(world, metrics.copy)(images[mine], [captions[i]] * args.seeds, again)
+            rows.loc[rows.index[mine], "copy_similarity"] = best
+            rows.loc[rows.index[mine], "replicated"] = hits.astype(float)
+    return rows
+
+
+def measures(before: pd.DataFrame, after: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row a measure: its mean over captions before and after and their difference, each with 95 % bounds, and n."""
+    from memsub.measure.evaluation import alignment_each
+
+    pair = [table.assign(alignment=alignment_each(table)) for table in (before, after)]
+    by_caption = {
+        name: [table.groupby("prompt", sort=False)[name].mean().dropna().to_numpy() for table in pair]
+        for name in ("replicated", "copy_similarity", "alignment", "sharpness", "likeness")
+    }
+    hits = by_caption["replicated"]
+    rows = {"captions with a replicated image": [each > 0 for each in hits], "replicated images": hits}
+    rows |= {"copy similarity": by_caption["copy_similarity"], "alignment": by_caption["alignment"]}
+    rows |= {"sharpness": by_caption["sharpness"], "likeness of a caption's images": by_caption["likeness"]}
+    return [_row(name, *values) for name, values in rows.items() if len(values[0])]
+
+
+def _row(name: str, a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+    from memsub.measure.intervals import interval
+    from memsub_extra.notebooks.intervals import difference_interval, difference_of, mean_interval
+
+    ends, change = [mean_interval(values) for values in (a, b)], difference_interval(b, a, paired=True)
+    if name == "replicated images" and any(len(set(values)) == 1 for values in (a, b)):
+        # A bootstrap has no width where all captions are alike. Then each counts as one outcome.
+        ends = [interval(round(values.mean() * len(values)), len(values)) for values in (a, b)]
+        change = difference_of((b.mean(), *ends[1]), (a.mean(), *ends[0]))
+    row: dict[str, Any] = {"measure": name}
+    for column, value, (low, high) in zip(
+        ("before", "after", "change"), (a.mean(), b.mean(), b.mean() - a.mean()), (*ends, change), strict=True
+    ):
+        row |= {column: float(value), f"{column}_low": float(low), f"{column}_high": float(high)}
+    return row | {"captions": len(a)}
+
+
+def told(table: pd.DataFrame, trained: Sequence[int], judged: str, with_unseen: bool) -> list[str]:
+    """What was measured, as lines of text: a table, and what it does not say.
+
+    Args:
+        trained: how many training images each caption has.
+        judged: how it was decided whether an image replicates one of them.
+    """
+    width = max(map(len, table["measure"]))
+    lines = [f"{'mean over captions (95 % interval)':{width}}  {'before':>22}  {'after':>22}  {'change':>22}  captions"]
+    for row in table.to_dict("records"):
+        cells = [
+            f"{row[c]:.3g} ({row[c + '_low']:.3g} to {row[c + '_high']:.3g})" for c in ("before", "after", "change")
+        ]
+        lines.append(f"{row['measure']:{width}}  " + "  ".join(f"{c:>22}" for c in cells) + f"  {row['captions']:8}")
+    without = sum(not count for count in trained)
+    if without == len(trained):
+        lines.append(
+            "Without training images (--images) replication cannot be judged. That all images of a caption are alike "
+            "is a sign of it and no proof, and says nothing of what an edit removed."
+        )
+    else:
+        lines.append(f"An image replicates a training image by {judged}.")
+        if without:
+            lines.append(f"{without} of {len(trained)} captions have no training image and are not judged.")
+    if not with_unseen:
+        lines.append("What the edit costs other captions was not measured: give some of them by --unseen.")
+    lines.append(
+        "If these captions located the edit, others may still leak. Who has the weights may get images back by attacks "
+        "that these numbers do not see."
+    )
+    return lines

@@ -1,0 +1,53 @@
+"""The command `memsub prune`: a pipeline with an edit applied."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+from .arguments import add_model, check_model, file, folder, load
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    """Adds the command to the others."""
+    prune = commands.add_parser("prune", help="write a pipeline with an edit applied")
+    add_model(prune)
+    prune.add_argument("--edit", type=file, required=True, help="what `locate` wrote")
+    prune.add_argument("--out", type=folder, required=True, help="folder of the pruned pipeline")
+    prune.set_defaults(function=_prune)
+
+
+def _prune(args: argparse.Namespace) -> None:
+    from memsub.io.files import check_artifact, check_writable, printable
+
+    out = args.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is not empty: name a new folder for the pruned pipeline.")
+    check_writable(out / "model_index.json", _at_least(Path(args.model)))
+    check_artifact(args.edit, "Edit")
+    check_model(args)
+    from memsub.models import as_denoiser
+    from memsub.pruning import Edit
+
+    edit = Edit.load(args.edit)
+    pipe = load(args)
+    edit.apply(pipe)
+    modules = as_denoiser(pipe).parts().values()
+    size = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
+    check_writable(out / "model_index.json", size)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Under its own name only when all is there: half a pipeline loads, too, or fails far from here.
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as unfinished:
+        pipe.save_pretrained(Path(unfinished) / out.name, safe_serialization=True)
+        os.replace(Path(unfinished) / out.name, out)
+    how = "set to new values" if any(v.any() for v in edit.values.values()) else "set to zero"
+    what = f"{args.model} with {edit.density:.2%} of the weights in {len(edit.positions)} layers {how}."
+    print(printable(f"{out}: {what}"))
+
+
+def _at_least(model: Path) -> int:
+    """Bytes that a model takes at least when it is saved: half of its weights here, which may be float32."""
+    files = [model] if model.is_file() else model.glob("*/*.safetensors") if model.is_dir() else []
+    return sum(file.stat().st_size for file in files if file.name.count(".") == 1) // 2  # model.fp16.safetensors: again
