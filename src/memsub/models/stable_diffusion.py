@@ -99,9 +99,19 @@ class StableDiffusionDenoiser:
     def call_rows(self, prompts: int, guidance_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
         """As the protocol: diffusers puts the unconditional half first."""
         once = torch.arange(prompts)
-        if guidance_scale <= 1:
+        if not self._guided(guidance_scale):
             return once, torch.ones(prompts, dtype=torch.bool)
         return once.repeat(2), torch.tensor([False, True]).repeat_interleave(prompts)
+
+    def _guided(self, guidance_scale: float) -> bool:
+        """Whether a call has two halves; not where the guidance was distilled into the network (LCM)."""
+        return guidance_scale > 1 and self.network.config.time_cond_proj_dim is None
+
+    def _call_arguments(self, prompts: list[str] | Conditioning, guidance_scale: float) -> dict[str, Any]:
+        """What the pipeline is called with for some prompts; raises ValueError as `_embeddings`."""
+        if isinstance(prompts, Conditioning):
+            return {"prompt_embeds": _embeddings(prompts)}
+        return {"prompt": prompts}  # the pipeline embeds captions itself
 
     def sample(
         self,
@@ -112,9 +122,7 @@ class StableDiffusionDenoiser:
         solver: Solver = "own",
     ) -> torch.Tensor:
         """As the protocol; raises ValueError as `_embeddings`."""
-        text: dict[str, Any] = {"prompt": prompts}  # the pipeline embeds captions itself
-        if isinstance(prompts, Conditioning):
-            text = {"prompt_embeds": _embeddings(prompts)}
+        text = self._call_arguments(prompts, guidance_scale)
         options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "latent"}
         own = self.pipe.scheduler
         handle = self.network.register_forward_pre_hook(_steps_on(self.device, own.config.num_train_timesteps))

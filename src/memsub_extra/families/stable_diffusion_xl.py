@@ -1,0 +1,208 @@
+"""The adapter for diffusers' `StableDiffusionXLPipeline`: base, turbo and other distilled models.
+
+    pipe = StableDiffusionXLPipeline.from_pretrained(...)       # nothing else: memsub looks the adapter up
+    stats, null = capture(pipe, prompts), capture(pipe, [""])
+    turbo = {"steps": 1, "guidance_scale": 0.0}                 # of capture and generate alike
+
+A prompt is its token embeddings of both text encoders, the pooled embedding of the second one and six added numbers:
+original size, crop and target size, which are the pipeline's defaults (the size of the image, and no crop).
+
+There are two empty prompts in SDXL. The prompt "" is encoded as any other: it is the contrast of `capture(pipe, [""])`,
+and `embed([""])`, as `pipe(prompt="")` has it. The unconditional half of a guided call is what the pipeline takes
+without a negative prompt: zeros if its configuration says `force_zeros_for_empty_prompt` (the base model), else "".
+Images bear no watermark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from memsub.models import Conditioning, StableDiffusionDenoiser
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLPipeline
+
+ADDED = 6
+"""Added numbers: height and width of the original, top and left of its crop, height and width that are asked for."""
+
+
+class StableDiffusionXLDenoiser(StableDiffusionDenoiser):
+    """See `Denoiser`, and `StableDiffusionDenoiser` for all that is not here.
+
+    Raises:
+        ValueError: the parts of the pipeline do not belong together (`_check_parts`).
+    """
+
+    def __init__(self, pipe: StableDiffusionXLPipeline):
+        _check_parts(pipe)
+        super().__init__(pipe)
+        self.tokenizer = pipe.tokenizer or pipe.tokenizer_2
+
+    @torch.no_grad()
+    def embed(self, prompts: Sequence[str]) -> Conditioning:
+        """As the protocol, with pooled embeddings and time ids; without gradients."""
+        tokens, _, pooled, _ = self.pipe.encode_prompt(list(prompts), None, self.device, 1, False)
+        ids = self._time_ids().expand(len(tokens), -1)
+        return Conditioning(tokens, pooled, ids).to(self.device, self.dtype)
+
+    def _time_ids(self) -> torch.Tensor:
+        ids = torch.tensor([[*self.image_shape, 0, 0, *self.image_shape]], dtype=self.dtype)
+        return ids.to(self.device)
+
+    def predict(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """As the protocol; raises ValueError as `_check_conditioning`."""
+        self._check_conditioning(conditioning)
+        text = conditioning.to(dtype=self.dtype)
+        options: dict[str, Any] = {"added_cond_kwargs": {"text_embeds": text.pooled, "time_ids": text.time_ids}}
+        if width := self.network.config.time_cond_proj_dim:
+            if text.guidance is None:
+                raise ValueError(
+                    f"this {type(self.network).__name__} takes the guidance scale as an input: give each row one, "
+                    "dataclasses.replace(conditioning, guidance=torch.full((rows,), 8.0))."
+                )
+            scale = self.pipe.get_guidance_scale_embedding(text.guidance.float() - 1, embedding_dim=width)
+            options["timestep_cond"] = scale.to(latents)
+        return self.network(latents, t, encoder_hidden_states=text.embeddings, return_dict=False, **options)[0]
+
+    def _call_arguments(self, prompts: list[str] | Conditioning, guidance_scale: float) -> dict[str, Any]:
+        """Embedded by the pipeline, then cast: text encoders may have another dtype than the network."""
+        text: dict[str, Any] = {"prompt": prompts}
+        height, width = self.image_shape
+        sizes: dict[str, Any] = {"height": height, "width": width}
+        if isinstance(prompts, Conditioning):
+            self._check_conditioning(prompts)
+            text = {"prompt": None, "prompt_embeds": prompts.embeddings, "pooled_prompt_embeds": prompts.pooled}
+            sizes |= _sizes(prompts)
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        with torch.no_grad():
+            encoded = self.pipe.encode_prompt(
+                **text, device=self.device, do_classifier_free_guidance=self._guided(guidance_scale)
+            )
+        tensors = dict(zip(names, encoded, strict=True))
+        return sizes | {name: None if x is None else x.to(self.device, self.dtype) for name, x in tensors.items()}
+
+    def _check_conditioning(self, conditioning: Conditioning) -> None:
+        """Raises ValueError for a conditioning that is not of this model, before anything is computed of it."""
+        config = self.network.config
+        pooled = self.network.add_embedding.linear_1.in_features - ADDED * config.addition_time_embed_dim
+        widths = {"embeddings": config.cross_attention_dim, "pooled": pooled, "time_ids": ADDED}
+        tensors = conditioning.tensors()
+        for name, width in widths.items():
+            if name not in tensors:
+                raise ValueError(
+                    f"Stable Diffusion XL takes embeddings, pooled and time_ids; this conditioning has no {name}: "
+                    "begin with denoiser.embed(prompts), and change its embeddings by with_embeddings."
+                )
+            if tensors[name].shape[-1] != width:
+                raise ValueError(f"{name} must have {width} numbers a row or token; got {tensors[name].shape[-1]}.")
+        if conditioning.mask is not None:
+            raise ValueError("Stable Diffusion XL takes no mask of tokens; this conditioning has one.")
+
+    @torch.no_grad()
+    def encode(self, images: np.ndarray) -> torch.Tensor:
+        """As the protocol."""
+        with _without_overflow(self.pipe.vae) as vae:
+            x = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device, vae.dtype) / 127.5 - 1
+            return _scaled(vae.encode(x).latent_dist.mean, vae).to(self.dtype)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> np.ndarray:
+        """As the protocol; without a watermark."""
+        with _without_overflow(self.pipe.vae) as vae:
+            x = vae.decode(_unscaled(latents.to(vae.dtype), vae), return_dict=False)[0]
+        x = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
+        return (x * 255).round().astype(np.uint8)
+
+    def parts(self) -> Mapping[str, torch.nn.Module]:
+        """As the protocol: the first text encoder is left out where the pipeline has none."""
+        pipe = self.pipe
+        encoders = {"text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
+        return {"unet": self.network, "vae": pipe.vae} | {name: part for name, part in encoders.items() if part}
+
+
+@contextmanager
+def _without_overflow(vae: Any) -> Iterator[Any]:
+    """The autoencoder in float32 if it is stored in float16 and would overflow there, as SDXL's own does."""
+    upcast = vae.dtype == torch.float16 and vae.config.get("force_upcast")
+    try:
+        yield vae.to(torch.float32) if upcast else vae
+    finally:
+        if upcast:
+            vae.to(torch.float16)  # the same bits as before
+
+
+def _unscaled(latents: torch.Tensor, vae: Any) -> torch.Tensor:
+    """What an autoencoder decodes, of scaled latents; some have a mean and a deviation of each channel besides."""
+    mean, std = _statistics(latents, vae)
+    return latents * std / vae.config.scaling_factor + mean
+
+
+def _scaled(latents: torch.Tensor, vae: Any) -> torch.Tensor:
+    """The inverse of `_unscaled`."""
+    mean, std = _statistics(latents, vae)
+    return (latents - mean) * vae.config.scaling_factor / std
+
+
+def _statistics(latents: torch.Tensor, vae: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is None or std is None:
+        return latents.new_zeros(()), latents.new_ones(())
+    return latents.new_tensor(mean)[:, None, None], latents.new_tensor(std)[:, None, None]
+
+
+def _sizes(conditioning: Conditioning) -> dict[str, tuple[int, int]]:
+    """The sizes that the pipeline is called with: one of each for a batch."""
+    ids = conditioning.time_ids
+    assert ids is not None
+    if (ids != ids[:1]).any():
+        raise ValueError("images of one batch have the same time_ids in SDXL: sample rows with other sizes apart.")
+    numbers = [round(number) for number in ids[0].tolist()]
+    pairs = [(numbers[i], numbers[i + 1]) for i in (0, 2, 4)]
+    return dict(zip(("original_size", "crops_coords_top_left", "target_size"), pairs, strict=True))
+
+
+def _check_parts(pipe: StableDiffusionXLPipeline) -> None:
+    """Refuses a pipeline whose parts do not belong together: what its own call would tell halfway, or not at all.
+
+    Raises:
+        ValueError: names the part, and what to load instead.
+    """
+    config, name = pipe.unet.config, type(pipe).__name__
+    for encoder, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
+        missing = [part for part in (encoder, tokenizer) if getattr(pipe, part) is None]
+        if len(missing) == 1 or (missing and encoder == "text_encoder_2"):
+            raise ValueError(
+                f"this {name} has no {' and no '.join(missing)}, without which it cannot embed a prompt: load it with "
+                f"{encoder} and {tokenizer}."
+            )
+    if config.addition_embed_type != "text_time":
+        raise ValueError(
+            f"this {name} has a UNet of another family (addition_embed_type={config.addition_embed_type!r}, where "
+            "SDXL has 'text_time'): load it by its own pipeline, for example StableDiffusionPipeline."
+        )
+    if config.in_channels != pipe.vae.config.latent_channels:
+        raise ValueError(
+            f"this UNet takes {config.in_channels} channels, its autoencoder has {pipe.vae.config.latent_channels}: "
+            "it is one for inpainting or editing. memsub takes text-to-image models alone."
+        )
+    inputs, pooled = pipe.unet.add_embedding.linear_1.in_features, pipe.text_encoder_2.config.projection_dim
+    if inputs != ADDED * config.addition_time_embed_dim + pooled:
+        refiner = inputs == 5 * config.addition_time_embed_dim + pooled
+        raise ValueError(
+            "this is the refiner of SDXL (its UNet takes an aesthetic score, not sizes): it repaints images. Load the "
+            "base model."
+            if refiner
+            else f"this UNet takes {inputs} added numbers, where {ADDED} sizes and a pooled embedding of {pooled} make "
+            f"{ADDED * config.addition_time_embed_dim + pooled}: UNet and text_encoder_2 are of different models."
+        )
+    width = sum(e.config.hidden_size for e in (pipe.text_encoder, pipe.text_encoder_2) if e is not None)
+    if width != config.cross_attention_dim:
+        raise ValueError(
+            f"the text encoders give {width} numbers a token, the UNet takes {config.cross_attention_dim}: a text "
+            "encoder is missing, or of another model."
+        )
