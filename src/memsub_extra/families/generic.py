@@ -7,17 +7,18 @@
     denoiser = GenericDenoiser(pipe, height=512, width=512)             # options of the pipeline's own call
     stats = capture(denoiser, prompts)
 
-All is done by the pipeline's own call, `pipe(prompt=..., latents=...)`. So it captures, locates, prunes and generates,
-for every scheduler and prediction type. Attacks, detection scores and most baselines need embeddings and single network
-calls: they say that this family needs an adapter of its own (`memsub.models.Denoiser`).
+All is done by the pipeline's own call: images of a seed are those of `pipe(prompt, generator=torch.Generator()
+.manual_seed(seed))` in float32. So it captures, locates, prunes and generates, for every scheduler and prediction type.
+Attacks, detection scores and most baselines need embeddings and single network calls: they say that this family needs
+an adapter of its own (`memsub.models.Denoiser`).
 
 What the adapter must know of a pipeline is not assumed but watched: its first step is run with a network that computes
-nothing (`_watch`). That shows the shape of its noise, how many network calls make a step, and which rows of a call carry
-the prompt. A guidance that was distilled into the network (Flux, LCM) makes calls of one half: all rows are conditional,
-and `cfg_half` "both" and "cond" are the same.
+nothing (`_watch`). That shows how it lays out its noise, how many network calls make a step, and which rows of a call
+carry the prompt. A guidance that was distilled into the network (Flux, LCM) makes calls of one half: all rows are
+conditional, and `cfg_half` "both" and "cond" are the same.
 
-It is chosen for a pipeline that no other adapter is registered for (every pipeline is a `DiffusionPipeline`), and tells
-so, once, where the class is none of those that were tried (the entry points in pyproject.toml).
+It is the adapter of the classes that it was tried with (the entry points in pyproject.toml), and of any other pipeline
+that no adapter is registered for, since each is a `DiffusionPipeline`. There it tells so, once.
 """
 
 from __future__ import annotations
@@ -44,7 +45,11 @@ OTHER_INPUTS = ("image", "mask_image", "control_image", "video", "num_frames", "
 NOT_OF_THE_IMAGE = re.compile(r"context|txt|text|caption|audio|projector|encoder_hid_proj|image_embedder")
 """Names of `FeedForward` blocks that see no image tokens: of a text stream of its own (`ff_context` of Flux and SD3,
 `txt_mlp`), of what refines or projects embeddings."""
-PROBES = ["a", "a red heart on a plain green background"]
+LONG, SHORT = "a red heart on a plain green background", "a"
+PROBES = [LONG, LONG, LONG], [LONG, SHORT, LONG]
+"""Prompts of two calls that differ in the second one alone; the longest is in both, to which some pipelines pad."""
+_TOLD: set[str] = set()
+"""Classes of pipelines of which a note was given."""
 
 
 class GenericDenoiser:
@@ -64,11 +69,13 @@ class GenericDenoiser:
         self.tokenizer = getattr(pipe, "tokenizer", None)
         self.source = str(pipe.config.get("_name_or_path") or "")
         self._watched: dict[float, _FirstStep] = {}
-        if type(pipe).__name__ not in ADAPTERS:
-            warnings.warn(  # once a place and text: once for each class
-                f"{type(pipe).__name__} was never tried with memsub: the generic adapter captures, locates, prunes and "
-                "generates by the pipeline's own call. Compare some images before you trust it.",
-                stacklevel=3,
+        name, kinds = type(pipe).__name__, {kind.__name__ for kind in type(pipe).__mro__} - {"DiffusionPipeline"}
+        if name not in _TOLD and not any(kind in ADAPTERS for kind in kinds):
+            _TOLD.add(name)
+            warnings.warn(
+                f"memsub was never tried with {name}: its generic adapter captures, locates, prunes and generates by the "
+                "pipeline's own call. Look at what it captures before you trust it.",
+                stacklevel=2,
             )
 
     @property
@@ -146,12 +153,13 @@ class GenericDenoiser:
         """As the protocol, of captions alone; returns images (B, 3, height, width) in [0, 1]."""
         if isinstance(prompts, Conditioning):
             self._refuse("sampling from embeddings")
-        own = self.pipe.scheduler
+        order = self._first_step(guidance_scale).order.to(latents.device)
+        own, noise = self.pipe.scheduler, latents.flatten(1)[:, order].view(latents.shape)
         try:
             if solver == "multistep":
                 self.pipe.scheduler = multistep(own)
             options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "np"}
-            images = self.pipe(prompt=list(prompts), latents=latents, **options | self.options).images
+            images = self.pipe(prompt=list(prompts), latents=noise, **options | self.options).images
         finally:
             self.pipe.scheduler = own
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
@@ -228,18 +236,20 @@ class _FirstStep:
 
     Attributes:
         latent_shape: of one row of `latents`.
+        order: of a row of `latents`, which number of the noise stands where: some pipelines pack patches.
         image_shape: height and width.
         halves: whether each part of a network call, a row a prompt, carries the prompts.
     """
 
     latent_shape: tuple[int, ...]
+    order: torch.Tensor
     image_shape: tuple[int, int]
     halves: tuple[bool, ...]
 
 
 @dataclass
 class _Log:
-    noise: list[torch.Tensor] = field(default_factory=list)
+    noise: list[tuple[tuple[int, ...], torch.Tensor]] = field(default_factory=list)  # shape of a row, and its order
     sizes: list[tuple[int, int]] = field(default_factory=list)
     calls: list[list[torch.Tensor]] = field(default_factory=list)  # all tensors that the network was given
 
@@ -249,67 +259,90 @@ class _Seen(Exception):
 
 
 def _watch(denoiser: GenericDenoiser, guidance_scale: float) -> _FirstStep:
-    """Runs a pipeline on two prompts of one noise up to its first step, with a network that gives zeros.
+    """What the first step of a pipeline shows, with a network that gives zeros.
 
     Raises:
         ValueError: the pipeline draws its noise elsewhere or changes what it is given, calls its network several times
             a step, or in parts of which not exactly one carries the prompts.
     """
-    pipe, log = denoiser.pipe, _Log()
+    pipe = denoiser.pipe
     name = type(pipe).__name__
     if not hasattr(pipe, "prepare_latents") or "latents" not in inspect.signature(pipe.prepare_latents).parameters:
         raise ValueError(f"{name} has no prepare_latents(latents=...), by which memsub gives it a seed's noise.")
-    generators = [torch.Generator().manual_seed(0) for _ in PROBES]
+    same, other = (_logged(denoiser, prompts, guidance_scale) for prompts in PROBES)
+    if len(same.calls) != 1:
+        raise ValueError(
+            f"{name} calls its network {len(same.calls)} times a step at guidance_scale={guidance_scale:g}, where memsub "
+            "captures one call a step: sample it without guidance, guidance_scale=1."
+        )
+    return _FirstStep(*same.noise[0], same.sizes[0], _halves(same.calls[0], other.calls[0], name))
+
+
+def _logged(denoiser: GenericDenoiser, prompts: list[str], guidance_scale: float) -> _Log:
+    """Runs a pipeline on prompts of one noise up to its first step."""
+    pipe, log = denoiser.pipe, _Log()
     options = {"num_inference_steps": 4, "guidance_scale": guidance_scale, "output_type": "latent"}
     with ExitStack() as stack:
         stack.enter_context(_replaced(pipe, "prepare_latents", _noted_noise(pipe, log)))
         stack.enter_context(_replaced(denoiser.network, "forward", _noted_call(log)))
         stack.enter_context(_replaced(pipe.scheduler, "step", _end))
+        stack.enter_context(_replaced(pipe, "_progress_bar_config", {"disable": True}))
         stack.enter_context(suppress(_Seen))
-        pipe(prompt=PROBES, generator=generators, **options | denoiser.options)
-    if len(log.calls) != 1:
-        raise ValueError(
-            f"{name} calls its network {len(log.calls)} times a step at guidance_scale={guidance_scale:g}, where memsub "
-            "captures one call a step: sample it without guidance, guidance_scale=1."
-        )
-    return _FirstStep(tuple(log.noise[0].shape[1:]), log.sizes[0], _halves(log.calls[0], name))
+        pipe(prompt=prompts, generator=[_generator() for _ in prompts], **options | denoiser.options)
+    return log
 
 
-def _halves(tensors: list[torch.Tensor], name: str) -> tuple[bool, ...]:
-    """Which parts of a call carry the prompts: where the rows of the two prompts differ in what the network is given."""
-    n, rows = len(PROBES), len(tensors[0])
-    of_rows = [tensor for tensor in tensors if tensor.ndim and len(tensor) == rows]
-    differ = [any(not torch.equal(t[i], t[i + 1]) for t in of_rows) for i in range(0, rows - 1, n)]
-    if rows not in (n, 2 * n) or sum(differ) != 1:
+def _halves(same: list[torch.Tensor], other: list[torch.Tensor], name: str) -> tuple[bool, ...]:
+    """Which parts of a call carry the prompts: those whose second row changes with the second prompt."""
+    n, rows = len(PROBES[0]), len(same[0])
+    changed = {
+        row
+        for one, another in zip(same, other, strict=True)
+        if one.ndim and len(one) == len(another) == rows
+        for row in range(rows)
+        if not torch.equal(one[row], another[row])
+    }
+    halves = tuple(part * n + 1 in changed for part in range(rows // n))
+    if rows not in (n, 2 * n) or len(changed) != 1 or sum(halves) != 1:
         raise ValueError(
             f"{name} calls its network on {rows} rows for {n} prompts, of which memsub cannot tell those that carry the "
             "prompts: it takes one row a prompt, or two halves, one without the prompts. (Switch off perturbed "
             "attention guidance, or sample without guidance, guidance_scale=1.)"
         )
-    return tuple(differ)
+    return halves
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
 
 def _noted_noise(pipe: Any, log: _Log) -> Any:
-    own = pipe.prepare_latents
-    signature = inspect.signature(own)
+    own, name = pipe.prepare_latents, type(pipe).__name__
 
     def prepare(*args: Any, **kwargs: Any) -> Any:
-        prepared = own(*args, **kwargs)
-        noise = prepared[0] if isinstance(prepared, tuple) else prepared
-        given = signature.bind(*args, **kwargs)
-        given.arguments["latents"] = noise
-        again = own(*given.args, **given.kwargs)
-        again = again[0] if isinstance(again, tuple) else again
-        sigma = getattr(pipe.scheduler, "init_noise_sigma", 1.0)
-        if again.shape != noise.shape or not any(torch.allclose(again, noise * scale) for scale in (1.0, sigma)):
+        given = inspect.signature(own).bind(*args, **kwargs)
+
+        def latents(**changed: Any) -> torch.Tensor:
+            given.arguments.update(changed)
+            prepared = own(*given.args, **given.kwargs)
+            return prepared[0] if isinstance(prepared, tuple) else prepared
+
+        # Once more in float64, where no two numbers are equal, and then with what came out.
+        generators = [_generator() for _ in PROBES[0]]
+        noise = latents(generator=generators, dtype=torch.float64, device=torch.device("cpu"))
+        again = latents(latents=noise)
+        drawn = torch.randn(noise[0].numel(), dtype=torch.float64, generator=_generator())
+        order = torch.empty(len(drawn), dtype=torch.long)
+        order[noise[0].flatten().argsort()] = drawn.argsort()
+        scale = float(noise[0].std() / drawn.std())  # schedulers begin with noise of another deviation than 1
+        if noise.shape != again.shape or not torch.allclose(noise[0].flatten(), scale * drawn[order]):
             raise ValueError(
-                f"{type(pipe).__name__} does not take latents as it makes them itself ({tuple(noise.shape)} become "
-                f"{tuple(again.shape)}): memsub cannot give it a seed's noise."
+                f"{name} does not begin with one standard normal number for each of its latents, or does not take the "
+                f"latents that it makes ({tuple(noise.shape)}): memsub cannot give it a seed's noise."
             )
-        log.noise.append(noise)
-        height, width = (int(given.arguments.get(side, 0)) for side in ("height", "width"))
-        log.sizes.append((height, width))
-        return prepared
+        log.noise.append((tuple(noise.shape[1:]), order))
+        log.sizes.append((int(given.arguments.get("height", 0)), int(given.arguments.get("width", 0))))
+        return own(*args, **kwargs)
 
     return prepare
 
