@@ -35,13 +35,19 @@ class StableDiffusionXLDenoiser(StableDiffusionDenoiser):
     """See `Denoiser`, and `StableDiffusionDenoiser` for all that is not here.
 
     Raises:
-        ValueError: the parts of the pipeline do not belong together (`_check_parts`).
+        ValueError: the parts of the pipeline are of another family, or do not belong together (`refuses`).
     """
 
     def __init__(self, pipe: StableDiffusionXLPipeline):
-        _check_parts(pipe)
+        for sentence in _refused(_configs(pipe)):
+            raise ValueError(f"this {type(pipe).__name__}: {sentence}")
         super().__init__(pipe)
         self.tokenizer = pipe.tokenizer or pipe.tokenizer_2
+
+    @staticmethod
+    def refuses(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Why models of these configurations, by part, are no SDXL for captions: at most one sentence."""
+        return _refused(configs)
 
     @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Conditioning:
@@ -166,43 +172,62 @@ def _sizes(conditioning: Conditioning) -> dict[str, tuple[int, int]]:
     return dict(zip(("original_size", "crops_coords_top_left", "target_size"), pairs, strict=True))
 
 
-def _check_parts(pipe: StableDiffusionXLPipeline) -> None:
-    """Refuses a pipeline whose parts do not belong together: what its own call would tell halfway, or not at all.
+# --- what is no SDXL for captions -------------------------------------------------------------------------------------
 
-    Raises:
-        ValueError: names the part, and what to load instead.
-    """
-    config, name = pipe.unet.config, type(pipe).__name__
+
+def _configs(pipe: StableDiffusionXLPipeline) -> dict[str, dict[str, Any]]:
+    """Configurations of a pipeline's parts, as its folder would have them: "" is model_index.json."""
+    parts = pipe.components
+    index = {name: [None if part is None else "", type(part).__name__] for name, part in parts.items()}
+    configs = {name: part.config for name, part in parts.items() if hasattr(part, "config")}
+    return {"": index} | {n: c.to_dict() if hasattr(c, "to_dict") else dict(c) for n, c in configs.items()}
+
+
+def _refused(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """As `StableDiffusionXLDenoiser.refuses`."""
+    index, unet = configs[""], configs.get("unet", {})
+    lacking = [part for part in ("unet", "vae", "scheduler") if (index.get(part) or [None])[0] is None]
     for encoder, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")):
-        missing = [part for part in (encoder, tokenizer) if getattr(pipe, part) is None]
-        if len(missing) == 1 or (missing and encoder == "text_encoder_2"):
-            raise ValueError(
-                f"this {name} has no {' and no '.join(missing)}, without which it cannot embed a prompt: load it with "
-                f"{encoder} and {tokenizer}."
-            )
-    if config.addition_embed_type != "text_time":
-        raise ValueError(
-            f"this {name} has a UNet of another family (addition_embed_type={config.addition_embed_type!r}, where "
-            "SDXL has 'text_time'): load it by its own pipeline, for example StableDiffusionPipeline."
-        )
-    if config.in_channels != pipe.vae.config.latent_channels:
-        raise ValueError(
-            f"this UNet takes {config.in_channels} channels, its autoencoder has {pipe.vae.config.latent_channels}: "
-            "it is one for inpainting or editing. memsub takes text-to-image models alone."
-        )
-    inputs, pooled = pipe.unet.add_embedding.linear_1.in_features, pipe.text_encoder_2.config.projection_dim
-    if inputs != ADDED * config.addition_time_embed_dim + pooled:
-        refiner = inputs == 5 * config.addition_time_embed_dim + pooled
-        raise ValueError(
-            "this is the refiner of SDXL (its UNet takes an aesthetic score, not sizes): it repaints images. Load the "
-            "base model."
-            if refiner
-            else f"this UNet takes {inputs} added numbers, where {ADDED} sizes and a pooled embedding of {pooled} make "
-            f"{ADDED * config.addition_time_embed_dim + pooled}: UNet and text_encoder_2 are of different models."
-        )
-    width = sum(e.config.hidden_size for e in (pipe.text_encoder, pipe.text_encoder_2) if e is not None)
-    if width != config.cross_attention_dim:
-        raise ValueError(
-            f"the text encoders give {width} numbers a token, the UNet takes {config.cross_attention_dim}: a text "
+        missing = [part for part in (encoder, tokenizer) if (index.get(part) or [None])[0] is None]
+        if len(missing) == 1 or encoder == "text_encoder_2":
+            lacking += missing  # some models have no first encoder, and no tokenizer of it
+    if lacking:
+        return [f"an SDXL without {', '.join(lacking)} cannot sample for captions: load it with all of its parts."]
+    if unet.get("addition_embed_type") != "text_time":
+        kind = unet.get("addition_embed_type")
+        return [
+            f"its UNet is of another family (addition_embed_type {kind!r}, where SDXL has 'text_time'): load it by the "
+            "pipeline of that family, for example StableDiffusionPipeline."
+        ]
+    inputs, latents = unet.get("in_channels", 4), configs.get("vae", {}).get("latent_channels", 4)
+    if inputs != latents or inputs != unet.get("out_channels", 4):
+        return [
+            f"its UNet takes {inputs} channels and gives {unet.get('out_channels', 4)}, where its autoencoder has "
+            f"{latents}: it is one for inpainting or editing. memsub takes text-to-image models alone."
+        ]
+    return _of_other_text(configs)
+
+
+def _of_other_text(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What does not fit between text encoders and UNet."""
+    unet, index = configs["unet"], configs[""]
+    encoders = [p for p in ("text_encoder", "text_encoder_2") if (index.get(p) or [None])[0] is not None]
+    width, pooled = unet.get("addition_time_embed_dim"), configs["text_encoder_2"].get("projection_dim", 512)
+    inputs = unet.get("projection_class_embeddings_input_dim")
+    if inputs == 5 * width + pooled:
+        return [
+            "it is the refiner of SDXL (its UNet takes an aesthetic score in place of a size), which repaints images: "
+            "load the base model."
+        ]
+    if inputs != ADDED * width + pooled:
+        return [
+            f"its UNet takes {inputs} added numbers, where {ADDED} sizes and a pooled embedding of {pooled} make "
+            f"{ADDED * width + pooled}: UNet and text_encoder_2 are of different models."
+        ]
+    tokens, taken = sum(configs[e].get("hidden_size", 512) for e in encoders), unet.get("cross_attention_dim", 1280)
+    if tokens != taken:
+        return [
+            f"its text encoders ({', '.join(encoders)}) give {tokens} numbers a token, where the UNet takes {taken}: an "
             "encoder is missing, or of another model."
-        )
+        ]
+    return []
