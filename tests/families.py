@@ -220,7 +220,14 @@ def hunyuan_dit():
             intermediate_size=16,
         )
     )
-    modules = {"transformer": network, "vae": vae(), "text_encoder": bert, "text_encoder_2": t5()}
+    # Its pipeline takes the autoencoder to shrink by 8, whatever it does.
+    by_8 = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    modules = {
+        "transformer": network,
+        "vae": vae(block_out_channels=(8,) * 4, **by_8),
+        "text_encoder": bert,
+        "text_encoder_2": t5(),
+    }
     return ready(
         d.HunyuanDiTPipeline,
         modules,

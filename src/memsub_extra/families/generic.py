@@ -73,8 +73,8 @@ class GenericDenoiser:
         if name not in _TOLD and not any(kind in ADAPTERS for kind in kinds):
             _TOLD.add(name)
             warnings.warn(
-                f"memsub was never tried with {name}: its generic adapter captures, locates, prunes and generates by the "
-                "pipeline's own call. Look at what it captures before you trust it.",
+                f"memsub was never tried with {name}: its generic adapter captures, locates, prunes and generates by "
+                "the pipeline's own call. Look at what it captures before you trust it.",
                 stacklevel=2,
             )
 
@@ -272,8 +272,8 @@ def _watch(denoiser: GenericDenoiser, guidance_scale: float) -> _FirstStep:
     same, other = (_logged(denoiser, prompts, guidance_scale) for prompts in PROBES)
     if len(same.calls) != 1:
         raise ValueError(
-            f"{name} calls its network {len(same.calls)} times a step at guidance_scale={guidance_scale:g}, where memsub "
-            "captures one call a step: sample it without guidance, guidance_scale=1."
+            f"{name} calls its network {len(same.calls)} times a step at guidance_scale={guidance_scale:g}, where "
+            "memsub captures one call a step: sample it without guidance, guidance_scale=1."
         )
     return _FirstStep(*same.noise[0], same.sizes[0], _halves(same.calls[0], other.calls[0], name))
 
@@ -305,8 +305,8 @@ def _halves(same: list[torch.Tensor], other: list[torch.Tensor], name: str) -> t
     halves = tuple(part * n + 1 in changed for part in range(rows // n))
     if rows not in (n, 2 * n) or len(changed) != 1 or sum(halves) != 1:
         raise ValueError(
-            f"{name} calls its network on {rows} rows for {n} prompts, of which memsub cannot tell those that carry the "
-            "prompts: it takes one row a prompt, or two halves, one without the prompts. (Switch off perturbed "
+            f"{name} calls its network on {rows} rows for {n} prompts, of which memsub cannot tell those that carry "
+            "the prompts: it takes one row a prompt, or two halves, one without the prompts. (Switch off perturbed "
             "attention guidance, or sample without guidance, guidance_scale=1.)"
         )
     return halves

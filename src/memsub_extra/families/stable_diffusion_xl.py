@@ -227,7 +227,7 @@ def _of_other_text(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     tokens, taken = sum(configs[e].get("hidden_size", 512) for e in encoders), unet.get("cross_attention_dim", 1280)
     if tokens != taken:
         return [
-            f"its text encoders ({', '.join(encoders)}) give {tokens} numbers a token, where the UNet takes {taken}: an "
-            "encoder is missing, or of another model."
+            f"its text encoders ({', '.join(encoders)}) give {tokens} numbers a token, where the UNet takes {taken}: "
+            "an encoder is missing, or of another model."
         ]
     return []
