@@ -19,8 +19,8 @@ import memsub
 from memsub.attacks import sample_to_folder
 from memsub.measure.detection import step_scores
 from memsub.measure.verdict import by_exact_test
-from memsub.models import as_denoiser, check_deterministic, multistep, one_seed_each
-from memsub.models.sampling import _DETERMINISTIC
+from memsub.models import as_denoiser, draws_noise, multistep, one_seed_each
+from memsub.models.sampling import _NOISE
 from memsub.testbed.unet import SceneUNet
 from memsub.world import WORLDS
 from memsub_extra.unlearning import shipped
@@ -100,8 +100,8 @@ NOISY = ("EulerAncestralDiscrete", "LCM", "DDPM", "KDPM2AncestralDiscrete", "SAS
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_samplers_whose_steps_are_functions_pass(micro, name):
     scheduler = getattr(diffusers, f"{name}Scheduler").from_config(micro.scheduler.config)
-    check_deterministic(stepped_by(scheduler))
-    check_deterministic(stepped_by(scheduler), "multistep")
+    draws_noise(stepped_by(scheduler))
+    draws_noise(stepped_by(scheduler), "multistep")
     if hasattr(scheduler, "_step_index"):
         assert scheduler.step_index is None  # a copy was stepped
 
@@ -110,19 +110,19 @@ def test_samplers_whose_steps_are_functions_pass(micro, name):
 def test_samplers_with_noise_of_their_own_are_refused_by_name(micro, name):
     scheduler = getattr(diffusers, f"{name}Scheduler").from_config(micro.scheduler.config)
     with pytest.raises(ValueError, match=f"{name}Scheduler draws noise of its own at each step"):
-        check_deterministic(stepped_by(scheduler))
+        draws_noise(stepped_by(scheduler))
 
 
 def test_what_a_sampler_does_counts_not_its_class(micro):
     options = {"algorithm_type": "sde-dpmsolver++"}
     noisy = diffusers.DPMSolverMultistepScheduler.from_config(micro.scheduler.config, **options)
     with pytest.raises(ValueError, match="DPMSolverMultistepScheduler draws noise"):
-        check_deterministic(stepped_by(noisy))
-    check_deterministic(stepped_by(diffusers.FlowMatchEulerDiscreteScheduler()))
-    check_deterministic(stepped_by(diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)))
+        draws_noise(stepped_by(noisy))
+    draws_noise(stepped_by(diffusers.FlowMatchEulerDiscreteScheduler()))
+    draws_noise(stepped_by(diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)))
     with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler draws noise"):
-        check_deterministic(stepped_by(diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)))
-    check_deterministic(SimpleNamespace(scheduler=object()))  # no sampler of diffusers
+        draws_noise(stepped_by(diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)))
+    draws_noise(SimpleNamespace(scheduler=object()))  # no sampler of diffusers
 
 
 @pytest.mark.parametrize("kind", [EulerAncestralDiscreteScheduler, LCMScheduler, DDPMScheduler])
@@ -143,11 +143,11 @@ def test_every_path_refuses_them(kind, tmp_path):
 def test_a_check_is_made_once_and_leaves_the_random_numbers_alone(monkeypatch):
     toy = Toy(DDIMScheduler(beta_end=0.0123))
     state = torch.get_rng_state()
-    check_deterministic(toy)
+    draws_noise(toy)
     assert torch.equal(torch.get_rng_state(), state)
     monkeypatch.setattr(DDIMScheduler, "step", None)
-    check_deterministic(toy)
-    assert (DDIMScheduler, str(dict(toy.scheduler.config)), "own") in _DETERMINISTIC
+    draws_noise(toy)
+    assert (DDIMScheduler, str(dict(toy.scheduler.config)), "own") in _NOISE
 
 
 def test_the_multistep_solver_has_the_noise_schedule_of_the_scheduler(micro):

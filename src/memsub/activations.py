@@ -9,7 +9,8 @@ H is the input of a layer's second linear map `ff.net.2`, one row a token. Each 
 is the norm of column j over all tokens of all prompts of a set: a_j(P) = sqrt(sum_p sum_n h_nj^2). Only the sums of
 squares are kept. They add up over batches, prompts, processes and machines: one pass of sampling fills every group.
 
-A "step" of statistics, masks and edits is a network call. Most samplers make one a step; PNDM makes more.
+A "step" of statistics, masks and edits is a network call. Most samplers make one a step; PNDM makes more. Samplers of
+second order, such as Heun and KDPM2, make two calls a step, whose squares add up like those of more tokens.
 
 Shapes in this file:
 
@@ -17,24 +18,22 @@ Shapes in this file:
     T   tokens of a row: what the layer sees of one image, 64 x 64 of them in the first layers of SD1.4
     f   neurons of a layer; F: of all layers together
     G   groups of prompts
-    C   network calls that are captured of one sampling: the steps t of METHOD
+    C   steps t that are captured of one sampling: network calls, or pairs of them
 
     membership      (G, prompts), how often each prompt is in each group
     row_counts      (G, B), the same for each row of a network call, by its prompt; 0 where `cfg_half` leaves it out
-    squares         (B, F), h_nj^2 summed over the tokens of a row; sums[:, call] = row_counts @ squares
+    squares         (B, F), h_nj^2 summed over the tokens of a row; sums[:, step] = row_counts @ squares
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tqdm.auto import tqdm
@@ -44,22 +43,25 @@ from .io.files import load_tensors, save_artifact
 from .models import (
     Conditioning,
     Denoiser,
+    Joint,
     Pipeline,
     as_denoiser,
     as_prompts,
-    check_deterministic,
     check_request,
     chosen,
-    ended_after,
+    draws_noise,
     fingerprint,
+    hooked,
+    in_batches,
     initial_noise,
+    is_of_weight,
+    row_generators,
     to_host,
 )
 
 SMALLEST = torch.finfo(torch.float32).tiny
 PART = 2**22
 """Activations that are squared at a time on a CPU: bounds what capture needs besides sampling to tens of megabytes."""
-_UNCOMPILED = "load the pipeline again without `torch.compile`"
 
 
 # --- the statistics ---------------------------------------------------------------------------------------------------
@@ -151,8 +153,8 @@ class ActivationStats:
         self.check_finite()
         if not any(sums.any() for sums in self.sums.values()):
             raise RuntimeError(
-                "all sums of this capture are zero: no activation was seen, so that nothing can be located. If the "
-                f"network is compiled, {_UNCOMPILED}."
+                "all sums of this capture are zero: no activation was seen, so that nothing can be located. Load the "
+                "pipeline again, in another dtype."
             )
 
     def save(self, path: str | Path) -> None:
@@ -197,98 +199,86 @@ def _unit_squares_on_device(hidden: torch.Tensor) -> torch.Tensor:
 class BatchSums:
     """The sums of one batch of prompts, filled by hooks while it is sampled.
 
-    `begin_call` before each network call, `add` from every layer within it, `finish` after the last one. The sums come
-    out only there: a batch that fails half way leaves no trace in the statistics.
+    `begin_call` before each network call, `add` from every layer within it, `end_call` after it, `finish` after the
+    last one. The sums come out only there: a batch that fails half way leaves no trace in the statistics.
 
     Args:
         widths: layer name to its neurons f, in execution order.
         row_counts: float32 (G, B), how often each row of a network call counts for each group.
-        calls: network calls C that will be made.
+        calls: network calls that will be made.
+        order: calls that make one step.
     """
 
-    def __init__(self, widths: Mapping[str, int], row_counts: torch.Tensor, calls: int):
-        self.widths, self.row_counts, self.calls = dict(widths), row_counts, calls
-        self.sums = torch.zeros(len(row_counts), calls, sum(widths.values()))  # (G, C, F), on the CPU
+    def __init__(self, widths: Mapping[str, int], row_counts: torch.Tensor, calls: int, order: int = 1):
+        self.widths, self.row_counts, self.calls, self.order = dict(widths), row_counts, calls, order
+        self.sums = torch.zeros(len(row_counts), -(-calls // order), sum(widths.values()))  # (G, C, F), on the CPU
         self.call = -1
-        self.squares: dict[str, torch.Tensor] = {}  # layer to (B, f) of the call that is being made, on its device
-        self.times: Counter[str] = Counter()  # layer to how often it was called in it
+        self.squares: dict[str, list[torch.Tensor]] = {}  # layer to (B, f) of the present call, or of its parts
         self.copying: tuple[int, Callable[[], torch.Tensor]] | None = None  # a call whose squares come to the host
+        self.of_weights: Callable[[], torch.Tensor] | None = None  # by layer, whether outputs are those of the weights
+        self._compared: list[torch.Tensor] = []
 
     def begin_call(self) -> None:
-        """The network is about to be called; raises RuntimeError if the call before was not as it must be."""
-        self._end_call()
+        """The network is about to be called; raises RuntimeError if that was not expected."""
         self.call += 1
+        self.squares = {layer: [] for layer in self.widths}
         if self.call >= self.calls:
             raise RuntimeError(f"the sampler made more than the {self.calls} calls that were expected.")
 
     def add(self, layer: str, hidden: torch.Tensor) -> None:
         """The input of a layer: (B, T, f), or with more axes of tokens."""
-        self.times[layer] += 1
-        self.squares[layer] = unit_squares(hidden.detach().flatten(1, -2))
+        self.squares[layer].append(unit_squares(hidden.detach().flatten(1, -2)))
+
+    def compare(self, layer: torch.nn.Linear, hidden: torch.Tensor, output: torch.Tensor) -> None:
+        """Looks, in the first call alone, whether the layer's output is that of its weight."""
+        if self.call == 0:
+            self._compared.append(is_of_weight(layer, hidden, output))
+
+    def end_call(self, joints: Mapping[str, Joint]) -> None:
+        """The network was called, some layers in parts.
+
+        Begins to copy the call's squares to the host, which a GPU does while it computes the next call. So the host
+        receives what it sent one call ago, and only one call's (B, F) lie on the device.
+        """
+        self._receive()
+        # One copy, not one a layer.
+        together = torch.cat([_joined(self.squares.pop(layer), joints.get(layer)) for layer in self.widths], 1)
+        self.copying = (self.call, to_host(together))
+        if self._compared:
+            self.of_weights = to_host(torch.stack(self._compared))
+            self._compared = []
 
     def finish(self) -> dict[str, torch.Tensor]:
-        """Layer name to the batch's sums (G, C, f); raises RuntimeError as `begin_call`, and for too few calls."""
-        self._end_call()
+        """Layer name to the batch's sums (G, C, f); raises RuntimeError for too few calls, and for outputs that are not
+        those of their layer's weight.
+        """
         self._receive()
         if self.call + 1 != self.calls:
             raise RuntimeError(
                 f"{self.call + 1} network calls were seen, but {self.calls} were expected: either the sampler ended "
-                f"early, or the network is compiled and calls no hooks. In that case {_UNCOMPILED}."
+                "early, or the network is run by code that calls no hooks. In that case load the pipeline again "
+                "without `torch.compile` or export."
+            )
+        if self.of_weights is not None and not (same := self.of_weights()).all():
+            raise RuntimeError(
+                f"the output of layer {list(self.widths)[int(same.int().argmin())]} is not that of its weight, so that "
+                "an edit of the weight would not be one of the layer: fuse adapters (pipe.fuse_lora()), or take off "
+                "what changes the output."
             )
         return dict(zip(self.widths, self.sums.split(list(self.widths.values()), 2), strict=True))
-
-    def _end_call(self) -> None:
-        """Begins to copy a call's squares to the host, which a GPU does while it computes the next call.
-
-        So the host receives what it sent one call ago, and only one call's (B, F) lie on the device.
-        """
-        if self.call < 0:
-            return
-        self._check_call()
-        self._receive()
-        together = torch.cat([self.squares.pop(layer) for layer in self.widths], 1)  # one copy, not one a layer
-        self.copying = (self.call, to_host(together))
-        self.times.clear()
 
     def _receive(self) -> None:
         if self.copying is not None:
             call, received = self.copying
-            self.sums[:, call] = self.row_counts @ received()  # (G, B) @ (B, F)
+            self.sums[:, call // self.order] += self.row_counts @ received()  # (G, B) @ (B, F)
             self.copying = None
 
-    def _check_call(self) -> None:
-        """Refuses a call whose sums would be silently wrong.
 
-        `add` keeps the last input of a layer, so of two chunks the first would be lost.
-        """
-        for layer in self.widths:
-            if self.times[layer] != 1:
-                raise RuntimeError(
-                    f"layer {layer} was called {self.times[layer]} times in network call {self.call}, where capture "
-                    "expects one call of every layer. Likely causes: feed-forward layers in chunks (undo it by "
-                    "`set_chunk_feed_forward(None)` on the transformer blocks, or `disable_forward_chunking()`); "
-                    "blocks that are cached or skipped (switch it off, `disable_cache()`); a compiled network "
-                    f"({_UNCOMPILED})."
-                )
-            if len(self.squares[layer]) != self.row_counts.shape[1]:
-                raise RuntimeError(
-                    f"layer {layer} was called on {len(self.squares[layer])} rows in network call {self.call}, where "
-                    f"{self.row_counts.shape[1]} were expected: the sampler splits its batches. Use `batch_size=1`, or "
-                    "a sampler that calls the network once a step."
-                )
-
-
-@contextmanager
-def hooked(denoiser: Denoiser, batch: BatchSums) -> Iterator[None]:
-    """While open, the network and its layers report to `batch`; the hooks are gone afterwards, also by an exception."""
-    handles = [denoiser.network.register_forward_pre_hook(lambda *_: batch.begin_call(), with_kwargs=True)]
-    for name, linear in denoiser.layers().items():
-        handles.append(linear.register_forward_pre_hook(lambda _, args, name=name: batch.add(name, args[0])))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _joined(parts: list[torch.Tensor], joint: Joint | None) -> torch.Tensor:
+    """Squares (B, f) of a layer, from those of its parts."""
+    if joint is None:
+        return parts[0]
+    return torch.cat(parts) if joint == "rows" else torch.stack(parts).sum(0)
 
 
 # --- capture ----------------------------------------------------------------------------------------------------------
@@ -316,15 +306,18 @@ def capture(
     Args:
         prompts: captions, their `Conditioning`, or their embeddings (prompts, tokens, width).
         groups: name to indices of prompts; default one group "all". A prompt may be in any number of groups.
-        first: sampling ends after so many network calls: enough for an edit that unites no more steps than that.
+        first: sampling ends after so many steps: enough for an edit that unites no more of them.
+        batch_size: prompts at a time, half as many where memory ends.
         cfg_half: sum both halves of a guided call (as the paper's code does), or the conditional one alone.
         checkpoint: a file written after every batch (and the process' number), from which a killed capture resumes.
 
     Raises:
         ValueError: no prompts, no groups, a group that is empty or names others, an option out of bounds, another's
-            checkpoint, or a sampler that draws noise of its own.
+            checkpoint, or a sampler that draws noise which no seed fixes.
         FloatingPointError: activations that are not finite; names layer and step.
-        RuntimeError: a layer was not called exactly once in each network call; names layer, call and likely causes.
+        RuntimeError: a layer was not called exactly once in each network call, nor in parts that can be joined; names
+            layer, call and likely causes. Or its output is not that of its weight.
+        MemoryError: not even one prompt fits into memory.
     """
     denoiser = as_denoiser(pipe)
     prompts = as_prompts(prompts, denoiser)
@@ -332,7 +325,7 @@ def capture(
     members = {name: list(indices) for name, indices in groups.items()}
     how = {"steps": steps, "first": first, "guidance_scale": float(guidance_scale), "seed": seed, "cfg_half": cfg_half}
     _check(denoiser, prompts, members, how, batch_size)
-    check_deterministic(denoiser)
+    draws_noise(denoiser)  # or says why it cannot be repeated
     membership = torch.stack([torch.bincount(torch.tensor(m), minlength=len(prompts)) for m in members.values()])
     stats = _empty(denoiser, prompts, members, how)
     mine = shard(range(len(prompts)))  # one process: all of them
@@ -340,14 +333,14 @@ def capture(
     done = _resume(stats, checkpoint, len(mine))
     bar = tqdm(total=len(mine), initial=done, desc="capturing", unit="prompt", disable=not (progress and is_main()))
     with bar:
-        for start in range(done, len(mine), batch_size):
-            part = list(mine[start : start + batch_size])
-            _add_batch(stats, denoiser, chosen(prompts, part), membership[:, part])
+        add = lambda part: _add_batch(stats, denoiser, chosen(prompts, part), membership[:, part])  # noqa: E731
+        for part, _ in in_batches(mine[done:], batch_size, add):
+            done += len(part)
             bar.update(len(part))
             if checkpoint:
                 stats.check_finite()
                 # Beside the digest: of this process' prompts, how many are summed, and how many there are.
-                replace(stats, prompts=[*stats.prompts, str(start + len(part)), str(len(mine))]).save(checkpoint)
+                replace(stats, prompts=[*stats.prompts, str(done), str(len(mine))]).save(checkpoint)
     stats.sums = {name: summed(sums.to(denoiser.device)).cpu() for name, sums in stats.sums.items()}
     stats.check()
     if checkpoint:
@@ -367,24 +360,43 @@ def _add_batch(
     prompt_of_row, conditional = denoiser.call_rows(len(prompts), how["guidance_scale"])  # both (B,)
     row_counts = membership[:, prompt_of_row] * (conditional | (how["cfg_half"] == "both"))  # (G, B)
     widths = {layer: sums.shape[2] for layer, sums in stats.sums.items()}
-    batch = BatchSums(widths, row_counts.float(), next(iter(stats.sums.values())).shape[1])
-    noise = initial_noise(denoiser, [how["seed"]] * len(prompts))
-    with hooked(denoiser, batch), ended_after(denoiser, how["first"]):
-        denoiser.sample(prompts, noise, how["steps"], how["guidance_scale"])
+    order, layers, first = _order(denoiser), denoiser.layers(), how["first"]
+    calls = denoiser.calls(how["steps"]) if first is None else min(first * order, denoiser.calls(how["steps"]))
+    batch = BatchSums(widths, row_counts.float(), calls, order)
+
+    def see(layer: str, hidden: torch.Tensor, output: torch.Tensor) -> None:
+        batch.add(layer, hidden)
+        batch.compare(layers[layer], hidden, output)
+
+    seeds = [how["seed"]] * len(prompts)
+    options: Any = {"generators": row_generators(denoiser, seeds)} if draws_noise(denoiser) else {}
+    rows, noise = len(prompt_of_row), initial_noise(denoiser, seeds)
+    with hooked(denoiser, layers, see, rows=rows, begin=batch.begin_call, end=batch.end_call, first=first and calls):
+        denoiser.sample(prompts, noise, how["steps"], how["guidance_scale"], **options)
     for layer, sums in batch.finish().items():
         stats.sums[layer] += sums
+
+
+def _order(denoiser: Denoiser) -> int:
+    """Network calls that make one step of the sampler."""
+    return getattr(denoiser.scheduler, "order", 1)
+
+
+def _steps(denoiser: Denoiser, how: dict) -> int:
+    """Steps of a whole sampling that can be captured."""
+    return -(-denoiser.calls(how["steps"]) // _order(denoiser))
 
 
 def _empty(
     denoiser: Denoiser, prompts: list[str] | Conditioning, groups: dict[str, list[int]], how: dict
 ) -> ActivationStats:
     """Statistics of zeros, with what will have made them."""
-    layers, calls = denoiser.layers(), how["first"] or denoiser.calls(how["steps"])
+    layers, captured = denoiser.layers(), how["first"] or _steps(denoiser, how)
     network = {"model": fingerprint(denoiser), "layers": list(layers), "dtype": str(denoiser.dtype)}
     software = {"sampler": type(denoiser.scheduler).__name__, "diffusers": version("diffusers")}
     content = prompts if isinstance(prompts, list) else prompts.row_digests()
     digest = hashlib.sha256(json.dumps([content, groups]).encode()).hexdigest()
-    sums = {name: torch.zeros(len(groups), calls, linear.in_features) for name, linear in layers.items()}
+    sums = {name: torch.zeros(len(groups), captured, linear.in_features) for name, linear in layers.items()}
     counts = {name: len(members) for name, members in groups.items()}
     return ActivationStats(sums, counts, network | how | software, [digest])
 
@@ -393,9 +405,9 @@ def _check(
     denoiser: Denoiser, prompts: list[str] | Conditioning, groups: dict[str, list[int]], how: dict, batch_size: int
 ) -> None:
     check_request(prompts, how["steps"], batch_size)
-    calls, first = denoiser.calls(how["steps"]), how["first"]
-    if first is not None and not 1 <= first <= calls:
-        raise ValueError(f"first must lie between 1 and {calls}, the network calls of these steps; got {first}.")
+    captured, first = _steps(denoiser, how), how["first"]
+    if first is not None and not 1 <= first <= captured:
+        raise ValueError(f"first must lie between 1 and {captured}, the steps of this sampling; got {first}.")
     if not groups:
         raise ValueError("no groups: give one group or more, or None for one group of all prompts.")
     if how["cfg_half"] not in ("both", "cond"):

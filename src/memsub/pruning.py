@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .io.files import load_tensors, save_artifact
-from .models import Pipeline, as_denoiser, check_model, check_plain, only_shapes
+from .models import Pipeline, as_denoiser, check_model, check_plain, named_modules, only_shapes
 
 _Keep = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -78,16 +79,19 @@ class Edit:
         Raises:
             ValueError: the edit is another model's, sets no weights, or is not as it should be; nothing has changed.
         """
-        weights = self._weights(pipe)
-        before = self._read(weights)
+        layers = self._layers(pipe)
+        before = self._read(layers)
         try:
-            self._write(weights, self.values)
+            self._write(layers, self.values)
         except BaseException:  # such as a Ctrl-C between two layers
-            self._write(weights, before)
+            self._write(layers, before)
             raise
 
-    def _weights(self, pipe: Pipeline) -> dict[str, torch.Tensor]:
-        """The weights that the edit is for, by layer, after everything has been checked that can be."""
+    def _layers(self, pipe: Pipeline) -> dict[str, Any]:
+        """What holds the weights that the edit is for, by layer, after everything has been checked that can be.
+
+        Not the weights: offloading and casting put others in their place at every call.
+        """
         check_model(pipe, self.provenance["model"], "this edit was made for")
         self.check()
         if not any(map(len, self.positions.values())):
@@ -95,33 +99,32 @@ class Edit:
                 "this edit sets no weights: it would change nothing. Locate again, with a larger sparsity."
             )
         network = as_denoiser(pipe).network
-        modules, shapes_alone, weights = dict(network.named_modules()), only_shapes(network), {}
+        modules, shapes_alone, layers = named_modules(network), only_shapes(network), {}
         for layer in self.positions:
             module = modules.get(layer)
-            weight = getattr(module, "weight", None)
-            if module is None or not isinstance(weight, torch.Tensor):
+            if module is None or not isinstance(getattr(module, "weight", None), torch.Tensor):
                 raise ValueError(f"this edit sets layer {layer}, but the network has no weight of that name.")
-            if isinstance(module, torch.nn.Linear) or hasattr(module, "base_layer") or type(weight) is torch.Tensor:
-                check_plain(layer, module, shapes_alone)
-            if weight.shape != tuple(self.shapes[layer]):
-                shapes = f"{tuple(self.shapes[layer])}, but that of the network is {tuple(weight.shape)}"
+            layers[layer] = check_plain(layer, module, shapes_alone, linear=isinstance(module, torch.nn.Linear))
+            if (shape := tuple(layers[layer].weight.shape)) != tuple(self.shapes[layer]):
+                shapes = f"{tuple(self.shapes[layer])}, but that of the network is {shape}"
                 raise ValueError(f"this edit sets layer {layer} of shape {shapes}.")
-            weights[layer] = weight
-        return weights
+        return layers
 
-    def _read(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _read(self, layers: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """What the weights hold at the edit's positions."""
         held = {}
-        for layer, weight in weights.items():
-            view, index = _addressed(weight, self.positions[layer])
-            held[layer] = view[index]
+        for layer, module in layers.items():
+            view, index = _addressed(module.weight, self.positions[layer])
+            held[layer] = view[index].view(module.weight.dtype)
         return held
 
-    def _write(self, weights: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+    def _write(self, layers: Mapping[str, Any], values: Mapping[str, torch.Tensor]) -> None:
         """Sets the edit's positions to values, one a position."""
-        for layer, weight in weights.items():
-            view, index = _addressed(weight, self.positions[layer])
-            view[index] = values[layer].to(view)
+        for layer, module in layers.items():
+            # A weight that was loaded in inference mode can be written in inference mode alone.
+            with torch.inference_mode(module.weight.is_inference()):
+                view, index = _addressed(module.weight, self.positions[layer])
+                view[index] = values[layer].to(module.weight).view(view.dtype)
 
     def _combine(self, other: Edit, name: str, keep: _Keep, right_wins: bool = False) -> Edit:
         """`keep` says which positions of both edits stay. Where both set one, the left edit's value counts."""
@@ -204,6 +207,8 @@ class Edit:
 def _addressed(weight: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     """A view of a weight, and the index of flat positions in it, whatever device and memory format it has by now."""
     weight, positions = weight.detach(), positions.to(weight.device, torch.long)
+    if weight.element_size() == 1:  # floats of 8 bits, in which PyTorch sets no single ones
+        weight = weight.view(torch.uint8)
     if weight.is_contiguous():
         return weight.view(-1), (positions,)
     # Such as channels_last, whose elements lie in another order than positions count them.
@@ -240,10 +245,10 @@ def pruned(pipe: Pipeline, edit: Edit | None) -> Iterator[Pipeline]:
     if edit is None:
         yield pipe
         return
-    weights = edit._weights(pipe)
-    before = edit._read(weights)
+    layers = edit._layers(pipe)
+    before = edit._read(layers)
     try:
-        edit._write(weights, edit.values)
+        edit._write(layers, edit.values)
         yield pipe
     finally:
-        edit._write(weights, before)
+        edit._write(layers, before)

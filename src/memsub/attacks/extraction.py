@@ -20,7 +20,7 @@ from ..io.distributed import is_main, processes, wait
 from ..io.files import load_json, save_json
 from ..io.images import save_image
 from ..measure.metric import CopyMetric
-from ..models import Pipeline, Solver, as_denoiser, check_deterministic, generate, sampler_fingerprint
+from ..models import Pipeline, Solver, as_denoiser, draws_noise, generate, sampler_fingerprint
 
 _MANIFEST = "manifest.json"
 """What a folder's images were made of."""
@@ -41,13 +41,13 @@ def sample_to_folder(
     """Samples every caption with seeds 0 to `images` - 1 into `folder/<caption>/<seed>.png`; resumes where it stopped.
 
     Raises:
-        ValueError: no captions, a sampler that draws noise of its own, or the folder holds the images of other
+        ValueError: no captions, a sampler whose noise no seed fixes, or the folder holds the images of other
             captions, of another model or other options.
     """
     folder = Path(folder)
     if not captions:
         raise ValueError("no captions to sample: the list is empty.")
-    check_deterministic(as_denoiser(pipe), solver)  # before anything is written
+    draws_noise(as_denoiser(pipe), solver)  # or says, before anything is written, why it cannot be repeated
     options = {"steps": steps, "guidance_scale": guidance_scale, "solver": solver}
     about = {"model": sampler_fingerprint(pipe), "captions": list(captions), "images": images} | options
     _check_manifest(folder, about)

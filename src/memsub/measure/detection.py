@@ -22,12 +22,14 @@ from ..models import (
     Kind,
     Pipeline,
     as_denoiser,
-    check_deterministic,
     check_request,
+    draws_noise,
     first_latents,
     initial_noise,
     model_input,
     noise_schedule,
+    row_generators,
+    step_options,
 )
 from ..registry import Registry
 
@@ -98,21 +100,22 @@ def step_scores(
 
     Raises:
         ValueError: no prompts, an unknown score, one that is not defined for what the network predicts, or several
-            calls of a sampler that draws noise of its own.
+            calls of a sampler whose noise no seed fixes.
     """
     prompts = list(prompts)
     check_request(prompts, steps, batch_size)
     denoiser = as_denoiser(pipe)
     functions = {name: SCORES.find(name) for name in (SCORES if scores is None else scores)}
     _check_defined(functions, noise_schedule(denoiser).kind)
-    if calls > 1:
-        check_deterministic(denoiser)
+    noisy = calls > 1 and draws_noise(denoiser)
     results: dict[str, list[np.ndarray]] = {name: [] for name in functions}
     size = max(1, batch_size // seeds)
     for part in (prompts[i : i + size] for i in range(0, len(prompts), size)):
         text = denoiser.embed(part).repeat(seeds)
         context = Conditioning.cat([denoiser.embed([""]).expand(len(text)), text])
-        start = initial_noise(denoiser, np.repeat(range(seeds), len(part)).tolist())
+        of_rows = np.repeat(range(seeds), len(part)).tolist()
+        start = initial_noise(denoiser, of_rows)
+        options = step_options(denoiser.scheduler, row_generators(denoiser, of_rows) if noisy else None)
         denoiser.scheduler.set_timesteps(steps)
         x = first_latents(denoiser.scheduler, start)
         of_calls: dict[str, list[torch.Tensor]] = {name: [] for name in functions}
@@ -122,7 +125,7 @@ def step_scores(
             for name, score in functions.items():
                 of_calls[name].append(score(start, unconditional, conditional).float())
             guided = unconditional + guidance_scale * (conditional - unconditional)
-            x = denoiser.scheduler.step(guided, t, x).prev_sample
+            x = denoiser.scheduler.step(guided, t, x, **options).prev_sample
         for name, each in of_calls.items():
             results[name].append(torch.stack(each, 1).view(seeds, len(part), -1).mean(0).cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in results.items()}

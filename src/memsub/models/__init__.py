@@ -11,23 +11,26 @@ True
 
 from .conditioning import Conditioning, as_conditioning, as_prompts
 from .fingerprints import check_model, fingerprint, module_fingerprint, sampler_fingerprint
+from .hooks import Joint, hooked, is_of_weight
 from .known import MODELS, WORLDS, ModelInfo
 from .loading import find_model, load_pipeline, model_of
-from .plain import check_plain, only_shapes
+from .plain import check_plain, named_modules, only_shapes
 from .prediction import Kind, NoiseSchedule, noise_schedule
 from .protocol import ADAPTERS, GRADIENT_ROWS, Denoiser, Pipeline, Solver, as_denoiser, declare
 from .sampling import (
     Sample,
-    check_deterministic,
     check_request,
     chosen,
-    ended_after,
+    draws_noise,
     first_latents,
     generate,
+    in_batches,
     initial_noise,
     model_input,
     multistep,
     one_seed_each,
+    row_generators,
+    step_options,
     to_host,
 )
 from .stable_diffusion import StableDiffusionDenoiser
@@ -39,6 +42,7 @@ __all__ = [
     "WORLDS",
     "Conditioning",
     "Denoiser",
+    "Joint",
     "Kind",
     "ModelInfo",
     "NoiseSchedule",
@@ -49,26 +53,31 @@ __all__ = [
     "as_conditioning",
     "as_denoiser",
     "as_prompts",
-    "check_deterministic",
     "check_model",
     "check_plain",
     "check_request",
     "chosen",
     "declare",
-    "ended_after",
+    "draws_noise",
     "find_model",
     "fingerprint",
     "first_latents",
     "generate",
+    "hooked",
+    "in_batches",
     "initial_noise",
+    "is_of_weight",
     "load_pipeline",
     "model_input",
     "model_of",
     "module_fingerprint",
     "multistep",
+    "named_modules",
     "noise_schedule",
     "one_seed_each",
     "only_shapes",
+    "row_generators",
     "sampler_fingerprint",
+    "step_options",
     "to_host",
 ]

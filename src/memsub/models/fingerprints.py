@@ -10,36 +10,88 @@ True
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from weakref import WeakKeyDictionary
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .plain import named_modules, named_tensors, without_adapter
 from .protocol import Pipeline, as_denoiser
 
-_DIGESTS: WeakKeyDictionary[torch.nn.Module, dict[str, tuple[tuple[int, int], bytes]]] = WeakKeyDictionary()
-"""Module to the name of each tensor, to where it lies, how often it was written to, and its digest then."""
+_DIGESTS: WeakKeyDictionary[torch.nn.Module, dict[str, tuple[tuple, bytes]]] = WeakKeyDictionary()
+"""Module to the name of each tensor, to where it lay and what it summed up to, and its digest then."""
+_KNOWN = ("torch", "diffusers", "transformers", "memsub", "peft", "builtins")
+"""Packages whose modules are known by their tensors."""
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def module_fingerprint(module: torch.nn.Module) -> str:
     """sha256 over a module's parameters and buffers, their names and dtypes.
 
-    Hashing gigabytes takes seconds, so a tensor is hashed again only after it was replaced or written to. (A write
-    through `weight.data` hides from PyTorch's count of writes: write under `torch.no_grad()` instead.) Raises
-    ValueError if the module is offloaded.
+    It is the same in every memory format and on every device, compiled or not, and for an adapter that is fused also
+    before it is unloaded. One that is not fused counts, with its scale. Hashing gigabytes takes seconds, so a tensor is
+    hashed again only after it was replaced or written to. Raises ValueError if the module is offloaded.
     """
     known, whole = _DIGESTS.setdefault(module, {}), hashlib.sha256()
-    for name, tensor in sorted(module.state_dict(keep_vars=True).items()):
-        writes = (tensor.data_ptr(), tensor._version)
-        if name not in known or known[name][0] != writes:
+    tensors = dict(sorted(_flat(named_tensors(module))))
+    for (name, tensor), bits in zip(tensors.items(), _bit_sums(tensors), strict=True):
+        writes = None if tensor.is_inference() else tensor._version
+        state = (tensor.data_ptr(), writes, tensor.dtype, bits)
+        if name not in known or known[name][0] != state:
             digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            try:
-                host = tensor.detach().cpu()
-            except NotImplementedError:  # on the device "meta"
-                raise ValueError(f"{name} is offloaded: load the model without sequential offloading.") from None
-            digest.update(host.contiguous().reshape(-1).view(torch.uint8).numpy())
-            known[name] = writes, digest.digest()
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            known[name] = state, digest.digest()
         whole.update(known[name][1])
+    for line in _adapters(module):
+        whole.update(line.encode())
     return whole.hexdigest()
+
+
+def _flat(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same, with the plain tensors that a packed one consists of (quantized weights) in its place."""
+    for name, tensor in tensors:
+        if is_traceable_wrapper_subclass(tensor):
+            yield from _flat((f"{name}.{part}", getattr(tensor, part)) for part in tensor.__tensor_flatten__()[0])
+        else:
+            yield name, tensor
+
+
+def _bit_sums(tensors: Mapping[str, torch.Tensor]) -> list[int]:
+    """The sum of each tensor's bits, read as integers: tells of writes that hide from PyTorch's count of them.
+
+    Those through `weight.data` do: peft's when an adapter is fused, diffusers' when a moving average is copied.
+    """
+    sums: dict[torch.device, list[torch.Tensor]] = {}
+    for tensor in tensors.values():
+        bits, size = tensor.detach(), tensor.element_size()
+        if bits.is_contiguous() and bits.ndim and bits.numel() * size % 8 == 0:
+            bits, size = bits.view(-1), 8  # as 64 bits, which no sum has to widen
+        sums.setdefault(tensor.device, []).append(bits.view(_INTEGERS[size]).sum(dtype=torch.int64))
+    try:
+        together = {device: iter(torch.stack(each).cpu().tolist()) for device, each in sums.items()}  # a copy a device
+    except NotImplementedError:  # on the device "meta"
+        name = next(name for name, tensor in tensors.items() if tensor.is_meta)
+        raise ValueError(f"{name} is offloaded: load the model without sequential offloading.") from None
+    return [next(together[tensor.device]) for tensor in tensors.values()]
+
+
+def _adapters(module: torch.nn.Module) -> Iterator[str]:
+    """Adapters that are not fused: how strong they are stands in no tensor."""
+    for name, layer in named_modules(module).items():
+        if hasattr(layer, "base_layer") and without_adapter(layer) is layer:
+            yield f"{name} {getattr(layer, 'scaling', None)} {getattr(layer, 'active_adapters', None)}"
+
+
+def _switches(module: torch.nn.Module) -> Iterator[str]:
+    """What changes a network's output without changing its tensors: FreeU, and code of other packages in its place."""
+    for name, part in named_modules(module).items():
+        freeu = [getattr(part, key, None) for key in ("s1", "s2", "b1", "b2")]
+        if any(value is not None for value in freeu):
+            yield f"{name} {freeu}"
+        for owner in (type(part), type(getattr(part, "processor", None))):
+            if owner.__module__.split(".")[0] not in _KNOWN:
+                yield f"{name} {owner.__module__}.{owner.__qualname__}"
 
 
 def fingerprint(pipe: Pipeline) -> str:
@@ -51,6 +103,7 @@ def sampler_fingerprint(pipe: Pipeline) -> str:
     """Of everything that an image depends on besides prompt, seed, steps and guidance: modules and scheduler."""
     denoiser = as_denoiser(pipe)
     lines = [f"{name} {module_fingerprint(module)}" for name, module in sorted(denoiser.parts().items())]
+    lines += [line for _, module in sorted(denoiser.parts().items()) for line in _switches(module)]
     options = dict(getattr(denoiser.scheduler, "config", {})).items()
     # Entries that begin with "_" say where it came from; one is a list in another order in every process.
     config = sorted((key, str(value)) for key, value in options if not key.startswith("_"))

@@ -1,13 +1,72 @@
-"""Which layers can be captured and edited: plain ones, which multiply with the weight that they show."""
+"""Which layers can be captured and edited: plain ones, which multiply with the weight that they show.
+
+    >>> name, layer = next(iter(as_denoiser(pipe).layers().items()))
+    >>> check_plain(name, layer) is named_modules(pipe.unet)[name]
+    True
+
+Names and weights are those of the network as it was loaded, whatever was done to run it faster: a layer that
+`torch.compile` wraps keeps its name, and an adapter that is fused into a layer's weight is not there.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Dtypes that a layer can be multiplied with. (Those of 8 bits are storage alone.)"""
+_COMPILED = "_orig_mod"
+"""What `torch.compile(module)` calls the module that it wraps."""
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def uncompiled(module: Any) -> Any:
+    """The module itself where `torch.compile(module)` was put in its place."""
+    while hasattr(module, _COMPILED):
+        module = getattr(module, _COMPILED)
+    return module
+
+
+def plain_name(name: str) -> str:
+    """A module's or tensor's name as if nothing were compiled."""
+    return ".".join(part for part in name.split(".") if part != _COMPILED)
+
+
+def named_modules(network: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """All modules by name, those that are compiled by the name that they had before."""
+    return {plain_name(name): module for name, module in network.named_modules()}  # of two the inner one stays
+
+
+def named_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers by name, as if nothing were compiled and adapters that are fused had been unloaded."""
+    beneath = {plain_name(name) for name, m in module.named_modules() if without_adapter(m) is not m}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, torch.Tensor):
+            continue  # some modules keep other things there
+        parts = plain_name(name).split(".")
+        owner = next((i for i in range(len(parts)) if beneath and ".".join(parts[:i]) in beneath), None)
+        if owner is not None:
+            if parts[owner] != "base_layer":
+                continue  # the adapter's own
+            del parts[owner]
+        yield ".".join(parts), tensor
+
+
+def without_adapter(layer: Any) -> Any:
+    """The layer below an adapter of peft that adds nothing to it by now: fused into its weight, or switched off."""
+    while hasattr(layer, "base_layer"):
+        fused, off = getattr(layer, "merged", False), getattr(layer, "disable_adapters", False)
+        if fused == off and getattr(layer, "active_adapters", True):  # both: its next call would take it out again
+            break
+        layer = layer.base_layer
+    return layer
+
+
+# --- the rule ---------------------------------------------------------------------------------------------------------
 
 
 def only_shapes(network: torch.nn.Module) -> bool:
@@ -20,7 +79,7 @@ def only_shapes(network: torch.nn.Module) -> bool:
     return not any(hasattr(module, "_hf_hook") for module in network.modules())
 
 
-def check_plain(name: str, layer: torch.nn.Module, shapes: bool = False) -> None:
+def check_plain(name: str, layer: torch.nn.Module, shapes: bool = False, linear: bool = True) -> Any:
     """Refuses a layer whose weight is not what the layer multiplies with, or cannot be set to zero in place.
 
     Capture and edit read and write `layer.weight`. An adapter adds to it, quantization packs it, a parametrization
@@ -28,10 +87,15 @@ def check_plain(name: str, layer: torch.nn.Module, shapes: bool = False) -> None
 
     Args:
         shapes: its weight may lie on the device "meta" (`only_shapes`).
+        linear: it must be a linear map; an edit may set weights of other layers of torch, too.
+
+    Returns:
+        The layer that holds the weight: beneath what `torch.compile` and a fused adapter put around it.
 
     Raises:
         ValueError: it is not plain: names layer, what it is, and what to call first.
     """
+    layer = uncompiled(without_adapter(uncompiled(layer)))
     weight: Any = getattr(layer, "weight", None)
     kind = f"{type(layer).__module__.split('.')[0]}'s {type(layer).__name__}"
     if hasattr(layer, "base_layer"):
@@ -40,12 +104,40 @@ def check_plain(name: str, layer: torch.nn.Module, shapes: bool = False) -> None
         what, first = "parametrized", "call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first"
     elif type(weight) is torch.Tensor:  # as pruning and weight normalization of torch.nn.utils leave it
         what, first = "computed at each call", "call torch.nn.utils.prune.remove(layer, 'weight') or its like first"
-    elif type(layer) is not torch.nn.Linear:
+    elif linear and type(layer) is not torch.nn.Linear:
         what, first = kind, "load the model without quantization, with torch's own layers"
-    elif type(weight) is not torch.nn.Parameter or weight.dtype not in FLOATS:
+    elif _is_patched(layer):
+        what, first = "one whose `forward` was replaced", "take off what replaced it, or fuse it into the weight"
+    elif type(weight) is not torch.nn.Parameter or (weight.dtype not in FLOATS and not is_cast(layer)):
         what, first = f"stored as {type(weight).__name__} of {weight.dtype}", "load the model in a plain floating dtype"
     elif weight.is_meta and not shapes:
         what, first = "offloaded", "load the model without sequential offloading"
     else:
-        return
-    raise ValueError(f"layer {name} is no plain linear map with a floating weight, but {what}: {first}.")
+        return layer
+    expected = "linear map" if linear else "layer"
+    raise ValueError(f"layer {name} is no plain {expected} with a floating weight, but {what}: {first}.")
+
+
+def is_cast(layer: torch.nn.Module) -> bool:
+    """Whether diffusers' layerwise casting stores the weight in fewer bits and casts it up for each call."""
+    registry = getattr(layer, "_diffusers_hook", None)
+    return registry is not None and registry.get_hook("layerwise_casting") is not None
+
+
+def _is_patched(layer: torch.nn.Module) -> bool:
+    """Whether the layer has a `forward` of its own that is not known to call the class's: offloading, casting, compile.
+
+    Scripts add an adapter in this way.
+    """
+    forward = vars(layer).get("forward")
+    harmless = hasattr(layer, "_hf_hook") or hasattr(layer, "_diffusers_hook")
+    return forward is not None and not harmless and not hasattr(forward, "_torchdynamo_orig_callable")
+
+
+def is_bare(layer: torch.nn.Module) -> bool:
+    """Whether calling a layer does no more than multiply with its float32 weight, so that it need not be called."""
+    if not isinstance(layer, torch.nn.Linear):
+        return False
+    hooks, weight = (layer._forward_pre_hooks, layer._forward_hooks), layer.weight
+    plain = type(layer) is torch.nn.Linear and type(weight) is torch.nn.Parameter and weight.dtype == torch.float32
+    return plain and not any(hooks) and "forward" not in layer.__dict__

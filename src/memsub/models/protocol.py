@@ -94,11 +94,13 @@ class Denoiser(Protocol):
         steps: int,
         guidance_scale: float,
         solver: Solver = "own",
+        generators: Sequence[torch.Generator] | None = None,
     ) -> torch.Tensor:
         """Denoised latents (B, C, H, W) of captions, or of their conditioning, from initial noise of that shape.
 
         It calls the module `network` itself, so that hooks fire, `calls(steps)` times, with rows in the order of
-        `call_rows`. It lets exceptions through: one of them ends a sampling early.
+        `call_rows`. It lets exceptions through: one of them ends a sampling early. `generators`, one a latent, are what
+        `scheduler.step` draws its noise with; samplers that draw none are not given any.
         """
         ...
 

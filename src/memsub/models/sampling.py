@@ -6,16 +6,19 @@
     >>> sample = partial(generate, pipe, steps=8, solver="multistep")           # a Sample: what metrics are given
 
 An image depends on its prompt and its seed alone: not on the batch it was sampled in, nor on its place in the list
-(to the last digits of float arithmetic, which can differ between batch sizes).
+(to the last digits of float arithmetic, which can differ between batch sizes). Where a sampler draws noise at its
+steps, each image's comes from a generator of its own, which has drawn the initial noise before, as in diffusers.
 """
 
 from __future__ import annotations
 
 import copy
+import gc
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, Protocol, get_args
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -25,6 +28,8 @@ from ..io.distributed import gathered, is_main, shard
 from .conditioning import Conditioning, as_prompts
 from .prediction import noise_schedule
 from .protocol import Denoiser, Pipeline, Solver, as_denoiser
+
+T = TypeVar("T")
 
 
 class Sample(Protocol):
@@ -73,33 +78,94 @@ def generate(
         prompts: captions, their `Conditioning`, or their embeddings (prompts, tokens, width).
         seeds: one seed for all prompts (they share the initial noise), or one a prompt.
         solver: the pipeline's own scheduler, or a multistep solver that needs fewer steps (`multistep`).
-        batch_size: images at a time; a network call holds twice as many under guidance.
+        batch_size: images at a time, half as many where memory ends; a network call holds twice as many under guidance.
 
     Returns:
         uint8, shape (prompts, height, width, 3).
 
     Raises:
         ValueError: no prompts, a prompt that is not text, another number of seeds, a batch size or steps below 1, an
-            unknown solver, or one that draws noise of its own.
+            unknown solver, or one that draws noise which no seed fixes.
+        MemoryError: not even one image fits into memory.
     """
     denoiser = as_denoiser(pipe)
     prompts = as_prompts(prompts, denoiser)
     check_request(prompts, steps, batch_size)
     if solver not in get_args(Solver):
         raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(get_args(Solver))}.")
-    check_deterministic(denoiser, solver)
-    seeds = one_seed_each(seeds, len(prompts))
+    noisy, seeds = draws_noise(denoiser, solver), one_seed_each(seeds, len(prompts))
     mine = shard(range(len(prompts)))  # one process: all of them
     images: dict[int, np.ndarray] = {}
+
+    def sampled(part: list[int]) -> np.ndarray:
+        own = [seeds[i] for i in part]
+        options: Any = {"generators": row_generators(denoiser, own)} if noisy else {}
+        noise = initial_noise(denoiser, own)
+        latents = denoiser.sample(chosen(prompts, part), noise, steps, guidance_scale, solver, **options)
+        return denoiser.decode(latents)
+
     with tqdm(total=len(mine), desc="sampling", unit="image", disable=not (progress and is_main())) as bar:
-        for start in range(0, len(mine), batch_size):
-            part = list(mine[start : start + batch_size])
-            noise = initial_noise(denoiser, [seeds[i] for i in part])
-            latents = denoiser.sample(chosen(prompts, part), noise, steps, guidance_scale, solver)
-            images |= dict(zip(part, denoiser.decode(latents), strict=True))
+        for part, made in in_batches(mine, batch_size, sampled):
+            images |= dict(zip(part, made, strict=True))
             bar.update(len(part))
     images = gathered(images)
     return np.stack([images[i] for i in range(len(prompts))])
+
+
+# --- batches that fit -------------------------------------------------------------------------------------------------
+
+_IN_A_BATCH = ContextVar("_IN_A_BATCH", default=False)
+
+
+def in_batches(items: Sequence[int], batch_size: int, work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
+    """Consecutive items, at most `batch_size` at a time, and what `work` returns for them.
+
+    Where memory ends, the batch is repeated in halves, and those after it are as small. `work` must leave nothing
+    behind where it fails, and must not wait for other processes, which have batches of their own. Within a batch there
+    are no smaller ones: where memory ends there, the outer one is halved.
+
+    Raises:
+        MemoryError: one item alone does not fit.
+    """
+    start = 0
+    while start < len(items):
+        part = list(items[start : start + batch_size])
+        token = _IN_A_BATCH.set(True)
+        try:
+            result: T | None = work(part)
+            full = ""
+        except Exception as error:
+            if token.old_value is True or not _is_out_of_memory(error):
+                raise
+            result, full = None, str(error).strip().split("\n")[0]
+        finally:
+            _IN_A_BATCH.reset(token)
+        if not full:
+            start += len(part)
+            yield part, result  # type: ignore[misc]
+            continue
+        if len(part) == 1:
+            raise MemoryError(
+                f"memory ends with one prompt at a time: {full} Load the model in a dtype of fewer bits, call "
+                "pipe.enable_model_cpu_offload(), or take a device with more memory."
+            )
+        batch_size = len(part) // 2
+        warnings.warn(f"memory ends at {len(part)} prompts at a time: going on with {batch_size}.", stacklevel=3)
+        gc.collect()  # by now the error, which held what was computed, is gone
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        elif torch.backends.mps.is_available():
+            torch.mps.empty_cache()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    texts = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+
+
+# --- noise ------------------------------------------------------------------------------------------------------------
 
 
 def initial_noise(pipe: Pipeline, seeds: Sequence[int]) -> torch.Tensor:
@@ -108,6 +174,14 @@ def initial_noise(pipe: Pipeline, seeds: Sequence[int]) -> torch.Tensor:
     # Sampled once a distinct seed: many prompts often share one.
     noise = {s: torch.randn(denoiser.latent_shape, generator=torch.Generator().manual_seed(s)) for s in set(seeds)}
     return torch.stack([noise[s] for s in seeds]).to(denoiser.device, denoiser.dtype)
+
+
+def row_generators(pipe: Pipeline, seeds: Sequence[int]) -> list[torch.Generator]:
+    """A generator of random numbers a row, on the host: what comes after the initial noise of its seed."""
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for generator in generators:
+        torch.randn(as_denoiser(pipe).latent_shape, generator=generator)
+    return generators
 
 
 def model_input(scheduler: Any, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -120,27 +194,10 @@ def first_latents(scheduler: Any, noise: torch.Tensor) -> torch.Tensor:
     return noise * getattr(scheduler, "init_noise_sigma", 1.0)
 
 
-class _Enough(Exception):
-    """Ends sampling after the last network call that is wanted."""
-
-
-@contextmanager
-def ended_after(denoiser: Denoiser, calls: int | None) -> Iterator[None]:
-    """While open, sampling ends after so many network calls, and returns nothing; with None it runs to its end."""
-    made = 0
-
-    def count(module: torch.nn.Module, args: tuple, output: Any) -> None:
-        nonlocal made
-        made += 1
-        if made == calls:
-            raise _Enough
-
-    handle = denoiser.network.register_forward_hook(count)
-    try:
-        with suppress(_Enough):
-            yield
-    finally:
-        handle.remove()
+def step_options(scheduler: Any, generators: Sequence[torch.Generator] | None = None) -> dict[str, Any]:
+    """What a pipeline gives to `scheduler.step` beside the latents: eta = 0 and generators, if it takes them."""
+    options = {"eta": 0.0, "generator": list(generators) if generators else None}
+    return {name: options[name] for name in options.keys() & inspect.signature(scheduler.step).parameters.keys()}
 
 
 def multistep(scheduler: Any) -> Any:
@@ -158,42 +215,61 @@ def multistep(scheduler: Any) -> Any:
     return DPMSolverMultistepScheduler.from_config(scheduler.config, timestep_spacing="trailing")
 
 
-_DETERMINISTIC: dict[tuple[type, str, str], bool] = {}
-"""Class and config of a scheduler, and the solver, to whether its steps are a function of their arguments."""
+_NOISE: dict[tuple[type, str, str], bool | None] = {}
+"""Class and config of a scheduler, and the solver, to whether it draws noise; None if no generator fixes it."""
 
 
-def check_deterministic(denoiser: Denoiser, solver: Solver = "own") -> None:
-    """Raises ValueError for a sampler that draws noise of its own: prompt and seed alone would not fix an image."""
+def draws_noise(denoiser: Denoiser, solver: Solver = "own") -> bool:
+    """Whether the sampler draws noise at its steps, so that it must be given generators (`row_generators`).
+
+    Raises:
+        ValueError: its noise does not come from those: prompt and seed alone would not fix an image.
+    """
     own = denoiser.scheduler
     if not hasattr(own, "step"):
-        return  # no sampler of diffusers: the denoiser steps by itself
+        return False  # no sampler of diffusers: the denoiser steps by itself
     key = type(own), str(dict(getattr(own, "config", {}))), solver
-    if key not in _DETERMINISTIC:
+    if key not in _NOISE:
         # What tells is what it does: the classes that draw noise are many, and some do only by an option.
-        scheduler = multistep(own) if solver == "multistep" else own
-        one, other = (_first_steps(scheduler, denoiser.latent_shape, seed) for seed in (0, 1))
-        _DETERMINISTIC[key] = torch.equal(one, other)
-    if not _DETERMINISTIC[key]:
+        _NOISE[key] = _noise_of(multistep(own) if solver == "multistep" else own, denoiser.latent_shape)
+    noise = _NOISE[key]
+    if noise and "generators" not in inspect.signature(denoiser.sample).parameters:
+        noise = None
+    if noise is None:
         raise ValueError(
-            f"{key[0].__name__} draws noise of its own at each step, so that an image does not depend on prompt and "
-            "seed alone. Sample with another scheduler, for example DDIMScheduler: "
-            "pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)."
+            f"{key[0].__name__} draws noise of its own at each step, and from no generator that it is given, so that "
+            "an image does not depend on prompt and seed alone. Sample with another scheduler, for example "
+            "DDIMScheduler: pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)."
         )
+    return noise
 
 
-def _first_steps(scheduler: Any, shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """Latents after two steps of a copy of the scheduler, with torch's global random numbers begun at `seed`."""
+def _noise_of(scheduler: Any, shape: tuple[int, ...]) -> bool | None:
+    """Whether a scheduler draws noise; None if a row's noise depends on more than the row's generator."""
+
+    def alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+        return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+    alone, row = _first_steps(scheduler, shape, 0, 1), _first_steps(scheduler, shape, 1, 2)
+    if alike(alone[0], row[0]) and alike(alone[0], row[1]):
+        return False
+    generators = [[torch.Generator().manual_seed(seed) for seed in seeds] for seeds in ([1, 2], [2])]
+    both, second = (_first_steps(scheduler, shape, i, len(g), g) for i, g in enumerate(generators))
+    return True if alike(both[1], second[0]) and not alike(both[0], both[1]) else None
+
+
+def _first_steps(scheduler: Any, shape: tuple[int, ...], seed: int, rows: int, generators: Any = None) -> torch.Tensor:
+    """Latents of equal rows after two steps of a copy of the scheduler; torch's own random numbers begin at `seed`."""
     scheduler = copy.deepcopy(scheduler)
     options = {"mu": 1.0} if getattr(scheduler, "config", {}).get("use_dynamic_shifting") else {}
     scheduler.set_timesteps(4, **options)  # more than are made: some draw no noise at the last step
-    # Pipelines give eta = 0 to every scheduler that takes one.
-    eta = {"eta": 0.0} if "eta" in inspect.signature(scheduler.step).parameters else {}
-    x, predicted = torch.ones(1, *shape), torch.full((1, *shape), 0.5)
+    options = step_options(scheduler, generators)
+    x, predicted = torch.ones(rows, *shape), torch.full((rows, *shape), 0.5)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU, too
-        for t in scheduler.timesteps[:2]:
+        for t in scheduler.timesteps[: 2 * getattr(scheduler, "order", 1)]:
             model_input(scheduler, x, t)  # some warn if they were not asked for it
-            x = scheduler.step(predicted, t, x, **eta).prev_sample
+            x = scheduler.step(predicted, t, x, **options).prev_sample
     return x
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from .conditioning import Conditioning
-from .plain import check_plain, only_shapes
+from .plain import check_plain, named_modules, only_shapes, uncompiled
 from .protocol import Solver
 from .sampling import multistep
 
@@ -26,7 +27,8 @@ class StableDiffusionDenoiser:
 
     def __init__(self, pipe: StableDiffusionPipeline):
         self.pipe = pipe
-        self.network, self.tokenizer = pipe.unet, pipe.tokenizer
+        self.network, self.tokenizer = uncompiled(pipe.unet), pipe.tokenizer
+        self._called = pipe.unet  # compiled or not
         size = pipe.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         self.latent_shape = (pipe.unet.config.in_channels, height, width)
@@ -39,7 +41,7 @@ class StableDiffusionDenoiser:
 
     @cached_property
     def device(self) -> torch.device:
-        return self.pipe.device
+        return self.pipe._execution_device  # of an offloaded pipeline, not where its weights rest
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -49,32 +51,39 @@ class StableDiffusionDenoiser:
         """As the protocol.
 
         Raises:
-            ValueError: the UNet holds no `FeedForward` block, or one whose second map is not plain (`check_plain`).
+            ValueError: the UNet holds no `FeedForward` block, or one whose second map is not plain (`check_plain`), or
+                needs the images of an IP-Adapter.
         """
         from diffusers.models.attention import FeedForward
 
         unet = self.network
-        names = {module: name for name, module in unet.named_modules()}
+        if hasattr(unet, "merge_and_unload"):
+            raise ValueError("this UNet lies in a PeftModel: call pipe.unet = pipe.unet.merge_and_unload() first.")
+        if getattr(unet, "encoder_hid_proj", None) is not None:
+            raise ValueError("this UNet needs an image beside the prompt: call pipe.unload_ip_adapter() first.")
+        names = {module: name for name, module in named_modules(unet).items()}
         # The order of registration is down, up, mid; that of execution is down, mid, up.
         blocks = [*unet.down_blocks, *([unet.mid_block] if unet.mid_block is not None else []), *unet.up_blocks]
-        forwards = [m for block in blocks for m in block.modules() if isinstance(m, FeedForward)]
+        forwards = [m for block in blocks for m in block.modules() if isinstance(uncompiled(m), FeedForward)]
         if not forwards:
             raise ValueError(
                 f"this {type(unet).__name__} holds no FeedForward blocks: there is nothing to capture or prune."
             )
-        layers = {f"{names[m]}.net.2": m.net[2] for m in forwards}
         shapes = only_shapes(unet)
-        for name, layer in layers.items():
-            check_plain(name, layer, shapes)
-        return layers
+        layers = {f"{names[m]}.net.2": m.net[2] for m in forwards}
+        return {name: check_plain(name, layer, shapes) for name, layer in layers.items()}
 
     def value_layers(self) -> dict[str, torch.nn.Linear]:
-        """As the protocol; raises ValueError if the UNet has none."""
+        """As the protocol; raises ValueError if the UNet has none, or one that is not plain or fused with others."""
+        modules, shapes = named_modules(self.network), only_shapes(self.network)
         layers = {
-            name: module
-            for name, module in self.network.named_modules()
+            name: check_plain(name, module, shapes)
+            for name, module in modules.items()
             if name.endswith("attn2.to_v") and name.startswith(("down_blocks", "mid_block"))
         }
+        for name in layers:
+            if getattr(modules[name.removesuffix(".to_v")], "fused_projections", False):
+                raise ValueError(f"layer {name} is fused with others: call pipe.unfuse_qkv_projections() first.")
         if not layers:
             raise ValueError(
                 f"this {type(self.network).__name__} has no cross-attention in its down and middle blocks."
@@ -83,13 +92,17 @@ class StableDiffusionDenoiser:
 
     def embed(self, prompts: Sequence[str]) -> Conditioning:
         """As the protocol; without gradients."""
-        with torch.no_grad():
+        with torch.no_grad(), evaluated(self.pipe.text_encoder):
             return Conditioning(self.pipe.encode_prompt(list(prompts), self.device, 1, False)[0])
 
     def predict(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        """As the protocol; raises ValueError as `_embeddings`."""
-        embeddings = _embeddings(conditioning).to(self.dtype)
-        return self.network(latents, t, encoder_hidden_states=embeddings, return_dict=False)[0]
+        """As the protocol; raises ValueError as `_embeddings`. A scale that the network itself takes is 7.5."""
+        options: dict[str, Any] = {"encoder_hidden_states": _embeddings(conditioning).to(self.dtype)}
+        if width := self.network.config.time_cond_proj_dim:
+            scale = self.pipe.get_guidance_scale_embedding(torch.full((len(latents),), 7.5 - 1), embedding_dim=width)
+            options["timestep_cond"] = scale.to(latents)
+        with evaluated(self.network):
+            return self._called(latents, t, return_dict=False, **options)[0]
 
     def calls(self, steps: int) -> int:
         """As the protocol: PNDM as SD1.4 has it (`skip_prk_steps`) makes one call more than steps."""
@@ -104,7 +117,7 @@ class StableDiffusionDenoiser:
         return once.repeat(2), torch.tensor([False, True]).repeat_interleave(prompts)
 
     def _guided(self, guidance_scale: float) -> bool:
-        """Whether a call has two halves; not where the guidance was distilled into the network (LCM)."""
+        """Whether a call has two halves: not where the network takes the scale itself."""
         return guidance_scale > 1 and self.network.config.time_cond_proj_dim is None
 
     def _call_arguments(self, prompts: list[str] | Conditioning, guidance_scale: float) -> dict[str, Any]:
@@ -120,29 +133,45 @@ class StableDiffusionDenoiser:
         steps: int,
         guidance_scale: float,
         solver: Solver = "own",
+        generators: Sequence[torch.Generator] | None = None,
     ) -> torch.Tensor:
         """As the protocol; raises ValueError as `_embeddings`."""
         text = self._call_arguments(prompts, guidance_scale)
         options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "latent"}
-        own = self.pipe.scheduler
-        handle = self.network.register_forward_pre_hook(_steps_on(self.device, own.config.num_train_timesteps))
+        options["generator"] = list(generators) if generators else None
+        own, handles = self.pipe.scheduler, []
+        scheduler = multistep(own) if solver == "multistep" else own
+        if self._called is self.network and self.network._compiled_call_impl is None:
+            # Compiled code would keep a hook for good, and be compiled again at every step.
+            steps_on = _steps_on(self.device, own.config.num_train_timesteps)
+            handles.append(self.network.register_forward_pre_hook(steps_on))
+            scheduler = _on_host(scheduler)
+        if self.pipe.text_encoder is not None and self.pipe.text_encoder.dtype != self.dtype:
+            handles.append(self.network.register_forward_pre_hook(_cast_to(self.dtype), with_kwargs=True))
         try:
-            self.pipe.scheduler = _on_host(multistep(own) if solver == "multistep" else own)
-            return self.pipe(**text, latents=latents, **options).images
+            self.pipe.scheduler = scheduler if scheduler is not own else copy.copy(own)
+            with evaluated(self.network, self.pipe.text_encoder):
+                return self.pipe(**text, latents=latents, **options).images
         finally:
             self.pipe.scheduler = own
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     @torch.no_grad()
     def encode(self, images: np.ndarray) -> torch.Tensor:
         vae = self.pipe.vae
         x = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device, vae.dtype) / 127.5 - 1
-        return vae.encode(x).latent_dist.mean * vae.config.scaling_factor
+        with evaluated(vae):
+            encoded = vae.encode(x)
+        latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents  # of tiny ones
+        return latents * vae.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         vae = self.pipe.vae
-        x = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+        latents = latents.to(vae.dtype) / vae.config.scaling_factor
+        with evaluated(vae):  # some decoders draw noise: the same for every row
+            x = vae.decode(latents, return_dict=False, generator=[torch.Generator().manual_seed(0) for _ in latents])[0]
         x = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
         return (x * 255).round().astype(np.uint8)
 
@@ -155,6 +184,31 @@ def _embeddings(conditioning: Conditioning) -> torch.Tensor:
     if more := [name for name in conditioning.tensors() if name != "embeddings"]:
         raise ValueError(f"Stable Diffusion takes token embeddings alone; this conditioning has {', '.join(more)} too.")
     return conditioning.embeddings
+
+
+@contextmanager
+def evaluated(*modules: torch.nn.Module | None) -> Iterator[None]:
+    """Within it, modules do not drop units at random; what was in training mode is so again afterwards."""
+    training = [m for module in modules if module is not None for m in module.modules() if m.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _cast_to(dtype: torch.dtype) -> Callable[[Any, tuple, dict], tuple[tuple, dict]]:
+    """A hook for a text encoder of another dtype than the network's: what the network is given, in its own."""
+
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    def hook(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return (cast(args[0]), *args[1:]), {name: cast(value) for name, value in kwargs.items()}
+
+    return hook
 
 
 # --- speed only: no device synchronization per step -------------------------------------------------------------------

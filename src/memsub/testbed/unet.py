@@ -16,7 +16,8 @@ import torch
 from diffusers import ModelMixin, UNet2DConditionModel
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import FeedForward
-from torch import nn
+
+from ..models.plain import is_bare
 
 __all__ = ["LEVELS", "ModelMixin", "SceneUNet"]  # ModelMixin: diffusers looks it up where a pipeline's parts come from
 
@@ -38,14 +39,13 @@ class ChunkedGEGLU(GEGLU):
     """GEGLU, 128 tokens at a time where nothing is trained: what lies between its maps then stays in the CPU's cache.
 
     Every chunk goes through the same buffer, so that memory is allocated for the result alone. (In bfloat16 half as
-    much lies between the maps, and parts gain nothing.) A projection that is more than a plain linear map, such as one
-    with hooks or an adapter, is called as it is.
+    much lies between the maps, and parts gain nothing.) A projection that is more than a plain linear map (`is_bare`),
+    such as one with hooks or an adapter, is called as it is.
     """
 
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         on_cpu = hidden_states.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        plain = type(self.proj) is nn.Linear and not self.proj._forward_pre_hooks and not self.proj._forward_hooks
-        if not (plain and on_cpu) or torch.is_grad_enabled() or hidden_states.dtype != torch.float32:
+        if not (on_cpu and is_bare(self.proj)) or torch.is_grad_enabled() or hidden_states.dtype != torch.float32:
             return super().forward(hidden_states, *args, **kwargs)
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
         width = self.proj.out_features // 2

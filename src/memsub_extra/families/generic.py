@@ -36,6 +36,8 @@ import numpy as np
 import torch
 
 from memsub.models import ADAPTERS, Conditioning, Solver, StableDiffusionDenoiser, check_plain, multistep, only_shapes
+from memsub.models.plain import named_modules, uncompiled
+from memsub.models.stable_diffusion import evaluated
 
 NETWORKS = ("unet", "transformer")
 NEEDED = ("prompt", "height", "width", "num_inference_steps", "guidance_scale", "generator", "latents", "output_type")
@@ -65,7 +67,7 @@ class GenericDenoiser:
     def __init__(self, pipe: Any, **options: Any):
         self.pipe, self.options = pipe, options
         _check_text_to_image(pipe, options)
-        self.network = _network(pipe)
+        self.network = uncompiled(_network(pipe))
         self.tokenizer = getattr(pipe, "tokenizer", None)
         self.source = str(pipe.config.get("_name_or_path") or "")
         self._watched: dict[float, _FirstStep] = {}
@@ -84,7 +86,7 @@ class GenericDenoiser:
 
     @cached_property
     def device(self) -> torch.device:
-        return self.pipe.device
+        return self.pipe._execution_device  # of an offloaded pipeline, not where its weights rest
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -111,7 +113,7 @@ class GenericDenoiser:
         network = self.network
         if hasattr(network, "down_blocks") and hasattr(network, "up_blocks"):
             return StableDiffusionDenoiser.layers(self)  # type: ignore[arg-type]  # needs a network alone
-        forwards = {name: module for name, module in network.named_modules() if isinstance(module, FeedForward)}
+        forwards = {name: m for name, m in named_modules(network).items() if isinstance(uncompiled(m), FeedForward)}
         layers = {f"{name}.net.2": m.net[2] for name, m in forwards.items() if not NOT_OF_THE_IMAGE.search(name)}
         if not layers:
             kinds = {type(m).__name__ for m in network.modules()}
@@ -121,9 +123,7 @@ class GenericDenoiser:
                 f"nothing to capture or prune. (What it has instead: {', '.join(others) or 'nothing of the kind'}.)"
             )
         shapes = only_shapes(network)
-        for name, layer in layers.items():
-            check_plain(name, layer, shapes)
-        return layers
+        return {name: check_plain(name, layer, shapes) for name, layer in layers.items()}
 
     def calls(self, steps: int) -> int:
         """As the protocol."""
@@ -149,6 +149,7 @@ class GenericDenoiser:
         steps: int,
         guidance_scale: float,
         solver: Solver = "own",
+        generators: Sequence[torch.Generator] | None = None,
     ) -> torch.Tensor:
         """As the protocol, of captions alone; returns images (B, 3, height, width) in [0, 1]."""
         if isinstance(prompts, Conditioning):
@@ -159,7 +160,9 @@ class GenericDenoiser:
             if solver == "multistep":
                 self.pipe.scheduler = multistep(own)
             options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "np"}
-            images = self.pipe(prompt=list(prompts), latents=noise, **options | self.options).images
+            options["generator"] = list(generators) if generators else None
+            with evaluated(*self.parts().values()):
+                images = self.pipe(prompt=list(prompts), latents=noise, **options | self.options).images
         finally:
             self.pipe.scheduler = own
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
@@ -170,7 +173,7 @@ class GenericDenoiser:
 
     def parts(self) -> Mapping[str, torch.nn.Module]:
         components = self.pipe.components.items()
-        return {name: part for name, part in components if isinstance(part, torch.nn.Module)}
+        return {name: uncompiled(part) for name, part in components if isinstance(part, torch.nn.Module)}
 
     # --- what this adapter does not have --------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from memsub.models import Conditioning, StableDiffusionDenoiser
+from memsub.models.stable_diffusion import evaluated
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -49,48 +50,46 @@ class StableDiffusionXLDenoiser(StableDiffusionDenoiser):
         """Why models of these configurations, by part, are no SDXL for captions: at most one sentence."""
         return _refused(configs)
 
-    @torch.no_grad()
     def embed(self, prompts: Sequence[str]) -> Conditioning:
         """As the protocol, with pooled embeddings and time ids; without gradients."""
-        tokens, _, pooled, _ = self.pipe.encode_prompt(list(prompts), None, self.device, 1, False)
-        ids = self._time_ids().expand(len(tokens), -1)
-        return Conditioning(tokens, pooled, ids).to(self.device, self.dtype)
+        tokens, _, pooled, _ = self._encoded({"prompt": list(prompts)}, False)
+        ids = torch.tensor([[*self.image_shape, 0, 0, *self.image_shape]], dtype=self.dtype, device=self.device)
+        return Conditioning(tokens, pooled, ids.repeat(len(tokens), 1))
 
-    def _time_ids(self) -> torch.Tensor:
-        ids = torch.tensor([[*self.image_shape, 0, 0, *self.image_shape]], dtype=self.dtype)
-        return ids.to(self.device)
+    @torch.no_grad()
+    def _encoded(self, text: Mapping[str, Any], guided: bool) -> list[Any]:
+        """Tokens, those of the unconditional half, and pooled embeddings of both, by the pipeline.
+
+        They are cast, for text encoders may have another dtype than the network.
+        """
+        with evaluated(self.pipe.text_encoder, self.pipe.text_encoder_2):
+            encoded = self.pipe.encode_prompt(**text, device=self.device, do_classifier_free_guidance=guided)
+        return [None if tensor is None else tensor.to(self.device, self.dtype) for tensor in encoded]
 
     def predict(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        """As the protocol; raises ValueError as `_check_conditioning`."""
+        """As the protocol; raises ValueError as `_check_conditioning`.
+
+        A scale that the network itself takes is that of the conditioning, or 7.5.
+        """
         self._check_conditioning(conditioning)
         text = conditioning.to(dtype=self.dtype)
         options: dict[str, Any] = {"added_cond_kwargs": {"text_embeds": text.pooled, "time_ids": text.time_ids}}
         if width := self.network.config.time_cond_proj_dim:
-            if text.guidance is None:
-                raise ValueError(
-                    f"this {type(self.network).__name__} takes the guidance scale as an input: give each row one, "
-                    "dataclasses.replace(conditioning, guidance=torch.full((rows,), 8.0))."
-                )
-            scale = self.pipe.get_guidance_scale_embedding(text.guidance.float() - 1, embedding_dim=width)
-            options["timestep_cond"] = scale.to(latents)
-        return self.network(latents, t, encoder_hidden_states=text.embeddings, return_dict=False, **options)[0]
+            scales = torch.full((len(text),), 7.5) if text.guidance is None else text.guidance.float()
+            scales = self.pipe.get_guidance_scale_embedding(scales - 1, embedding_dim=width)
+            options["timestep_cond"] = scales.to(latents)
+        with evaluated(self.network):
+            return self._called(latents, t, encoder_hidden_states=text.embeddings, return_dict=False, **options)[0]
 
     def _call_arguments(self, prompts: list[str] | Conditioning, guidance_scale: float) -> dict[str, Any]:
-        """Embedded by the pipeline, then cast: text encoders may have another dtype than the network."""
         text: dict[str, Any] = {"prompt": prompts}
-        height, width = self.image_shape
-        sizes: dict[str, Any] = {"height": height, "width": width}
+        sizes: dict[str, Any] = dict(zip(("height", "width"), self.image_shape, strict=True))
         if isinstance(prompts, Conditioning):
             self._check_conditioning(prompts)
             text = {"prompt": None, "prompt_embeds": prompts.embeddings, "pooled_prompt_embeds": prompts.pooled}
             sizes |= _sizes(prompts)
         names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-        with torch.no_grad():
-            encoded = self.pipe.encode_prompt(
-                **text, device=self.device, do_classifier_free_guidance=self._guided(guidance_scale)
-            )
-        tensors = dict(zip(names, encoded, strict=True))
-        return sizes | {name: None if x is None else x.to(self.device, self.dtype) for name, x in tensors.items()}
+        return sizes | dict(zip(names, self._encoded(text, self._guided(guidance_scale)), strict=True))
 
     def _check_conditioning(self, conditioning: Conditioning) -> None:
         """Raises ValueError for a conditioning that is not of this model, before anything is computed of it."""
@@ -109,20 +108,18 @@ class StableDiffusionXLDenoiser(StableDiffusionDenoiser):
         if conditioning.mask is not None:
             raise ValueError("Stable Diffusion XL takes no mask of tokens; this conditioning has one.")
 
-    @torch.no_grad()
     def encode(self, images: np.ndarray) -> torch.Tensor:
         """As the protocol."""
         with _without_overflow(self.pipe.vae) as vae:
-            x = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device, vae.dtype) / 127.5 - 1
-            return _scaled(vae.encode(x).latent_dist.mean, vae).to(self.dtype)
+            latents = super().encode(images)
+        mean, std = _statistics(latents, vae)
+        return (latents - mean) / std
 
-    @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """As the protocol; without a watermark."""
         with _without_overflow(self.pipe.vae) as vae:
-            x = vae.decode(_unscaled(latents.to(vae.dtype), vae), return_dict=False)[0]
-        x = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
-        return (x * 255).round().astype(np.uint8)
+            mean, std = _statistics(latents, vae)
+            return super().decode(latents * std + mean)
 
     def parts(self) -> Mapping[str, torch.nn.Module]:
         """As the protocol: the first text encoder is left out where the pipeline has none."""
@@ -142,23 +139,13 @@ def _without_overflow(vae: Any) -> Iterator[Any]:
             vae.to(torch.float16)  # the same bits as before
 
 
-def _unscaled(latents: torch.Tensor, vae: Any) -> torch.Tensor:
-    """What an autoencoder decodes, of scaled latents; some have a mean and a deviation of each channel besides."""
-    mean, std = _statistics(latents, vae)
-    return latents * std / vae.config.scaling_factor + mean
-
-
-def _scaled(latents: torch.Tensor, vae: Any) -> torch.Tensor:
-    """The inverse of `_unscaled`."""
-    mean, std = _statistics(latents, vae)
-    return (latents - mean) * vae.config.scaling_factor / std
-
-
 def _statistics(latents: torch.Tensor, vae: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of each channel, scaled: some autoencoders have them besides a scale (Playground v2.5)."""
     mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
     if mean is None or std is None:
         return latents.new_zeros(()), latents.new_ones(())
-    return latents.new_tensor(mean)[:, None, None], latents.new_tensor(std)[:, None, None]
+    scale = vae.config.scaling_factor
+    return latents.new_tensor(mean)[:, None, None] * scale, latents.new_tensor(std)[:, None, None]
 
 
 def _sizes(conditioning: Conditioning) -> dict[str, tuple[int, int]]:

@@ -14,7 +14,7 @@ import torch
 from memsub.baselines.base import Baseline, Context
 from memsub.io.distributed import processes
 from memsub.measure.detection import first_step_scores
-from memsub.models import Pipeline, Sample, as_denoiser, declare
+from memsub.models import Pipeline, Sample, as_denoiser, declare, hooked, in_batches
 
 SCORE = "text magnitude"
 SCORE_ROWS = 4
@@ -28,23 +28,23 @@ def deactivated(pipe: Pipeline, neurons: Neurons) -> Iterator[None]:
     """While open, each prompt's value neurons output zero.
 
     The UNet must be called with those prompts in their order, once or, as under guidance, several times over.
+
+    Raises:
+        ValueError: it is called on other rows.
+        RuntimeError: it does not call each of the layers once.
     """
-    layers = as_denoiser(pipe).value_layers()
+    denoiser, rows = as_denoiser(pipe), set()
+    layers = denoiser.value_layers()
 
-    def silence(mask: torch.Tensor):
-        def hook(module: torch.nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-            if len(output) % len(mask):
-                raise ValueError(f"neurons of {len(mask)} prompts do not fit a UNet call on {len(output)} rows.")
-            return output.masked_fill(mask.to(output.device).repeat(len(output) // len(mask), 1)[:, None], 0)
+    def silence(layer: str, text: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        mask = neurons[layer]
+        rows.add(len(output))  # half a batch under guidance has as many rows as the whole of it without
+        if len(output) % len(mask) or len(rows) > 1:
+            raise ValueError(f"neurons of {len(mask)} prompts do not fit a UNet call on {len(output)} rows.")
+        return output.masked_fill(mask.to(output.device).repeat(len(output) // len(mask), 1)[:, None], 0)
 
-        return hook
-
-    handles = [layers[name].register_forward_hook(silence(mask)) for name, mask in neurons.items()]
-    try:
+    with hooked(denoiser, {name: layers[name] for name in neurons}, silence):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass
@@ -65,9 +65,11 @@ class ValueStatistics:
 def _activations(pipe: Pipeline, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
     """Mean absolute activation over the prompt's tokens, layer to (prompts, neurons). It depends on the text alone."""
     denoiser = as_denoiser(pipe)
-    text = denoiser.embed(prompts).embeddings
+    text, layers = denoiser.embed(prompts).embeddings, denoiser.value_layers()
     with torch.no_grad():
-        return {name: layer(text).float().abs().mean(1).cpu() for name, layer in denoiser.value_layers().items()}
+        # A weight lies elsewhere than the embeddings if the model is offloaded.
+        outputs = {name: layer(text.to(layer.weight.device)) for name, layer in layers.items()}
+    return {name: output.float().abs().mean(1).cpu() for name, output in outputs.items()}
 
 
 def memorization_score(pipe: Pipeline, prompts: Sequence[str], batch_size: int = 16) -> torch.Tensor:
@@ -209,14 +211,15 @@ def _make(context: Context, deviations: float | None) -> Sample:
         statistics = _of_ordinary(context)
         # With a threshold that nearly every prompt exceeds, silenced is what lies that many deviations out.
         strength = {} if deviations is None else {"spread": -2.0, "z_min": deviations}
-        images = []
         # A share of a batch would not know which neurons are its own.
         size = min(context.batch_size, 32) if processes() == 1 else 1
-        for i in range(0, len(prompts), size):
-            part = prompts[i : i + size]
-            with deactivated(context.pipe, find_value_neurons(context.pipe, part, statistics, **strength)):
-                images.append(context.sample(part, seeds=seeds[i : i + size]))
-        return np.concatenate(images)
+
+        def silenced(part: list[int]) -> np.ndarray:
+            some = [prompts[i] for i in part]
+            with deactivated(context.pipe, find_value_neurons(context.pipe, some, statistics, **strength)):
+                return context.sample(some, seeds=[seeds[i] for i in part])
+
+        return np.concatenate([images for _, images in in_batches(range(len(prompts)), size, silenced)])
 
     return sample
 

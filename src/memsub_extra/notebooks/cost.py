@@ -89,6 +89,7 @@ class CountingDenoiser:
         from diffusers import DDIMScheduler  # takes seconds to import
 
         self.network, self.scheduler = CountingNetwork().eval(), DDIMScheduler()
+        self.value = torch.nn.Linear(2, 2)
         self.tokenizer = SimpleNamespace(model_max_length=77, get_vocab=lambda: {"word</w>": 0, "other</w>": 1})
         self.device, self.dtype, self.source = torch.device("cpu"), torch.float32, ""
         self.latent_shape, self.image_shape = (1, 2, 2), (4, 4)
@@ -97,7 +98,7 @@ class CountingDenoiser:
         return self.network.layers()
 
     def value_layers(self) -> dict[str, torch.nn.Linear]:
-        return {"value": torch.nn.Linear(2, 2)}
+        return {"value": self.value}
 
     def embed(self, prompts: Sequence[str]) -> Conditioning:
         return Conditioning(torch.zeros(len(prompts), 1, 2))
@@ -123,10 +124,11 @@ class CountingDenoiser:
         steps: int,
         guidance_scale: float,
         solver: Solver = "own",
+        generators: Sequence[torch.Generator] | None = None,
     ) -> torch.Tensor:
         rows = len(self.call_rows(len(latents), guidance_scale)[0])
         self.network.add(0, 0, len(latents))
-        if self.network.is_hooked():
+        if self.network.is_hooked() and not self.value._forward_hooks:  # its own layers, not those that it has not
             for _ in range(steps):
                 self.network(torch.zeros(rows, *self.latent_shape))
         else:

@@ -1,0 +1,163 @@
+"""Hooks on a network's layers, in one place, and what they rely on: one network call calls every layer once.
+
+    >>> denoiser, rows = as_denoiser(pipe), []
+    >>> with hooked(denoiser, denoiser.layers(), lambda name, hidden, output: rows.append(len(hidden)), rows=2):
+    ...     denoiser.sample(["a red heart"], initial_noise(denoiser, [0]), 3, 7.5).shape
+    torch.Size([1, 4, 8, 8])
+    >>> rows                                # of three calls, four layers each: two halves of one prompt
+    [2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
+
+A layer that is not called, or on other rows, would make sums and edits silently wrong. So every call is checked as it
+ends. diffusers' chunked feed-forward calls a layer several times, on parts of its rows or of its tokens: which of the
+two is known from the block, and the parts are joined. Compiled code calls no hooks, so that nothing runs compiled.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from typing import Any, Literal
+
+import torch
+
+from .plain import named_modules, uncompiled
+from .protocol import Denoiser
+
+Joint = Literal["rows", "tokens"]
+"""How the parts of a layer's call belong together: rows stand one after the other, tokens add up."""
+See = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor | None]
+"""Is given layer, input and output, each (rows, tokens, width); what it returns takes the output's place."""
+
+
+class _Enough(Exception):
+    """Ends sampling after the last network call that is wanted."""
+
+
+@contextmanager
+def hooked(
+    denoiser: Denoiser,
+    layers: Mapping[str, torch.nn.Module],
+    see: See,
+    *,
+    rows: int | None = None,
+    begin: Callable[[], None] = lambda: None,
+    end: Callable[[dict[str, Joint]], None] = lambda joints: None,
+    first: int | None = None,
+) -> Iterator[None]:
+    """While open, layers report to `see`; the hooks are gone afterwards, also by an exception.
+
+    Args:
+        layers: of the denoiser's network, by name.
+        rows: of a network call; None if calls may have any number, the same in all of them.
+        begin: called before a network call.
+        end: called after it, with the joint of each layer that was called in parts.
+        first: ends sampling after so many network calls; what stands within the context is left there.
+
+    Raises:
+        RuntimeError: a network call that did not call every layer once; names layer, call and likely causes.
+    """
+    network = uncompiled(denoiser.network)
+    calls = _Calls(network, layers, rows)
+
+    def before(module: Any, args: Any, kwargs: Any) -> None:
+        begin()
+        calls.begin()
+
+    def after(module: Any, args: Any, output: Any) -> None:
+        end(calls.end())
+        if calls.number + 1 == first:
+            raise _Enough
+
+    def layer_hook(name: str) -> Callable:
+        def called(module: Any, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+            calls.add(name, len(args[0]))
+            return see(name, args[0], output)
+
+        return called
+
+    handles = [network.register_forward_pre_hook(before, with_kwargs=True), network.register_forward_hook(after)]
+    handles += [layer.register_forward_hook(layer_hook(name)) for name, layer in layers.items()]
+    try:
+        with uncompiled_calls(), suppress(_Enough):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def uncompiled_calls() -> AbstractContextManager:
+    """Within it, what `torch.compile` compiled is run as it was written, with its hooks, and nothing is compiled."""
+    # Whoever compiles has imported dynamo, which takes seconds.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def is_of_weight(layer: torch.nn.Linear, hidden: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    """Whether a linear map's output is that of its weight, by its first token: a bool that stays on the device."""
+    x, y = hidden.flatten(0, -2)[:1], output.detach().flatten(0, -2)[:1]
+    bias = None if layer.bias is None else layer.bias.detach().to(x.dtype)
+    expected = torch.nn.functional.linear(x, layer.weight.detach().to(x.dtype), bias)
+    tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 0.05
+    return ~((y - expected).abs().amax() > tolerance * expected.abs().amax())  # NaN is another's to name
+
+
+class _Calls:
+    """What one network call has called so far.
+
+    Attributes:
+        number: of the network call, 0 first; -1 before it.
+        parts: layer to the rows of each time that it was called.
+    """
+
+    def __init__(self, network: torch.nn.Module, layers: Mapping[str, torch.nn.Module], rows: int | None):
+        self.rows, self.number, self.within = rows, -1, False
+        self.parts: dict[str, list[int]] = {name: [] for name in layers}
+        self.blocks = _chunked_blocks(network, layers)
+
+    def begin(self) -> None:
+        self.number, self.within = self.number + 1, True
+        self.parts = {name: [] for name in self.parts}
+
+    def add(self, name: str, rows: int) -> None:
+        if self.within:  # gradient checkpointing calls layers again, after the network's call
+            self.parts[name].append(rows)
+
+    def end(self) -> dict[str, Joint]:
+        """The joint of each layer that was called in parts; raises RuntimeError as `hooked`."""
+        self.within = False
+        if self.rows is None and self.parts:
+            self.rows = sum(next(iter(self.parts.values())))
+        return {name: joint for name, parts in self.parts.items() if (joint := self._joint(name, parts))}
+
+    def _joint(self, name: str, parts: list[int]) -> Joint | None:
+        if parts == [self.rows]:
+            return None
+        block = self.blocks.get(name)
+        if len(parts) > 1 and block is not None and block._chunk_size is not None:
+            if block._chunk_dim % 3 == 0 and sum(parts) == self.rows:
+                return "rows"
+            if block._chunk_dim % 3 == 1 and set(parts) == {self.rows}:
+                return "tokens"
+        if len(parts) == 1:
+            raise RuntimeError(
+                f"layer {name} was called on {parts[0]} rows in network call {self.number}, where {self.rows} were "
+                "expected: the sampler splits its batches, or a cache leaves out half of them (switch it off, "
+                "`disable_cache()`). Use `batch_size=1`, or a sampler that calls the network once a step."
+            )
+        raise RuntimeError(
+            f"layer {name} was called {len(parts)} times in network call {self.number}, where one call of every layer "
+            "is expected. Likely causes: blocks that are cached or skipped (switch it off, `disable_cache()`); fused "
+            "projections (`unfuse_qkv_projections()`); feed-forward layers in chunks that diffusers did not make "
+            "(`set_chunk_feed_forward(None)`); a compiled or exported network that calls no hooks (load the pipeline "
+            "again without it)."
+        )
+
+
+def _chunked_blocks(network: torch.nn.Module, layers: Mapping[str, torch.nn.Module]) -> dict[str, Any]:
+    """The transformer block of each feed-forward layer that could be called in chunks."""
+    modules, blocks = named_modules(network), {}
+    for name in layers:
+        block, _, rest = name.rpartition(".ff")
+        if rest and hasattr(modules.get(block), "_chunk_size"):
+            blocks[name] = modules[block]
+    return blocks
