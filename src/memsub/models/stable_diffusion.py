@@ -92,7 +92,7 @@ class StableDiffusionDenoiser:
 
     def embed(self, prompts: Sequence[str]) -> Conditioning:
         """As the protocol; without gradients."""
-        with torch.no_grad(), _evaluated(self.pipe.text_encoder):
+        with torch.no_grad(), evaluated(self.pipe.text_encoder):
             return Conditioning(self.pipe.encode_prompt(list(prompts), self.device, 1, False)[0])
 
     def predict(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
@@ -101,7 +101,7 @@ class StableDiffusionDenoiser:
         if width := self.network.config.time_cond_proj_dim:
             scale = self.pipe.get_guidance_scale_embedding(torch.full((len(latents),), 7.5 - 1), embedding_dim=width)
             options["timestep_cond"] = scale.to(latents)
-        with _evaluated(self.network):
+        with evaluated(self.network):
             return self._called(latents, t, return_dict=False, **options)[0]
 
     def calls(self, steps: int) -> int:
@@ -112,9 +112,19 @@ class StableDiffusionDenoiser:
     def call_rows(self, prompts: int, guidance_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
         """As the protocol: diffusers puts the unconditional half first."""
         once = torch.arange(prompts)
-        if guidance_scale <= 1 or self.network.config.time_cond_proj_dim is not None:  # which takes the scale itself
+        if not self._guided(guidance_scale):
             return once, torch.ones(prompts, dtype=torch.bool)
         return once.repeat(2), torch.tensor([False, True]).repeat_interleave(prompts)
+
+    def _guided(self, guidance_scale: float) -> bool:
+        """Whether a call has two halves: not where the network takes the scale itself."""
+        return guidance_scale > 1 and self.network.config.time_cond_proj_dim is None
+
+    def _call_arguments(self, prompts: list[str] | Conditioning, guidance_scale: float) -> dict[str, Any]:
+        """What the pipeline is called with for some prompts; raises ValueError as `_embeddings`."""
+        if isinstance(prompts, Conditioning):
+            return {"prompt_embeds": _embeddings(prompts)}
+        return {"prompt": prompts}  # the pipeline embeds captions itself
 
     def sample(
         self,
@@ -126,9 +136,7 @@ class StableDiffusionDenoiser:
         generators: Sequence[torch.Generator] | None = None,
     ) -> torch.Tensor:
         """As the protocol; raises ValueError as `_embeddings`."""
-        text: dict[str, Any] = {"prompt": prompts}  # the pipeline embeds captions itself
-        if isinstance(prompts, Conditioning):
-            text = {"prompt_embeds": _embeddings(prompts)}
+        text = self._call_arguments(prompts, guidance_scale)
         options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "latent"}
         options["generator"] = list(generators) if generators else None
         own, handles = self.pipe.scheduler, []
@@ -142,7 +150,7 @@ class StableDiffusionDenoiser:
             handles.append(self.network.register_forward_pre_hook(_cast_to(self.dtype), with_kwargs=True))
         try:
             self.pipe.scheduler = scheduler if scheduler is not own else copy.copy(own)
-            with _evaluated(self.network, self.pipe.text_encoder):
+            with evaluated(self.network, self.pipe.text_encoder):
                 return self.pipe(**text, latents=latents, **options).images
         finally:
             self.pipe.scheduler = own
@@ -153,7 +161,7 @@ class StableDiffusionDenoiser:
     def encode(self, images: np.ndarray) -> torch.Tensor:
         vae = self.pipe.vae
         x = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device, vae.dtype) / 127.5 - 1
-        with _evaluated(vae):
+        with evaluated(vae):
             encoded = vae.encode(x)
         latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents  # of tiny ones
         return latents * vae.config.scaling_factor
@@ -162,7 +170,7 @@ class StableDiffusionDenoiser:
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         vae = self.pipe.vae
         latents = latents.to(vae.dtype) / vae.config.scaling_factor
-        with _evaluated(vae):  # some decoders draw noise: the same for every row
+        with evaluated(vae):  # some decoders draw noise: the same for every row
             x = vae.decode(latents, return_dict=False, generator=[torch.Generator().manual_seed(0) for _ in latents])[0]
         x = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
         return (x * 255).round().astype(np.uint8)
@@ -179,7 +187,7 @@ def _embeddings(conditioning: Conditioning) -> torch.Tensor:
 
 
 @contextmanager
-def _evaluated(*modules: torch.nn.Module | None) -> Iterator[None]:
+def evaluated(*modules: torch.nn.Module | None) -> Iterator[None]:
     """Within it, modules do not drop units at random; what was in training mode is so again afterwards."""
     training = [m for module in modules if module is not None for m in module.modules() if m.training]
     try:
