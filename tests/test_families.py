@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import memsub
-from families import BUILDERS, EULER, latent_consistency, stable_diffusion_xl, vae
+from families import BUILDERS, stable_diffusion_xl, vae
 from memsub.attacks.embedding import EmbeddingAttack
 from memsub.baselines import optimized_embeddings
 from memsub.measure.detection import first_step_scores
