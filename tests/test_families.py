@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import memsub
-from families import BUILDERS, EULER, latent_consistency, stable_diffusion_xl, vae
+from families import BUILDERS, EULER, stable_diffusion_xl, vae
 from memsub.attacks.embedding import EmbeddingAttack
 from memsub.baselines import optimized_embeddings
 from memsub.measure.detection import first_step_scores
@@ -192,6 +192,37 @@ def test_xl_samples_as_its_pipeline_from_captions_and_from_their_conditioning(ze
         assert (other != expected).any()
 
 
+def test_turbo_samples_in_one_step_without_guidance_by_a_sampler_that_draws_noise():
+    turbo = d.EulerAncestralDiscreteScheduler(**EULER | {"timestep_spacing": "trailing"})
+    pipe, seeds = stable_diffusion_xl(scheduler=turbo), [0, 7]
+    for steps in (1, 4):
+        options = {"steps": steps, "guidance_scale": 0.0, "progress": False}
+        images = memsub.generate(pipe, PROMPTS, seeds=seeds, **options)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        call = {"num_inference_steps": steps, "guidance_scale": 0.0, "generator": generators, "output_type": "np"}
+        np.testing.assert_array_equal(images, (pipe(prompt=PROMPTS, **call).images * 255).round())
+        stats = memsub.capture(pipe, PROMPTS, **options)
+        assert next(iter(stats.sums.values())).shape[1] == steps
+        one_half = memsub.capture(pipe, PROMPTS, cfg_half="cond", **options)
+        assert all(torch.equal(stats.sums[name], one_half.sums[name]) for name in stats.sums)
+
+
+def test_xl_whose_network_takes_the_scale_makes_calls_of_one_half():
+    """As LCM's distillation of it: the scale is an input of the network, in sampling and for attacks."""
+    pipe = stable_diffusion_xl(time_cond_proj_dim=16)
+    denoiser, options = as_denoiser(pipe), {"steps": STEPS, "guidance_scale": 5.0, "progress": False}
+    np.testing.assert_array_equal(memsub.generate(pipe, PROMPTS, **options), exact(pipe, PROMPTS, 5.0))
+    assert denoiser.call_rows(2, 5.0)[1].tolist() == [True, True]
+    memsub.capture(pipe, PROMPTS, **options)
+    text, x = denoiser.embed(PROMPTS), initial_noise(pipe, [0, 1])
+    with torch.no_grad():
+        default, same, other = (
+            denoiser.predict(x, torch.tensor(500), each)
+            for each in (text, *(replace(text, guidance=torch.full((2,), scale)) for scale in (7.5, 2.0)))
+        )
+    assert torch.equal(default, same) and not torch.equal(default, other)
+
+
 def test_the_empty_prompt_is_encoded_as_the_pipeline_does(xl):
     """Zeros stand for no negative prompt; the contrast, a prompt, is none of them."""
     empty, options = as_denoiser(xl).embed([""]), {"steps": STEPS, "guidance_scale": 1.0, "progress": False}
@@ -364,7 +395,7 @@ def test_what_needs_more_than_the_pipelines_call_says_so(families):
     image = np.zeros((1, 32, 32, 3), np.uint8)
     needs = "the generic adapter captures, locates, prunes and generates from captions; .* an adapter for FluxPipeline"
     for work in (
-        lambda: first_step_scores(flux, PROMPTS, steps=2),
+        lambda: first_step_scores(flux, PROMPTS, steps=2, scores=["text magnitude"]),
         lambda: optimized_embeddings(flux, PROMPTS, target=0.0),
         lambda: EmbeddingAttack(flux, image, text),
         lambda: memsub.generate(flux, text, progress=False),

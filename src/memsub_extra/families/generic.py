@@ -113,7 +113,9 @@ class GenericDenoiser:
         network = self.network
         if hasattr(network, "down_blocks") and hasattr(network, "up_blocks"):
             return StableDiffusionDenoiser.layers(self)  # type: ignore[arg-type]  # needs a network alone
-        forwards = {name: m for name, m in named_modules(network).items() if isinstance(uncompiled(m), FeedForward)}
+        forwards: dict[str, Any] = {
+            name: m for name, m in named_modules(network).items() if isinstance(uncompiled(m), FeedForward)
+        }
         layers = {f"{name}.net.2": m.net[2] for name, m in forwards.items() if not NOT_OF_THE_IMAGE.search(name)}
         if not layers:
             kinds = {type(m).__name__ for m in network.modules()}
