@@ -473,6 +473,40 @@ def test_what_makes_no_images_of_text_is_refused_by_name(kind):
         memsub.capture(pipe, PROMPTS, progress=False)
 
 
+@QUIET
+def test_a_pipeline_that_cannot_be_watched_says_so(families):
+    """As self-attention guidance, which looks into the network while it computes."""
+    pipe = copy.copy(families("StableDiffusion3Pipeline"))
+    pipe.prepare_latents = lambda latents=None, **_: None.shape
+    with pytest.raises(ValueError, match="StableDiffusion3Pipeline cannot be watched: .* ends in AttributeError"):
+        memsub.capture(pipe, PROMPTS, progress=False)
+
+
+@QUIET
+def test_perturbed_attention_guidance_is_refused_until_it_is_off(xl):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = d.StableDiffusionXLPAGPipeline(**xl.components, add_watermarker=False, pag_applied_layers=["mid"])
+        pipe.set_progress_bar_config(disable=True)
+        with pytest.raises(ValueError, match="calls its network on 6 rows for 3 prompts.*Switch off perturbed"):
+            memsub.capture(pipe, PROMPTS, guidance_scale=1.0, progress=False)
+        stats = memsub.capture(GenericDenoiser(pipe, pag_scale=0.0), PROMPTS, steps=STEPS, progress=False)
+    own = memsub.capture(xl, PROMPTS, steps=STEPS, progress=False)
+    for name, sums in own.sums.items():
+        torch.testing.assert_close(stats.sums[name], sums)
+
+
+@QUIET
+def test_a_block_that_is_called_twice_in_a_call_is_refused_by_its_name(families):
+    """As in CogView4, where both streams go through one `ff`."""
+    pipe = copy.deepcopy(families("StableDiffusion3Pipeline"))
+    feed_forward = pipe.transformer.transformer_blocks[0].ff
+    own = feed_forward.forward
+    feed_forward.forward = lambda hidden: own(own(hidden))
+    with pytest.raises(RuntimeError, match=r"layer transformer_blocks\.0\.ff\.net\.2 was called 2 times"):
+        memsub.capture(pipe, PROMPTS, steps=STEPS, progress=False)
+
+
 def test_options_that_the_pipeline_does_not_take_are_refused(families):
     with pytest.raises(ValueError, match="the call of FluxPipeline takes no size"):
         GenericDenoiser(families("FluxPipeline"), size=3)
