@@ -427,23 +427,44 @@ def test_watching_a_pipeline_leaves_it_as_it_was(families):
     assert "step" not in vars(pipe.scheduler)
 
 
-class FeedForward(torch.nn.Module):
-    """A namesake, as Z-Image has one."""
+def lumina():
+    heads = {"num_attention_heads": 2, "num_kv_heads": 2, "hidden_size": 16, "multiple_of": 16}
+    return d.LuminaNextDiT2DModel(sample_size=4, num_layers=1, cross_attention_dim=32, ffn_dim_multiplier=None, **heads)
 
 
-class Other(torch.nn.Module):
-    def __init__(self, *parts):
-        super().__init__()
-        self.blocks = torch.nn.ModuleList(parts)
+def sana():
+    heads = {"num_attention_heads": 2, "attention_head_dim": 4, "num_cross_attention_heads": 2}
+    widths = {"cross_attention_head_dim": 4, "cross_attention_dim": 8, "caption_channels": 8, "sample_size": 8}
+    return d.SanaTransformer2DModel(in_channels=4, out_channels=4, num_layers=1, **heads, **widths)
 
 
-@pytest.mark.parametrize("parts", [[FeedForward()], [torch.nn.Linear(2, 2)]], ids=["namesake", "none"])
-def test_a_network_without_feed_forward_blocks_of_diffusers_is_refused(families, parts):
+def aura_flow():
+    heads = {"num_attention_heads": 2, "attention_head_dim": 8, "caption_projection_dim": 16, "joint_attention_dim": 16}
+    return d.AuraFlowTransformer2DModel(sample_size=4, num_mmdit_layers=1, num_single_dit_layers=1, **heads)
+
+
+def z_image():
+    heads = {"dim": 32, "n_heads": 2, "n_kv_heads": 2, "axes_dims": [4, 4, 8], "axes_lens": [8, 8, 8]}
+    return d.ZImageTransformer2DModel(in_channels=4, n_layers=1, n_refiner_layers=1, cap_feat_dim=16, **heads)
+
+
+WITHOUT_BLOCKS = {
+    lumina: "LuminaFeedForward",
+    sana: "GLUMBConv",
+    aura_flow: "AuraFlowFeedForward",
+    z_image: "FeedForward",  # a namesake
+    lambda: torch.nn.Sequential(torch.nn.Linear(2, 2)): "nothing of the kind",
+}
+
+
+@pytest.mark.parametrize("build", WITHOUT_BLOCKS)
+def test_a_network_without_feed_forward_blocks_of_diffusers_is_refused(families, build):
     pipe = copy.copy(families("FluxPipeline"))
     denoiser = GenericDenoiser(pipe)
-    denoiser.network = Other(*parts)
-    instead = "FeedForward" if isinstance(parts[0], FeedForward) else "nothing of the kind"
-    with pytest.raises(ValueError, match=f"holds no FeedForward blocks of diffusers.*has instead: {instead}"):
+    denoiser.network = build()
+    with pytest.raises(
+        ValueError, match=rf"holds no FeedForward blocks of diffusers.*has instead: {WITHOUT_BLOCKS[build]}\.\)"
+    ):
         denoiser.layers()
 
 
@@ -477,8 +498,8 @@ def test_what_makes_no_images_of_text_is_refused_by_name(kind):
 def test_a_pipeline_that_cannot_be_watched_says_so(families):
     """As self-attention guidance, which looks into the network while it computes."""
     pipe = copy.copy(families("StableDiffusion3Pipeline"))
-    pipe.prepare_latents = lambda latents=None, **_: None.shape
-    with pytest.raises(ValueError, match="StableDiffusion3Pipeline cannot be watched: .* ends in AttributeError"):
+    pipe.prepare_latents = lambda *_, latents=None: None.shape
+    with pytest.raises(ValueError, match=r"StableDiffusion3Pipeline cannot be watched: .* ends in AttributeError"):
         memsub.capture(pipe, PROMPTS, progress=False)
 
 
@@ -488,7 +509,7 @@ def test_perturbed_attention_guidance_is_refused_until_it_is_off(xl):
         warnings.simplefilter("ignore")
         pipe = d.StableDiffusionXLPAGPipeline(**xl.components, add_watermarker=False, pag_applied_layers=["mid"])
         pipe.set_progress_bar_config(disable=True)
-        with pytest.raises(ValueError, match="calls its network on 6 rows for 3 prompts.*Switch off perturbed"):
+        with pytest.raises(ValueError, match=r"calls its network on 6 rows for 3 prompts.*Switch off perturbed"):
             memsub.capture(pipe, PROMPTS, guidance_scale=1.0, progress=False)
         stats = memsub.capture(GenericDenoiser(pipe, pag_scale=0.0), PROMPTS, steps=STEPS, progress=False)
     own = memsub.capture(xl, PROMPTS, steps=STEPS, progress=False)
