@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import memsub
-from families import BUILDERS, stable_diffusion_xl, vae
+from families import BUILDERS, EULER, stable_diffusion_xl, vae
 from memsub.attacks.embedding import EmbeddingAttack
 from memsub.baselines import optimized_embeddings
 from memsub.measure.detection import first_step_scores
@@ -192,6 +192,37 @@ def test_xl_samples_as_its_pipeline_from_captions_and_from_their_conditioning(ze
         assert (other != expected).any()
 
 
+def test_turbo_samples_in_one_step_without_guidance_by_a_sampler_that_draws_noise():
+    turbo = d.EulerAncestralDiscreteScheduler(**EULER | {"timestep_spacing": "trailing"})
+    pipe, seeds = stable_diffusion_xl(scheduler=turbo), [0, 7]
+    for steps in (1, 4):
+        options = {"steps": steps, "guidance_scale": 0.0, "progress": False}
+        images = memsub.generate(pipe, PROMPTS, seeds=seeds, **options)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        call = {"num_inference_steps": steps, "guidance_scale": 0.0, "generator": generators, "output_type": "np"}
+        np.testing.assert_array_equal(images, (pipe(prompt=PROMPTS, **call).images * 255).round())
+        stats = memsub.capture(pipe, PROMPTS, **options)
+        assert next(iter(stats.sums.values())).shape[1] == steps
+        one_half = memsub.capture(pipe, PROMPTS, cfg_half="cond", **options)
+        assert all(torch.equal(stats.sums[name], one_half.sums[name]) for name in stats.sums)
+
+
+def test_xl_whose_network_takes_the_scale_makes_calls_of_one_half():
+    """As LCM's distillation of it: the scale is an input of the network, in sampling and for attacks."""
+    pipe = stable_diffusion_xl(time_cond_proj_dim=16)
+    denoiser, options = as_denoiser(pipe), {"steps": STEPS, "guidance_scale": 5.0, "progress": False}
+    np.testing.assert_array_equal(memsub.generate(pipe, PROMPTS, **options), exact(pipe, PROMPTS, 5.0))
+    assert denoiser.call_rows(2, 5.0)[1].tolist() == [True, True]
+    memsub.capture(pipe, PROMPTS, **options)
+    text, x = denoiser.embed(PROMPTS), initial_noise(pipe, [0, 1])
+    with torch.no_grad():
+        default, same, other = (
+            denoiser.predict(x, torch.tensor(500), each)
+            for each in (text, *(replace(text, guidance=torch.full((2,), scale)) for scale in (7.5, 2.0)))
+        )
+    assert torch.equal(default, same) and not torch.equal(default, other)
+
+
 def test_the_empty_prompt_is_encoded_as_the_pipeline_does(xl):
     """Zeros stand for no negative prompt; the contrast, a prompt, is none of them."""
     empty, options = as_denoiser(xl).embed([""]), {"steps": STEPS, "guidance_scale": 1.0, "progress": False}
@@ -364,7 +395,7 @@ def test_what_needs_more_than_the_pipelines_call_says_so(families):
     image = np.zeros((1, 32, 32, 3), np.uint8)
     needs = "the generic adapter captures, locates, prunes and generates from captions; .* an adapter for FluxPipeline"
     for work in (
-        lambda: first_step_scores(flux, PROMPTS, steps=2),
+        lambda: first_step_scores(flux, PROMPTS, steps=2, scores=["text magnitude"]),
         lambda: optimized_embeddings(flux, PROMPTS, target=0.0),
         lambda: EmbeddingAttack(flux, image, text),
         lambda: memsub.generate(flux, text, progress=False),
@@ -396,23 +427,44 @@ def test_watching_a_pipeline_leaves_it_as_it_was(families):
     assert "step" not in vars(pipe.scheduler)
 
 
-class FeedForward(torch.nn.Module):
-    """A namesake, as Z-Image has one."""
+def lumina():
+    heads = {"num_attention_heads": 2, "num_kv_heads": 2, "hidden_size": 16, "multiple_of": 16}
+    return d.LuminaNextDiT2DModel(sample_size=4, num_layers=1, cross_attention_dim=32, ffn_dim_multiplier=None, **heads)
 
 
-class Other(torch.nn.Module):
-    def __init__(self, *parts):
-        super().__init__()
-        self.blocks = torch.nn.ModuleList(parts)
+def sana():
+    heads = {"num_attention_heads": 2, "attention_head_dim": 4, "num_cross_attention_heads": 2}
+    widths = {"cross_attention_head_dim": 4, "cross_attention_dim": 8, "caption_channels": 8, "sample_size": 8}
+    return d.SanaTransformer2DModel(in_channels=4, out_channels=4, num_layers=1, **heads, **widths)
 
 
-@pytest.mark.parametrize("parts", [[FeedForward()], [torch.nn.Linear(2, 2)]], ids=["namesake", "none"])
-def test_a_network_without_feed_forward_blocks_of_diffusers_is_refused(families, parts):
+def aura_flow():
+    heads = {"num_attention_heads": 2, "attention_head_dim": 8, "caption_projection_dim": 16, "joint_attention_dim": 16}
+    return d.AuraFlowTransformer2DModel(sample_size=4, num_mmdit_layers=1, num_single_dit_layers=1, **heads)
+
+
+def z_image():
+    heads = {"dim": 32, "n_heads": 2, "n_kv_heads": 2, "axes_dims": [4, 4, 8], "axes_lens": [8, 8, 8]}
+    return d.ZImageTransformer2DModel(in_channels=4, n_layers=1, n_refiner_layers=1, cap_feat_dim=16, **heads)
+
+
+WITHOUT_BLOCKS = {
+    lumina: "LuminaFeedForward",
+    sana: "GLUMBConv",
+    aura_flow: "AuraFlowFeedForward",
+    z_image: "FeedForward",  # a namesake
+    lambda: torch.nn.Sequential(torch.nn.Linear(2, 2)): "nothing of the kind",
+}
+
+
+@pytest.mark.parametrize("build", WITHOUT_BLOCKS)
+def test_a_network_without_feed_forward_blocks_of_diffusers_is_refused(families, build):
     pipe = copy.copy(families("FluxPipeline"))
     denoiser = GenericDenoiser(pipe)
-    denoiser.network = Other(*parts)
-    instead = "FeedForward" if isinstance(parts[0], FeedForward) else "nothing of the kind"
-    with pytest.raises(ValueError, match=f"holds no FeedForward blocks of diffusers.*has instead: {instead}"):
+    denoiser.network = build()
+    with pytest.raises(
+        ValueError, match=rf"holds no FeedForward blocks of diffusers.*has instead: {WITHOUT_BLOCKS[build]}\.\)"
+    ):
         denoiser.layers()
 
 
@@ -440,6 +492,40 @@ def test_what_makes_no_images_of_text_is_refused_by_name(kind):
     pipe = object.__new__(getattr(d, kind))  # its call is looked at first, before any part
     with pytest.raises(ValueError, match=f"{kind} is no text-to-image pipeline .* its call {NO_TEXT_TO_IMAGE[kind]}"):
         memsub.capture(pipe, PROMPTS, progress=False)
+
+
+@QUIET
+def test_a_pipeline_that_cannot_be_watched_says_so(families):
+    """As self-attention guidance, which looks into the network while it computes."""
+    pipe = copy.copy(families("StableDiffusion3Pipeline"))
+    pipe.prepare_latents = lambda *_, latents=None: None.shape
+    with pytest.raises(ValueError, match=r"StableDiffusion3Pipeline cannot be watched: .* ends in AttributeError"):
+        memsub.capture(pipe, PROMPTS, progress=False)
+
+
+@QUIET
+def test_perturbed_attention_guidance_is_refused_until_it_is_off(xl):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = d.StableDiffusionXLPAGPipeline(**xl.components, add_watermarker=False, pag_applied_layers=["mid"])
+        pipe.set_progress_bar_config(disable=True)
+        with pytest.raises(ValueError, match=r"calls its network on 6 rows for 3 prompts.*Switch off perturbed"):
+            memsub.capture(pipe, PROMPTS, guidance_scale=1.0, progress=False)
+        stats = memsub.capture(GenericDenoiser(pipe, pag_scale=0.0), PROMPTS, steps=STEPS, progress=False)
+    own = memsub.capture(xl, PROMPTS, steps=STEPS, progress=False)
+    for name, sums in own.sums.items():
+        torch.testing.assert_close(stats.sums[name], sums)
+
+
+@QUIET
+def test_a_block_that_is_called_twice_in_a_call_is_refused_by_its_name(families):
+    """As in CogView4, where both streams go through one `ff`."""
+    pipe = copy.deepcopy(families("StableDiffusion3Pipeline"))
+    feed_forward = pipe.transformer.transformer_blocks[0].ff
+    own = feed_forward.forward
+    feed_forward.forward = lambda hidden: own(own(hidden))
+    with pytest.raises(RuntimeError, match=r"layer transformer_blocks\.0\.ff\.net\.2 was called 2 times"):
+        memsub.capture(pipe, PROMPTS, steps=STEPS, progress=False)
 
 
 def test_options_that_the_pipeline_does_not_take_are_refused(families):

@@ -59,6 +59,7 @@ def optimized_embeddings(
     check_request(prompts, steps, batch_size)
     seeds = one_seed_each(seeds, len(prompts))
     denoiser = as_denoiser(pipe)
+    empty = denoiser.embed([""])  # before anything else: some adapters cannot, and say so
     denoiser.scheduler.set_timesteps(steps)
     mine = shard(range(len(prompts)))
     # A prompt that is not at its target goes through every iteration; one of them is counted.
@@ -67,7 +68,7 @@ def optimized_embeddings(
     for i in range(0, len(mine), batch_size):
         part = mine[i : i + batch_size]
         noise = initial_noise(denoiser, [seeds[j] for j in part])
-        optimized = _optimize(denoiser, [prompts[j] for j in part], noise, target, lr, iterations)
+        optimized = _optimize(denoiser, [prompts[j] for j in part], empty, noise, target, lr, iterations)
         moved |= dict(zip(part, optimized.to("cpu"), strict=True))
     moved = gathered(moved)
     together = Conditioning.cat([moved[i] for i in range(len(prompts))])
@@ -75,7 +76,13 @@ def optimized_embeddings(
 
 
 def _optimize(
-    denoiser: Denoiser, prompts: list[str], noise: torch.Tensor, target: float, lr: float, iterations: int
+    denoiser: Denoiser,
+    prompts: list[str],
+    empty: Conditioning,
+    noise: torch.Tensor,
+    target: float,
+    lr: float,
+    iterations: int,
 ) -> Conditioning:
     scheduler = denoiser.scheduler
     t = scheduler.timesteps[0]
@@ -83,7 +90,7 @@ def _optimize(
     text = denoiser.embed(prompts)
     embedding = text.embeddings.float()
     with torch.no_grad():
-        unconditional = denoiser.predict(x, t, denoiser.embed([""]).expand(len(prompts)))
+        unconditional = denoiser.predict(x, t, empty.expand(len(prompts)))
     embedding.requires_grad_(True)
     optimizer = torch.optim.AdamW([embedding], lr=lr)
     for _ in range(iterations):

@@ -284,7 +284,11 @@ def _watch(denoiser: GenericDenoiser, guidance_scale: float) -> _FirstStep:
 
 
 def _logged(denoiser: GenericDenoiser, prompts: list[str], guidance_scale: float) -> _Log:
-    """Runs a pipeline on prompts of one noise up to its first step."""
+    """Runs a pipeline on prompts of one noise up to its first step.
+
+    Raises:
+        ValueError: the pipeline does not come so far.
+    """
     pipe, log = denoiser.pipe, _Log()
     options = {"num_inference_steps": 4, "guidance_scale": guidance_scale, "output_type": "latent"}
     with ExitStack() as stack:
@@ -293,7 +297,15 @@ def _logged(denoiser: GenericDenoiser, prompts: list[str], guidance_scale: float
         stack.enter_context(_replaced(pipe.scheduler, "step", _end))
         stack.enter_context(_replaced(pipe, "_progress_bar_config", {"disable": True}))
         stack.enter_context(suppress(_Seen))
-        pipe(prompt=prompts, generator=[_generator() for _ in prompts], **options | denoiser.options)
+        try:
+            pipe(prompt=prompts, generator=[_generator() for _ in prompts], **options | denoiser.options)
+        except (ValueError, MemoryError, torch.OutOfMemoryError, _Seen):  # say what is wrong, or nothing is
+            raise
+        except Exception as error:  # whatever a pipeline does with its network besides calling it
+            raise ValueError(
+                f"{type(pipe).__name__} cannot be watched: its first step, with a network that gives zeros, ends in "
+                f"{type(error).__name__}: {error}. If pipe(prompt) itself works, it needs an adapter of its own."
+            ) from error
     return log
 
 

@@ -199,8 +199,7 @@ def _of_other_text(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What does not fit between text encoders and UNet."""
     unet, index = configs["unet"], configs[""]
     encoders = [p for p in ("text_encoder", "text_encoder_2") if (index.get(p) or [None])[0] is not None]
-    width: Any = unet.get("addition_time_embed_dim")
-    pooled = configs["text_encoder_2"].get("projection_dim", 512)
+    width, pooled = unet.get("addition_time_embed_dim") or 0, configs["text_encoder_2"].get("projection_dim", 512)
     inputs = unet.get("projection_class_embeddings_input_dim")
     if inputs == 5 * width + pooled:
         return [
