@@ -508,7 +508,7 @@ def test_the_commands_that_convert_do(micro, saved, tmp_path):
 
 def test_find_contents_downloads_nothing_unless_asked(monkeypatch):
     asked = []
-    monkeypatch.setattr("memsub.models.hub._names", lambda repo: asked.append(repo))
+    monkeypatch.setattr("memsub.models.hub.names_of", lambda repo: asked.append(repo))
     with pytest.raises(FileNotFoundError, match="not on this machine"):
         find_contents("owner/model")
     assert not asked

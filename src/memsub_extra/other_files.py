@@ -1,6 +1,6 @@
 """What people have where a Stable Diffusion is expected: what a folder or file is instead, and what to do with it.
 
-One of `memsub.models.contents.EXPLANATIONS`: asked of what is no pipeline, it sees the names and shapes that were read.
+One of `memsub.models.contents.OTHER_FORMS`: it sees names and shapes that were read, and reads single files.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ import re
 
 from memsub.io.headers import read_config
 from memsub.models.contents import FUSE, PICKLES, Contents
+
+from .single_file import read_single_file
 
 SINGLE_FILES = {
     f"a LoRA, which changes another model. Fuse it into that one and give the folder: {FUSE}": (
@@ -35,8 +37,15 @@ SINGLE_FILES = {
 """What a file is, and what some tensor's name in it looks like. The first match counts."""
 
 
-def explain(contents: Contents) -> str:
-    """What a folder or file is that is no pipeline."""
+def read(contents: Contents) -> None:
+    """Reads a single file; of what is no pipeline, says what it is."""
+    if not contents.path.is_dir():
+        read_single_file(contents)
+    if not contents.kind and not contents.problems:
+        contents.problems.append(_explained(contents))
+
+
+def _explained(contents: Contents) -> str:
     if contents.path.is_dir():
         return f"{contents.path} is no diffusers pipeline, it holds no model_index.json: {_folder(contents)}."
     header = contents.tensors[""]

@@ -53,6 +53,7 @@ class Contents:
         names: files that the folder has, relative to it.
         prediction_type: what the network predicts; None: nothing says it.
         cast: whether weights will be cast to another dtype, so that they may be float8.
+        fetch: whether configurations may be asked of the hub.
         kind: class of the pipeline; empty if it is none.
         configs: by part; "" is model_index.json. Of a single file those of the folder `config`.
         tensors: by part, of all its files together; of a single file under its own names, in the part "".
@@ -66,6 +67,7 @@ class Contents:
     names: Collection[str] = ()
     prediction_type: str | None = None
     cast: bool = False
+    fetch: bool = False
     config: Path | None = None
     kind: str = ""
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -94,8 +96,8 @@ class Contents:
             return {}
 
 
-EXPLANATIONS: Registry[Callable[[Contents], str]] = Registry("memsub.explanations", "explanation", {})
-"""What a folder or file is that is no pipeline: sentences, or nothing."""
+OTHER_FORMS: Registry[Callable[[Contents], None]] = Registry("memsub.model_forms", "form of a model", {})
+"""Read what is no diffusers folder: they fill in what it is, or say so in `problems`."""
 
 
 def inspect(
@@ -104,6 +106,7 @@ def inspect(
     config: str | Path | None = None,
     prediction_type: str | None = None,
     cast: bool = False,
+    fetch: bool = False,
     names: Collection[str] | None = None,
 ) -> Contents:
     """What a folder or file is. Whatever is wrong with it is in `problems`: nothing is raised.
@@ -112,20 +115,19 @@ def inspect(
         config: a diffusers folder of the same family, for a single file: its configurations and tokenizer are read.
         prediction_type: of the network, where its files do not say it.
         cast: weights will be cast to another dtype.
+        fetch: ask the hub for configurations that a single file lacks.
         names: files that the folder will have (default: those that it has). Headers are read of what is there.
     """
-    contents = Contents(Path(path), names or (), prediction_type, cast, Path(config).expanduser() if config else None)
-    if not contents.path.is_dir():
-        from .single_file import read_single_file
-
-        read_single_file(contents)
-    else:
+    contents = Contents(Path(path), names or (), prediction_type, cast, fetch)
+    contents.config = Path(config).expanduser() if config else None
+    if contents.path.is_dir():
         contents.names = listed(contents.path) if names is None else names
         read_folder(contents)
+    if "" not in contents.configs and not contents.problems:
+        for read in OTHER_FORMS.values():
+            read(contents)
     if contents.kind:
-        contents.problems += [*_not_plain(contents), *_contradictions(contents)]
-    elif not contents.problems:
-        contents.problems += filter(None, (explain(contents) for explain in EXPLANATIONS.values()))
+        contents.problems = [*_not_plain(contents), *contents.problems, *_contradictions(contents)]
     if not contents.kind and not contents.problems:
         contents.problems.append(f"{path} is no pipeline that memsub knows: it takes {', '.join(ADAPTERS)}.")
     contents.prediction_type = contents.prediction_type or contents.configs.get("scheduler", {}).get("prediction_type")

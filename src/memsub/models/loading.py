@@ -115,18 +115,12 @@ def find_contents(
     """
     from .contents import inspect
 
-    source, options = find_model(model).source, {"prediction_type": prediction_type, "cast": cast}
+    source = find_model(model).source
     if not Path(source).exists():
         from .hub import hub_contents
 
-        return hub_contents(source, fetch, **options)
-    contents = inspect(source, config=config, **options)
-    if fetch and contents.width and not contents.config and not contents.problems:
-        from .hub import family_config
-
-        folder = family_config(source, contents.width, contents.prediction_type)
-        contents = inspect(source, config=folder, **options)
-    return contents
+        return hub_contents(source, fetch, prediction_type=prediction_type, cast=cast)
+    return inspect(source, config=config, prediction_type=prediction_type, cast=cast, fetch=fetch)
 
 
 def load_pipeline(
