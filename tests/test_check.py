@@ -81,7 +81,7 @@ def test_a_lora_beside_the_weights_is_told(saved, tmp_path, capsys):
 
 
 def test_a_model_that_is_not_here_downloads_nothing(capsys, monkeypatch):
-    monkeypatch.setattr("memsub.models.loading._hub_names", lambda repo: pytest.fail("the hub was asked"))
+    monkeypatch.setattr("memsub.models.hub.names_of", lambda repo: pytest.fail("the hub was asked"))
     monkeypatch.setattr(check, "parameter_file", lambda name: None)
     assert main(["check", "sd14", "owner/model"]) == 0
     told = capsys.readouterr().out

