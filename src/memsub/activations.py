@@ -346,9 +346,13 @@ def capture(
     stats.sums = {name: summed(sums.to(denoiser.device)).cpu() for name, sums in stats.sums.items()}
     stats.check()
     if checkpoint and not keep_checkpoint:
-        wait()  # a process that is lost before all have summed is redone alone, the others' shards are still there
-        checkpoint.unlink(missing_ok=True)
+        _remove(checkpoint)
     return stats
+
+
+def _remove(checkpoint: Path) -> None:
+    wait()  # a process that is lost before all have summed is redone alone, the others' shards are still there
+    checkpoint.unlink(missing_ok=True)
 
 
 def _add_batch(
