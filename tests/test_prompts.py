@@ -110,17 +110,25 @@ def test_tables_as_programs_write_them(tmp_path):
     [
         ("a.txt", b"", "holds no captions"),
         ("a.txt", b" \n\n", "holds no captions"),
-        ("a.txt", b"\xff\xfe\x00\x9f", "is not UTF-8"),
+        ("a.txt", b"\xff\xfe\x00\xd8", "is not UTF-8"),  # half a character of UTF-16
         ("a.txt", b"one\n\ntw\xf6\n", "is not UTF-8 text from line 3 on"),
-        ("a.txt", b"\x00\x01\x02", "holds no captions"),
+        ("a.txt", b"a\n\x00\x01\x02", "line 2, holds NUL characters and no captions"),
         ("a.jsonl", b'{"caption": "a"}\n{"cap', "line 2, is no JSON"),
         ("a.jsonl", b"[" * 100_000, "line 1, is no JSON"),
-        ("a.jsonl", b'{"text": "a"}', "no column 'caption'; its columns are: text"),
-        ("a.jsonl", b'{"caption": "a"}\n{"text": "b"}', "line 2, has no column 'caption'"),
-        ("a.jsonl", b'"a cat"\n', 'line 1, is no JSON object: "a cat"'),
-        ("a.jsonl", b'[{"caption": "a cat"}]', "line 1, is no JSON object"),
+        ("a.jsonl", b'{"words": "a"}', "no column 'caption'; its columns are: words"),
+        ("a.jsonl", b'{"caption": "a"}\n{"words": "b"}', "line 2, has no column 'caption'"),
+        ("a.jsonl", b'["a cat", 1]\n["a dog", 2]\n', 'line 1, is no JSON object and no string: ["a cat", 1]'),
+        ("a.json", b'["a cat", 1]', "item 2, is no JSON object and no string: 1"),
+        ("a.json", b'{"caption": ["a", "b"], "index": [1]}', "several lengths (caption: 2, index: 1)"),
+        ("a.json", b'{"caption": ["a"], "url": "x"}', "several lengths (caption: 1, url: no list)"),
+        ("a.json", b'{"data": [{"caption": "a"}]}', "no column 'caption'; its columns are: data"),
+        ("a.json", b'[\n  "a",\n  "b"\n', "line 3, is no JSON"),
+        ("a.json", b"3", "line 1, is no JSON object and no string: 3"),
+        ("a.json", b'[{"caption": "a\\ud800"}]', "item 1, has a caption that is no text"),
+        ("a.jsonl", b'{"caption": "a"}\n{"caption": "a\\u0000"}', "line 2, has a caption that is no text"),
+        ("a.jsonl", b'{"caption": "a", "type": ["VM"]}', "line 1, has a type that is no text"),
         ("a.jsonl", b'{"caption": "a"}\n{"caption": 3}', "line 2, has a caption that is no text: 3"),
-        ("a.jsonl", b'{"caption": ["a", "b"]}', "line 1, has a caption that is no text"),
+        ("a.jsonl", b'{"caption": ["a", "b"]}\n{"caption": "c"}', "line 1, has a caption that is no text"),
         ("a.jsonl", b'{"caption": "a", "caption": "b"}', "line 1, has the columns 'caption' and 'caption'"),
         ("a.jsonl", b'{"caption": "a", "index": "../x"}', "line 1, has the index '../x', which is no plain name"),
         ("a.csv", b"caption,index\na,1\nb,..\n", "line 3, has the index '..'"),
@@ -133,7 +141,16 @@ def test_tables_as_programs_write_them(tmp_path):
         ("a.csv", b"caption,type\na,N\n", "holds no captions that it does not mark as not memorized"),
         ("a.parquet", b"PAR1 half a file", "truncated or no parquet"),
         ("a.xls", b"x", "unknown kind '.xls'"),
-        ("a.tsv", b"caption\ta\n", "unknown kind '.tsv'"),
+        ("a.tsv", b"a cat\thttp://x\n", "no column 'caption'; its columns are: a cat, http://x"),
+        ("a.txt", b"caption;url\na cat;x\n", "begins with the header of a table, 'caption;url': name it .csv"),
+        ("a.txt", b'{"caption": "a"}\n{"caption": "b"}', "is JSON inside: name it .json"),
+        ("a.txt", b'[\n"a",\n"b"]', "is JSON inside: name it .json"),
+        ("a.csv", b"PAR1", "is parquet inside, not text"),
+        ("a.csv", b"PK\x03\x04", "is a zip archive or an Excel sheet inside"),
+        ("a.csv.gz", b"\x1f\x8b", "is compressed: unpack it first"),
+        ("a.csv", b"prompt,text\na,b\n", "has the columns 'prompt' and 'text', which mean the same"),
+        ("a.txt", b"one\n" + b"x" * 10_001, "line 2, has a caption of 10,001 characters, more than 10,000"),
+        ("a.csv", b"caption,index\n" + b"x" * 140_000 + b",3\n", "line 2, is no row of values"),
         ("captions", b"a cat\n", "it has no suffix"),
     ],
 )
@@ -143,7 +160,7 @@ def test_a_file_that_is_no_list_is_named(tmp_path, name, content, named):
         load_prompts(tmp_path / name)
     assert name in str(error.value)
     assert named in str(error.value)
-    if "unknown kind" in named or "no column" in named or "JSON object" in named or "no text" in named:
+    if "that it does not mark" not in named:
         assert FORMS in str(error.value)
 
 
