@@ -41,7 +41,16 @@ _ALIASES = {"caption": ("caption", "captions", "prompt", "prompts", "text", "tex
 _COLUMNS = {alias: column for column in ("caption", "url", "index", "type") for alias in _ALIASES.get(column, [column])}
 """Names of columns, as published lists write them and in lower case, to what they are called here."""
 _PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".7z", ".rar")
-_MAGIC = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "a zip archive or an Excel sheet", b"PAR1": "parquet", b"%PDF": "a PDF"}
+_OTHER = {
+    b"\x1f\x8b": "gzip",
+    b"pk\x03\x04": "a zip archive or an Excel sheet",
+    b"par1": "parquet",
+    b"%pdf": "a PDF",
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+    b"version https://git-lfs": "a pointer of Git LFS",
+}
+"""How files begin, in lower case, that are no prompt list under the name of one."""
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -173,8 +182,8 @@ def _text(path: Path) -> str:
     if path.stat().st_size > MOST_BYTES:
         raise _too_large(path)
     content = path.read_bytes()
-    for magic, form in _MAGIC.items():
-        if content.startswith(magic):
+    for beginning, form in _OTHER.items():
+        if content[:100].lstrip().lower().startswith(beginning):
             raise ValueError(f"{path} is {form} inside, not text.")
     wide = content.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
@@ -346,7 +355,8 @@ def _read_parquet(path: Path) -> Rows:
             values = max([about.num_rows, *(chunk.num_values for chunk in kept)])
             if values > MOST_ROWS or sum(chunk.total_uncompressed_size for chunk in kept) > MOST_BYTES:
                 raise _too_large(path)
-        with parquet.ParquetFile(path, read_dictionary=list(wanted)) as file:
+        repeated = {chunk.path_in_schema for chunk in kept} & wanted.keys()
+        with parquet.ParquetFile(path, read_dictionary=list(repeated)) as file:
             table = file.read(list(wanted))
             cells = [[v for chunk in table[name].chunks for v in _python(chunk)] for name in wanted]
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
