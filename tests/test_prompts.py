@@ -17,7 +17,7 @@ from memsub.measure.metrics import SSCD
 from memsub.models import MODELS, ModelInfo
 from memsub.prompts import Prompts, load_prompts, near_duplicates, read_prompts, too_long
 from memsub.world import WORLDS
-from memsub_extra.archives import recovery
+from memsub_extra.archives import recovery, session
 
 CAPTIONS = ["A red house; by night", 'The "Best" Podcast', "Ein Haus am Wasser, Öl"]
 
@@ -282,6 +282,7 @@ def test_the_fetch_command_writes_the_checksums_it_saw(server, monkeypatch, tmp_
     sources(monkeypatch, server, "list.jsonl")
     monkeypatch.setitem(SSCD, "sscd_disc_large", server.address + "sscd.pt")
     monkeypatch.setattr(recovery, "SOURCES", recovery.SOURCES[:1])  # not the web's archives
+    monkeypatch.setattr(session, "PRIVATE", True)
     command = ["fetch", "sd14", "--images", str(tmp_path / "gt")]
     assert main(command) == 0
     printed = capsys.readouterr().out

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from memsub_extra.archives import recovery
+from memsub_extra.archives import session as sessions
 from memsub_extra.archives.recovery import PoliteSession, described, fetch_and_describe, fetch_images
 
 RNG = np.random.default_rng(0)
@@ -70,7 +71,7 @@ def web(monkeypatch):
 
 @pytest.fixture
 def session():
-    return PoliteSession(timeout=1, pause=0)
+    return PoliteSession(timeout=1, pause=0, private=True)
 
 
 def rows(web, *names: str) -> pd.DataFrame:
@@ -141,7 +142,7 @@ def test_a_busy_server_is_given_the_time_it_asks_for(web, tmp_path):
     web.answers["/busy.png"] = [(429, {"Retry-After": "1"}, b""), (200, {}, png())]
     began = time.monotonic()
     brought = fetch_images(
-        rows(web, "busy.png"), tmp_path / "gt", session=PoliteSession(timeout=1, pause=0), progress=False
+        rows(web, "busy.png"), tmp_path / "gt", session=PoliteSession(timeout=1, pause=0, private=True), progress=False
     )
     assert brought["source"].tolist() == ["address"]
     assert time.monotonic() - began >= 1
@@ -151,7 +152,10 @@ def test_a_host_gets_a_pause_between_requests(web, tmp_path):
     for name in ("a.png", "b.png", "c.png"):
         web.answers[f"/{name}"] = [(200, {}, png())]
     fetch_images(
-        rows(web, "a.png", "b.png", "c.png"), tmp_path, session=PoliteSession(timeout=1, pause=0.2), progress=False
+        rows(web, "a.png", "b.png", "c.png"),
+        tmp_path,
+        session=PoliteSession(timeout=1, pause=0.2, private=True),
+        progress=False,
     )
     times = sorted(at for at, _ in web.asked)
     assert np.diff(times).min() >= 0.15
@@ -197,8 +201,10 @@ def test_a_list_of_any_source_is_fetched_and_described(web, tmp_path, monkeypatc
     from memsub_extra.run.data import TRAINING_IMAGES
 
     monkeypatch.setitem(TRAINING_IMAGES, "web archives", fetch_and_describe)
-    monkeypatch.setattr(recovery, "PAUSE", 0)
+    monkeypatch.setattr(sessions, "PAUSE", 0)
+    monkeypatch.setattr(sessions, "PRIVATE", True)
     web.answers["/here.png"] = [(200, {}, png())]
     text = TRAINING_IMAGES["web archives"](rows(web, "here.png", "gone.png"), tmp_path / "gt")
-    assert text == "1 of 2 training images: 1 from address"
+    assert text.splitlines()[0] == "1 of 2 training images: 1 from address"
+    assert "1 were not to be had, for example 4: HTTPError: 404" in text
     assert (tmp_path / "gt" / "3" / "0.png").is_file()
