@@ -64,7 +64,9 @@ def test_a_cached_file_is_checked_whenever_it_is_asked_for(server):
     assert downloads.fetch("sd14", "memorized") == path
     assert server.asked == 1
     path.write_bytes(LIST.replace(b"red", b"RED"))
-    with pytest.raises(ValueError, match=r"list\.jsonl is not what was fetched first: its sha256 is \w{12}\.\.\., that"):
+    with pytest.raises(
+        ValueError, match=r"list\.jsonl is not what was fetched first: its sha256 is \w{12}\.\.\., that"
+    ):
         downloads.fetch("sd14", "memorized")
 
 

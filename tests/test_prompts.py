@@ -1,18 +1,26 @@
 """Prompt lists in their published forms, and everything that can be wrong with them."""
 
+import csv
 import hashlib
 import io
 import json
 import threading
+import time
+import tracemalloc
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
+import pyarrow
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from pyarrow import parquet
 
 from memsub.__main__ import main
-from memsub.io import downloads
-from memsub.io.lists import FORMS
+from memsub.io import downloads, lists
+from memsub.io.lists import FORMS, plain_name, read_rows
 from memsub.measure.metrics import SSCD
 from memsub.models import MODELS, ModelInfo
 from memsub.prompts import Prompts, load_prompts, near_duplicates, read_prompts, too_long
@@ -215,6 +223,204 @@ def test_near_duplicates_and_captions_that_are_cut(pipe):
     kept = Prompts(table, ("memorized",)).without_near_duplicates()
     assert kept.memorized == captions[:2]
     assert kept.of("heldout") == captions[:1]
+
+
+# --- what is written is what is read -------------------------------------------------------------------------------
+
+captions = st.lists(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+    | st.sampled_from(
+        [*WITHIN, "NA", "null", "1984", "3.0", '"', '""', "'", 'a "b", c', "a;b\tc", "{", "[", "-", "#$%"]
+    ),
+    min_size=1,
+    max_size=8,
+)
+indices = st.integers(-(10**12), 10**12) | st.sampled_from(["007", "a b", "x.y"]) | st.none()
+
+
+def written(path, table: pd.DataFrame) -> None:
+    """A table as other programs write it."""
+    records = json.loads(table.to_json(orient="records"))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix in (".csv", ".tsv"):
+            options = {"delimiter": "\t" if path.suffix == ".tsv" else ",;"[len(table) % 2]}
+            csv.writer(file, **options).writerows([table.columns, *table.itertuples(index=False)])
+        elif path.suffix == ".jsonl":
+            file.writelines(json.dumps(row, ensure_ascii=len(table) % 2 == 0) + "\n" for row in records)
+        elif path.name == "columns.json":
+            json.dump({name: list(column) for name, column in table.items()}, file, indent=len(table) % 2 or None)
+        elif path.name == "strings.json":
+            json.dump(table["caption"].tolist(), file)
+        else:
+            json.dump(records, file, indent=len(table) % 2 or None)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "columns.json", "strings.json", "a.parquet"])
+@settings(max_examples=25, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_what_is_written_is_what_is_read(tmp_path, name, data):
+    listed = data.draw(captions)
+    table = pd.DataFrame({"caption": listed, "index": [data.draw(indices) for _ in listed]}, dtype=object)
+    path = tmp_path / name
+    if path.suffix == ".parquet":
+        table.astype({"index": "string"}).to_parquet(path)
+    else:
+        written(path, table)
+    kept = [i for i, caption in enumerate(listed) if caption.strip()]
+    if not kept:
+        with pytest.raises(ValueError, match="holds no captions"):
+            read_rows(path)
+        return
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        rows = read_rows(path)
+    assert [row["prompt"] for row in rows] == [listed[i].strip() for i in kept]
+    assert len(told) == (len(kept) < len(listed))  # nothing vanishes without a word
+    if name != "strings.json":
+        expected = [None if table["index"][i] is None else str(table["index"][i]) for i in kept]
+        assert [None if row["index"] is None else str(row["index"]) for row in rows] == expected
+
+
+@settings(max_examples=50, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lines=captions,
+    end=st.sampled_from(["\n", "\r\n", "\r"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+def test_lines_that_are_written_are_read(tmp_path, lines, end, encoding):
+    lines = [line.replace("\n", " ").replace("\r", " ").replace("\ufeff", "") for line in lines]
+    (tmp_path / "a.txt").write_bytes(end.join(lines).encode(encoding))
+    kept = [line.strip() for line in lines if line.strip()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if kept:
+            assert [row["prompt"] for row in read_rows(tmp_path / "a.txt")] == kept
+        else:
+            with pytest.raises(ValueError, match="holds no captions"):
+                read_rows(tmp_path / "a.txt")
+
+
+@settings(max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=60), suffix=st.sampled_from([".txt", ".csv", ".tsv", ".jsonl", ".json", ".parquet"]))
+def test_noise_is_read_or_refused(tmp_path, content, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            assert all(row["prompt"] for row in read_rows(path))
+        except ValueError as error:
+            assert str(path) in str(error) and FORMS in str(error)
+
+
+# --- limits --------------------------------------------------------------------------------------------------------
+
+
+def test_a_hundred_thousand_lines_take_seconds(tmp_path):
+    (tmp_path / "a.csv").write_text(
+        "caption,index\n" + "".join(f'"caption {i}, of many",{i}\n' for i in range(100_000))
+    )
+    began = time.process_time()
+    assert len(read_rows(tmp_path / "a.csv")) == 100_000
+    assert time.process_time() - began < 10
+
+
+def repeated(value: str, times: int) -> pyarrow.Table:
+    """A column of gigabytes that is a small file."""
+    return pyarrow.table({"caption": pyarrow.array([value]).dictionary_encode().take(pyarrow.array([0] * times))})
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        (repeated("x" * 9_000, 50_000), "is larger than a prompt list may be"),
+        (repeated("x" * 1_000_000, 4_000), "row 1, has a caption of 1,000,000 characters"),
+        (pyarrow.table({"caption": pyarrow.nulls(1_000_001, "string")}), "is larger than a prompt list may be"),
+        (pyarrow.table({"caption": [[None] * 1_000_001]}), "is larger than a prompt list may be"),
+        (pyarrow.table({"caption": [["a"], ["b"]]}), "row 1, has a caption that is no text: ['a']"),
+        (pyarrow.table({"caption": [{"en": "a"}]}), "row 1, has a caption that is no text"),
+        (pyarrow.table({"caption": [b"a"]}), "row 1, has a caption that is no text: b'a'"),
+    ],
+    ids=["repeated", "repeated and long", "rows", "items", "lists", "structures", "bytes"],
+)
+def test_parquet_has_limits(tmp_path, table, told):
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert (tmp_path / "a.parquet").stat().st_size < 100_000
+    tracemalloc.start()
+    with pytest.raises(ValueError) as error:
+        read_rows(tmp_path / "a.parquet")
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+    assert told in str(error.value)
+
+
+def test_other_columns_of_parquet_are_not_read(tmp_path):
+    table = pyarrow.table(
+        {"caption": ["a", None], "seeds": [[1, 2], [3]], "image": [b"x" * 10, b"y"], "index": [1.0, 2.0]}
+    )
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.warns(UserWarning, match="no caption in row 2"):
+        assert read_rows(tmp_path / "a.parquet") == [{"prompt": "a", "index": 1}]
+
+
+def test_text_has_limits(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a cat\n" * 300)
+    (tmp_path / "a.json").write_text("[" * 300)
+    monkeypatch.setattr(lists, "MOST_ROWS", 50)
+    for name in ("a.txt", "a.json"):
+        with pytest.raises(
+            ValueError, match=r"is larger than a prompt list may be, 50 rows and 100 MB: cut it in parts"
+        ):
+            read_rows(tmp_path / name)
+    monkeypatch.setattr(lists, "MOST_BYTES", 100)
+    monkeypatch.setattr(lists, "MOST_ROWS", 10_000)
+    with pytest.raises(ValueError, match="is larger than a prompt list may be"):
+        read_rows(tmp_path / "a.txt")
+
+
+def test_what_is_no_file_is_named(tmp_path):
+    (tmp_path / "list.txt").mkdir()
+    with pytest.raises(ValueError, match=r"list\.txt is a folder or no plain file"):
+        load_prompts(tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "captions"),
+    [
+        ("a.jsonl", '"a cat"\n"a dog"\n', ["a cat", "a dog"]),
+        ("a.jsonl", '[{"caption": "a cat"}, {"caption": "a dog"}]\n', ["a cat", "a dog"]),
+        ("a.json", '{"caption": "a cat"}\n{"caption": "a dog"}\n', ["a cat", "a dog"]),
+        ("a.json", '{"captions": ["a cat", "a dog"]}', ["a cat", "a dog"]),
+        ("a.json", '{"caption": {"0": "a cat", "1": "a dog"}, "url": {"0": "x", "1": null}}', ["a cat", "a dog"]),
+        ("a.json", '[\n  "a cat",\n  {"text": "a dog"}\n]', ["a cat", "a dog"]),
+        ("a.json", '"a cat"', ["a cat"]),
+        ("a.JSONL", '{"prompt": "a cat"}', ["a cat"]),
+        ("a.tsv", "caption\turl\na cat\t\na dog\t", ["a cat", "a dog"]),
+        ("a.csv", 'Prompt ,"of\nwhat"\na cat,1\na dog,2\n', ["a cat", "a dog"]),
+        ("a.txt", "\ufeffa cat\n\ufeffa dog\n", ["a cat", "a dog"]),
+        ("a.txt", "prompt, photo\na cat\n", ["prompt, photo", "a cat"]),
+        ("a.txt", "[sold] a cat\n{}\n", ["[sold] a cat", "{}"]),
+    ],
+)
+def test_other_forms_that_are_read(tmp_path, name, content, captions):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    assert read_prompts(tmp_path / name)["prompt"].tolist() == captions
+
+
+def test_one_index_has_one_name(tmp_path):
+    values = [3, "3", 3.0, "007", "a b", -1]
+    (tmp_path / "a.json").write_text(json.dumps([{"caption": "a", "index": value} for value in values]))
+    assert [row["index"] for row in read_rows(tmp_path / "a.json")] == [3, 3, 3, "007", "a b", -1]
+    (tmp_path / "a.csv").write_text("caption,index\na,3.0\nb,\n")  # as pandas writes whole numbers beside missing ones
+    assert [row["index"] for row in read_rows(tmp_path / "a.csv")] == [3, None]
+
+
+@pytest.mark.parametrize(
+    "index", ["../x", "/x", "a/b", "a\\b", "C:x", ".", "..", "x.", " x", "x\n", "x\0", "CON", "nul.txt"]
+)
+def test_an_index_is_one_plain_name(index):
+    with pytest.raises(ValueError, match="which is no plain name or number"):
+        plain_name(index)
 
 
 # --- downloads, from a server of our own ---------------------------------------------------------------------

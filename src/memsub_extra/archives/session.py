@@ -175,20 +175,19 @@ def _content(answer: requests.Response, limit: int, deadline: float) -> bytes:
 # --- connections -----------------------------------------------------------------------------------------------
 
 _thread = threading.local()
-"""`connection` is the one that this thread is asking over."""
+"""`sockets` are those that this thread is asking over."""
 
 
 @contextmanager
 def _watched(deadline: float) -> Iterator[None]:
-    """Cuts the thread's connection at the deadline: a server that sends a byte a second keeps within every timeout."""
-    _thread.connection = None
-    held = _thread.__dict__
+    """Cuts the thread's connections at the deadline: a server that sends a byte a second keeps within every timeout."""
+    sockets: list[socket.socket] = []
+    _thread.sockets = sockets
 
     def cut() -> None:
-        connection = held.get("connection")
-        if connection is not None and connection.sock is not None:
+        for connected in sockets:
             with suppress(OSError):  # closed meanwhile
-                connection.sock.shutdown(socket.SHUT_RDWR)
+                connected.shutdown(socket.SHUT_RDWR)
 
     timer = threading.Timer(max(0.0, deadline - time.monotonic()), cut)
     timer.daemon = True
@@ -197,7 +196,7 @@ def _watched(deadline: float) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-        held["connection"] = None
+        _thread.sockets = []
 
 
 class _Watched:
@@ -213,11 +212,12 @@ class _Watched:
         except BaseException:
             connected.close()
             raise
+        _thread.sockets.append(connected)
         return connected
 
     def connect(self) -> None:
-        _thread.connection = self
         super().connect()  # type: ignore[misc]
+        _thread.sockets.append(self.sock)  # type: ignore[attr-defined]  # with TLS another one
 
 
 class _Private(ValueError):
@@ -242,11 +242,20 @@ class _Adapter(HTTPAdapter):
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         super().init_poolmanager(*args, **options)
-        kinds = {"http": (HTTPConnectionPool, HTTPConnection), "https": (HTTPSConnectionPool, HTTPSConnection)}
-        self.poolmanager.pool_classes_by_scheme = {
-            scheme: type("_Pool", (pool,), {"ConnectionCls": type("_C", (_Watched, kind), {"private": self._private})})
-            for scheme, (pool, kind) in kinds.items()
-        }
+        self.poolmanager.pool_classes_by_scheme = _pools(self._private)
+
+    def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **options)
+        manager.pool_classes_by_scheme = _pools(private=True)  # a proxy may well stand in this network
+        return manager
+
+
+def _pools(private: bool) -> dict[str, type]:
+    kinds = {"http": (HTTPConnectionPool, HTTPConnection), "https": (HTTPSConnectionPool, HTTPSConnection)}
+    return {
+        scheme: type("_Pool", (pool,), {"ConnectionCls": type("_Connection", (_Watched, kind), {"private": private})})
+        for scheme, (pool, kind) in kinds.items()
+    }
 
 
 def _proxies(url: str, private: bool) -> dict[str, str]:
