@@ -222,7 +222,7 @@ def test_other_content_gives_other_scores(run, metrics, monkeypatch):
     other.scores.memorized(other.unedited, places)
     assert files() == 2
     other = again(run)
-    other.data.references = {i: image[::-1].copy() for i, image in run.data.references.items()}
+    other.data.training_images = {i: images[:, ::-1].copy() for i, images in run.data.training_images.items()}
     changed = other.scores.memorized(other.unedited, places)
     assert not np.allclose(changed["copy_similarity"], first["copy_similarity"])
     assert files() == 3

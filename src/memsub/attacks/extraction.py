@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
 from ..io.distributed import is_main, processes, wait
 from ..io.files import load_json, save_json
-from ..io.images import save_image
+from ..io.images import rgb, save_image
 from ..measure.metric import CopyMetric
 from ..models import Pipeline, Solver, as_denoiser, draws_noise, generate, sampler_fingerprint
 
@@ -162,7 +161,7 @@ def extract(folder: str | Path, *, threshold: float = 0.1, clique: int = 10) -> 
 def _read(path: Path) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: call `sample_to_folder` again, it resumes where it stopped.")
-    return np.asarray(Image.open(path).convert("RGB"))
+    return np.asarray(rgb(path))
 
 
 def check_extraction(claims: pd.DataFrame, folder: str | Path, metric: CopyMetric, corpus: np.ndarray) -> pd.DataFrame:

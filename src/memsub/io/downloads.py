@@ -1,16 +1,17 @@
 """What comes from the network: published prompt lists and metrics.
 
-    path = fetch("sd14", "memorized")      # cached; checked against the published checksum, or the one seen first
+    path = fetch("sd14", "memorized")      # cached; checked against the published checksum, and the one seen first
 
 Prompt lists are text and tables; nothing is unpickled. The copy descriptor is TorchScript, which is a program.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pooch
@@ -18,7 +19,8 @@ import requests
 
 from ..registry import Registry
 from .distributed import first_on_each_machine
-from .files import save_json
+from .files import load_json, save_json
+from .lists import read_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,15 +67,18 @@ def lock_file() -> Path:
 
 
 def checksums() -> dict[str, str]:
-    """What `lock_file` holds: file name to sha256."""
-    return json.loads(lock_file().read_text()) if lock_file().is_file() else {}
+    """What `lock_file` holds: file name to sha256; raises ValueError if it is broken."""
+    return load_json(lock_file()) if lock_file().is_file() else {}
 
 
-def verify(path: Path) -> str:
+def verify(path: Path, url: str = "") -> str:
     """The sha256 of a file in the cache, written to the lock if the file was put there by hand.
 
+    Args:
+        url: where it is from, if that is known: its authors may have published a checksum.
+
     Raises:
-        ValueError: it is not the one in the lock.
+        ValueError: it is not the one in the lock, not the published one, or the file is a web page.
     """
     found, seen = pooch.file_hash(str(path)), checksums()
     if found != seen.setdefault(path.name, found):
@@ -81,45 +86,83 @@ def verify(path: Path) -> str:
             f"{path} is not what was fetched first: its sha256 is {found[:12]}..., that in {lock_file()} "
             f"{seen[path.name][:12]}.... Remove the file to fetch it again, or its line there to accept it."
         )
-    save_json(seen, lock_file())
+    _check_content(path, str(path), url)
+    if seen != checksums():
+        save_json(seen, lock_file())
     return found
+
+
+def _check_content(path: Path, name: str, url: str) -> None:
+    """Raises ValueError if a file contradicts its published checksum, or is an error page under its name."""
+    if published := PUBLISHED.get(url.rsplit("/", 1)[-1]):
+        kind, _, expected = published.rpartition(":")
+        if (found := pooch.file_hash(str(path), kind or "sha256")) != expected:
+            raise ValueError(
+                f"{name} is not what was published: its {kind or 'sha256'} is {found}, published was {expected}."
+            )
+    with path.open("rb") as file:
+        if file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            raise ValueError(f"{name} is a web page and not the file of that name.")
 
 
 def fetch(model: str, kind: str, timeout: float = 20) -> Path:
     """The file of a published prompt list, see `fetch_url`."""
     url = SOURCES[model][kind]
-    return fetch_url(url, f"{kind} prompts of {model}", f"{model}-{kind}-{url.rsplit('/', 1)[-1]}", timeout)
+    name = f"{model}-{kind}-{url.rsplit('/', 1)[-1]}"
+    return fetch_url(url, f"{kind} prompts of {model}", name, timeout, read_rows)
 
 
-def fetch_url(url: str, what: str, name: str | None = None, timeout: float = 20) -> Path:
+def fetch_url(
+    url: str,
+    what: str,
+    name: str | None = None,
+    timeout: float = 20,
+    check: Callable[[Path], object] | None = None,
+) -> Path:
     """A file from the network, downloaded on first use into the cache, under `name`.
 
-    Its checksum is written to `checksums.json` in the cache the first time, and must be the same ever after.
+    Its checksum is written to `checksums.json` in the cache the first time, and must be the same ever after: it is
+    compared whenever the file is asked for.
+
+    Args:
+        check: reads the file, and raises ValueError if it is something else: such a file is not kept.
 
     Raises:
         ConnectionError: it cannot be had; names the file to put where.
-        ValueError: what came is not what came before.
+        ValueError: what came is not what was published, or what came before; so is what lies in the cache.
     """
     with first_on_each_machine():
-        return _fetch_url(url, what, name or url.rsplit("/", 1)[-1], timeout)
+        return _fetch_url(url, what, name or url.rsplit("/", 1)[-1], timeout, check)
 
 
-def _fetch_url(url: str, what: str, name: str, timeout: float) -> Path:
-    path, lock, seen = cache() / name, lock_file(), checksums()
+def _fetch_url(url: str, what: str, name: str, timeout: float, check: Callable[[Path], object] | None) -> Path:
+    path, seen = cache() / name, checksums()
     if path.is_file():
+        verify(path, url)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        downloader = pooch.HTTPDownloader(timeout=timeout, progressbar=True)
-        pooch.retrieve(
-            url, seen.get(name) or PUBLISHED.get(url.rsplit("/", 1)[-1]), name, cache(), downloader=downloader
-        )
-    except ValueError as error:  # pooch deletes what does not match
-        raise ValueError(f"{url} is not what was published or fetched first, or came incomplete: {error}") from None
+        with TemporaryDirectory(dir=cache()) as folder:  # under its own name, whose suffix says how it is read
+            came = Path(folder) / name
+            pooch.HTTPDownloader(timeout=timeout, progressbar=True)(url, str(came), None)
+            _check_content(came, url, url)
+            if name in seen and pooch.file_hash(str(came)) != seen[name]:
+                raise ValueError(f"{url} is not what was published or fetched first: see {name} in {lock_file()}.")
+            _check_form(came, url, check)
+            came.replace(path)
     except (requests.RequestException, OSError) as error:
         raise ConnectionError(
             f"the {what} could not be fetched from {url} ({type(error).__name__}). "
             f"If this machine has no network, put that file at {path}."
         ) from None
-    save_json(seen | {name: pooch.file_hash(str(path))}, lock)
+    verify(path, url)
     return path
+
+
+def _check_form(path: Path, url: str, check: Callable[[Path], object] | None) -> None:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # they come when it is read where it will lie
+            if check:
+                check(path)
+    except ValueError as error:
+        raise ValueError(f"{url} is no such file, and is not kept: {error}".replace(str(path), "it")) from None

@@ -20,6 +20,7 @@ import pandas as pd
 
 from ..models import Sample
 from .intervals import interval, rate
+from .metric import References
 from .metrics import Metrics
 from .verdict import by_threshold, exact_in
 
@@ -40,14 +41,15 @@ def score(
     sample: Sample,
     metrics: Metrics,
     prompts: Sequence[str],
-    references: np.ndarray | None = None,
+    references: References | None = None,
     *,
     seeds: Sequence[int] | None = None,
 ) -> pd.DataFrame:
     """Samples captions and measures every image.
 
     Args:
-        references: training images of the captions, uint8 (n, height, width, 3), or None for captions that have none.
+        references: training images of the captions, uint8 (n, height, width, 3), or a stack of several a caption, of
+            which each image is compared with the one most similar to it; None for captions that have none.
         seeds: each caption is sampled with each of them. Default: each caption once, with its place in the list as its
             seed.
 
@@ -61,13 +63,15 @@ def score(
     """
     prompts = list(prompts)
     if references is not None and len(prompts) != len(references):
-        raise ValueError(f"{len(prompts)} captions with {len(references)} training images: one each expected.")
+        raise ValueError(
+            f"{len(prompts)} captions with {len(references)} training images: one each expected, or a stack."
+        )
     if len(prompts) < 2:
         raise ValueError(f"two captions or more expected; got {len(prompts)}.")
     times = 1 if seeds is None else len(seeds)
-    each = list(range(len(prompts))) if seeds is None else np.tile(seeds, len(prompts)).tolist()
-    rows = pd.DataFrame({"prompt": np.repeat(prompts, times).tolist(), "seed": each})
-    images = sample(rows["prompt"].tolist(), seeds=each)
+    seed = list(range(len(prompts))) if seeds is None else np.tile(seeds, len(prompts)).tolist()
+    rows = pd.DataFrame({"prompt": np.repeat(prompts, times).tolist(), "seed": seed})
+    images = sample(rows["prompt"].tolist(), seeds=seed)
     features, text = metrics.prompt.image_features(images), metrics.prompt.text_features(rows["prompt"].tolist())
     rows = rows.assign(
         prompt_similarity=(features * text).sum(1),
@@ -75,8 +79,10 @@ def score(
         image_features=list(features),
     )
     if references is not None:
-        references = np.repeat(references, times, axis=0)
-        rows = rows.assign(copy_similarity=metrics.copy.similarity(images, references))
+        each = np.repeat(range(len(prompts)), times)
+        many = references[each] if isinstance(references, np.ndarray) else [references[i] for i in each]
+        similarity, references = metrics.copy.best(images, many)
+        rows = rows.assign(copy_similarity=similarity)
         rows = rows.assign(replicated=by_threshold(metrics.copy).of)
     more = {name: metric(images, rows["prompt"].tolist(), references) for name, metric in metrics.more.items()}
     return rows.assign(**more)

@@ -23,6 +23,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .metric import References, flat
+
 ALTERNATIVES = 255
 LEVEL = 1 / (ALTERNATIVES + 1)
 """The smallest possible p: at most 0.4 % of the images of a model that was not trained on the pair reach it."""
@@ -66,7 +68,7 @@ def blurred_pixels(images: np.ndarray) -> np.ndarray:
 def exact_p(
     images: np.ndarray,
     prompts: Sequence[str],
-    references: np.ndarray | None,
+    references: References | None,
     world: Alternatives,
     *,
     features: Features = blurred_pixels,
@@ -77,7 +79,8 @@ def exact_p(
     Args:
         images: uint8 (n, height, width, 3).
         prompts: captions of the world, whose content the images should show.
-        references: training images, as many; without them every p is NaN.
+        references: training images, as many; without them every p is NaN. Of several of a caption the most similar
+            counts, and P(p <= a) is at most as many times a.
         features: images to unit vectors, whose cosine is the similarity.
         seed: of the alternatives.
 
@@ -87,14 +90,16 @@ def exact_p(
     if references is None:
         return np.full(len(images), np.nan)
     p = np.empty(len(images))
-    generated, trained = features(images), features(references)
+    every, starts = flat(references)
+    generated, trained = features(images), features(every)
+    counts = np.diff([*starts, len(every)])
+    similar = np.maximum.reduceat((generated.repeat(counts, axis=0) * trained).sum(1), starts)
     contents = [world.content(prompt) for prompt in prompts]
     distinct = list(dict.fromkeys(contents))
     for content, alternatives in zip(distinct, world.alternatives(distinct, seed), strict=True):
         rows = [i for i, other in enumerate(contents) if other == content]
         to_alternatives = features(alternatives) @ generated[rows].T  # (N, rows)
-        to_trained = (generated[rows] * trained[rows]).sum(1)
-        p[rows] = (1 + (to_alternatives >= to_trained - _TIE).sum(0)) / (len(alternatives) + 1)
+        p[rows] = (1 + (to_alternatives >= similar[rows] - _TIE).sum(0)) / (len(alternatives) + 1)
     return p
 
 

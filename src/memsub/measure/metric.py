@@ -15,6 +15,23 @@ from PIL import Image
 
 from ..io.distributed import gathered, shard
 
+References = np.ndarray | Sequence[np.ndarray]
+"""Training images of n captions: uint8 (n, height, width, 3); or, where a caption may have several, a stack
+(k, height, width, 3) for each, of which the one that is most similar to a generated image counts."""
+
+
+def flat(references: References) -> tuple[np.ndarray, np.ndarray]:
+    """All training images, uint8 (m, height, width, 3), and where each caption's begin, (n,).
+
+    Raises:
+        ValueError: a caption has none.
+    """
+    if isinstance(references, np.ndarray):
+        return references, np.arange(len(references))
+    if empty := [i for i, images in enumerate(references) if not len(images)]:
+        raise ValueError(f"caption {empty[0]} of {len(references)} has no training image: one or more expected.")
+    return np.concatenate(references), np.cumsum([0, *map(len, references)])[:-1]
+
 
 class ImageMetric(Protocol):
     """One more number an image, a column of every evaluation. `references` is None where no image was trained on."""
@@ -65,16 +82,24 @@ class CopyMetric:
         check_images(images)
         return batched(self.embed, images, self.batch_size)
 
-    def similarity(self, images: np.ndarray, references: np.ndarray) -> np.ndarray:
-        """Cosine of image i with reference i, shape (n,).
+    def similarity(self, images: np.ndarray, references: References) -> np.ndarray:
+        """Cosine of image i with reference i, or with the most similar of references i; shape (n,).
 
         Raises:
-            ValueError: different numbers of images.
+            ValueError: different numbers of images and references.
         """
-        check_images(references, "references")
+        return self.best(images, references)[0]
+
+    def best(self, images: np.ndarray, references: References) -> tuple[np.ndarray, np.ndarray]:
+        """`similarity`, and the reference that it is with, uint8 (n, height, width, 3); raises as it does."""
         if len(images) != len(references):
             raise ValueError(f"{len(images)} images against {len(references)} references: give one reference an image.")
-        return (self.features(images) * self.features(references)).sum(1)
+        every, starts = flat(references)
+        check_images(every, "references")
+        counts = np.diff([*starts, len(every)])
+        cosines = (self.features(images).repeat(counts, axis=0) * self.features(every)).sum(1)
+        best = [start + cosines[start : start + count].argmax() for start, count in zip(starts, counts, strict=True)]
+        return cosines[best], every[best]
 
     def nearest(self, images: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Highest cosine of each image with any of `features` (corpus, dim), and that row; both of shape (n,)."""

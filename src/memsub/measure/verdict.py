@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from .exact import LEVEL, Alternatives, exact_p
-from .metric import CopyMetric
+from .metric import CopyMetric, References
 
-Decision = Callable[[np.ndarray, Sequence[str], np.ndarray], np.ndarray]
-"""Images (n, height, width, 3), their n captions and n training images to bool (n,)."""
+Decision = Callable[[np.ndarray, Sequence[str], References], np.ndarray]
+"""Images (n, height, width, 3), their n captions and the training images of each to bool (n,)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Judge:
     decide: Decision
     of: Callable[[pd.DataFrame], pd.Series]
 
-    def __call__(self, images: np.ndarray, prompts: Sequence[str], references: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray, prompts: Sequence[str], references: References) -> np.ndarray:
         return self.decide(images, prompts, references)
 
 
@@ -47,7 +47,7 @@ def by_exact_test(world: Alternatives) -> Judge:
     The judge raises ValueError for captions of no such world, and for tables in which exact_p was not measured.
     """
 
-    def decide(images: np.ndarray, prompts: Sequence[str], references: np.ndarray) -> np.ndarray:
+    def decide(images: np.ndarray, prompts: Sequence[str], references: References) -> np.ndarray:
         return exact_p(images, prompts, references, world) <= LEVEL
 
     return Judge("exact", f"exact test of {world.name}", decide, exact_in)
@@ -67,7 +67,7 @@ def exact_in(scored: pd.DataFrame) -> pd.Series:
 def by_threshold(copy: CopyMetric) -> Judge:
     """An image replicates if its copy similarity with the training image is above the metric's threshold."""
 
-    def decide(images: np.ndarray, prompts: Sequence[str], references: np.ndarray) -> np.ndarray:
+    def decide(images: np.ndarray, prompts: Sequence[str], references: References) -> np.ndarray:
         return copy.similarity(images, references) > copy.threshold
 
     def of(scored: pd.DataFrame) -> pd.Series:

@@ -6,7 +6,8 @@
 
 Asked in this order: the address itself, the Wayback Machine's nearest capture, Common Crawl's index. What comes is
 checked to be an image and not an error page. Politely: one request a host at a time, with a pause, and again only
-where the server asks for patience. A second call asks only for what is missing.
+where the server asks for patience (`archives.session`). Whatever goes wrong with one address is told in its row, and
+the others go on. A second call asks only for what is missing.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ import io
 import json
 import re
 import threading
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import warnings
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,12 +29,14 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 import pandas as pd
 import requests
-from PIL import Image, UnidentifiedImageError
-from requests.adapters import HTTPAdapter, Retry
+from PIL import Image
 from tqdm.auto import tqdm
 
 from memsub.io.files import load_json, save_json
-from memsub.io.images import image_files, save_image
+from memsub.io.images import image_files, rgb, save_image
+from memsub.io.lists import plain_name
+
+from .session import MOST_BYTES, PoliteSession
 
 WAYBACK = "https://web.archive.org/web/"
 COMMON_CRAWL = "https://index.commoncrawl.org/"
@@ -43,13 +45,13 @@ CRAWLS = ("CC-MAIN-2021-04", "CC-MAIN-2019-35", "CC-MAIN-2017-34")
 """From the years whose crawls LAION was made of."""
 YEAR = "2021"
 """The Wayback Machine is asked for the capture nearest to it."""
-PAUSE = 1.0
-"""Seconds between two requests to one host."""
 MIN_SIDE = 64
 """Pixels: smaller images are icons and placeholders."""
-LONGEST_INDEX = 200
-"""Characters of an index, which is the name of a folder."""
-_FAILED = (requests.RequestException, UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError)
+ABOUT = "sources.json"
+_MOST_RECORDS = 20
+"""Of one address in one crawl."""
+_decoding = threading.Lock()
+"""One image at a time: the largest take a gigabyte while they are converted, and many threads fetch."""
 
 
 @dataclass(frozen=True)
@@ -61,35 +63,6 @@ class Answer:
     when: str
 
 
-class PoliteSession:
-    """Requests with a pause between two to one host; tries again when a server says it is busy, as it asks."""
-
-    def __init__(self, timeout: float = 20, pause: float | None = None):
-        self.timeout, self.pause = timeout, PAUSE if pause is None else pause
-        self._session = requests.Session()
-        retries = Retry(3, backoff_factor=1, status_forcelist=[429, 502, 503], respect_retry_after_header=True)
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, HTTPAdapter(max_retries=retries))
-        self._hosts: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._next: dict[str, float] = {}
-
-    def get(self, url: str, **options) -> requests.Response:
-        """A whole answer; raises requests.RequestException for any that is not a success."""
-        with self._turn(urlsplit(url).netloc):
-            answer = self._session.get(url, timeout=self.timeout, **options)
-        answer.raise_for_status()
-        return answer
-
-    @contextmanager
-    def _turn(self, host: str) -> Iterator[None]:
-        with self._hosts[host]:
-            time.sleep(max(0.0, self._next.get(host, 0.0) - time.monotonic()))
-            try:
-                yield
-            finally:
-                self._next[host] = time.monotonic() + self.pause
-
-
 def from_address(session: PoliteSession, url: str) -> Answer:
     """The image at its address."""
     return Answer(session.get(url).content, "address", datetime.now(UTC).date().isoformat())
@@ -97,9 +70,24 @@ def from_address(session: PoliteSession, url: str) -> Answer:
 
 def from_wayback(session: PoliteSession, url: str) -> Answer:
     """The Wayback Machine's nearest capture, as it was captured (the `id_` form)."""
-    answer = session.get(f"{WAYBACK}{YEAR}id_/{url}")
+    answer = session.get(f"{WAYBACK}{YEAR}id_/{canonical(url)}")
     stamp = re.search(r"/web/(\d{8})\d*id_/", answer.url)
     return Answer(answer.content, "Wayback Machine", _date(stamp[1]) if stamp else "")
+
+
+def canonical(url: str) -> str:
+    """An address as a crawler would have asked for it, to be put behind an archive's own.
+
+    Raises:
+        ValueError: it would still lead to another page of the archive ("..", also escaped).
+    """
+    for _ in range(2):  # what is escaped without need is unescaped by the first, and resolved by the second
+        url = requests.Request("GET", url).prepare().url or ""
+    url = url.partition("#")[0]
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or {".", ".."} & set(parts.path.split("/")) or "\\" in url:
+        raise ValueError(f"{url[:200]!r} is no address that an archive can be asked for.")
+    return url
 
 
 def from_common_crawl(session: PoliteSession, url: str) -> Answer:
@@ -108,21 +96,43 @@ def from_common_crawl(session: PoliteSession, url: str) -> Answer:
     Raises:
         ValueError: none of `CRAWLS` holds it.
     """
-    from warcio.archiveiterator import ArchiveIterator
-
     for crawl in CRAWLS:
         try:
             lines = session.get(f"{COMMON_CRAWL}{crawl}-index?url={quote(url, safe='')}&output=json").text.splitlines()
         except requests.RequestException:
             continue  # this index does not know it
-        for record in map(json.loads, lines):
-            if record.get("status") == "200":
-                start = int(record["offset"])
-                span = {"Range": f"bytes={start}-{start + int(record['length']) - 1}"}
-                part = session.get(COMMON_CRAWL_DATA + record["filename"], headers=span).content
-                for response in ArchiveIterator(io.BytesIO(part)):
-                    return Answer(response.content_stream().read(), "Common Crawl", _date(record["timestamp"]))
+        for line in lines[:_MOST_RECORDS]:
+            try:
+                return _from_record(session, json.loads(line))
+            except Exception:  # a broken line of an index, or a broken record, says nothing about the next
+                continue
     raise ValueError(f"no crawl holds {url}")
+
+
+def _from_record(session: PoliteSession, record: dict[str, str]) -> Answer:
+    """Reads a record by a line of the index.
+
+    Raises:
+        ValueError: the capture was no success, or is larger than `MOST_BYTES`.
+    """
+    from warcio.archiveiterator import ArchiveIterator
+
+    start, size, name = int(record["offset"]), int(record["length"]), record["filename"]
+    if record["status"] != "200" or start < 0 or not 0 < size <= MOST_BYTES:
+        raise ValueError("no success, or no part of a file that is read.")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) or {".", ".."} & set(name.split("/")):
+        raise ValueError(f"{name[:200]!r} is no name of an archive.")
+    # A server that ignores the range sends the whole archive, a gigabyte: `limit` ends that.
+    span = {"Range": f"bytes={start}-{start + size - 1}"}
+    part = session.get(COMMON_CRAWL_DATA + name, headers=span, limit=size).content
+    unpacker = zlib.decompressobj(wbits=31)  # of one gzip member, which a record is
+    whole = unpacker.decompress(part, MOST_BYTES)
+    for response in ArchiveIterator(io.BytesIO(whole)):
+        body = response.content_stream().read(MOST_BYTES + 1)
+        if len(body) > MOST_BYTES or unpacker.unconsumed_tail:
+            break
+        return Answer(body, "Common Crawl", _date(record["timestamp"]))
+    raise ValueError("an empty archive, or a record that is too large.")
 
 
 SOURCES: tuple[Callable[[PoliteSession, str], Answer], ...] = (from_address, from_wayback, from_common_crawl)
@@ -137,9 +147,9 @@ def decoded(data: bytes) -> np.ndarray:
     """Bytes as an image, uint8 (height, width, 3).
 
     Raises:
-        ValueError, OSError, UnidentifiedImageError: no image, a truncated one, or one smaller than `MIN_SIDE`.
+        ValueError: no image, a truncated one, or one smaller than `MIN_SIDE`.
     """
-    image = Image.open(io.BytesIO(data)).convert("RGB")
+    image = rgb(data)
     if min(image.size) < MIN_SIDE:
         raise ValueError(f"an image of {image.size} pixels is no training image")
     return np.asarray(image)
@@ -163,93 +173,134 @@ def fetch_images(
     What is already in the folder is kept; what is missing is asked for again by the next call.
 
     Args:
-        rows: columns url and index.
+        rows: columns url and index. Rows that lack either are left out.
         workers: hosts that are asked at a time.
 
     Returns:
         One row an image: index, url, source (empty if it is missing; "before" if the folder held it), when, sha256 (of
-        the bytes that came), same_as (index of an earlier image that looks the same: perhaps a placeholder).
+        the bytes that came), same_as (index of an earlier image that looks the same: perhaps a placeholder), failed
+        (why its address gave nothing).
 
     Raises:
-        ValueError: a column is missing, an index is no plain name, or two rows have one index. Nothing is asked for
-            then, and nothing written.
+        ValueError: a column is missing, an index is no plain name, or two rows have one index and other addresses.
+            Nothing is asked for then, and nothing written.
     """
     wanted = _checked(rows)
     folder, session = Path(folder), session or PoliteSession()
-    about = folder / "sources.json"
-    known = load_json(about) if about.is_file() else {}
-    missing = [(index, url) for index, url in wanted if not image_files(folder / index)]
-    with ThreadPoolExecutor(workers) as pool:
-        fetched = pool.map(lambda pair: _fetch(session, pair[1], folder / pair[0] / "0.png"), missing)
-        bar = tqdm(zip(missing, fetched, strict=True), total=len(missing), desc="training images", disable=not progress)
-        for (index, url), origin in bar:
-            if origin:
-                known[index] = {"url": url} | origin
-                save_json(known, about)
-    nothing = {"source": "", "when": "", "sha256": ""}
+    known, failed = _known(folder / ABOUT), {}
+    there = {index: _first_image(folder / index) for index in wanted}
+    pool = ThreadPoolExecutor(workers)
+    try:
+        missing = {
+            pool.submit(_fetch, session, url, folder, index): index
+            for index, url in wanted.items()
+            if there[index] is None
+        }
+        bar = tqdm(as_completed(missing), total=len(missing), desc="training images", disable=not progress)
+        for done in bar:
+            index, came = missing[done], done.result()
+            if isinstance(came, str):
+                failed[index] = came
+                continue
+            there[index] = _first_image(folder / index)
+            known[index] = {"url": wanted[index]} | came
+            save_json(known, folder / ABOUT)  # now: whatever stops the others loses nothing
+    finally:
+        pool.shutdown(cancel_futures=True)
     table = []
-    for index, url in wanted:
-        in_folder = nothing | ({"source": "before"} if image_files(folder / index) else {})
-        table.append({"index": index, "url": url} | in_folder | known.get(index, {}))
-    return pd.DataFrame(table).assign(same_as=_look_alikes(folder, [index for index, _ in wanted]))
+    for index, url in wanted.items():
+        about = {"source": "", "when": "", "sha256": ""}
+        if there[index] is not None:
+            about |= {"source": "before"} | known.get(index, {})
+        table.append({"index": index, "url": url} | about | {"failed": failed.get(index, "")})
+    return pd.DataFrame(table, columns=["index", "url", "source", "when", "sha256", "failed"]).assign(
+        same_as=_look_alikes(there)
+    )
 
 
-def _checked(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """Index and address of each row. An index becomes the name of a folder, and comes from a file of a stranger.
+def _checked(rows: pd.DataFrame) -> dict[str, str]:
+    """Index to address. An index becomes the name of a folder, and comes from a file of a stranger.
+
+    Two rows of one index and one address are two captions of one image. With two addresses nobody can tell which image
+    in the folder would belong to which caption.
 
     Raises:
         ValueError: as `fetch_images`; names the row.
     """
-    if lacking := {"url", "index"} - set(rows.columns):
-        raise ValueError(
-            f"the prompt list has no column {sorted(lacking)[0]!r}: its training images cannot be fetched."
-        )
-    wanted = [(str(row.index), str(row.url)) for row in rows[["index", "url"]].itertuples(index=False)]
+    if columns := {"url", "index"} - set(rows.columns):
+        raise ValueError(f"the prompt list has no column {min(columns)!r}: its training images cannot be fetched.")
+    wanted: dict[str, str] = {}
     first: dict[str, int] = {}
-    for number, (index, _) in enumerate(wanted, start=1):
-        if not _is_plain(index):
+    if lacking := int((rows["index"].isna() | rows["url"].isna()).sum()):
+        warnings.warn(f"{lacking} of {len(rows)} rows of the prompt list have no index or no url.", stacklevel=3)
+    for number, (index, url) in enumerate(zip(rows["index"], rows["url"], strict=True), start=1):
+        if pd.isna(index) or pd.isna(url):
+            continue
+        try:
+            name = plain_name(index)
+        except ValueError as error:
+            raise ValueError(f"row {number} of the prompt list has the {error}") from None
+        key = name.casefold()  # not every file system tells A from a
+        if key == ABOUT:
+            raise ValueError(f"row {number} of the prompt list has the index {name!r}, a file of the folder of images.")
+        if key not in first:
+            wanted[name], first[key] = str(url), number
+        elif wanted.get(name) != str(url):
             raise ValueError(
-                f"row {number} of the prompt list has the index {index[:60]!r}, which is no plain name: it names the "
-                f"folder of its image, so it must hold no '/', '\\' or ':' and at most {LONGEST_INDEX} characters."
+                f"rows {first[key]} and {number} of the prompt list have one index, {name!r}, and other addresses: "
+                "their images would overwrite each other. Give each row another index."
             )
-        if index in first:
-            raise ValueError(
-                f"rows {first[index]} and {number} of the prompt list have one index, {index!r}: their images would "
-                "overwrite each other. Give each row another index."
-            )
-        first[index] = number
     return wanted
 
 
-def _is_plain(index: str) -> bool:
-    """Whether it names a folder inside another one, on every system."""
-    separated = re.search(r"[/\\:\x00-\x1f]", index)
-    return bool(index.strip(". ")) and index == index.strip() and not separated and len(index.encode()) <= LONGEST_INDEX
+def _known(path: Path) -> dict[str, dict[str, str]]:
+    known = load_json(path) if path.is_file() else {}
+    if not isinstance(known, dict) or not all(isinstance(about, dict) for about in known.values()):
+        raise ValueError(f"{path} is no list of sources as memsub writes it: remove it.")
+    return {
+        index: {key: str(about.get(key, "")) for key in ("url", "source", "when", "sha256")}
+        for index, about in known.items()
+    }
 
 
-def _fetch(session: PoliteSession, url: str, path: Path) -> dict[str, str] | None:
-    """Asks one source after the other until an image comes."""
+def _fetch(session: PoliteSession, url: str, folder: Path, index: str) -> dict[str, str] | str:
+    """Asks one source after the other until an image comes. Returns where it is from, or why the address gave none."""
+    reasons = []
     for source in SOURCES:
         try:
             answer = source(session, url)
-            image = decoded(answer.data)
-        except _FAILED:
+            with _decoding:
+                image = decoded(answer.data)
+            if not (folder / index).resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"{folder / index} leads out of the folder.")
+            save_image(image, folder / index / "0.png")
+        except Exception as error:  # of one address alone, whatever it is
+            reasons.append(f"{type(error).__name__}: {error}"[:300])
             continue
-        save_image(image, path)
         return {"source": answer.source, "when": answer.when, "sha256": hashlib.sha256(answer.data).hexdigest()}
+    return reasons[0]
+
+
+def _first_image(folder: Path) -> Image.Image | None:
+    """The first image in a folder that can be read, small and gray; None if there is none."""
+    for file in image_files(folder):
+        try:
+            with _decoding:
+                return rgb(file).convert("L").resize((8, 8), Image.Resampling.BOX)
+        except ValueError:
+            continue
     return None
 
 
-def _look_alikes(folder: Path, indices: list[str]) -> list[str]:
+def _look_alikes(images: dict[str, Image.Image | None]) -> list[str]:
     """For each the index of the first image before it that is the same in 8 x 8 gray pixels; empty if none is."""
     seen: dict[bytes, str] = {}
     earlier = []
-    for index in indices:
-        files = image_files(folder / index)
-        if not files:
+    for index, image in images.items():
+        if image is None:
             earlier.append("")
             continue
-        gray = np.asarray(Image.open(files[0]).convert("L").resize((8, 8), Image.Resampling.BOX), np.float32)
+        gray = np.asarray(image, np.float32)
         key = np.packbits(gray > gray.mean()).tobytes() + bytes([round(float(gray.mean()) / 16)])
         earlier.append(seen.get(key, ""))
         seen.setdefault(key, index)
@@ -264,4 +315,7 @@ def described(table: pd.DataFrame) -> str:
     if len(alike := table[table["same_as"] != ""]):
         pairs = ", ".join(f"{r.index} like {r.same_as}" for r in alike.head(10).itertuples(index=False))
         lines.append(f"{len(alike)} look like an earlier one, perhaps placeholders: {pairs}")
+    if len(without := table[table["failed"] != ""]):
+        reasons = "; ".join(f"{r.index}: {r.failed[:120]}" for r in without.head(3).itertuples(index=False))
+        lines.append(f"{len(without)} were not to be had, for example {reasons}")
     return "\n".join(lines)

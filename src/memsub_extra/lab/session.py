@@ -83,19 +83,23 @@ class Lab:
 
     @cached_property
     def _references(self) -> dict[str, Any]:
-        """Caption to training image, as an array or as PNG bytes."""
+        """Caption to training images (k, height, width, 3), or to PNG bytes of one."""
         data = self.run.data
         table = data.prompts.table
         if "image" in table and "exposures" in table:
             shown = table[table["exposures"] > 0]
             return dict(zip(shown["prompt"], shown["image"], strict=True))
-        known = data.references if "image" in table or data.images_folder.is_dir() else {}
-        return {data.captions("memorized")[i]: image for i, image in known.items()}
+        known = data.training_images if "image" in table or data.images_folder.is_dir() else {}
+        return {data.captions("memorized")[i]: images for i, images in known.items()}
+
+    def _training_images(self, caption: str) -> np.ndarray | None:
+        images = self._references.get(caption)
+        return np.array(decode_png(images))[None] if isinstance(images, bytes) else images
 
     def reference(self, caption: str) -> np.ndarray | None:
-        """The training image of a caption, if there is one and it is known: uint8 (height, width, 3)."""
-        image = self._references.get(caption)
-        return np.array(decode_png(image)) if isinstance(image, bytes) else image
+        """The first training image of a caption, if there is one and it is known: uint8 (height, width, 3)."""
+        images = self._training_images(caption)
+        return None if images is None else images[0]
 
     # --- the edit -----------------------------------------------------------------------------------------------
 
@@ -181,9 +185,10 @@ class Lab:
             run's verdict); all missing without a training image.
         """
         table = pd.DataFrame({"similarity": np.nan, "p": np.nan, "replicates": pd.NA}, index=range(len(captions)))
-        wanted = {i: image for i, caption in enumerate(captions) if (image := self.reference(caption)) is not None}
+        every = {i: self._training_images(caption) for i, caption in enumerate(captions)}
+        wanted = {i: images for i, images in every.items() if images is not None}
         if known := list(wanted):
-            prompts, references = [captions[i] for i in known], np.stack(list(wanted.values()))
+            prompts, references = [captions[i] for i in known], list(wanted.values())
             world = self.run.data.world
             p = exact_p(images[known], prompts, references, world) if world else np.full(len(known), np.nan)
             similarity = self.run.metrics.copy.similarity(images[known], references)

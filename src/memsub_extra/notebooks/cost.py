@@ -165,8 +165,8 @@ class _Placeholders(Data):
         return Prompts(pd.DataFrame({"prompt": captions, "kind": kinds}), ("memorized",))
 
     @cached_property
-    def references(self) -> dict[int, np.ndarray]:
-        return {i: np.zeros((4, 4, 3), np.uint8) for i in range(self.parameters.grid.memorized)}
+    def training_images(self) -> dict[int, np.ndarray]:
+        return {i: np.zeros((1, 4, 4, 3), np.uint8) for i in range(self.parameters.grid.memorized)}
 
     @cached_property
     def corpus(self) -> np.ndarray:

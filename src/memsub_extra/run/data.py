@@ -2,7 +2,8 @@
 
     data = Data(parameters, image_side=lambda: 32)
     data.captions("memorized")                  # as many of each kind
-    data.references[3]                          # the training image of memorized prompt 3
+    data.references[3]                          # the training image of memorized prompt 3, or the first of several
+    data.references_of([3, 4])                  # all, for whatever compares images with them: the best counts
     data.split                                  # {"locate": [...], "choose": [...], "report": [...]}: thirds
     data.located_on(Group.subset("memorized", 10, 0))
 
@@ -12,16 +13,20 @@ was *chosen* on the second, and it is *reported* on the third.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from memsub.io.distributed import first_on_each_machine
 from memsub.io.downloads import TRAINING_IMAGES
-from memsub.io.images import decode_png, image_files, read_images
+from memsub.io.images import SUFFIXES, decode_png, image_files, read_images
+from memsub.io.lists import plain_name
+from memsub.measure.metric import References
 from memsub.models import WORLDS, ModelInfo, find_model
 from memsub.prompts import Prompts, load_prompts, near_duplicates, subsets, too_long
 from memsub.world import World
@@ -125,49 +130,126 @@ class Data:
 
     @cached_property
     def references(self) -> dict[int, np.ndarray]:
-        """Training images of memorized prompts, by the prompt's place in `captions`, as large as the model's images.
+        """A training image of each memorized prompt by the prompt's place in `captions`, (height, width, 3): of several
+        the first, which is shown and which an attack is given. Raises as `training_images`."""
+        return {place: images[0] for place, images in self.training_images.items()}
+
+    def references_of(self, places: Collection[int]) -> References:
+        """All training images of memorized prompts, for whatever compares images with them."""
+        images = [self.training_images[i] for i in places]
+        return np.concatenate(images) if all(len(of_one) == 1 for of_one in images) else images
+
+    @cached_property
+    def training_images(self) -> dict[int, np.ndarray]:
+        """Training images of memorized prompts by the prompt's place in `captions`, as large as the model's images:
+        stacks (k, height, width, 3), as a prompt of a published list may have several.
 
         Those of published lists are fetched into the folder `data.images`; most of their addresses are dead, so many
-        are missing.
+        are missing. A file that cannot be read is passed over with a warning.
 
         Raises:
-            ValueError: there is none at all; names the folder.
+            ValueError: there is none at all, an index is no plain name, or two captions share one; names the folder.
         """
         rows = self.prompts.memorized_rows[: self.parameters.grid.memorized]
         if "image" in rows:
-            return dict(enumerate(map(decode_png, rows["image"])))
-        folder = self.images_folder
+            return {i: decode_png(png)[None] for i, png in enumerate(rows["image"])}
+        folder, names = self.images_folder, self._image_names(rows)
         with first_on_each_machine():
-            if not folder.is_dir():
+            if not folder.is_dir() and "url" in rows:
                 for fetch in TRAINING_IMAGES.values():
                     print(fetch(rows, folder))
-        files = {i: image_files(folder / str(index)) for i, index in enumerate(rows["index"])}
-        images = {i: read_images(there[:1], self._image_side())[0] for i, there in files.items() if there}
-        if not images:
-            raise ValueError(f"{folder} holds no training image of these prompts; expected {folder}/<index>/*.png.")
-        return images
+        broken: dict[Path, str] = {}
+        images = {i: self._read(image_files(folder / name), broken) for i, name in names.items()}
+        _tell(broken, str(folder))
+        known = {i: of_one for i, of_one in images.items() if len(of_one)}
+        if not known:
+            raise ValueError(
+                f"{folder} holds no training image of these prompts; expected {folder}/<index>/*.png (or "
+                f"{', '.join(SUFFIXES[1:])}), for example {folder / next(iter(names.values()))}; {_content(folder)}."
+            )
+        return known
+
+    def _image_names(self, rows: pd.DataFrame) -> dict[int, str]:
+        """Place of a prompt to its folder of training images.
+
+        Raises:
+            ValueError: as `training_images`.
+        """
+        if "index" not in rows or rows["index"].isna().all():
+            raise ValueError(
+                f"the prompt list has no column 'index', which names the folder of a caption's training images in "
+                f"{self.images_folder}: add it; {_content(self.images_folder)}."
+            )
+        names: dict[int, str] = {}
+        first: dict[str, int] = {}
+        for i, index in enumerate(rows["index"]):
+            if pd.isna(index):
+                continue
+            try:
+                names[i] = plain_name(index)
+            except ValueError as error:
+                raise ValueError(f"memorized caption {i + 1} has the {error}") from None
+            earlier = first.setdefault(names[i], i)
+            # One address: two captions of one image. Else nobody can tell whose image is whose in the folder.
+            if earlier != i and ("url" not in rows or str(rows["url"][earlier]) != str(rows["url"][i])):
+                raise ValueError(
+                    f"memorized captions {earlier + 1} and {i + 1} have one index, {names[i]!r}, and no common url: "
+                    "which of the images in its folder is whose? Give each caption another index."
+                )
+        return names
+
+    def _read(self, files: list[Path], broken: dict[Path, str]) -> np.ndarray:
+        return read_images(files, self._image_side(), broken) if files else np.empty(0)
 
     @cached_property
     def corpus(self) -> np.ndarray:
         """Training images that are known: of a world every one (or those in its list, by `testbed.corpus`), else those
         of the memorized prompts."""
         if not self.world:
-            return np.stack(list(self.references.values()))
+            return np.concatenate(list(self.training_images.values()))
         if self.parameters.testbed.corpus == "all":
             return self.world.training_images()
         listed = self.prompts.table
         return np.stack([decode_png(image) for image in listed["image"][listed["exposures"] > 0]])
 
+    @cached_property
+    def _real_files(self) -> list[Path]:
+        real = self.parameters.data.real
+        return image_files(Path(real)) if real else []
+
     def real_images(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Images the model was not trained on: held-out ones of a world, or those in the folder `data.real`, by name.
 
+        A file that cannot be read is passed over with a warning, and the next one takes its place.
+
         Raises:
-            ValueError: the parameter `data.real` names no folder of images.
+            ValueError: the parameter `data.real` names no folder of images, or none of them can be read.
         """
         if "image" in self.prompts.table:
             return self.prompts.images("heldout", start, stop)
-        real = self.parameters.data.real
-        files = image_files(Path(real)) if real else []
-        if not files:
-            raise ValueError(f"data.real: a folder of images, such as COCO's, is needed for KID and FID; got {real!r}.")
-        return read_images(files[start:stop], self._image_side())
+        files, real = self._real_files, self.parameters.data.real
+        while files:
+            broken: dict[Path, str] = {}
+            images = read_images(files[start:stop], self._image_side(), broken)
+            if not broken:
+                return images
+            _tell(broken, f"data.real: {real}")
+            files[:] = [file for file in files if file not in broken]
+        raise ValueError(
+            f"data.real: a folder of images, such as COCO's, is needed for KID and FID; got {real!r}, in which no file "
+            f"({', '.join(SUFFIXES)}) can be read."
+        )
+
+
+def _tell(broken: dict[Path, str], where: str) -> None:
+    if broken:
+        reasons = "; ".join([*broken.values()][:5]) + "; ..." * (len(broken) > 5)
+        warnings.warn(f"{where}: {len(broken)} images are passed over: {reasons}", stacklevel=3)
+
+
+def _content(folder: Path) -> str:
+    """What lies in a folder where something else was expected."""
+    if not folder.is_dir():
+        return "there is no such folder"
+    names = sorted(path.name for path in folder.iterdir())
+    return f"it holds {', '.join(map(repr, names[:5])) or 'nothing'}" + f" and {len(names) - 5} more" * (len(names) > 5)

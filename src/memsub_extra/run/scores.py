@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from memsub.io.store import Kind
 from memsub.measure.evaluation import alignment, score, summary
+from memsub.measure.metric import References
 from memsub.models import Conditioning, Sample, generate
 
 from .model import Model
@@ -62,7 +63,7 @@ class Scores:
         content = {"prompts": prompts, "seeds": list(seeds), "model": model, **self._sampling}
         return self.run.store.arrays(IMAGES, make, **content)["images"]
 
-    def replicated(self, images: np.ndarray, captions: Sequence[str], references: np.ndarray) -> np.ndarray:
+    def replicated(self, images: np.ndarray, captions: Sequence[str], references: References) -> np.ndarray:
         """The run's verdict on images, bool (n,)."""
         judge = self.run.judge
         content = {"images": images, "captions": list(captions), "references": references, "judge": judge}
@@ -75,7 +76,7 @@ class Scores:
         self,
         model: Model,
         captions: list[str],
-        references: np.ndarray | None = None,
+        references: References | None = None,
         *,
         seeds: Sequence[int] | None = None,
         sample: Sample | None = None,
@@ -85,7 +86,7 @@ class Scores:
         """`memsub.score` of captions by a model, a row an image.
 
         Args:
-            references: training images, one a caption.
+            references: training images of the captions.
             seeds: each caption is sampled with each; default: once, with a seed of its own. (Of images that share
                 their noise many replicate or few do: a rate of them has no binomial interval.)
             sample: something else than plain sampling; `content` says what it is a function of.
@@ -108,7 +109,7 @@ class Scores:
     ) -> pd.DataFrame:
         """`scored` of memorized captions, by their places in the run's list."""
         captions = [self.run.data.captions("memorized")[i] for i in places]
-        references = np.stack([self.run.data.references[i] for i in places])
+        references = self.run.data.references_of(places)
         return self.scored(model, captions, references, seeds=seeds, sample=sample, kind=MEMORIZED, **content)
 
     def unseen(self, model: Model, n: int, sample: Sample | None = None, **content: Any) -> pd.DataFrame:

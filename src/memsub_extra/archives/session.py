@@ -1,0 +1,272 @@
+"""Requests to addresses of strangers: polite to the hosts, and with limits to what they can do to this machine.
+
+    session = PoliteSession()
+    page = session.get("https://example.org/x.jpg")         # page.content, page.url, page.text
+
+An address comes from a list that anybody may have written, and its answer from whoever holds the host by now. So only
+http and https, no host of a private network, no credentials of ~/.netrc, and at most `MOST_BYTES` (decompressed) in at
+most `SECONDS`. Between two requests to one host lies a pause; a server that is busy is given the time it asks for.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import requests
+from requests.adapters import HTTPAdapter
+from requests.utils import get_encoding_from_headers
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+PAUSE = 1.0
+"""Seconds between two requests to one host."""
+SECONDS = 120.0
+"""For one address with all that it redirects to and every pause that a server asks for."""
+MOST_BYTES = 50_000_000
+"""Of an answer, decompressed."""
+PRIVATE = False
+"""Whether hosts of this machine and of private networks are asked."""
+_REDIRECTS, _ATTEMPTS = 8, 4
+_BUSY = (429, 502, 503)
+
+
+@dataclass(frozen=True)
+class Page:
+    """A whole answer: its bytes, the address that it came from in the end, and its encoding."""
+
+    content: bytes
+    url: str
+    encoding: str | None = None
+
+    @property
+    def text(self) -> str:
+        return self.content.decode(self.encoding or "utf-8", "replace")
+
+
+class Refused(requests.RequestException):
+    """An address that is not asked, or an answer that is too large or too slow; the message says which."""
+
+
+class PoliteSession:
+    """Requests with a pause between two to one host; may be shared by threads.
+
+    Args:
+        timeout: seconds until a server must have sent something.
+        pause: seconds between two requests to one host; default `PAUSE`.
+        private: ask also hosts of this machine and of private networks; default `PRIVATE`.
+        seconds: for one address, default `SECONDS`.
+    """
+
+    def __init__(
+        self,
+        timeout: float = 20,
+        pause: float | None = None,
+        private: bool | None = None,
+        seconds: float | None = None,
+    ):
+        self.timeout, self.pause = timeout, PAUSE if pause is None else pause
+        self.private, self.seconds = PRIVATE if private is None else private, SECONDS if seconds is None else seconds
+        self._session = requests.Session()
+        self._session.trust_env = False  # no credentials of ~/.netrc for hosts of a list
+        self._session.headers["Connection"] = "close"
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, _Adapter(self.private))
+        self._hosts: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._next: dict[str, float] = {}
+
+    def get(self, url: str, *, headers: dict[str, str] | None = None, limit: int = MOST_BYTES) -> Page:
+        """A whole answer, after redirects.
+
+        Args:
+            limit: bytes of the answer, decompressed.
+
+        Raises:
+            requests.RequestException: no success, or `Refused`.
+        """
+        deadline = time.monotonic() + self.seconds
+        for _ in range(_REDIRECTS):
+            parts = _parts(url)
+            with self._turn(parts.netloc, deadline):
+                try:
+                    answer = self._asked(url, headers, limit, deadline)
+                except _Private as error:
+                    raise Refused(str(error)) from None
+            if isinstance(answer, Page):
+                return answer
+            url = urljoin(url, answer)
+        raise Refused(f"{url[:200]} redirects without end.")
+
+    def _asked(self, url: str, headers: dict[str, str] | None, limit: int, deadline: float) -> Page | str:
+        """A page, or the address to which the server redirects; waits while it is busy."""
+        for attempt in range(_ATTEMPTS):
+            with _watched(deadline):
+                answer = self._session.get(
+                    url,
+                    headers=headers,
+                    timeout=self.timeout,
+                    allow_redirects=False,
+                    stream=True,
+                    proxies=_proxies(url, self.private),
+                )
+                with answer:
+                    if "location" in answer.headers and answer.is_redirect:
+                        return answer.headers["location"]
+                    if answer.status_code not in _BUSY:
+                        answer.raise_for_status()
+                        content = _content(answer, limit, deadline)
+                        return Page(content, answer.url, get_encoding_from_headers(answer.headers))
+            wait = _seconds(answer.headers.get("Retry-After"), 2.0**attempt)
+            if attempt + 1 == _ATTEMPTS or time.monotonic() + wait > deadline:
+                break
+            time.sleep(wait)
+        raise Refused(f"{url[:200]} is busy ({answer.status_code}).")
+
+    @contextmanager
+    def _turn(self, host: str, deadline: float) -> Iterator[None]:
+        with self._hosts[host]:
+            time.sleep(max(0.0, min(self._next.get(host, 0.0), deadline) - time.monotonic()))
+            try:
+                yield
+            finally:
+                self._next[host] = time.monotonic() + self.pause
+
+
+def _parts(url: str) -> Any:
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise Refused(f"{url[:200]!r} is no address: {error}.") from None
+    if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
+        raise Refused(f"{url[:200]!r} is no address of the web: http:// or https:// is expected.")
+    return parts
+
+
+def _seconds(asked: str | None, otherwise: float) -> float:
+    """Of a header Retry-After, which may also be a date."""
+    return float(asked) if asked and asked.strip().isdecimal() else otherwise
+
+
+def _content(answer: requests.Response, limit: int, deadline: float) -> bytes:
+    promised = answer.headers.get("Content-Length", "")
+    too_large = Refused(f"{answer.url[:200]} is larger than {limit:,} bytes.")
+    if promised.isdecimal() and int(promised) > limit:
+        raise too_large
+    parts, size = [], 0
+    for part in answer.iter_content(2**16):
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise too_large
+    if time.monotonic() > deadline:  # cut, which looks like its end
+        raise Refused(f"{answer.url[:200]} takes too long.")
+    return b"".join(parts)
+
+
+# --- connections -----------------------------------------------------------------------------------------------
+
+_thread = threading.local()
+"""`sockets` are those that this thread is asking over."""
+
+
+@contextmanager
+def _watched(deadline: float) -> Iterator[None]:
+    """Cuts the thread's connections at the deadline: a server that sends a byte a second keeps within every timeout."""
+    sockets: list[socket.socket] = []
+    _thread.sockets = sockets
+
+    def cut() -> None:
+        for connected in sockets:
+            with suppress(OSError):  # closed meanwhile
+                connected.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        _thread.sockets = []
+
+
+class _Watched:
+    """A connection that can be cut, and over which nothing is sent before its other end is known."""
+
+    private = False
+
+    def _new_conn(self) -> socket.socket:
+        connected: socket.socket = super()._new_conn()  # type: ignore[misc]
+        try:
+            if not self.private:
+                check_public(connected.getpeername()[0])
+        except BaseException:
+            connected.close()
+            raise
+        _thread.sockets.append(connected)
+        return connected
+
+    def connect(self) -> None:
+        super().connect()  # type: ignore[misc]
+        _thread.sockets.append(self.sock)  # type: ignore[attr-defined]  # with TLS another one
+
+
+class _Private(ValueError):
+    """An address that is not of the internet."""
+
+
+def check_public(address: str) -> None:
+    """Raises ValueError for an IP address of this machine, of a private network or of the link."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        ip = ip.ipv4_mapped or ip.sixtofour or ip
+    if not ip.is_global or ip.is_multicast:
+        raise _Private(f"{address} is an address of this machine or of a private network, which are not asked.")
+
+
+class _Adapter(HTTPAdapter):
+    """Connections are `_Watched`: looking a name up first would leave time to change where it leads."""
+
+    def __init__(self, private: bool):
+        self._private = private
+        super().__init__(max_retries=0)
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        self.poolmanager.pool_classes_by_scheme = _pools(self._private)
+
+    def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
+        manager = super().proxy_manager_for(*args, **options)
+        manager.pool_classes_by_scheme = _pools(private=True)  # a proxy may well stand in this network
+        return manager
+
+
+def _pools(private: bool) -> dict[str, type]:
+    kinds = {"http": (HTTPConnectionPool, HTTPConnection), "https": (HTTPSConnectionPool, HTTPSConnection)}
+    return {
+        scheme: type("_Pool", (pool,), {"ConnectionCls": type("_Connection", (_Watched, kind), {"private": private})})
+        for scheme, (pool, kind) in kinds.items()
+    }
+
+
+def _proxies(url: str, private: bool) -> dict[str, str]:
+    """Of the environment. A proxy looks names up itself, so here only what this machine knows of them is checked."""
+    host = urlsplit(url).hostname or ""
+    proxies = {} if proxy_bypass(host) else {k: v for k, v in getproxies().items() if k in ("http", "https", "all")}
+    if proxies and not private:
+        try:
+            known = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
+        except OSError:
+            known = set()
+        for address in known:
+            check_public(address)
+    return proxies
