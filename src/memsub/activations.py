@@ -362,8 +362,8 @@ def capture(
     if checkpoint:
         wait()  # a process that is lost before all have summed is redone alone, the others' shards are still there
         if is_main():  # also those of other numbers of processes
-            for part in checkpoint.parent.glob(f"{escape(checkpoint.stem)}.*-of-*"):
-                part.unlink(missing_ok=True)
+            for share in checkpoint.parent.glob(f"{escape(checkpoint.stem)}.*-of-*"):
+                share.unlink(missing_ok=True)
     return stats
 
 

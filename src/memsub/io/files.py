@@ -193,24 +193,24 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[bool]:
-    """Locks a file or folder; yields whether nobody else holds it. The lock ends with its process, however that ends.
+def exclusive(path: Path) -> Iterator[bool | None]:
+    """Locks a file or folder, and yields whether that was possible: False, if another process holds it.
 
-    Where locks are not to be had (Windows, some network disks) nothing is locked, and the answer is no.
+    The lock ends with its process, however that ends. None: there are no locks here (Windows, some network disks).
     """
     try:
         import fcntl
 
         handle = os.open(path, os.O_RDONLY)
     except (ImportError, OSError):
-        yield False
+        yield None
         return
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            mine = True
-        except OSError:
-            mine = False
+            mine: bool | None = True
+        except OSError as error:
+            mine = False if isinstance(error, BlockingIOError) else None
         yield mine
     finally:
         os.close(handle)

@@ -1,7 +1,7 @@
 """SSCD (Pizzi et al., CVPR 2022), the copy descriptor of the literature on memorization.
 
-It is published as TorchScript, which is a program: loading executes it, and it can do what its user can. So only files of
-known content are executed; any other needs the consent of whoever sits at the machine. An ONNX file is data.
+It is published as TorchScript, which is a program: loading executes it, and it can do what its user can. So only files
+of known content are executed; others need the consent of whoever sits at the machine. An ONNX file is data.
 """
 
 from __future__ import annotations

@@ -16,14 +16,17 @@ images would decide it. Intervals of means, differences and ratios are in `memsu
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from memsub.io.files import as_written, load_json
 from memsub.measure.intervals import interval as wilson_interval
 
 if TYPE_CHECKING:
@@ -150,6 +153,24 @@ def checks(run: Run, notebook: str, claims: Mapping[str, Claim], **facts: Any) -
         facts={name: plain(value) for name, value in facts.items()},
         network_rows=run.network_rows,
     )
+
+
+def read_findings(path: Path) -> dict[str, Any]:
+    """What `checks` recorded; raises FileNotFoundError or ValueError for a file that is not as it writes them."""
+    findings = load_json(path)
+    with as_written(path, "record of findings"):
+        for claim in findings["claims"].values():
+            known = claim["verdict"] in VERDICTS and claim["relation"] in ("at least", "at most", "exact")
+            numbers = [claim[name] for name in ("value", "bound", "low", "high")]
+            if not known or any(not isinstance(n, (int, float)) for n in numbers if n is not None):
+                raise ValueError("a claim of it is none; execute its notebook again.")
+        findings["facts"].items()
+    return findings
+
+
+def digest_of(path: Path) -> str:
+    """What a file of findings holds, as a digest; "" if there is none. Executed notebooks carry that of theirs."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _recorded(claim: Claim) -> dict[str, Any]:

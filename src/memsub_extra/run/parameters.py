@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
+from memsub.baselines import BASELINES
 from memsub.io.files import printable
+from memsub.measure.metrics import IMAGE_METRICS
 from memsub.models import Solver, find_model
+from memsub.registry import Registry
 
 from .specs import EditSpec, Part
 
@@ -45,7 +48,7 @@ def _ascending(values: list[int]) -> list[int]:
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
-Strength = float | str | None
+Strength = int | float | str | None
 
 
 class Data(Part):
@@ -219,14 +222,23 @@ class Parameters(Part):
             raise ValueError(
                 f"deletion.iterations: ascending numbers from 0 on expected, got {self.deletion.iterations}"
             )
-        located = self.edit.located_on
-        if located.part == "subset" and not (
-            located.size in self.grid.sizes and 0 <= located.index < self.grid.subsets
-        ):
+        self._check_names()
+        located, grid = self.edit.located_on, self.grid
+        if located.part == "subset" and not (located.size in grid.sizes and 0 <= located.index < grid.subsets):
             raise ValueError(f"edit.located_on: the grid has no subset {located}")
         if self.extraction.clique > self.extraction.images:
             raise ValueError(f"extraction.clique is {self.extraction.clique} of {self.extraction.images} images")
         return self
+
+    def _check_names(self) -> None:
+        """Raises ValueError for names that no registry has."""
+        lists: dict[str, tuple[Iterable[str], Registry]] = {
+            "metrics.more": (self.metrics.more, IMAGE_METRICS),
+            "baselines.strengths": (self.baselines.strengths, BASELINES),
+        }
+        for key, (names, registry) in lists.items():
+            if unknown := [name for name in names if name not in registry]:
+                raise ValueError(f"{key}: unknown {unknown[0]!r}; expected some of {', '.join(registry)}")
 
     @property
     def spec(self) -> EditSpec:
@@ -247,7 +259,7 @@ class Parameters(Part):
         """
         try:
             _check_keys(cls, given, source)
-            return cls(**{name: _as_meant(name, value) for name, value in given.items()})
+            return cls(**{name: _as_meant(f"{source}: {name}", value) for name, value in given.items()})
         except ValidationError as error:
             told = "; ".join(
                 f"{'.'.join(str(part)[:40] for part in e['loc'])}: {e['msg']}, got {reprlib.repr(e['input'])}"
@@ -327,7 +339,7 @@ def _check_keys(part: type[BaseModel], given: Mapping[str, Any], source: str, pa
 
 
 def _as_meant(name: str, value: Any) -> Any:
-    """A value with `~` expanded; raises ValueError for yes and no, which no parameter is and Python counts as 1 and 0."""
+    """A value with `~` expanded; raises ValueError for yes and no: no parameter is one, and Python counts with them."""
     if isinstance(value, bool):
         raise ValueError(f"{name} is {value}, where a number, text or a list is expected.")
     if isinstance(value, str) and value.startswith("~"):
