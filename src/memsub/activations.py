@@ -29,7 +29,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from glob import escape
@@ -402,10 +402,8 @@ def _empty(
 
 def _indices(group: str, indices: Sequence[int]) -> list[int]:
     """The prompts of a group; raises ValueError for what counts no prompts, such as a mask or fractions."""
-    try:
-        numbers = [i.tolist() if hasattr(i, "tolist") else i for i in indices]  # of numpy or torch
-    except TypeError:
-        numbers = [indices]
+    given = list(indices) if isinstance(indices, Iterable) else [f"{indices!r} alone"]
+    numbers = [i.tolist() if hasattr(i, "tolist") else i for i in given]  # of numpy or torch
     if wrong := [i for i in numbers if type(i) is not int]:
         raise ValueError(f"group {group!r} must be a list of whole numbers, indices of prompts; it holds {wrong[0]!r}.")
     return numbers

@@ -99,8 +99,8 @@ def card(repo_id: str, edit: Edit, audit: pd.DataFrame | None = None) -> str:
         "---\nlibrary_name: memsub\ntags: [memsub, diffusers, unlearning]\n---\n",
         f"# {repo_id.split('/')[1]}\n",
         "An edit of a text-to-image diffusion model's weights, made by [memsub](https://github.com/memsub/memsub). It "
-        f"belongs to the network with the fingerprint `{_cell(edit.provenance['model'][:12])}` and sets {edit.density:.2%} of "
-        "the weights in its layers.\n",
+        f"belongs to the network with the fingerprint `{_cell(edit.provenance['model'][:12])}` and "
+        f"sets {edit.density:.2%} of the weights in its layers.\n",
         f"```python\n{usage}\n```\n",
     ]
     if audit is not None:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from memsub.io.files import as_written, load_json
+from memsub.io.files import as_written, load_json, printable
 from memsub.measure.intervals import interval as wilson_interval
 
 if TYPE_CHECKING:
@@ -208,10 +208,11 @@ def plain(value: Any) -> Any:
 
 
 def say(*sentences: str) -> None:
-    """Shows sentences as a paragraph of Markdown. Names in them are data: no `$` begins a formula, no `<` a tag."""
+    """Shows sentences as a paragraph of Markdown. Names in them are data: no formula, tag, link or title begins there."""
     from IPython.display import Markdown, display
 
-    text = " ".join(sentences).replace("$", r"\$").replace("<", r"\<")
+    text = printable(" ".join(" ".join(sentences).split())).replace("$", r"\$").replace("<", r"\<")
+    text = text.replace("](", r"]\(")
     display(Markdown(f"*Seen:* {text}"))
 
 

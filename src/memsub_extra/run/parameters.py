@@ -48,6 +48,8 @@ def _ascending(values: list[int]) -> list[int]:
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
+Name = Annotated[str, Field(pattern=r"^[^<>&|`\x00-\x1f\x7f]{1,80}$")]
+"""Of tables and figures."""
 Strength = int | float | str | None
 
 
@@ -165,7 +167,7 @@ class EmbeddingAttack(Part):
 class Deletion(Part):
     """Notebook 06: what an attacker who holds the weights still gets, by the work that it takes."""
 
-    edits: dict[str, str] = Field(
+    edits: dict[Name, str] = Field(
         {}, description="files of edits by name (default: those that ship with the model, or else that of notebook 04)"
     )
     targets: int = Field(12, ge=2, description="memorized images under attack, and as many never trained on")
