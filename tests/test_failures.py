@@ -68,7 +68,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, name, save):
 def test_a_full_disk_in_the_middle_of_a_capture_loses_nothing(micro, prompts, tmp_path):
     some, part = prompts.memorized[:3], tmp_path / "part"
     whole = capture(micro, some, **OPTIONS)
-    with full_disk(1000), pytest.raises(OSError, match=r"part\.0 could not be written"):
+    with full_disk(1000), pytest.raises(OSError, match=r"part\.0-of-1 could not be written"):
         capture(micro, some, batch_size=1, checkpoint=part, **OPTIONS)
     resumed = capture(micro, some, batch_size=1, checkpoint=part, **OPTIONS)
     for name, sums in whole.sums.items():

@@ -1,11 +1,14 @@
 """The metrics, against answers known from the testbed's construction."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 
 import memsub
 from memsub.measure.metrics import CLIPS, SSCD, clip, fid, kid, sscd
+from memsub.measure.sscd import CONSENT
 from memsub.models import MODELS, ModelInfo
 from memsub.testbed.dataset import weights_folder
 from memsub.testbed.scenes import alternatives, caption, parse
@@ -134,8 +137,11 @@ class Descriptor(torch.nn.Module):
         return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
 
 
-def test_sscd_reads_torchscript_and_sees_published_preprocessing(tmp_path):
+def test_sscd_reads_torchscript_and_sees_published_preprocessing(tmp_path, monkeypatch):
     torch.jit.script(Descriptor()).save(str(tmp_path / "sscd.pt"))
+    whole = (tmp_path / "sscd.pt").read_bytes()
+    (tmp_path / "half.pt").write_bytes(whole[:500])
+    monkeypatch.setenv(CONSENT, ",".join(hashlib.sha256(content).hexdigest() for content in (whole, whole[:500])))
     metric = sscd(tmp_path / "sscd.pt")
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 48, 3), dtype=np.uint8)
     np.testing.assert_allclose(metric.similarity(images, images), 1, atol=1e-5)
@@ -146,7 +152,6 @@ def test_sscd_reads_torchscript_and_sees_published_preprocessing(tmp_path):
     np.testing.assert_allclose(metric.features(large), expected, atol=1e-5)
     assert metric.features(images).shape == (3, 12)
     assert metric.threshold == 0.7
-    (tmp_path / "half.pt").write_bytes((tmp_path / "sscd.pt").read_bytes()[:500])
     with pytest.raises(ValueError, match=r"half\.pt is no TorchScript file"):
         sscd(tmp_path / "half.pt")
     with pytest.raises(FileNotFoundError, match="no SSCD model at"):

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import gc
+import hashlib
 import html
 import json
+import os
 import re
 import resource
 import shutil
@@ -27,6 +29,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from memsub.io.files import save_text
 from memsub.io.images import save_image
+from memsub.measure.sscd import CONSENT
 from memsub.prompts import load_prompts
 from memsub.testbed.dataset import weights_folder
 from memsub_extra.notebooks import batch
@@ -82,6 +85,8 @@ def prepare(name: Any, folder: Path, sample_size: int = 8) -> Path:
     pipe.save_pretrained(folder / "model", safe_serialization=True)
     save_small_clip(folder / "clip")
     torch.jit.script(MeanColours()).save(str(folder / "sscd.torchscript.pt"))
+    # A program of unknown content is not executed unless somebody consents to it.
+    os.environ[CONSENT] = hashlib.sha256((folder / "sscd.torchscript.pt").read_bytes()).hexdigest()
     prompts, rng = load_prompts("tiny"), np.random.default_rng(0)
     rows = [{"caption": c, "index": i, "url": "http://localhost/gone"} for i, c in enumerate(prompts.memorized[:12])]
     save_text("".join(json.dumps(row) + "\n" for row in rows), folder / "memorized.jsonl")

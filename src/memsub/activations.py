@@ -29,8 +29,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from glob import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -38,8 +39,8 @@ from typing import Any, Literal
 import torch
 from tqdm.auto import tqdm
 
-from .io.distributed import is_main, rank, shard, summed, wait
-from .io.files import load_tensors, save_artifact
+from .io.distributed import is_main, processes, rank, shard, summed, wait
+from .io.files import as_written, load_tensors, save_artifact
 from .models import (
     Conditioning,
     Denoiser,
@@ -166,8 +167,14 @@ class ActivationStats:
     def load(cls, path: str | Path) -> ActivationStats:
         """Reads what `save` wrote; raises FileNotFoundError or ValueError for another file."""
         tensors, about = load_tensors(path, "ActivationStats")
-        sums = {layer: tensors[layer] for layer in about["provenance"]["layers"]}  # a file keeps no order
-        return cls(sums, about["counts"], about["provenance"], about["prompts"])
+        with as_written(path, "ActivationStats"):
+            sums = {layer: tensors[layer] for layer in about["provenance"]["layers"]}  # a file keeps no order
+            counts, axes = about["counts"], {s.shape[:2] for s in sums.values()}
+            if {type(n) for n in counts.values()} != {int} or min(counts.values()) < 1 or len(axes) != 1:
+                raise ValueError("its groups need a count each, and its layers the same groups and steps.")
+            if any(s.dtype != torch.float32 or s.ndim != 3 or len(s) != len(counts) for s in sums.values()):
+                raise ValueError("its sums must be float32 of shape (groups, steps, neurons).")
+            return cls(sums, counts, about["provenance"], [str(digest) for digest in about["prompts"]])
 
 
 # --- from activations to sums -----------------------------------------------------------------------------------------
@@ -306,11 +313,13 @@ def capture(
 
     Args:
         prompts: captions, their `Conditioning`, or their embeddings (prompts, tokens, width).
-        groups: name to indices of prompts; default one group "all". A prompt may be in any number of groups.
+        groups: name to indices of prompts; default one group "all". A prompt may be in any number of groups, and counts
+            as often as its index stands there.
         first: sampling ends after so many steps: enough for an edit that unites no more of them.
         batch_size: prompts at a time, half as many where memory ends.
         cfg_half: sum both halves of a guided call (as the paper's code does), or the conditional one alone.
-        checkpoint: a file written after every batch (and the process' number), from which a killed capture resumes.
+        checkpoint: a file written after every batch, from which a killed capture resumes. Its name goes on with the
+            process' number and how many there are: other shares of the prompts are another checkpoint.
         keep_checkpoint: leave it there at the end, where it stands for the whole capture; else it is removed.
 
     Raises:
@@ -324,14 +333,14 @@ def capture(
     denoiser = as_denoiser(pipe)
     prompts = as_prompts(prompts, denoiser)
     groups = {"all": range(len(prompts))} if groups is None else groups
-    members = {name: list(indices) for name, indices in groups.items()}
+    members = {name: _indices(name, indices) for name, indices in groups.items()}
     how = {"steps": steps, "first": first, "guidance_scale": float(guidance_scale), "seed": seed, "cfg_half": cfg_half}
     _check(denoiser, prompts, members, how, batch_size)
     draws_noise(denoiser)  # or says why it cannot be repeated
     membership = torch.stack([torch.bincount(torch.tensor(m), minlength=len(prompts)) for m in members.values()])
     stats = _empty(denoiser, prompts, members, how)
     mine = shard(range(len(prompts)))  # one process: all of them
-    checkpoint = Path(f"{checkpoint}.{rank()}") if checkpoint else None
+    checkpoint = Path(f"{checkpoint}.{rank()}-of-{processes()}") if checkpoint else None
     done = _resume(stats, checkpoint, len(mine))
     bar = tqdm(total=len(mine), initial=done, desc="capturing", unit="prompt", disable=not (progress and is_main()))
     with bar:
@@ -346,13 +355,11 @@ def capture(
     stats.sums = {name: summed(sums.to(denoiser.device)).cpu() for name, sums in stats.sums.items()}
     stats.check()
     if checkpoint and not keep_checkpoint:
-        _remove(checkpoint)
+        wait()  # a process that is lost before all have summed is redone alone, the others' shards are still there
+        if is_main():  # also those of other numbers of processes
+            for share in checkpoint.parent.glob(f"{escape(checkpoint.stem)}.*-of-*"):
+                share.unlink(missing_ok=True)
     return stats
-
-
-def _remove(checkpoint: Path) -> None:
-    wait()  # a process that is lost before all have summed is redone alone, the others' shards are still there
-    checkpoint.unlink(missing_ok=True)
 
 
 def _add_batch(
@@ -407,6 +414,15 @@ def _empty(
     return ActivationStats(sums, counts, network | how | software, [digest])
 
 
+def _indices(group: str, indices: Sequence[int]) -> list[int]:
+    """The prompts of a group; raises ValueError for what counts no prompts, such as a mask or fractions."""
+    given = list(indices) if isinstance(indices, Iterable) else [f"{indices!r} alone"]
+    numbers = [i.tolist() if hasattr(i, "tolist") else i for i in given]  # of numpy or torch
+    if wrong := [i for i in numbers if type(i) is not int]:
+        raise ValueError(f"group {group!r} must be a list of whole numbers, indices of prompts; it holds {wrong[0]!r}.")
+    return numbers
+
+
 def _check(
     denoiser: Denoiser, prompts: list[str] | Conditioning, groups: dict[str, list[int]], how: dict, batch_size: int
 ) -> None:
@@ -431,9 +447,12 @@ def _resume(stats: ActivationStats, checkpoint: Path | None, total: int) -> int:
         return 0
     saved = ActivationStats.load(checkpoint)
     digest, done, shard_size = (*saved.prompts, "", "", "")[:3]
-    expected = (stats.provenance, stats.counts, stats.prompts[0], str(total))  # other shares if processes differ
-    if (saved.provenance, saved.counts, digest, shard_size) != expected:
+    shapes = [{name: sums.shape for name, sums in each.sums.items()} for each in (saved, stats)]
+    expected = (stats.provenance, stats.counts, stats.prompts[0], str(total))
+    if (saved.provenance, saved.counts, digest, shard_size) != expected or shapes[0] != shapes[1]:
         raise ValueError(f"{checkpoint} is the checkpoint of another capture; remove it, or name another file.")
+    if not (done.isdecimal() and int(done) <= total):
+        raise ValueError(f"{checkpoint} does not say how many of {total} prompts it holds; remove it.")
     for name, sums in saved.sums.items():
         stats.sums[name] += sums
     return int(done)

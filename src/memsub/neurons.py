@@ -21,7 +21,7 @@ import torch
 
 from .activations import ActivationStats
 from .fast_masks import memorized_at_steps
-from .io.files import load_tensors, save_artifact
+from .io.files import as_written, load_tensors, save_artifact
 from .models import Pipeline, as_denoiser, check_model, model_of
 from .pruning import Edit
 
@@ -144,11 +144,21 @@ class WeightMasks:
     def load(cls, path: str | Path) -> WeightMasks:
         """Reads what `save` wrote; raises FileNotFoundError or ValueError for another file."""
         tensors, about = load_tensors(path, "WeightMasks")
-        layers = {
-            name: LayerMask(tuple(shape), tensors[f"{name}.columns"], tensors[f"{name}.counts"])
-            for name, shape in about["shapes"].items()
-        }
-        return cls(layers, about["provenance"])
+        with as_written(path, "WeightMasks"):
+            layers = {
+                name: LayerMask((int(shape[0]), int(shape[1])), tensors[f"{name}.columns"], tensors[f"{name}.counts"])
+                for name, shape in about["shapes"].items()
+            }
+            for name, mask in layers.items():
+                (d, f), columns, counts = mask.shape, mask.columns, mask.counts
+                if not (
+                    columns.dtype in (torch.int16, torch.int32)
+                    and (counts.dtype, counts.shape) == (torch.int32, (len(next(iter(layers.values())).counts), d))
+                    and columns.shape == (int(counts.clamp(0, f).sum()),) == (int(counts.sum()),)
+                    and not ((columns < 0) | (columns >= f)).any()
+                ):
+                    raise ValueError(f"layer {name[:80]!r}: its columns and counts are not those of a mask {d} x {f}.")
+            return cls(layers, {**about["provenance"]})
 
 
 def locate(

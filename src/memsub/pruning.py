@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,10 +26,13 @@ from typing import Any
 
 import torch
 
-from .io.files import load_tensors, save_artifact
+from .io.files import as_written, load_tensors, printable, save_artifact
 from .models import Pipeline, as_denoiser, check_model, check_plain, named_modules, only_shapes
 
 _Keep = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_MOST = 2**29
+"""Weights that a file may set as whole layers; all that the method may edit in SDXL are 4 x 10^8."""
 
 
 @dataclass
@@ -186,22 +190,29 @@ class Edit:
             raise ValueError(f"{path} is no edit as memsub writes it: shapes, whole or provenance is missing.")
         if not isinstance(provenance.get("model"), str):
             raise ValueError(f"{path} does not say which model it belongs to.")
-        positions, values = {}, {}
-        for layer, shape in shapes.items():
-            if not (isinstance(shape, list) and shape and all(type(n) is int and n > 0 for n in shape)):
-                raise ValueError(f"{path}: layer {layer} of this edit: {shape!r} is no shape.")
-            if layer not in whole and layer not in tensors:
-                raise ValueError(f"{path}: layer {layer} of this edit: its positions are missing.")
-            positions[layer] = torch.arange(math.prod(shape), dtype=torch.int32) if layer in whole else tensors[layer]
-            if f"{layer}.values" in tensors:
-                values[layer] = tensors[f"{layer}.values"]
-        edit = cls(positions, {layer: tuple(shape) for layer, shape in shapes.items()}, provenance, values)
-        try:
+        with as_written(path, "edit"):
+            sizes, entire = {layer: _size(layer, shape) for layer, shape in shapes.items()}, set(whole)
+            for layer in sizes.keys() - entire - tensors.keys():
+                raise ValueError(f"layer {printable(layer)} of this edit: its positions are missing.")
+            for layer in (entire | {name.removesuffix(".values") for name in tensors}) - sizes.keys():
+                raise ValueError(f"layer {printable(layer)} of this edit: its shape is missing.")
+            if (most := sum(sizes[layer] for layer in entire)) > _MOST:  # a word in the file, and all of it in memory
+                raise ValueError(f"it sets {most:,} weights of whole layers, more than any network has there.")
+            positions = {n: torch.arange(sizes[n], dtype=torch.int32) if n in entire else tensors[n] for n in sizes}
+            values = {n: tensors[f"{n}.values"] for n in sizes if f"{n}.values" in tensors}
+            edit = cls(positions, {layer: tuple(shape) for layer, shape in shapes.items()}, provenance, values)
             edit.check()
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        edit.positions = {layer: p if layer in whole else p.long() for layer, p in positions.items()}
+        edit.positions = {layer: p if layer in entire else p.long() for layer, p in positions.items()}
         return edit
+
+
+def _size(layer: str, shape: object) -> int:
+    """How many weights a shape has; raises ValueError for what is none, or has more than positions can count."""
+    if isinstance(shape, list) and 1 <= len(shape) <= 8 and all(type(n) is int and n > 0 for n in shape):
+        size = math.prod(shape)
+        if size < 2**31:
+            return size
+    raise ValueError(f"layer {printable(layer)} of this edit: {reprlib.repr(shape)} is no shape of a layer.")
 
 
 def _addressed(weight: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
@@ -219,10 +230,12 @@ def _problem(shape: tuple[int, ...] | None, positions: torch.Tensor, values: tor
     """What is wrong with a layer's part of an edit, or nothing."""
     if shape is None:
         return "its shape is missing"
-    if positions.ndim != 1 or positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool:
+    if positions.ndim != 1 or positions.dtype not in _INTEGERS:
         return f"positions must be integers in one row; got {positions.dtype} of shape {tuple(positions.shape)}"
     if values.shape != positions.shape:
         return f"{len(positions)} positions need as many values; got {tuple(values.shape)}"
+    if not values.is_floating_point() or values.element_size() == 1:
+        return f"values must be float16, as a file holds them; got {values.dtype}"
     if not values.isfinite().all():
         return "some of its values are not finite"
     if not len(positions):

@@ -4,15 +4,20 @@
     table = load_table("runs/tiny/sweep.parquet")
 
 After a failure or a kill a file is either complete or as it was before. Tensors are safetensors, tables parquet, the
-rest JSON and text (images: `memsub.io.images`). Nothing is pickled.
+rest JSON and text (images: `memsub.io.images`). Nothing is pickled, and what is read may be anybody's: whatever a file
+holds, the error is a ValueError that names it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 """Version of the names inside artifacts: files of another version are refused."""
+_TIDY: set[Path] = set()
+"""Folders in which this process has looked for what killed writers left."""
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | Path, metadata: dict[str, str]) -> None:
@@ -56,7 +63,7 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], 
         with safe_open(path, "pt") as file:
             about = _about(file, path, kind)
             return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or no safetensors file: {error}.") from error
 
 
@@ -66,7 +73,7 @@ def check_artifact(path: str | Path, kind: str) -> None:
     try:
         with safe_open(path, "numpy") as file:
             _about(file, path, kind)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is truncated or no safetensors file: {error}.") from error
 
 
@@ -77,15 +84,28 @@ def _find(path: str | Path, kind: str) -> None:
 
 def _about(file: Any, path: str | Path, kind: str) -> dict:
     """What an open artifact says of itself, if it is of that kind and of this version."""
-    about = json.loads((file.metadata() or {}).get("about", "{}"))
-    if about.get("kind") != kind:
-        raise ValueError(f"{path} holds {about.get('kind') or 'no artifact of memsub'}, expected {kind}.")
+    about = parse_json((file.metadata() or {}).get("about", "{}"), f"the metadata of {path}")
+    if not isinstance(about, dict) or about.get("kind") != kind:
+        what = about.get("kind") if isinstance(about, dict) else None
+        what = printable(what)[:40] if isinstance(what, str) else "no artifact of memsub"
+        raise ValueError(f"{path} holds {what}, expected {kind}.")
     if about.get("format") != FORMAT:
         raise ValueError(
-            f"{path} was written by another version of memsub (format {about.get('format', 1)}, expected "
+            f"{path} was written by another version of memsub (format {str(about.get('format', 1))[:40]}, expected "
             f"{FORMAT}): make it again."
         )
     return about
+
+
+@contextmanager
+def as_written(path: str | Path, kind: str) -> Iterator[None]:
+    """While an artifact is made of a file that may be anybody's: any error is a ValueError that names the file."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError):
+        raise ValueError(f"{path} is no {kind} as memsub writes it: parts are missing, or of other types.") from None
 
 
 def save_table(table: pd.DataFrame, path: str | Path) -> None:
@@ -104,7 +124,7 @@ def load_table(path: str | Path) -> pd.DataFrame:
         raise FileNotFoundError(f"no table at {path}.")
     try:
         return pd.read_parquet(path)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:  # the last of pandas' metadata
         raise ValueError(f"{path} is truncated or no parquet file: {error}.") from error
 
 
@@ -117,10 +137,15 @@ def load_json(path: str | Path) -> Any:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no JSON file at {path}.")
+    return parse_json(Path(path).read_bytes(), str(path))
+
+
+def parse_json(text: str | bytes, source: str) -> Any:
+    """What JSON says; raises ValueError that names the source if it is none, nests too deep, or holds huge numbers."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is truncated or no JSON: {error}.") from error
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{source} is truncated or no JSON: {error}.") from None
 
 
 def save_text(text: str, path: str | Path) -> None:
@@ -149,9 +174,8 @@ def check_writable(path: str | Path, size: int = 0) -> None:
         raise PermissionError(f"{path} cannot be written: it is read-only. Name another file.")
     try:
         folder = next(folder for folder in path.parents if folder.exists())
-        probe = folder / f"{path.name}.{os.getpid()}.tmp"
-        probe.touch()
-        probe.unlink()
+        with _beside(folder / path.name):
+            pass
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error}") from error
     if (free := shutil.disk_usage(folder).free) < size:
@@ -161,21 +185,69 @@ def check_writable(path: str | Path, size: int = 0) -> None:
 def printable(text: object) -> str:
     """Text for a terminal, in one line: characters that are not to be seen, such as terminal escapes, by their code."""
     line = " ".join(part.strip() for part in str(text).splitlines())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    seen = (c if c.isprintable() or c in "\u200c\u200d" else c.encode("unicode_escape").decode() for c in line)
+    return "".join(seen)  # (the two join letters and emoji)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Calls `write` with the path of a temporary file beside `path`, then moves that file to `path`.
+    """Calls `write` with the path of a temporary file in a new folder beside `path`, then moves that file to `path`.
 
     Raises:
         OSError: the file could not be written, on a full disk for example. What was at `path` is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
-        os.replace(temporary, path)
+        with _beside(path) as temporary:
+            write(temporary)
+            # safetensors makes files that nobody else may read; all of ours have the mode that the user's umask asks.
+            temporary.chmod(temporary.with_name("mode").stat().st_mode & 0o777)
+            os.replace(temporary, path)
     except (OSError, SafetensorError, pyarrow.ArrowException) as error:  # such as a full disk
         raise OSError(f"{path} could not be written, and is as it was before: {error}") from error
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """The path of a temporary file in a folder of its own, of a name that nobody can know before, on the same disk.
+
+    The folder is locked while its writer lives, so that one that is not can be removed by whoever comes next. (Names
+    hold the machine's: over a network, locks may be each machine's own.)
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    start = f".memsub-{platform.node()[:40].replace(os.sep, '-')}-"
+    if path.parent not in _TIDY:
+        _TIDY.add(path.parent)
+        for left in [entry for entry in path.parent.iterdir() if entry.name.startswith(start)]:
+            with exclusive(left) as mine:
+                if mine and time.time() - left.stat().st_mtime > 1:  # a second, in which a writer gets its lock
+                    shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=start, dir=path.parent))
+    try:
+        with exclusive(folder):
+            folder.joinpath("mode").touch()
+            yield folder / "part"
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[bool | None]:
+    """Locks a file or folder, and yields whether that was possible: False, if another process holds it.
+
+    The lock ends with its process, however that ends. None: there are no locks here (Windows, some network disks).
+    """
+    try:
+        import fcntl
+
+        handle = os.open(path, os.O_RDONLY)
+    except (ImportError, OSError):
+        yield None
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine: bool | None = True
+        except OSError as error:
+            mine = False if isinstance(error, BlockingIOError) else None
+        yield mine
+    finally:
+        os.close(handle)

@@ -1,11 +1,18 @@
-"""SSCD (Pizzi et al., CVPR 2022), the copy descriptor of the literature on memorization."""
+"""SSCD (Pizzi et al., CVPR 2022), the copy descriptor of the literature on memorization.
+
+It is published as TorchScript, which is a program: loading executes it, and it can do what its user can. So only files
+of known content are executed; others need the consent of whoever sits at the machine. An ONNX file is data.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pooch
 import torch
 import torch.nn.functional as F
 
@@ -16,6 +23,10 @@ SSCD = {
     name: f"https://dl.fbaipublicfiles.com/sscd-copy-detection/{name}.torchscript.pt"
     for name in ("sscd_disc_large", "sscd_disc_mixup")
 }
+KNOWN = {"9f26bd4c848cc19b73d2ae92eea6e04886f61a7b764ceb7a13aeee62e6a6db56": "sscd_disc_mixup"}
+"""sha256 of published files, as many projects that use them state it; of the large one nobody states any."""
+CONSENT = "MEMSUB_TORCHSCRIPT"
+"""The environment variable that names the sha256 of files to execute, with commas between. No file can set it."""
 
 
 def sscd(
@@ -31,31 +42,50 @@ def sscd(
         threshold: cosine above which two images count as copies, as in the literature on memorization.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ConnectionError: the file has to be fetched and cannot be.
-        ValueError: the file is neither TorchScript nor ONNX.
+        ImportError, FileNotFoundError, ConnectionError, ValueError: as `sscd_file`, or it is neither kind of file.
     """
-    path = fetch_url(SSCD[str(source)], "copy descriptor") if source in SSCD else Path(source)
-    if not path.is_file():
-        raise FileNotFoundError(f"no SSCD model at {path}; expected one of {', '.join(SSCD)}, or a file.")
-    if path.suffix == ".onnx":
-        import onnxruntime  # in the extra `onnx`
-
-        session = onnxruntime.InferenceSession(path)
-        entry = session.get_inputs()[0].name
-
-        def run(x: torch.Tensor) -> torch.Tensor:
-            return torch.from_numpy(session.run(None, {entry: x.cpu().numpy()})[0])
-
-    else:
-        try:
-            run = torch.jit.load(path, map_location=device).eval()
-        except RuntimeError as error:
-            raise ValueError(f"{path} is no TorchScript file: {str(error).splitlines()[0]}") from None
+    path, content = sscd_file(source)
+    try:
+        run = _onnx(content) if path.suffix == ".onnx" else torch.jit.load(io.BytesIO(content), device).eval()
+    except (RuntimeError, ValueError) as error:
+        kind = "ONNX" if path.suffix == ".onnx" else "TorchScript"
+        raise ValueError(f"{path} is no {kind} file: {str(error).splitlines()[0]}") from None
 
     def embed(images: np.ndarray) -> torch.Tensor:
         x = resized(images, 320).to(device)
         mean, std = x.new_tensor([0.485, 0.456, 0.406]), x.new_tensor([0.229, 0.224, 0.225])
         return F.normalize(run((x - mean[:, None, None]) / std[:, None, None]), dim=1)
 
-    return CopyMetric(embed, threshold, f"sscd {pooch.file_hash(str(path))}", batch_size)
+    return CopyMetric(embed, threshold, f"sscd {hashlib.sha256(content).hexdigest()}", batch_size)
+
+
+def sscd_file(source: str | Path) -> tuple[Path, bytes]:
+    """The file of an SSCD and what it holds; nothing of it is executed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConnectionError: it has to be fetched and cannot be.
+        ValueError: it is a program that is not among `KNOWN`, and nobody consented to it (`CONSENT`).
+    """
+    path = fetch_url(SSCD[str(source)], "copy descriptor") if source in SSCD else Path(source).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no SSCD model at {path}; expected one of {', '.join(SSCD)}, or a file.")
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if path.suffix != ".onnx" and digest not in (*KNOWN, *os.environ.get(CONSENT, "").replace(" ", "").split(",")):
+        raise ValueError(
+            f"{path} is TorchScript, a program that runs as soon as it is loaded, and its content is unknown here. If "
+            f"you trust its makers, consent by the environment variable {CONSENT}={digest}; or use ONNX, which is data."
+        )
+    return path, content
+
+
+def _onnx(content: bytes) -> Callable[[torch.Tensor], torch.Tensor]:
+    import onnxruntime  # in the extra `onnx`
+
+    try:
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of many classes, which have no base in common
+        raise ValueError(str(error)) from None
+    entry = session.get_inputs()[0].name
+    return lambda x: torch.from_numpy(session.run(None, {entry: x.cpu().numpy()})[0])

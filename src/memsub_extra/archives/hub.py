@@ -6,7 +6,9 @@ edit = edit_from_hub("owner/name", pipe)    # the edit of another model is refus
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from memsub.io.files import as_written, parse_json, printable
 from memsub.models import Pipeline, check_model
 from memsub.pruning import Edit
 
@@ -72,16 +75,17 @@ def edit_from_hub(
     _check_name(repo_id)
     api = HfApi(endpoint=endpoint, token=token)
     header = api.parse_safetensors_file_metadata(repo_id, FILE, revision=revision).metadata
-    about = json.loads(header.get("about", "{}"))
-    if about.get("kind") != Edit.__name__:
+    about = parse_json((header or {}).get("about", "{}"), f"the metadata of {FILE} in {repo_id}")
+    if not isinstance(about, dict) or about.get("kind") != Edit.__name__:
         raise ValueError(f"{repo_id} holds no {Edit.__name__} of memsub in {FILE}.")
     if pipe is not None:
-        check_model(pipe, about["provenance"]["model"], f"the edit in {repo_id} was made for")
+        with as_written(f"{FILE} in {repo_id}", "edit"):
+            check_model(pipe, about["provenance"]["model"], f"the edit in {repo_id} was made for")
     return Edit.load(api.hf_hub_download(repo_id, FILE, revision=revision))
 
 
 def _check_name(repo_id: str) -> None:
-    if repo_id.count("/") != 1 or not all(repo_id.split("/")):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII):
         raise ValueError(f"a repository is named 'owner/name'; got {repo_id!r}.")
 
 
@@ -95,18 +99,26 @@ def card(repo_id: str, edit: Edit, audit: pd.DataFrame | None = None) -> str:
         "---\nlibrary_name: memsub\ntags: [memsub, diffusers, unlearning]\n---\n",
         f"# {repo_id.split('/')[1]}\n",
         "An edit of a text-to-image diffusion model's weights, made by [memsub](https://github.com/memsub/memsub). It "
-        f"belongs to the network with the fingerprint `{edit.provenance['model'][:12]}` and sets {edit.density:.2%} of "
-        "the weights in its layers.\n",
+        f"belongs to the network with the fingerprint `{_cell(edit.provenance['model'][:12])}` and "
+        f"sets {edit.density:.2%} of the weights in its layers.\n",
         f"```python\n{usage}\n```\n",
     ]
     if audit is not None:
         lines += ["## What was measured\n", _markdown(audit) + "\n"]
-    return "\n".join([*lines, "## Provenance\n", f"```json\n{json.dumps(edit.provenance, indent=1)}\n```\n"])
+    provenance = json.dumps(edit.provenance, indent=1).replace("`", "\\u0060")  # which JSON reads as the same
+    return "\n".join([*lines, "## Provenance\n", f"```json\n{provenance}\n```\n"])
 
 
 def _markdown(table: pd.DataFrame) -> str:
     def row(cells: Any) -> str:
-        return "| " + " | ".join(f"{c:.3g}" if isinstance(c, float) else str(c) for c in cells) + " |"
+        return "| " + " | ".join(f"{c:.3g}" if isinstance(c, float) else _cell(c) for c in cells) + " |"
 
     records: list[Mapping] = table.to_dict("records")
-    return "\n".join([row(table.columns), row(["---"] * len(table.columns)), *(row(r.values()) for r in records)])
+    rule = f"|{' --- |' * len(table.columns)}"
+    return "\n".join([row(table.columns), rule, *(row(r.values()) for r in records)])
+
+
+def _cell(value: object) -> str:
+    """Text of a table's cell that no reader of Markdown takes for anything else: one line, without live characters."""
+    text = html.escape(printable(" ".join(str(value).split())))
+    return re.sub(r"[\\`*_\[\]|$!~#]", lambda match: f"&#{ord(match[0])};", text)

@@ -7,7 +7,6 @@ attack_lines({"unedited": [step, ...]}, threshold, title)   # one attack's simil
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..notebooks.plots.layers import label_layers
-from ..notebooks.plots.style import METHOD_COLOURS, colours, finished
+from ..notebooks.plots.style import METHOD_COLOURS, colours, finished, shown
 
 
 def layer_place(name: str) -> tuple[str, int]:
@@ -78,6 +77,6 @@ def attack_lines(runs: Mapping[str, Sequence[Mapping[str, Any]]], threshold: flo
     )
     axis.set(xlabel="iterations of the attack (filled: the image replicates its target)", ylabel="copy similarity")
     axis.set_ylim(min(0.0, *axis.get_ylim()), 1.04)
-    axis.set_title(textwrap.shorten(title, 110), fontsize=9, loc="left")
+    axis.set_title(shown(title, 110), fontsize=9, loc="left")
     axis.legend(fontsize=7, loc="best", frameon=False)
     return finished(figure)

@@ -3,8 +3,9 @@
     reports = run(["tiny"])                     # runs/tiny/00_testbed.ipynb, ..., report.html
     reports = run(["quick", "tiny"])            # ... of several parameter files, and runs/comparison.csv
 
-Each notebook is executed by papermill into the run folder. A notebook is skipped if it was executed before with the
-same code and parameters, and so were all before it.
+Each notebook is executed by papermill into the run folder, and carries a digest of what made it: its code and that of
+all before it, the parameters, and the files that they name (but training images, which a run fetches). One that was
+executed before with the same digest is skipped. One run at a time uses a folder.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ import json
 import logging
 import multiprocessing
 import os
-from collections.abc import Generator, Mapping, Sequence
+import platform
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import closing
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +31,21 @@ from nbformat import NotebookNode
 from tqdm.auto import tqdm
 
 from memsub.io.distributed import alone, is_main, processes
-from memsub.io.files import load_json, save_json, save_text
+from memsub.io.files import exclusive, load_json, printable, save_json, save_text, write_atomically
+from memsub.measure.sscd import SSCD, sscd_file
 from memsub.models import ModelInfo, find_model, load_pipeline
 from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run
 
 from .cost import at_hand, seconds_per_step, work
+from .findings import digest_of, read_findings
 from .listing import NOTEBOOKS, Notebook, of_model, precompute
 from .report import write_report
 
 VERSION = 1
 """Raise it when executed notebooks have to be executed again though neither their code nor their parameters changed."""
+LARGE = 2**26
+"""Bytes of a file from which on it is known by its size and time."""
 OVERHEAD = 12.0
 """Seconds a notebook takes besides network calls: a kernel's start, imports, figures."""
 
@@ -97,7 +106,8 @@ def run(
 
     Args:
         names: of parameters in papermill_params/, or YAML files.
-        out: run folder; default `runs/<name>` in the current folder. Of several names, the folder that holds theirs.
+        out: run folder; default the parameters' `folder`, relative to notebooks/, or else `runs/<name>` in the current
+            folder. Of several names, the folder that holds theirs.
         only: beginnings of the names of the notebooks to execute; default all that suit the model.
         fresh: also those that were executed before.
         jobs: notebooks side by side, which share out the cores. A small model uses two cores better in two kernels
@@ -105,6 +115,7 @@ def run(
 
     Raises:
         ValueError, FileNotFoundError: parameters or model are not right, or fewer than one job; nothing was executed.
+        BlockingIOError: another run uses the folder.
         NotebookError: a notebook stopped; the next call resumes with it.
     """
     if jobs < 1:
@@ -114,7 +125,10 @@ def run(
     wanted: dict[Path, tuple[Parameters, list[Notebook]]] = {}
     for name in names:  # all are checked before the first is executed
         parameters, stem = find_parameters(name)
-        folder = (out if out and len(names) == 1 else (out or Path("runs")) / stem).resolve()
+        folder = _folder(parameters, stem, out, len(names))
+        if folder in wanted:
+            raise ValueError(f"two of these parameter files lead to one run folder, {folder}: name one at a time.")
+        _check_files(parameters)
         notebooks = find_notebooks(find_model(parameters.model), only)
         wanted[folder] = parameters.model_copy(update={"folder": str(folder)}), notebooks
     if processes() > 1:  # under accelerate launch: together what takes long, then one of them runs the notebooks
@@ -125,11 +139,12 @@ def run(
         alone()
     reports = []
     for folder, (parameters, notebooks) in wanted.items():
-        save_json(parameters.dump(), folder / "parameters.json")
-        _execute_all(notebooks, parameters, folder, fresh, jobs)
-        executed = [folder / f"{notebook.name}.ipynb" for notebook in notebooks]
-        title = f"memsub: {folder.name}" if len(names) > 1 else f"memsub: {parameters.model}"
-        reports.append(write_report(executed, folder / "report.html", title, parameters.dump()))
+        with one_at_a_time(folder):
+            save_json(parameters.dump(), folder / "parameters.json")
+            _execute_all(notebooks, parameters, folder, fresh, jobs)
+            executed = [folder / f"{notebook.name}.ipynb" for notebook in notebooks]
+            title = f"memsub: {folder.name}" if len(names) > 1 else f"memsub: {parameters.model}"
+            reports.append(write_report(executed, folder / "report.html", title, parameters.dump()))
     if len(wanted) > 1:
         table = compared(list(wanted))
         print(table.to_string())
@@ -137,19 +152,63 @@ def run(
     return reports
 
 
+def _folder(parameters: Parameters, stem: str, out: Path | None, names: int) -> Path:
+    if out:
+        return (out if names == 1 else out / stem).expanduser().resolve()
+    if "folder" in parameters.model_fields_set:
+        return (project() / "notebooks" / parameters.folder).resolve()  # where a notebook finds it
+    return (Path("runs") / stem).resolve()
+
+
+def _named_files(parameters: Parameters) -> dict[str, Path]:
+    """The files and folders that parameters name, by key; they lie where notebooks find them."""
+    p = parameters
+    named = {"model": p.model, "data.real": p.data.real, "metrics.copy": p.metrics.copy_}
+    named |= {"metrics.prompt": p.metrics.prompt}
+    lists = p.data.prompts if isinstance(p.data.prompts, dict) else {"list": p.data.prompts}
+    named |= {f"data.prompts.{kind}": path for kind, path in lists.items()}
+    named |= {f"deletion.edits.{name}": path for name, path in p.deletion.edits.items()}
+    return {key: project() / "notebooks" / path for key, path in named.items() if path}
+
+
+def _check_files(parameters: Parameters) -> None:
+    """Raises ValueError or FileNotFoundError for what a run would end with after hours: a missing file, or consent."""
+    for key, path in _named_files(parameters).items():
+        if key.startswith("deletion.edits.") and not path.is_file():
+            raise FileNotFoundError(f"{printable(key)} names {path}, where no file is.")
+    if copy := parameters.metrics.copy_:
+        sscd_file(copy if copy in SSCD else project() / "notebooks" / copy)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Holds a run folder: two runs in one would report each other's results. Ends with the process, however that ends.
+
+    Raises:
+        BlockingIOError: another process holds it; says which.
+    """
+    lock = folder / "run.lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock.touch()
+    with exclusive(lock) as mine:
+        if mine is False:
+            raise BlockingIOError(
+                f"{folder} is used by another run ({printable(lock.read_text(errors='replace'))[:200].strip()}): wait "
+                "for its end, or name another folder by --out."
+            )
+        lock.write_text(f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M')}\n")
+        yield
+
+
 # --- executing -------------------------------------------------------------------------------------------------------
 
 
 def _execute_all(notebooks: list[Notebook], parameters: Parameters, folder: Path, fresh: bool, jobs: int) -> None:
-    record = folder / "executed.json"
-    done = load_json(record) if record.is_file() and not fresh else {}
-    digest, due = _digest(VERSION, parameters.dump()), dict[str, str]()
+    digest, due = _digest(VERSION, parameters.dump(), _content(parameters)), dict[str, str]()
     for notebook in notebooks:
         digest = _digest(digest, _code(nbformat.read(_file(notebook), as_version=4)))
-        if due or done.get(notebook.name) != digest or not (folder / f"{notebook.name}.ipynb").is_file():
+        if due or fresh or _made_of(folder, notebook.name) != digest:
             due[notebook.name] = digest
-            done.pop(notebook.name, None)
-    save_json(done, record)
     if not due:
         print(f"{folder.name}: nothing to execute, all is there as it was (--fresh executes it again)")
         return
@@ -159,10 +218,40 @@ def _execute_all(notebooks: list[Notebook], parameters: Parameters, folder: Path
     bar = tqdm(total=len(notebooks), initial=len(notebooks) - len(due), desc=folder.name, unit="notebook")
     with bar, closing(_executed(waiting, steps, parameters, folder, jobs)) as executed:
         for notebook in executed:
-            done[notebook.name] = due[notebook.name]
-            save_json(done, record)
+            _sign(folder, notebook.name, due[notebook.name])
             bar.write(found_in_a_line(notebook.name, folder))
             bar.update()
+
+
+def _sign(folder: Path, name: str, digest: str) -> None:
+    """Writes into an executed notebook what made it, and which findings are its own."""
+    path = folder / f"{name}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata["memsub"] = {"digest": digest, "findings": digest_of(folder / "findings" / f"{name}.json")}
+    write_atomically(path, lambda temporary: nbformat.write(notebook, temporary))
+
+
+def _made_of(folder: Path, name: str) -> str:
+    """The digest that an executed notebook carries; "" if there is none, or its findings are no longer its own."""
+    try:
+        made = load_json(folder / f"{name}.ipynb")["metadata"]["memsub"]
+        return made["digest"] if made["findings"] == digest_of(folder / "findings" / f"{name}.json") else ""
+    except (FileNotFoundError, ValueError, LookupError, TypeError):  # whatever lies there is made again
+        return ""
+
+
+def _content(parameters: Parameters) -> dict[str, Any]:
+    """What the files hold that parameters name: of folders and large files, when they were written and how large."""
+    content: dict[str, Any] = {}
+    for key, path in _named_files(parameters).items():
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        for file in files:
+            about = file.stat()
+            small = path.is_file() and about.st_size < LARGE
+            content[f"{key}: {file.relative_to(path)}"] = (
+                hashlib.sha256(file.read_bytes()).hexdigest() if small else [about.st_size, about.st_mtime_ns]
+            )
+    return content
 
 
 def expected_time(notebooks: list[Notebook], steps: Mapping[str, int], parameters: Parameters, jobs: int) -> str:
@@ -188,7 +277,7 @@ def found_in_a_line(name: str, folder: Path) -> str:
     file = folder / "findings" / f"{name}.json"
     if not file.is_file():
         return f"{name}: executed"
-    findings = load_json(file)
+    findings = read_findings(file)
     verdicts = [claim["verdict"] for claim in findings["claims"].values()]
     counts = ", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)) or "no claims"
     numbers = [f"{key} {value:.3g}" for key, value in numbers_of(findings["facts"]).items()]
@@ -207,7 +296,7 @@ def _executed(
     waiting, running = list(waiting), dict[Future, Notebook]()
     # Spawned, not forked: this process has threads. The kernels inherit how many of theirs they may use.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, _use_threads, (_threads(jobs),)) as pool:
+    with ProcessPoolExecutor(jobs, spawn, _begin, (_threads(jobs),)) as pool:
         try:
             while waiting or running:
                 unfinished = {notebook.name for notebook in (*waiting, *running.values())}
@@ -220,6 +309,14 @@ def _executed(
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     future.result()
                     yield running.pop(future)
+        except BrokenProcessPool:
+            raise NotebookError(
+                "the process of a notebook was killed, perhaps for want of memory: run again with fewer --jobs."
+            ) from None
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):  # nothing goes on writing after us
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # and kernels end when their parents do
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -228,8 +325,16 @@ def _threads(jobs: int) -> int:
     return max(1, (os.cpu_count() or 1) // jobs)
 
 
-def _use_threads(threads: int) -> None:
+def _begin(threads: int) -> None:
+    """A worker begins: it knows its threads, and ends as soon as its parent does, as kernels do."""
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def execute(path: Path, out: Path, parameters: Parameters, bar: bool = True) -> None:
@@ -250,8 +355,8 @@ def execute(path: Path, out: Path, parameters: Parameters, bar: bool = True) -> 
         papermill.execute_notebook(str(path), str(out), given, shutdown_kernel="immediate", **options)
     except PapermillExecutionError as error:
         raise NotebookError(
-            f"{path.name} stopped at In [{error.exec_count}]: {error.ename}: {error.evalue} (see {out}). "
-            "Run again to go on from there."
+            f"{path.name} stopped at In [{error.exec_count}]: {printable(f'{error.ename}: {error.evalue}')[:1000]} "
+            f"(see {out}). Run again to go on from there."
         ) from None
 
 
@@ -276,7 +381,7 @@ def compared(folders: Sequence[Path]) -> pd.DataFrame:
     for folder in folders:
         column = columns.setdefault(folder.name, {})
         for file in sorted((folder / "findings").glob("*.json")):
-            findings = load_json(file)
+            findings = read_findings(file)
             verdicts = [claim["verdict"] for claim in findings["claims"].values()]
             column |= {
                 f"{file.stem[:2]} claims: {verdict}": verdicts.count(verdict) for verdict in sorted(set(verdicts))

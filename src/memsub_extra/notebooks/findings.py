@@ -16,14 +16,17 @@ images would decide it. Intervals of means, differences and ratios are in `memsu
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
+from memsub.io.files import as_written, load_json, printable
 from memsub.measure.intervals import interval as wilson_interval
 
 if TYPE_CHECKING:
@@ -152,6 +155,24 @@ def checks(run: Run, notebook: str, claims: Mapping[str, Claim], **facts: Any) -
     )
 
 
+def read_findings(path: Path) -> dict[str, Any]:
+    """What `checks` recorded; raises FileNotFoundError or ValueError for a file that is not as it writes them."""
+    findings = load_json(path)
+    with as_written(path, "record of findings"):
+        for claim in findings["claims"].values():
+            known = claim["verdict"] in VERDICTS and claim["relation"] in ("at least", "at most", "exact")
+            numbers = [claim[name] for name in ("value", "bound", "low", "high")]
+            if not known or any(not isinstance(n, (int, float)) for n in numbers if n is not None):
+                raise ValueError("a claim of it is none; execute its notebook again.")
+        findings["facts"].items()
+    return findings
+
+
+def digest_of(path: Path) -> str:
+    """What a file of findings holds, as a digest; "" if there is none. Executed notebooks carry that of theirs."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
 def _recorded(claim: Claim) -> dict[str, Any]:
     """A claim for JSON; `low` and `high` are None if nothing was sampled."""
     low, high = claim.interval or (None, None)
@@ -187,10 +208,11 @@ def plain(value: Any) -> Any:
 
 
 def say(*sentences: str) -> None:
-    """Shows sentences as a paragraph of Markdown. Names in them are data: no `$` begins a formula, no `<` a tag."""
+    """Shows sentences as a paragraph of Markdown. Names in them are data: no formula, tag, link or title begins."""
     from IPython.display import Markdown, display
 
-    text = " ".join(sentences).replace("$", r"\$").replace("<", r"\<")
+    text = printable(" ".join(" ".join(sentences).split())).replace("$", r"\$").replace("<", r"\<")
+    text = text.replace("](", r"]\(")
     display(Markdown(f"*Seen:* {text}"))
 
 

@@ -55,13 +55,7 @@ class Method:
 
 
 def method_names(p: Parameters, has_twin: bool) -> list[tuple[str, Any]]:
-    """Name and strength of every method that is compared: nothing, pruning, random pruning, baselines; the twin.
-
-    Raises:
-        ValueError: a strength for a baseline that there is not.
-    """
-    if unknown := [name for name in p.baselines.strengths if name not in BASELINES]:
-        raise ValueError(f"baselines.strengths: unknown {unknown[0]!r}; expected some of {', '.join(BASELINES)}.")
+    """Name and strength of every method that is compared: nothing, pruning, random pruning, baselines; the twin."""
     names: list[tuple[str, Any]] = [("none", None), *(("pruning", s) for s in p.sweep.sparsity)]
     names += [(TWIN, None)] if has_twin else []
     names.append(("random pruning", max(p.sweep.sparsity)))
@@ -71,7 +65,7 @@ def method_names(p: Parameters, has_twin: bool) -> list[tuple[str, Any]]:
 
 
 def methods(run: Run) -> list[Method]:
-    """The methods of `method_names`; raises as it does."""
+    """The methods of `method_names`."""
     p = run.parameters
     options = {"steps": p.capture.steps, "batch_size": p.sampling.batch_size}
     plain, ordinary = run.scores.sample(run.unedited), run.data.captions("ordinary")

@@ -29,9 +29,9 @@ import yaml
 from nbformat import NotebookNode
 from PIL import Image, UnidentifiedImageError
 
-from memsub.io.files import load_json, save_text
+from memsub.io.files import save_text
 
-from .findings import tally
+from .findings import digest_of, read_findings, tally
 from .formulas import FORMULA, mathml
 
 LIBRARIES = ("memsub", "torch", "diffusers", "transformers", "numpy")
@@ -54,11 +54,15 @@ def write_report(notebooks: Sequence[Path], out: Path, title: str, parameters: M
     Args:
         notebooks: executed ones, in one run folder.
         parameters: of the run, by the names that YAML files use.
+
+    Raises:
+        ValueError: findings are not those of their notebook, or not as they were recorded.
     """
     formulas: dict[str, str] = {}
     bodies, contents = [], []
     for path in notebooks:
         notebook = nbformat.read(path, as_version=4)
+        _check_findings(notebook, path)
         contents.append(_with_anchors(notebook, path.stem))
         bodies.append(f"<section>{_body(notebook, path.stem, title, formulas)}</section>")
     text = "\n".join(bodies)
@@ -77,6 +81,16 @@ def write_report(notebooks: Sequence[Path], out: Path, title: str, parameters: M
     return out
 
 
+def _check_findings(notebook: NotebookNode, path: Path) -> None:
+    """A notebook that a run executed says which findings are its own: others came later into the folder."""
+    made, findings = notebook.metadata.get("memsub"), path.parent / "findings" / f"{path.stem}.json"
+    if made and made.get("findings") != digest_of(findings):
+        raise ValueError(
+            f"{findings} is not what {path.name} found: something else has written it since. Run again, and that "
+            "notebook is executed again."
+        )
+
+
 def _policy(template: str) -> str:
     """The page's own styles, its script, known by its hash, and figures that are in it: nothing else loads or runs."""
     script = template.partition("<script>")[2].partition("</script>")[0]
@@ -93,7 +107,7 @@ def verdicts(findings: Sequence[Path]) -> str:
     for path in findings:
         if not path.is_file():
             continue
-        claims = load_json(path)["claims"]
+        claims = read_findings(path)["claims"]
         for sentence, claim in sorted(claims.items(), key=lambda item: _FIRST.index(item[1]["verdict"])):
             verdict = claim["verdict"]
             counted.append(verdict)

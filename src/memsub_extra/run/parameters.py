@@ -5,25 +5,52 @@
     Parameters.from_notebook(globals())         # what a notebook's parameters cell says, and papermill below it
 
 A part groups what belongs together (`sampling.steps`, `edit.sparsity`). A misspelt key is an error that lists the right
-ones.
+ones. A file may be anybody's: it is plain YAML of bounded size, each key once, without anchors; errors are short.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, MutableMapping
+import reprlib
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
+from memsub.baselines import BASELINES
+from memsub.io.files import printable
+from memsub.measure.metrics import IMAGE_METRICS
 from memsub.models import Solver, find_model
+from memsub.registry import Registry
 
 from .specs import EditSpec, Part
 
 _PLAIN = (str, int, float, list, dict, type(None))
 _READ = "_memsub_parameters_were_read"
+LARGEST_FILE = 100_000
+"""Bytes of a parameter file."""
+_DEEPEST = 20
+
+
+def _once(values: list[Any]) -> list[Any]:
+    if repeated := [value for i, value in enumerate(values) if value in values[:i]]:
+        raise ValueError(f"{repeated[0]!r} stands there twice")
+    return values
+
+
+def _ascending(values: list[int]) -> list[int]:
+    if sorted(set(values)) != values:
+        raise ValueError("ascending numbers are expected")
+    return values
+
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Steps = Annotated[int, Field(ge=1, le=1000)]
+Name = Annotated[str, Field(pattern=r"^[^<>&|`\x00-\x1f\x7f]{1,80}$")]
+"""Of tables and figures."""
+Strength = int | float | str | None
 
 
 class Data(Part):
@@ -46,13 +73,15 @@ class MetricNames(Part):
 
     copy_: str | None = Field(None, alias="copy", description="an SSCD by name or path (default: the model's metric)")
     prompt: str | None = Field(None, description="a CLIP by name or folder (default: the model's metric)")
-    more: list[str] = Field(["exact_p", "sharpness"], description="names in memsub.metrics.IMAGE_METRICS: more columns")
+    more: Annotated[list[str], AfterValidator(_once)] = Field(
+        ["exact_p", "sharpness"], description="names in memsub.metrics.IMAGE_METRICS: more columns"
+    )
 
 
 class Sampling(Part):
     """How images that are scored are sampled."""
 
-    steps: int = Field(8, ge=1, description="denoising steps")
+    steps: Steps = Field(8, description="denoising steps")
     solver: Solver = Field("multistep", description="the model's own scheduler, or one that needs fewer steps")
     guidance_scale: float = Field(3.0, ge=1, description="also of capture")
     batch_size: int = Field(60, ge=1, description="prompts at a time, also of capture")
@@ -61,8 +90,8 @@ class Sampling(Part):
 class Capture(Part):
     """How activations are captured."""
 
-    steps: int = Field(50, ge=1, description="denoising steps")
-    seed: int = Field(0, description="of the initial noise that all prompts share")
+    steps: Steps = Field(50, description="denoising steps")
+    seed: int = Field(0, ge=0, lt=2**63, description="of the initial noise that all prompts share")
     cfg_half: Literal["both", "cond"] = Field(
         "both", description="both halves of a guided call, or the conditional one"
     )
@@ -73,7 +102,9 @@ class Grid(Part):
 
     memorized: int = Field(100, ge=6, description="memorized prompts to use, and as many ordinary ones")
     subsets: int = Field(10, ge=2, description="subsets of each size")
-    sizes: list[int] = Field([10, 20, 30, 40, 50], min_length=1, description="prompts in a subset, ascending")
+    sizes: Annotated[list[Annotated[int, Field(ge=1)]], AfterValidator(_ascending)] = Field(
+        [10, 20, 30, 40, 50], min_length=1, description="prompts in a subset, ascending"
+    )
     sparsity: float | None = Field(
         None, gt=0, le=1, description="of the masks that are shown and compared (default: the edit's)"
     )
@@ -82,8 +113,8 @@ class Grid(Part):
 class Sweep(Part):
     """Settings of the edit that are compared."""
 
-    sparsity: list[float] = Field([0.05, 0.1, 0.25, 0.5], min_length=1)
-    steps: list[int] = Field([10], min_length=1, description="values of tau")
+    sparsity: Annotated[list[Share], AfterValidator(_once)] = Field([0.05, 0.1, 0.25, 0.5], min_length=1)
+    steps: Annotated[list[Steps], AfterValidator(_once)] = Field([10], min_length=1, description="values of tau")
 
 
 class Evaluation(Part):
@@ -101,7 +132,7 @@ class BaselineSetting(Part):
 
     captions: int = Field(20, ge=2, description="memorized captions")
     never_seen: int = Field(28, ge=4, description="unseen captions")
-    strengths: dict[str, list[Any]] = Field(
+    strengths: dict[str, Annotated[list[Strength], AfterValidator(_once)]] = Field(
         {"value neurons": [None, 0.0]}, description="baseline to its sweep; [] leaves it out (default: its own)"
     )
     timed: int = Field(4, ge=1, description="captions that are timed")
@@ -136,7 +167,7 @@ class EmbeddingAttack(Part):
 class Deletion(Part):
     """Notebook 06: what an attacker who holds the weights still gets, by the work that it takes."""
 
-    edits: dict[str, str] = Field(
+    edits: dict[Name, str] = Field(
         {}, description="files of edits by name (default: those that ship with the model, or else that of notebook 04)"
     )
     targets: int = Field(12, ge=2, description="memorized images under attack, and as many never trained on")
@@ -163,7 +194,9 @@ class Parameters(Part):
         None, description="of the networks (default: float32 on a CPU, the model's own on a GPU)"
     )
     folder: str = Field("../runs/tiny", description="of the run: artifacts, notebooks, report")
-    seed: int = Field(0, description="of the subsets and of the split into locating, choosing and reporting prompts")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="of the subsets and of the split into locating, choosing and reporting prompts"
+    )
     data: Data = Data()
     metrics: MetricNames = MetricNames()
     sampling: Sampling = Sampling()
@@ -191,9 +224,23 @@ class Parameters(Part):
             raise ValueError(
                 f"deletion.iterations: ascending numbers from 0 on expected, got {self.deletion.iterations}"
             )
+        self._check_names()
+        located, grid = self.edit.located_on, self.grid
+        if located.part == "subset" and not (located.size in grid.sizes and 0 <= located.index < grid.subsets):
+            raise ValueError(f"edit.located_on: the grid has no subset {located}")
         if self.extraction.clique > self.extraction.images:
             raise ValueError(f"extraction.clique is {self.extraction.clique} of {self.extraction.images} images")
         return self
+
+    def _check_names(self) -> None:
+        """Raises ValueError for names that no registry has."""
+        lists: dict[str, tuple[Iterable[str], Registry]] = {
+            "metrics.more": (self.metrics.more, IMAGE_METRICS),
+            "baselines.strengths": (self.baselines.strengths, BASELINES),
+        }
+        for key, (names, registry) in lists.items():
+            if unknown := [name for name in names if name not in registry]:
+                raise ValueError(f"{key}: unknown {unknown[0]!r}; expected some of {', '.join(registry)}")
 
     @property
     def spec(self) -> EditSpec:
@@ -212,15 +259,19 @@ class Parameters(Part):
         Raises:
             ValueError: an unknown key (the valid ones are listed), or a value out of bounds; names key and source.
         """
-        _check_keys(cls, given, source)
         try:
-            return cls(**given)
+            _check_keys(cls, given, source)
+            return cls(**{name: _as_meant(f"{source}: {name}", value) for name, value in given.items()})
         except ValidationError as error:
             told = "; ".join(
-                f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" if e["loc"] else e["msg"]
-                for e in error.errors()
+                f"{'.'.join(str(part)[:40] for part in e['loc'])}: {e['msg']}, got {reprlib.repr(e['input'])}"
+                if e["loc"]
+                else e["msg"]
+                for e in error.errors()[:3]
             )
-            raise ValueError(f"{source}: {told}.") from None
+            raise ValueError(f"{source}: {printable(told)}.") from None
+        except RecursionError:
+            raise ValueError(f"{source} nests deeper than parameters do.") from None
 
     @classmethod
     def load(cls, path: str | Path) -> Parameters:
@@ -231,10 +282,14 @@ class Parameters(Part):
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"no parameter file at {path}.")
+        if (size := Path(path).stat().st_size) > LARGEST_FILE:
+            raise ValueError(f"{path} has {size:,} bytes; a parameter file has at most {LARGEST_FILE:,}.")
         try:
-            given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is no YAML: {error}") from None
+            given = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _PlainYaml)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f" (line {mark.line + 1})" if mark else ""
+            raise ValueError(f"{path} is no YAML of parameters: {printable(_problem(error))[:200]}{line}.") from None
         if not isinstance(given, dict):
             raise ValueError(f"{path} must hold a mapping of parameters; it holds {type(given).__name__}.")
         return cls.checked(given, str(path))
@@ -278,7 +333,47 @@ def _check_keys(part: type[BaseModel], given: Mapping[str, Any], source: str, pa
         if key not in fields:
             close = difflib.get_close_matches(str(key), fields, n=1)
             hint = f" Did you mean {path + close[0]!r}?" if close else ""
-            raise ValueError(f"unknown key {path + str(key)!r} in {source}.{hint} Valid keys: {', '.join(fields)}.")
+            name = reprlib.repr(path + str(key))
+            raise ValueError(f"unknown key {name} in {source}.{hint} Valid keys: {', '.join(fields)}.")
         kind = fields[key].annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel) and isinstance(value, Mapping):
             _check_keys(kind, value, source, f"{path}{key}.")
+
+
+def _as_meant(name: str, value: Any) -> Any:
+    """A value with `~` expanded; raises ValueError for yes and no: no parameter is one, and Python counts with them."""
+    if isinstance(value, bool):
+        raise ValueError(f"{name} is {value}, where a number, text or a list is expected.")
+    if isinstance(value, str) and value.startswith("~"):
+        return str(Path(value).expanduser())
+    if isinstance(value, Mapping):
+        return {key: _as_meant(f"{name}.{str(key)[:40]}", each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_meant(name, each) for each in value]
+    return value
+
+
+class _PlainYaml(yaml.SafeLoader):
+    """YAML without what makes a small file large or says a thing twice: anchors, repeated keys, deep nesting."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or event.anchor:
+            raise yaml.MarkedYAMLError(problem="anchors and aliases (&, *) are not read", problem_mark=event.start_mark)
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise yaml.MarkedYAMLError(problem="it nests deeper than parameters do", problem_mark=event.start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if isinstance(node, yaml.MappingNode):
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if repeated := [key for i, key in enumerate(keys) if key in keys[:i]]:
+                problem = f"the key {reprlib.repr(repeated[0])} stands there twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return node
+
+
+def _problem(error: Exception) -> str:
+    return str(getattr(error, "problem", None) or type(error).__name__ + f": {error}".split("\n")[0])

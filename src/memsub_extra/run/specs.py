@@ -9,7 +9,7 @@ spec.changed(steps=5, contrast="ordinary")
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -26,6 +26,8 @@ class Group:
         part: all of them, those that locate reported edits, or one subset.
         size, index: of a subset: how many prompts it has, and which of these subsets it is.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     kind: Kind
     part: Literal["all", "locate", "subset"] = "all"
@@ -53,9 +55,9 @@ class Group:
 
 
 class Part(BaseModel):
-    """A group of parameters: unknown keys are errors, values do not change."""
+    """A group of parameters: unknown keys are errors, numbers are finite, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class EditSpec(Part):
@@ -67,7 +69,7 @@ class EditSpec(Part):
     contrast: Contrast = Field("empty", description="against the empty prompt, as the paper does, or ordinary prompts")
     layers: tuple[str, ...] | None = Field(None, description="beginnings of names of layers to edit (default: all)")
     located_on: Group = Field(Group.locating(), description="the prompts that locate it")
-    random: int | None = Field(None, description="a seed: density-matched random weights of each layer instead")
+    random: int | None = Field(None, ge=0, description="a seed: density-matched random weights of each layer instead")
 
     def changed(self, **fields: Any) -> EditSpec:
         """The same with some fields changed; raises ValueError for a value out of bounds."""

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from .style import finished
+from .style import finished, shown
 
 
 def image_grid(rows: Mapping[str, np.ndarray], captions: Sequence[str] = (), title: str = "") -> Figure:
@@ -31,13 +31,13 @@ def image_grid(rows: Mapping[str, np.ndarray], captions: Sequence[str] = (), tit
     figure, axis = plt.subplots(figsize=size, layout="constrained")  # one axis: laying out fifty takes seconds
     side = 0.95
     for i, (label, images) in enumerate(rows.items()):
-        axis.text(-0.05, i + side / 2, textwrap.fill(label, 12), ha="right", va="center", fontsize=9)
+        axis.text(-0.05, i + side / 2, textwrap.fill(shown(label), 12), ha="right", va="center", fontsize=9)
         for j, image in enumerate(images):
             axis.imshow(image, extent=(j, j + side, i + side, i))
     for j, text in enumerate(captions):
-        axis.text(j + side / 2, -0.05, textwrap.fill(text, 19), ha="center", va="bottom", fontsize=7)
+        axis.text(j + side / 2, -0.05, textwrap.fill(shown(text), 19), ha="center", va="bottom", fontsize=7)
     axis.set(xlim=(0, columns), ylim=(len(rows), 0))
     axis.axis("off")
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(shown(title), fontsize=11)
     return finished(figure)

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from memsub.baselines import BASELINES
+from memsub.io.files import printable
 
 Colour = tuple[float, float, float]
 
@@ -106,6 +107,11 @@ def _texts(artist: Artist) -> Iterator[Text]:
     if not isinstance(artist, Tick):
         for child in artist.get_children():
             yield from _texts(child)
+
+
+def shown(text: str, most: int = 300) -> str:
+    """A caption or name as a figure can draw it: no control characters, and no more of it than fits."""
+    return printable(text if len(text) <= most else f"{text[: most - 3]}...")
 
 
 def panels(n: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
