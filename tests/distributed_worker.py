@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 import memsub
-from memsub.attacks import sample_to_folder
 from memsub.io import distributed
 from memsub.io.files import save_json, save_tensors
+from memsub_extra.attacks import sample_to_folder
 from micro import micro_pipeline
 
 OPTIONS = {"steps": 2, "guidance_scale": 3.0, "batch_size": 2, "progress": False}

@@ -15,8 +15,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from conftest import ONE_METHOD
-from memsub.io.store import Kind
 from memsub_extra.notebooks import cost, listing, notebook03
+from memsub_extra.store import Kind
 from memsub_extra.training import widths
 from memsub_extra.unlearning import fine_tuning, notebook06
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from memsub import baselines
-from memsub.measure.detection import first_step_scores
 from memsub.models import as_denoiser, generate, initial_noise
 from memsub.testbed.unet import SceneUNet
 from memsub_extra.mitigations import random_tokens, value_neurons
+from memsub_extra.mitigations.detection import first_step_scores
 from memsub_extra.mitigations.value_neurons import memorization_score
 
 SOME = ["a red heart", "a blue fish and a pink moon", "a green star on a white background", "two cats"]

@@ -11,10 +11,10 @@ import pytest
 from tools import modules
 
 import memsub
-from memsub.baselines import BASELINES, Context
-from memsub.measure.detection import SCORES, first_step_scores
 from memsub.measure.metrics import IMAGE_METRICS
 from memsub.models import MODELS, find_model, fingerprint, generate
+from memsub_extra.mitigations import BASELINES, Context
+from memsub_extra.mitigations.detection import SCORES, first_step_scores
 from memsub_extra.notebooks.listing import NOTEBOOKS
 from memsub_extra.unlearning.pairs import Pairs
 from memsub_extra.unlearning.removals import REMOVALS

@@ -11,8 +11,6 @@ from diffusers.configuration_utils import FrozenDict
 from torch.nn.utils import parametrizations, prune
 
 import memsub
-from memsub.baselines import optimized_embeddings
-from memsub.measure.detection import first_step_scores
 from memsub.models import (
     ADAPTERS,
     Denoiser,
@@ -24,6 +22,8 @@ from memsub.models import (
     fingerprint,
     sampler_fingerprint,
 )
+from memsub_extra.mitigations import optimized_embeddings
+from memsub_extra.mitigations.detection import first_step_scores
 from toys import Toy
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.ff.net.2"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
-from memsub.measure.detection import SCORES, first_step_scores, noise_change, roc, step_scores, text_magnitude
+from memsub_extra.mitigations.detection import SCORES, first_step_scores, noise_change, roc, step_scores, text_magnitude
 from toys import Toy
 
 

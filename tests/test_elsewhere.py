@@ -11,13 +11,12 @@ import pytest
 import torch
 
 import memsub
-from memsub.attacks import embedding_attack
-from memsub.baselines import optimized_embeddings
-from memsub.measure.detection import first_step_scores
 from memsub.models import as_denoiser, fingerprint
+from memsub_extra.attacks import embedding_attack
 from memsub_extra.full_size.device import Elsewhere
 from memsub_extra.full_size.shapes import scheduler, tokenizer
-from memsub_extra.mitigations import value_neurons
+from memsub_extra.mitigations import optimized_embeddings, value_neurons
+from memsub_extra.mitigations.detection import first_step_scores
 from memsub_extra.training import fitting
 from memsub_extra.unlearning import adversarial, distillation, fine_tuning, siss, surrogates
 from memsub_extra.unlearning.attack_work import attack_work

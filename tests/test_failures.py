@@ -22,10 +22,10 @@ from PIL import Image
 
 from conftest import SMALL
 from memsub.activations import _unit_squares_on_device, capture, unit_squares
-from memsub.attacks import sample_to_folder
 from memsub.io.files import save_table, save_tensors, save_text
 from memsub.io.images import read_images, save_image
 from memsub.models import StableDiffusionDenoiser, as_denoiser
+from memsub_extra.attacks import sample_to_folder
 from memsub_extra.notebooks.listing import NOTEBOOKS
 from micro import micro_pipeline
 
@@ -102,7 +102,7 @@ def test_images_are_whole_after_a_kill_and_sampling_resumes(micro, tmp_path):
     folder = tmp_path / "images"
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from micro import micro_pipeline\nfrom memsub.attacks import sample_to_folder\n"
+        "from micro import micro_pipeline\nfrom memsub_extra.attacks import sample_to_folder\n"
         "sample_to_folder(micro_pipeline(), [f'{i} hearts' for i in range(20)], sys.argv[1], images=10, steps=1,"
         "guidance_scale=3.0, batch_size=2, progress=False)"
     )

@@ -12,9 +12,6 @@ import torch
 
 import memsub
 from families import BUILDERS, EULER, stable_diffusion_xl, vae
-from memsub.attacks.embedding import EmbeddingAttack
-from memsub.baselines import optimized_embeddings
-from memsub.measure.detection import first_step_scores
 from memsub.models import (
     ADAPTERS,
     Conditioning,
@@ -23,8 +20,11 @@ from memsub.models import (
     initial_noise,
     module_fingerprint,
 )
+from memsub_extra.attacks.embedding import EmbeddingAttack
 from memsub_extra.families.generic import GenericDenoiser
 from memsub_extra.families.stable_diffusion_xl import StableDiffusionXLDenoiser
+from memsub_extra.mitigations import optimized_embeddings
+from memsub_extra.mitigations.detection import first_step_scores
 from naive import is_tie, naive_mask
 
 STEPS, PROMPTS, SEED = 2, ["a red heart on a plain green background", "a blue fish"], 3

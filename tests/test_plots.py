@@ -8,8 +8,8 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.text import Text
 
-from memsub.baselines import BASELINES
 from memsub_extra.lab import plots as lab_plots
+from memsub_extra.mitigations import BASELINES
 from memsub_extra.notebooks import plots
 from memsub_extra.notebooks.plots.style import model_styles
 from memsub_extra.unlearning import plots as unlearning_plots

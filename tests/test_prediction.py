@@ -15,8 +15,8 @@ from diffusers import (
 )
 
 import memsub
-from memsub.attacks import embedding_attack
 from memsub.models import multistep, noise_schedule
+from memsub_extra.attacks import embedding_attack
 from toys import Toy
 
 SCHEDULERS = {

@@ -5,16 +5,16 @@ import sys
 import numpy as np
 import pytest
 
-from memsub.baselines import BASELINES
-from memsub.measure.detection import SCORES, first_step_scores
 from memsub.measure.metrics import IMAGE_METRICS
 from memsub.models import MODELS
 from memsub.registry import Registry
 from memsub.world import WORLDS
+from memsub_extra.mitigations import BASELINES
+from memsub_extra.mitigations.detection import SCORES, first_step_scores
 
 MODULE = """
 import numpy as np
-from memsub.baselines import Baseline
+from memsub_extra.mitigations import Baseline
 
 BASELINE = Baseline("nothing", "none", lambda context, strength: context.sample, (1,))
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel
 
 from memsub.io.files import load_json
-from memsub.io.store import Kind, Store, describe
+from memsub_extra.store import Kind, Store, describe
 
 TABLE = Kind("t")
 

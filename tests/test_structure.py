@@ -22,7 +22,7 @@ FLOORS = [
     {"models"},
     {"activations", "neurons", "fast_masks", "pruning", "overlap", "controls", "prompts"},
     {"measure"},
-    {"world", "attacks", "baselines", "testbed"},
+    {"world", "testbed"},
     {"__main__"},
 ]
 """From the ground up. The rooms of one floor that may use another of it stand in `BESIDE`."""

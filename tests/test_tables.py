@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from conftest import ONE_METHOD
-from memsub.baselines import BASELINES, Baseline
-from memsub.measure import detection
 from memsub.measure.metrics import IMAGE_METRICS, load_metrics
 from memsub.models import MODELS
+from memsub_extra.mitigations import BASELINES, Baseline, detection
 from memsub_extra.notebooks import batch, cost, notebook04, notebook05
 from memsub_extra.notebooks import listing as notebooks
 from memsub_extra.notebooks.listing import NOTEBOOKS, Notebook

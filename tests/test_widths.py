@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from memsub.io.store import Store
+from memsub_extra.store import Store
 from memsub_extra.training import plots
 from memsub_extra.training.widths import half_interval, half_sparsity, law, stored_law
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from memsub.io.files import save_json
-from memsub.io.store import Kind, Store
 from memsub.measure.exact import uniformity
 from memsub.measure.intervals import interval
 from memsub.measure.membership import MEMBERSHIP_ALTERNATIVES, STEPS, membership_p
@@ -24,6 +23,7 @@ from memsub.prompts import load_prompts
 from memsub.pruning import Edit, pruned
 from memsub.testbed.world import WORLD
 from memsub_extra.notebooks.intervals import difference_interval, mean_interval
+from memsub_extra.store import Kind, Store
 from memsub_extra.unlearning import shipped
 
 SMALLEST = 1 / (MEMBERSHIP_ALTERNATIVES + 1)

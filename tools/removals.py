@@ -26,9 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from memsub.attacks import embedding_attack
 from memsub.io.files import load_json, load_table, save_json, save_table
-from memsub.io.store import Kind, Store
 from memsub.measure.metrics import load_metrics
 from memsub.measure.verdict import by_exact_test
 from memsub.models import Sample, as_denoiser, fingerprint, generate, load_pipeline
@@ -36,6 +34,8 @@ from memsub.prompts import Prompts, load_prompts
 from memsub.pruning import Edit, pruned
 from memsub.testbed import dataset
 from memsub.testbed.world import WORLD
+from memsub_extra.attacks import embedding_attack
+from memsub_extra.store import Kind, Store
 from memsub_extra.unlearning import shipped
 from memsub_extra.unlearning.attack_work import ITERATIONS, STARTS, attack_work, starts
 from memsub_extra.unlearning.audit import audited, summary

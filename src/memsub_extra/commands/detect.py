@@ -1,6 +1,6 @@
 """The command `memsub detect`: which captions of a list look memorized, without their training images.
 
-The scores are those of `memsub.measure.detection`, of the first network calls alone, each caption with several noises.
+The scores are those of `memsub_extra.mitigations.detection`, of the first network calls alone, each caption with several noises.
 A score means nothing by itself: it is compared with the same model's scores of ordinary captions. With m of them, the
 p-value of a caption is (1 + how many ordinary ones score at least as high) / (m + 1). For a caption that was drawn as
 the ordinary ones were, p <= a has a probability of at most a, whatever the score; so of n such captions no more than
@@ -51,7 +51,7 @@ def _detect(args: argparse.Namespace) -> None:
         raise ValueError(_NO_LIST.format(model=args.model))
     check_model(args)
     from memsub.io.files import printable, save_text
-    from memsub.measure.detection import SCORES, first_step_scores
+    from memsub_extra.mitigations.detection import SCORES, first_step_scores
 
     SCORES.find(args.score)
     ordinary = [caption for caption in ordinary or _listed(args.model) if caption not in set(captions)]
@@ -96,8 +96,8 @@ def _listed(model: str) -> list[str]:
 
 def _defined(pipe: Any, wanted: str) -> list[str]:
     """The scores that are defined for what a network predicts; of the wanted one the error will say so."""
-    from memsub.measure.detection import SCORES
     from memsub.models import noise_schedule
+    from memsub_extra.mitigations.detection import SCORES
 
     kind = noise_schedule(pipe).kind
     return [name for name in SCORES if name == wanted or kind in getattr(SCORES[name], "kinds", (kind,))]

@@ -66,11 +66,11 @@ def _evaluate(args: argparse.Namespace) -> None:
     import pandas as pd
 
     from memsub.io.files import check_writable, printable, save_json, save_text
-    from memsub.io.store import Store
     from memsub.measure.metrics import load_metrics
     from memsub.models import WORLDS, as_denoiser, find_model
     from memsub.pruning import Edit, pruned
     from memsub_extra.run.model import Model
+    from memsub_extra.store import Store
 
     from .page import page
 
@@ -179,8 +179,8 @@ def _sampled(store: Any, model: Model, captions: list[str], args: argparse.Names
     import numpy as np
     from tqdm.auto import tqdm
 
-    from memsub.io.store import Kind
     from memsub.models import generate
+    from memsub_extra.store import Kind
 
     how = {"steps": args.steps, "guidance_scale": args.guidance_scale}
     seeds, parts = range(args.seed, args.seed + args.seeds), []

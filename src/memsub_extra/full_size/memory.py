@@ -16,8 +16,8 @@ import torch
 from tqdm.auto import tqdm
 
 from memsub.activations import capture
-from memsub.attacks import EmbeddingAttack
 from memsub.models import Pipeline, as_denoiser, find_model, generate
+from memsub_extra.attacks import EmbeddingAttack
 from memsub_extra.run.parameters import Parameters
 
 from ..notebooks.rows import gradient_rows

@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from memsub.attacks import EmbeddingAttack
 from memsub.controls import random_edit
 from memsub.io.images import decode_png
-from memsub.measure.detection import step_scores
 from memsub.measure.exact import exact_p
 from memsub.models import Sample
 from memsub.neurons import WeightMasks
 from memsub.overlap import pairwise_iou
 from memsub.prompts import disjoint_pairs
 from memsub.pruning import Edit, pruned
+from memsub_extra.attacks import EmbeddingAttack
+from memsub_extra.mitigations.detection import step_scores
 from memsub_extra.run.run import Run
 from memsub_extra.run.specs import EditSpec, Group
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from memsub.baselines.base import Baseline, Context
 from memsub.models import Sample
+from memsub_extra.mitigations.base import Baseline, Context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,10 +11,10 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from memsub.baselines.base import Baseline, Context
 from memsub.io.distributed import processes
-from memsub.measure.detection import first_step_scores
 from memsub.models import Pipeline, Sample, as_denoiser, declare, hooked, in_batches
+from memsub_extra.mitigations.base import Baseline, Context
+from memsub_extra.mitigations.detection import first_step_scores
 
 SCORE = "text magnitude"
 SCORE_ROWS = 4

@@ -8,13 +8,13 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from memsub.controls import random_masks
-from memsub.io.store import Kind
 from memsub.neurons import WeightMasks
 from memsub.overlap import pairwise_iou
 from memsub.prompts import disjoint_pairs
 from memsub_extra.run.run import Run
 from memsub_extra.run.specs import Group
 from memsub_extra.run.specs import Kind as PromptKind
+from memsub_extra.store import Kind
 
 from . import notebook01
 from .intervals import jackknife_interval

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from memsub.io.store import Kind
 from memsub.measure.distances import fid, kid
 from memsub.measure.evaluation import alignment_each
 from memsub.measure.metrics import Metrics
@@ -19,6 +18,7 @@ from memsub_extra.run.model import Model
 from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run
 from memsub_extra.run.specs import Contrast, Group
+from memsub_extra.store import Kind
 
 from . import notebook01
 from .listing import Notebook

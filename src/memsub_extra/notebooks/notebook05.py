@@ -13,16 +13,16 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from memsub.attacks import check_extraction, embedding_attack, extract, sample_to_folder
-from memsub.baselines import BASELINES, Context
 from memsub.io.distributed import hardware
-from memsub.io.store import Kind
-from memsub.measure.detection import SCORES, first_step_scores, roc
 from memsub.measure.evaluation import summary
 from memsub.models import Conditioning, Sample, as_denoiser
+from memsub_extra.attacks import check_extraction, embedding_attack, extract, sample_to_folder
+from memsub_extra.mitigations import BASELINES, Context
+from memsub_extra.mitigations.detection import SCORES, first_step_scores, roc
 from memsub_extra.run.model import Model
 from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run
+from memsub_extra.store import Kind
 
 from . import notebook01
 from .listing import Notebook

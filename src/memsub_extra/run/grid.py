@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from memsub.activations import ActivationStats, capture
 from memsub.controls import random_edit
-from memsub.io.store import Kind
 from memsub.models import Pipeline, sampler_fingerprint
 from memsub.neurons import WeightMasks, locate
 from memsub.pruning import Edit
+from memsub_extra.store import Kind
 
 from .specs import Contrast, EditSpec, Group
 from .specs import Kind as PromptKind

@@ -19,11 +19,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
-from memsub.baselines import BASELINES
 from memsub.io.files import printable
 from memsub.measure.metrics import IMAGE_METRICS
 from memsub.models import Solver, find_model
 from memsub.registry import Registry
+from memsub_extra.mitigations import BASELINES
 
 from .specs import EditSpec, Part
 

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from memsub.io.files import save_json
-from memsub.io.store import Store
 from memsub.measure.metrics import Metrics, load_metrics
 from memsub.measure.verdict import Judge, judge
 from memsub.models import Denoiser, ModelInfo, Pipeline, as_denoiser, load_pipeline
+from memsub_extra.store import Store
 
 from .data import Data
 from .grid import Grid

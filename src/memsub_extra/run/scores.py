@@ -20,10 +20,10 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from memsub.io.store import Kind
 from memsub.measure.evaluation import alignment, score, summary
 from memsub.measure.metric import References
 from memsub.models import Conditioning, Sample, generate
+from memsub_extra.store import Kind
 
 from .model import Model
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from memsub.io.store import Kind
 from memsub.testbed.dataset import weights_folder
+from memsub_extra.store import Kind
 
 if TYPE_CHECKING:
     from memsub_extra.run.run import Run

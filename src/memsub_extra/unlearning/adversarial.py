@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from memsub.attacks import EmbeddingAttack
 from memsub.models import Pipeline, as_denoiser
 from memsub.pruning import Edit
+from memsub_extra.attacks import EmbeddingAttack
 
 from .attack_work import starts
 from .fine_tuning import BATCH, Loss, fine_tunings

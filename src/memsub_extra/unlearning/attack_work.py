@@ -17,10 +17,10 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from memsub.attacks import EmbeddingAttack
 from memsub.measure.intervals import interval
 from memsub.measure.verdict import Judge
 from memsub.models import Conditioning, Pipeline, as_denoiser, generate
+from memsub_extra.attacks import EmbeddingAttack
 
 from .pairs import SAMPLING, Pairs
 

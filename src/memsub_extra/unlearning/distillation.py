@@ -22,10 +22,10 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from memsub.attacks import EmbeddingAttack
 from memsub.models import Conditioning, Pipeline, as_denoiser, noise_schedule
 from memsub.prompts import other_wording
 from memsub.pruning import Edit
+from memsub_extra.attacks import EmbeddingAttack
 
 from ..training.fitting import CHECKPOINT_STEPS
 from .attack_work import STARTS, starts

@@ -21,9 +21,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from memsub.controls import random_edit
-from memsub.io.store import Kind, Store
 from memsub.models import Conditioning, Denoiser, Pipeline, as_denoiser, fingerprint
 from memsub.pruning import Edit
+from memsub_extra.store import Kind, Store
 
 from ..training.fitting import fit, generator
 from ..training.precision import mixed_precision

@@ -15,12 +15,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from memsub.io.store import Kind
 from memsub.models import as_denoiser, fingerprint
 from memsub.prompts import other_wording
 from memsub.pruning import Edit
 from memsub_extra.run.model import Model
 from memsub_extra.run.run import Run
+from memsub_extra.store import Kind
 
 from ..notebooks import notebook01
 from ..notebooks.listing import Notebook

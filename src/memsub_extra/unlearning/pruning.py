@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from memsub.activations import capture
-from memsub.attacks import embedding_attack
 from memsub.models import Pipeline, as_denoiser
 from memsub.neurons import locate
 from memsub.overlap import pairwise_iou
 from memsub.prompts import other_wording, subsets
 from memsub.pruning import Edit, pruned
+from memsub_extra.attacks import embedding_attack
 
 from .pairs import Pairs
 from .removal import Removal

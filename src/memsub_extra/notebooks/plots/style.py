@@ -17,8 +17,8 @@ from matplotlib.axis import Tick
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from memsub.baselines import BASELINES
 from memsub.io.files import printable
+from memsub_extra.mitigations import BASELINES
 
 Colour = tuple[float, float, float]
 

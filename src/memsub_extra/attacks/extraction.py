@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ..io.distributed import is_main, processes, wait
-from ..io.files import load_json, save_json
-from ..io.images import rgb, save_image
-from ..measure.metric import CopyMetric
-from ..models import Pipeline, Solver, as_denoiser, draws_noise, generate, sampler_fingerprint
+from memsub.io.distributed import is_main, processes, wait
+from memsub.io.files import load_json, save_json
+from memsub.io.images import rgb, save_image
+from memsub.measure.metric import CopyMetric
+from memsub.models import Pipeline, Solver, as_denoiser, draws_noise, generate, sampler_fingerprint
 
 _MANIFEST = "manifest.json"
 """What a folder's images were made of."""

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..io.distributed import gathered, shard
-from ..measure.detection import text_magnitude
-from ..models import (
+from memsub.io.distributed import gathered, shard
+from memsub.models import (
     GRADIENT_ROWS,
     Conditioning,
     Denoiser,
@@ -23,7 +22,9 @@ from ..models import (
     model_input,
     one_seed_each,
 )
+
 from .base import Baseline, Context
+from .detection import text_magnitude
 
 
 def optimized_embeddings(

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..io.distributed import gathered, shard
-from ..models import Conditioning, Pipeline, as_conditioning, as_denoiser, noise_schedule
+from memsub.io.distributed import gathered, shard
+from memsub.models import Conditioning, Pipeline, as_conditioning, as_denoiser, noise_schedule
 
 
 class EmbeddingAttack:

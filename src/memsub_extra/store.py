@@ -29,8 +29,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .distributed import is_main, wait
-from .files import load_table, load_tensors, save_artifact, save_json, save_table
+from memsub.io.distributed import is_main, wait
+from memsub.io.files import load_table, load_tensors, save_artifact, save_json, save_table
 
 
 class Artifact(Protocol):

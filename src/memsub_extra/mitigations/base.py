@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..models import Pipeline, Sample
+from memsub.models import Pipeline, Sample
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..models import (
+from memsub.models import (
     Conditioning,
     Kind,
     Pipeline,
@@ -31,15 +31,15 @@ from ..models import (
     row_generators,
     step_options,
 )
-from ..registry import Registry
+from memsub.registry import Registry
 
 Score = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 SCORES: Registry[Score] = Registry(
     "memsub.scores",
     "score",
     {
-        "text magnitude": "memsub.measure.detection:text_magnitude",
-        "noise change": "memsub.measure.detection:noise_change",
+        "text magnitude": "memsub_extra.mitigations.detection:text_magnitude",
+        "noise change": "memsub_extra.mitigations.detection:noise_change",
     },
 )
 

@@ -5,7 +5,7 @@ claims = extract(folder)                                        # cliques of nea
 checked = check_extraction(claims, folder, metrics.copy, corpus)
 attacked = embedding_attack(pipe, images, start)                # Finding Dori (Kowalczuk et al. 2025)
 
-Detection of memorized captions is in `memsub.measure.detection`.
+Detection of memorized captions is in `memsub_extra.mitigations.detection`.
 """
 
 from .embedding import EmbeddingAttack, embedding_attack
