@@ -18,6 +18,7 @@ from memsub.io.files import check_writable, printable
 from memsub.io.images import save_image
 from memsub_extra.commands import detect, evaluate
 from memsub_extra.commands.page import page
+from memsub_extra.mitigations import detection
 
 
 @pytest.fixture
@@ -352,7 +353,7 @@ def test_detect_scores_a_list_without_training_images(micro_loaded, tmp_path, ca
     assert "If none of the 3 were memorized, 0.3 would be expected" in shown
     table = pd.read_csv("scores.csv")
     assert table["prompt"].tolist() == ["a red heart", hostile, "a blue fish"]
-    expected = memsub_extra.mitigations.detection.first_step_scores(micro_loaded, table["prompt"], seeds=2, steps=2)
+    expected = detection.first_step_scores(micro_loaded, table["prompt"], seeds=2, steps=2)
     np.testing.assert_allclose(table["text magnitude"], expected["text magnitude"], rtol=1e-5)
     assert table["suspected"].tolist() == (table["text magnitude: p"] <= 0.1).tolist()
 

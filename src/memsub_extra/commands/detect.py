@@ -1,6 +1,6 @@
 """The command `memsub detect`: which captions of a list look memorized, without their training images.
 
-The scores are those of `memsub_extra.mitigations.detection`, of the first network calls alone, each caption with several noises.
+The scores are those of `mitigations.detection`, of the first network calls alone, each caption with several noises.
 A score means nothing by itself: it is compared with the same model's scores of ordinary captions. With m of them, the
 p-value of a caption is (1 + how many ordinary ones score at least as high) / (m + 1). For a caption that was drawn as
 the ordinary ones were, p <= a has a probability of at most a, whatever the score; so of n such captions no more than

@@ -4,8 +4,8 @@
     optimized_embeddings(pipe, prompts, target=1.0)                                 # Wen et al., ICLR 2024
 
 Each costs something for every prompt, and none survives somebody who holds the weights. The paper compares with the
-first; random tokens and value neurons (NeMo) are more. A new one is a file that ends in a `Baseline`, listed in the entry points
-"memsub.baselines" of its package. It then stands in notebook 05's tables and figures.
+first; random tokens and value neurons (NeMo) are more. A new one is a file that ends in a `Baseline`, listed in the
+entry points "memsub.baselines" of its package. It then stands in notebook 05's tables and figures.
 """
 
 from memsub.registry import Registry
