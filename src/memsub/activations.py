@@ -213,7 +213,7 @@ class BatchSums:
         self.widths, self.row_counts, self.calls, self.order = dict(widths), row_counts, calls, order
         self.sums = torch.zeros(len(row_counts), -(-calls // order), sum(widths.values()))  # (G, C, F), on the CPU
         self.call = -1
-        self.squares: dict[str, list[torch.Tensor]] = {}  # layer to (B, f) of the present call, or of its parts
+        self.squares: dict[str, list[torch.Tensor]] = {layer: [] for layer in widths}  # (B, f) of a call, or of parts
         self.copying: tuple[int, Callable[[], torch.Tensor]] | None = None  # a call whose squares come to the host
         self.compared: list[torch.Tensor] = []  # by layer, whether its output is that of its weight: on the device
         self.of_weights = torch.ones(len(self.widths))  # the same, on the host
@@ -241,7 +241,7 @@ class BatchSums:
         receives what it sent one call ago, and only one call's (B, F) lie on the device.
         """
         self._receive()
-        parts = [_joined(self.squares.pop(layer), joints.get(layer)) for layer in self.widths]
+        parts = [_joined(self.squares[layer], joints.get(layer)) for layer in self.widths]
         if self.compared:
             parts.append(torch.stack(self.compared).float().expand(len(parts[0]), -1))
             self.compared = []
@@ -261,9 +261,8 @@ class BatchSums:
         if not self.of_weights.all():
             layer = list(self.widths)[int(self.of_weights.argmin())]
             raise RuntimeError(
-                f"the output of layer {layer} is not that of its weight, so that an edit of the weight would not be one "
-                "of the layer: fuse adapters (pipe.fuse_lora()), or take off "
-                "what changes the output."
+                f"the output of layer {layer} is not that of its weight, so that an edit of the weight would not be"
+                " one of the layer: fuse adapters (pipe.fuse_lora()), or take off what changes the output."
             )
         return dict(zip(self.widths, self.sums.split(list(self.widths.values()), 2), strict=True))
 
