@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler
 
-from memsub.models import Conditioning
+from memsub.models import Conditioning, step_options
 
 
 class Network(torch.nn.Module):
@@ -54,14 +54,15 @@ class Toy:
         return once.repeat(2), torch.tensor([True, False]).repeat_interleave(prompts)
 
     @torch.no_grad()
-    def sample(self, prompts, latents, steps, guidance_scale, solver="own"):
+    def sample(self, prompts, latents, steps, guidance_scale, solver="own", generators=None):
         text = prompts if isinstance(prompts, Conditioning) else self.embed(prompts)
         self.scheduler.set_timesteps(steps)
+        options = step_options(self.scheduler, generators)
         for t in self.scheduler.timesteps:
             both = Conditioning.cat([text, self.embed([""] * len(text))])
             conditional, unconditional = self.predict(torch.cat([latents, latents]), t, both).chunk(2)
             guided = unconditional + guidance_scale * (conditional - unconditional)
-            latents = self.scheduler.step(guided, t, latents).prev_sample
+            latents = self.scheduler.step(guided, t, latents, **options).prev_sample
         return latents
 
     def encode(self, images):

@@ -220,10 +220,10 @@ class BatchSums:
         self.widths, self.row_counts, self.calls, self.order = dict(widths), row_counts, calls, order
         self.sums = torch.zeros(len(row_counts), -(-calls // order), sum(widths.values()))  # (G, C, F), on the CPU
         self.call = -1
-        self.squares: dict[str, list[torch.Tensor]] = {}  # layer to (B, f) of the present call, or of its parts
+        self.squares: dict[str, list[torch.Tensor]] = {layer: [] for layer in widths}  # (B, f) of a call, or of parts
         self.copying: tuple[int, Callable[[], torch.Tensor]] | None = None  # a call whose squares come to the host
-        self.of_weights: Callable[[], torch.Tensor] | None = None  # by layer, whether outputs are those of the weights
-        self._compared: list[torch.Tensor] = []
+        self.compared: list[torch.Tensor] = []  # by layer, whether its output is that of its weight: on the device
+        self.of_weights = torch.ones(len(self.widths))  # the same, on the host
 
     def begin_call(self) -> None:
         """The network is about to be called; raises RuntimeError if that was not expected."""
@@ -239,7 +239,7 @@ class BatchSums:
     def compare(self, layer: torch.nn.Linear, hidden: torch.Tensor, output: torch.Tensor) -> None:
         """Looks, in the first call alone, whether the layer's output is that of its weight."""
         if self.call == 0:
-            self._compared.append(is_of_weight(layer, hidden, output))
+            self.compared.append(is_of_weight(layer, hidden, output))
 
     def end_call(self, joints: Mapping[str, Joint]) -> None:
         """The network was called, some layers in parts.
@@ -248,12 +248,11 @@ class BatchSums:
         receives what it sent one call ago, and only one call's (B, F) lie on the device.
         """
         self._receive()
-        # One copy, not one a layer.
-        together = torch.cat([_joined(self.squares.pop(layer), joints.get(layer)) for layer in self.widths], 1)
-        self.copying = (self.call, to_host(together))
-        if self._compared:
-            self.of_weights = to_host(torch.stack(self._compared))
-            self._compared = []
+        parts = [_joined(self.squares[layer], joints.get(layer)) for layer in self.widths]
+        if self.compared:
+            parts.append(torch.stack(self.compared).float().expand(len(parts[0]), -1))
+            self.compared = []
+        self.copying = (self.call, to_host(torch.cat(parts, 1)))  # one copy, not one a layer
 
     def finish(self) -> dict[str, torch.Tensor]:
         """Layer name to the batch's sums (G, C, f); raises RuntimeError for too few calls, and for outputs that are not
@@ -266,18 +265,21 @@ class BatchSums:
                 "early, or the network is run by code that calls no hooks. In that case load the pipeline again "
                 "without `torch.compile` or export."
             )
-        if self.of_weights is not None and not (same := self.of_weights()).all():
+        if not self.of_weights.all():
+            layer = list(self.widths)[int(self.of_weights.argmin())]
             raise RuntimeError(
-                f"the output of layer {list(self.widths)[int(same.int().argmin())]} is not that of its weight, so that "
-                "an edit of the weight would not be one of the layer: fuse adapters (pipe.fuse_lora()), or take off "
-                "what changes the output."
+                f"the output of layer {layer} is not that of its weight, so that an edit of the weight would not be"
+                " one of the layer: fuse adapters (pipe.fuse_lora()), or take off what changes the output."
             )
         return dict(zip(self.widths, self.sums.split(list(self.widths.values()), 2), strict=True))
 
     def _receive(self) -> None:
         if self.copying is not None:
             call, received = self.copying
-            self.sums[:, call // self.order] += self.row_counts @ received()  # (G, B) @ (B, F)
+            squares, compared = received().tensor_split([self.sums.shape[2]], 1)
+            self.sums[:, call // self.order] += self.row_counts @ squares.contiguous()  # (G, B) @ (B, F)
+            if compared.numel():
+                self.of_weights = compared[0]
             self.copying = None
 
 

@@ -28,7 +28,6 @@ class StableDiffusionDenoiser:
     def __init__(self, pipe: StableDiffusionPipeline):
         self.pipe = pipe
         self.network, self.tokenizer = uncompiled(pipe.unet), pipe.tokenizer
-        self._called = pipe.unet  # compiled or not
         size = pipe.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         self.latent_shape = (pipe.unet.config.in_channels, height, width)
@@ -46,6 +45,11 @@ class StableDiffusionDenoiser:
     @cached_property
     def dtype(self) -> torch.dtype:
         return self.network.dtype
+
+    @property
+    def _called(self) -> Any:
+        """The network as the pipeline calls it: compiled, if it was."""
+        return self.pipe.unet if uncompiled(self.pipe.unet) is self.network else self.network
 
     def layers(self) -> dict[str, torch.nn.Linear]:
         """As the protocol.
