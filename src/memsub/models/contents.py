@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ..io.headers import TensorInfo, read_config, read_header
@@ -40,8 +41,10 @@ OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that a pipeline works without."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _NO_WEIGHTS = re.compile(r"(Tokenizer|TokenizerFast|Scheduler|FeatureExtractor|Processor)$")
-_CONVERT = """python -c "from diffusers import DiffusionPipeline as P; \
-P.from_pretrained('{path}', use_safetensors=False, safety_checker=None).save_pretrained('{path}-safetensors')\""""
+_CONVERT = (
+    "from diffusers import DiffusionPipeline as P; "
+    "P.from_pretrained({path!r}, use_safetensors=False, safety_checker=None).save_pretrained({out!r})"
+)
 
 
 @dataclass
@@ -299,7 +302,7 @@ def _without_weights(contents: Contents, part: str, stem: str) -> str:
     inside = [name for name in contents.names if name.startswith(f"{part}/")]
     path = contents.path
     if pickles := [name for name in inside if name.endswith(PICKLES)]:
-        how = _CONVERT.format(path=path)
+        how = f"python -c {quote(_CONVERT.format(path=str(path), out=f'{path}-safetensors'))}"
         return f"{path / pickles[0]} is a pickle, which memsub does not read. Convert a model that you trust: {how}"
     return f"{path / part} holds no weights: {stem}.safetensors is expected, not only {', '.join(inside)[:200]}."
 
