@@ -43,7 +43,7 @@ def server(tmp_path, monkeypatch):
     [
         (b"<!DOCTYPE html>\n<html>Sorry, this page is down</html>", 0, "is a web page and not the file of that name"),
         (b"\n<html>Sorry</html>", 0, "is a web page"),
-        (LIST[:-10], 0, "no such file, and is not kept: it, line 2, is no JSON"),
+        (LIST[:-10], 0, "no such file: it, line 2, is no JSON"),
         (LIST[:-10], 10, "could not be fetched"),
         (b"", 0, "it holds no captions"),
         (b'{"message": "rate limit exceeded"}', 0, "has no column 'caption'; its columns are: message"),
@@ -87,17 +87,21 @@ def test_a_file_put_there_by_hand_must_be_the_published_one(server, monkeypatch,
     assert not server.asked
 
 
-def test_a_page_put_there_by_hand_is_not_locked_in(server):
+@pytest.mark.parametrize(
+    ("body", "told"), [(b"<html>login</html>", "a web page"), (LIST[:-9], "no such file: it, line 2")]
+)
+def test_what_is_put_there_by_hand_is_read_before_it_is_locked_in(server, body, told):
     path = downloads.cache() / "sd14-memorized-list.jsonl"
     path.parent.mkdir(parents=True)
-    path.write_bytes(b"<html>login</html>")
-    with pytest.raises(ValueError, match=r"list\.jsonl is a web page"):
+    path.write_bytes(body)
+    with pytest.raises(ValueError, match=rf"list\.jsonl is {told}"):
         downloads.fetch("sd14", "memorized")
     assert not downloads.lock_file().exists()
 
 
 def test_a_broken_lock_file_is_named(server):
     downloads.fetch("sd14", "memorized")
-    downloads.lock_file().write_text("{")
-    with pytest.raises(ValueError, match=r"checksums\.json is truncated or no JSON"):
-        downloads.fetch("sd14", "memorized")
+    for content, told in (("{", "truncated or no JSON"), ("[]", "no list of checksums")):
+        downloads.lock_file().write_text(content)
+        with pytest.raises(ValueError, match=rf"checksums\.json is {told}"):
+            downloads.fetch("sd14", "memorized")

@@ -155,7 +155,7 @@ def test_tables_as_programs_write_them(tmp_path):
         ("a.txt", b'[\n"a",\n"b"]', "is JSON inside: name it .json"),
         ("a.csv", b"PAR1", "is parquet inside, not text"),
         ("a.csv", b"PK\x03\x04", "is a zip archive or an Excel sheet inside"),
-        ("a.csv.gz", b"\x1f\x8b", "is compressed: unpack it first"),
+        ("a.csv.gz", b"\x1f\x8b", "unknown kind '.gz': unpack or convert it"),
         ("a.csv", b"prompt,text\na,b\n", "has the columns 'prompt' and 'text', which mean the same"),
         ("a.txt", b"one\n" + b"x" * 10_001, "line 2, has a caption of 10,001 characters, more than 10,000"),
         ("a.csv", b"caption,index\n" + b"x" * 140_000 + b",3\n", "line 2, is no row of values"),

@@ -87,9 +87,9 @@ class Prompts:
 def read_prompts(path: str | Path) -> pd.DataFrame:
     """A published prompt list.
 
-    Reads a caption a line (`.txt`), JSON lines with `caption` (`.jsonl`), `;`- or `,`-separated tables with `Caption`
-    (`.csv`), and parquet with `caption`. Addresses (`url`), numbers (`index`) and types (`type` or `overfit_type`) are
-    kept. Rows without a caption are passed over, with a warning that names them.
+    Reads what `io.lists.FORMS` says: text, tables and JSON with a column `caption` (or `prompt`, or `text`). Addresses
+    (`url`), numbers (`index`) and types (`type` or `overfit_type`) are kept. Rows without a caption are passed over,
+    with a warning that names them.
 
     Returns:
         Columns prompt, kind ("verbatim", "template", or "memorized" where the list does not say), and url and index

@@ -68,41 +68,27 @@ def lock_file() -> Path:
 
 def checksums() -> dict[str, str]:
     """What `lock_file` holds: file name to sha256; raises ValueError if it is broken."""
-    return load_json(lock_file()) if lock_file().is_file() else {}
+    seen = load_json(lock_file()) if lock_file().is_file() else {}
+    if not isinstance(seen, dict):
+        raise ValueError(f"{lock_file()} is no list of checksums as memsub writes it: remove it.")
+    return seen
 
 
-def verify(path: Path, url: str = "") -> str:
+def verify(path: Path) -> str:
     """The sha256 of a file in the cache, written to the lock if the file was put there by hand.
 
-    Args:
-        url: where it is from, if that is known: its authors may have published a checksum.
-
     Raises:
-        ValueError: it is not the one in the lock, not the published one, or the file is a web page.
+        ValueError: it is not the one in the lock.
     """
     found, seen = pooch.file_hash(str(path)), checksums()
-    if found != seen.setdefault(path.name, found):
+    if path.name not in seen:
+        save_json(seen | {path.name: found}, lock_file())
+    elif found != seen[path.name]:
         raise ValueError(
             f"{path} is not what was fetched first: its sha256 is {found[:12]}..., that in {lock_file()} "
             f"{seen[path.name][:12]}.... Remove the file to fetch it again, or its line there to accept it."
         )
-    _check_content(path, str(path), url)
-    if seen != checksums():
-        save_json(seen, lock_file())
     return found
-
-
-def _check_content(path: Path, name: str, url: str) -> None:
-    """Raises ValueError if a file contradicts its published checksum, or is an error page under its name."""
-    if published := PUBLISHED.get(url.rsplit("/", 1)[-1]):
-        kind, _, expected = published.rpartition(":")
-        if (found := pooch.file_hash(str(path), kind or "sha256")) != expected:
-            raise ValueError(
-                f"{name} is not what was published: its {kind or 'sha256'} is {found}, published was {expected}."
-            )
-    with path.open("rb") as file:
-        if file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html")):
-            raise ValueError(f"{name} is a web page and not the file of that name.")
 
 
 def fetch(model: str, kind: str, timeout: float = 20) -> Path:
@@ -138,31 +124,38 @@ def fetch_url(
 def _fetch_url(url: str, what: str, name: str, timeout: float, check: Callable[[Path], object] | None) -> Path:
     path, seen = cache() / name, checksums()
     if path.is_file():
-        verify(path, url)
+        _check(path, str(path), url, check)
+        verify(path)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with TemporaryDirectory(dir=cache()) as folder:  # under its own name, whose suffix says how it is read
             came = Path(folder) / name
             pooch.HTTPDownloader(timeout=timeout, progressbar=True)(url, str(came), None)
-            _check_content(came, url, url)
-            if name in seen and pooch.file_hash(str(came)) != seen[name]:
+            _check(came, url, url, check)
+            if seen.get(name, found := pooch.file_hash(str(came))) != found:
                 raise ValueError(f"{url} is not what was published or fetched first: see {name} in {lock_file()}.")
-            _check_form(came, url, check)
             came.replace(path)
     except (requests.RequestException, OSError) as error:
         raise ConnectionError(
             f"the {what} could not be fetched from {url} ({type(error).__name__}). "
             f"If this machine has no network, put that file at {path}."
         ) from None
-    verify(path, url)
+    verify(path)
     return path
 
 
-def _check_form(path: Path, url: str, check: Callable[[Path], object] | None) -> None:
+def _check(path: Path, name: str, url: str, check: Callable[[Path], object] | None) -> None:
+    """Raises ValueError if a file contradicts its published checksum, is an error page under its name, or cut off."""
+    kind, _, published = PUBLISHED.get(url.rsplit("/", 1)[-1], "").partition(":")
+    if published and (found := pooch.file_hash(str(path), kind)) != published:
+        raise ValueError(f"{name} is not what was published: its {kind} is {found}, published was {published}.")
+    with path.open("rb") as file:
+        if file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            raise ValueError(f"{name} is a web page and not the file of that name.")
     try:
-        with warnings.catch_warnings(action="ignore"):  # they come when it is read where it will lie
+        with warnings.catch_warnings(action="ignore"):  # they come when it is read for good
             if check:
                 check(path)
     except ValueError as error:
-        raise ValueError(f"{url} is no such file, and is not kept: {error}".replace(str(path), "it")) from None
+        raise ValueError(f"{name} is no such file: {str(error).replace(str(path), 'it')}") from None

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .files import write_atomically
 
@@ -59,8 +59,9 @@ def rgb(file: Path | bytes) -> Image.Image:
         return _rgb(image)
     except Exception as error:  # what Pillow raises for broken files is no closed list
         what = "larger than is read" if isinstance(error, Image.DecompressionBombError) else "truncated or no image"
-        name = "an image" if isinstance(file, bytes) else file
-        raise ValueError(f"{name} is {what}: {error}") from None
+        name = "it" if isinstance(file, bytes) else file
+        why = f"none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise ValueError(f"{name} is {what}: {why}.") from None
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -89,7 +90,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         gray = values >> 8
     else:  # no file says how large they may be
-        values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+        values = np.nan_to_num(values.astype(np.float32), posinf=0.0, neginf=0.0)
         highest = values.max()
         tops = ([1.0] if image.mode == "F" else []) + [2.0**8 - 1, 2.0**16 - 1, 2.0**32 - 1, highest]
         gray = np.clip(values / next(top for top in tops if highest <= top) * 255, 0, 255).round()

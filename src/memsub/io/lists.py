@@ -40,7 +40,6 @@ LONGEST_NAME = 200
 _ALIASES = {"caption": ("caption", "captions", "prompt", "prompts", "text", "texts"), "type": ("type", "overfit_type")}
 _COLUMNS = {alias: column for column in ("caption", "url", "index", "type") for alias in _ALIASES.get(column, [column])}
 """Names of columns, as published lists write them and in lower case, to what they are called here."""
-_PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".tar", ".tgz", ".7z", ".rar")
 _OTHER = {
     b"\x1f\x8b": "gzip",
     b"pk\x03\x04": "a zip archive or an Excel sheet",
@@ -72,11 +71,9 @@ def _read_rows(path: Path) -> list[Row]:
     suffix = path.suffix.lower()
     if not path.is_file():
         raise ValueError(f"{path} is a folder or no plain file: a prompt list is one file.")
-    if suffix in _PACKED:
-        raise ValueError(f"{path} is compressed: unpack it first.")
     if suffix not in _READERS:
-        kind = f"of unknown kind {path.suffix!r}" if suffix else "of unknown kind, as it has no suffix"
-        raise ValueError(f"{path} is {kind}.")
+        kind = f" {path.suffix!r}: unpack or convert it" if suffix else ", as it has no suffix: name it by its form"
+        raise ValueError(f"{path} is of unknown kind{kind}.")
     rows, empty, size = [], [], 0
     unit, numbered = _READERS[suffix](path)
     for number, row in numbered:
@@ -234,7 +231,7 @@ def _parsed(text: str, path: Path, line: int) -> Any:
         return json.loads(text, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:
         line += getattr(error, "lineno", 1) - 1
-        raise ValueError(f"{path}, line {line}, is no JSON: {error}.") from None
+        raise ValueError(f"{path}, line {line}, is no JSON: {getattr(error, 'msg', error)}.") from None
 
 
 def _json_row(value: Any, where: str) -> Row:
