@@ -129,6 +129,7 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path):
         ("--help",): "",
         (): "the following arguments are required: COMMAND",
         ("lokate", "tiny"): "invalid choice: 'lokate'",
+        ("locate", "./folder", "--out", "e"): "no memorized captions are known of ./folder: give a list",
         ("locate", "tiny", "--out", "folder"): "it is a folder. Name a file",
         ("locate", "tiny", "--out", "captions.txt/e"): "cannot be written",
         ("locate", "tiny", "--out", captions, "--prompts", "captions.txt"): "is a file that this command reads",
@@ -235,6 +236,15 @@ def test_a_model_that_fails_in_ways_nobody_listed_is_the_models_fault(capsys, mo
     assert main(["locate", "tiny", "--out", "e"]) == 1
     assert "tiny cannot be loaded (KeyError: 'unet'): is it whole" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_metric_that_cannot_be_loaded_is_named(capsys, edit_file, monkeypatch, tmp_path):
+    def no_network(*args):
+        return open("of transformers", "rb")
+
+    monkeypatch.setattr("memsub.measure.metrics.load_metrics", no_network)
+    assert main(["evaluate", "tiny", "--edit", edit_file, "--prompts", write(tmp_path / "p.txt", "a", "b")]) == 1
+    assert "the metrics cannot be loaded (FileNotFoundError: [Errno 2]" in capsys.readouterr().err
 
 
 def test_more_steps_than_a_model_was_trained_on(capsys, micro_loaded, monkeypatch):

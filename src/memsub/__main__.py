@@ -87,18 +87,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 def is_of_input(error: BaseException) -> bool:
     """Whether an error is about what was given to memsub, and no defect of memsub."""
-    if isinstance(error, (OSError, MemoryError)) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    if not isinstance(error, (ValueError, RuntimeError, FloatingPointError)) or isinstance(error, RecursionError):
+    return isinstance(error, OSError) or is_of_memory(error) or is_told_by_memsub(error)
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether memory ended, of the machine or of a GPU (torch.OutOfMemoryError)."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def is_told_by_memsub(error: BaseException) -> bool:
+    """Whether a `raise` of memsub, or of a package that adds a command, made the error for whoever gave the input."""
+    if not isinstance(error, (OSError, ValueError, RuntimeError, FloatingPointError)):
         return False
     frames = error.__traceback__
     while frames and frames.tb_next:
         frames = frames.tb_next
-    if frames is None:
+    if frames is None or isinstance(error, RecursionError):
         return False
-    packages = {"memsub", *(place.partition(".")[0] for place in COMMANDS.places().values())}
+    packages = {"memsub", "__main__", *(place.partition(".")[0] for place in COMMANDS.places().values())}
     raised = dis.opname[frames.tb_frame.f_code.co_code[frames.tb_lasti]] == "RAISE_VARARGS"  # not by int("x"), say
-    return raised and frames.tb_frame.f_globals.get("__name__", "").partition(".")[0] in packages | {"__main__"}
+    return raised and frames.tb_frame.f_globals.get("__name__", "").partition(".")[0] in packages
 
 
 def warning_line(message: Warning | str, *_: Any, **__: Any) -> str:
@@ -118,7 +126,7 @@ def tell(error: BaseException, debug: bool = False) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("interrupted: no file was left half written. The same command begins again, or goes on.", file=sys.stderr)
         return 130
-    if isinstance(error, MemoryError) or name == "OutOfMemoryError":
+    if is_of_memory(error):
         message = f"the memory of this machine or GPU ended ({message or name}): give a smaller --batch-size."
     if is_of_input(error):
         print(f"error: {message or name}", file=sys.stderr)

@@ -177,7 +177,7 @@ def check_writable(path: str | Path, size: int = 0) -> None:
         with _beside(folder / path.name):
             pass
     except OSError as error:
-        raise OSError(f"{path} cannot be written: {error}") from error
+        raise OSError(f"{path} cannot be written: {error.strerror}.") from error
     if (free := shutil.disk_usage(folder).free) < size:
         raise OSError(f"{path} takes {size / 1e6:,.0f} MB, but {free / 1e6:,.0f} MB are free there: make room first.")
 

@@ -148,12 +148,12 @@ def loaded(what: str, load: Callable[[], T]) -> T:
     Raises:
         ValueError, OSError: it cannot be loaded; says why.
     """
-    from memsub.__main__ import is_of_input
+    from memsub.__main__ import is_of_memory, is_told_by_memsub
 
     try:
         return load()
     except Exception as error:
-        if is_of_input(error):
+        if is_of_memory(error) or is_told_by_memsub(error):
             raise
         problem = f"{type(error).__name__}: {error}"
         raise ValueError(

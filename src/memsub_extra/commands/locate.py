@@ -6,6 +6,7 @@ import argparse
 import glob
 import math
 import sys
+from pathlib import Path
 
 from .arguments import MOST_SEED, add_model, add_sampling, captions_of, check_model, check_output, file, load, number
 
@@ -35,6 +36,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 def _locate(args: argparse.Namespace) -> None:
     if args.tau > args.steps:
         raise ValueError(f"--tau {args.tau} steps cannot be united where --steps {args.steps} are sampled.")
+    if not args.prompts and ("/" in args.model or Path(args.model).exists()):
+        raise ValueError(f"no memorized captions are known of {args.model}: give a list of them by --prompts FILE.")
     check_output(args.out, args.prompts, args.contrast)
     memorized = captions_of(args.prompts) if args.prompts else []
     contrast = captions_of(args.contrast) if args.contrast else [""]
