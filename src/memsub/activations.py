@@ -326,8 +326,7 @@ def capture(
             as often as its index stands there.
         first: sampling ends after so many network calls: enough for an edit that unites no more steps than that.
         cfg_half: sum both halves of a guided call (as the paper's code does), or the conditional one alone.
-        checkpoint: a file written after every batch, from which a killed capture resumes. Its name goes on with the
-            process' number and how many there are: other shares of the prompts are another checkpoint.
+        checkpoint: a file (and "0-of-1": which process, of how many) written after every batch, to resume if killed.
 
     Raises:
         ValueError: no prompts, no groups, a group that is empty or names others, an option out of bounds, another's
@@ -361,9 +360,8 @@ def capture(
     stats.check()
     if checkpoint:
         wait()  # a process that is lost before all have summed is redone alone, the others' shards are still there
-        if is_main():  # also those of other numbers of processes
-            for share in checkpoint.parent.glob(f"{escape(checkpoint.stem)}.*-of-*"):
-                share.unlink(missing_ok=True)
+        for share in checkpoint.parent.glob(f"{escape(checkpoint.stem)}.*-of-*") if is_main() else ():
+            share.unlink(missing_ok=True)
     return stats
 
 
