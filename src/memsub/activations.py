@@ -320,8 +320,7 @@ def capture(
         first: sampling ends after so many steps: enough for an edit that unites no more of them.
         batch_size: prompts at a time, half as many where memory ends.
         cfg_half: sum both halves of a guided call (as the paper's code does), or the conditional one alone.
-        checkpoint: a file written after every batch, from which a killed capture resumes. Its name goes on with the
-            process' number and how many there are: other shares of the prompts are another checkpoint.
+        checkpoint: a file (and "0-of-1": which process, of how many) written after every batch, to resume if killed.
         keep_checkpoint: leave it there at the end, where it stands for the whole capture; else it is removed.
 
     Raises:
@@ -358,9 +357,8 @@ def capture(
     stats.check()
     if checkpoint and not keep_checkpoint:
         wait()  # a process that is lost before all have summed is redone alone, the others' shards are still there
-        if is_main():  # also those of other numbers of processes
-            for share in checkpoint.parent.glob(f"{escape(checkpoint.stem)}.*-of-*"):
-                share.unlink(missing_ok=True)
+        for share in checkpoint.parent.glob(f"{escape(checkpoint.stem)}.*-of-*") if is_main() else ():
+            share.unlink(missing_ok=True)
     return stats
 
 

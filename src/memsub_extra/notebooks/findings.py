@@ -208,7 +208,7 @@ def plain(value: Any) -> Any:
 
 
 def say(*sentences: str) -> None:
-    """Shows sentences as a paragraph of Markdown. Names in them are data: no formula, tag, link or title begins."""
+    """Shows sentences as a paragraph of Markdown. Names in them are data: they begin no formula, tag or link."""
     from IPython.display import Markdown, display
 
     text = printable(" ".join(" ".join(sentences).split())).replace("$", r"\$").replace("<", r"\<")
