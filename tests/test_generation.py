@@ -16,8 +16,6 @@ from memsub.models import as_denoiser, draws_noise, multistep, one_seed_each
 from memsub.models.sampling import _NOISE
 from memsub.testbed.unet import SceneUNet
 from memsub.world import WORLDS
-from memsub_extra.attacks import sample_to_folder
-from memsub_extra.mitigations.detection import step_scores
 from memsub_extra.unlearning import shipped
 from toys import Toy
 
