@@ -205,9 +205,11 @@ class _Watched:
     private = False
 
     def _new_conn(self) -> socket.socket:
+        if not self.private:
+            check_host(self._dns_host)  # type: ignore[attr-defined]
         connected: socket.socket = super()._new_conn()  # type: ignore[misc]
         try:
-            if not self.private:
+            if not self.private:  # again: the name may lead elsewhere by now
                 check_public(connected.getpeername()[0])
         except BaseException:
             connected.close()
@@ -233,8 +235,15 @@ def check_public(address: str) -> None:
         raise _Private(f"{address} is an address of this machine or of a private network, which are not asked.")
 
 
+def check_host(host: str) -> None:
+    """`check_public` of all that this machine knows of a name; what it does not know is for the connection to tell."""
+    with suppress(OSError, UnicodeError):
+        for address in {str(info[4][0]) for info in socket.getaddrinfo(host, None)}:
+            check_public(address)
+
+
 class _Adapter(HTTPAdapter):
-    """Connections are `_Watched`: looking a name up first would leave time to change where it leads."""
+    """Connections are `_Watched`."""
 
     def __init__(self, private: bool):
         self._private = private
@@ -263,10 +272,5 @@ def _proxies(url: str, private: bool) -> dict[str, str]:
     host = urlsplit(url).hostname or ""
     proxies = {} if proxy_bypass(host) else {k: v for k, v in getproxies().items() if k in ("http", "https", "all")}
     if proxies and not private:
-        try:
-            known = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
-        except OSError:
-            known = set()
-        for address in known:
-            check_public(address)
+        check_host(host)
     return proxies
