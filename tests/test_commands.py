@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors import SafetensorError
 
 import memsub
 from memsub.__main__ import COMMANDS, main
@@ -325,15 +326,13 @@ def test_a_pruned_pipeline_appears_whole_or_not_at_all(micro_loaded, tmp_path, m
 
     def full(folder, **options):
         folder.mkdir(parents=True)
-        raise OSError(28, "No space left on device")
+        raise SafetensorError("No space left on device")
 
-    copied = memsub.Edit.load("e")
     monkeypatch.setattr("memsub.pruning.Edit.apply", lambda *a: None)  # the pipeline is shared
     monkeypatch.setattr(micro_loaded, "save_pretrained", full, raising=False)
     assert main(["prune", "tiny", "--edit", "e", "--out", "pruned"]) == 1
-    assert "No space left on device" in capsys.readouterr().err
+    assert "error: pruned could not be written: No space left on device" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["e", "p.txt"]
-    assert copied.density > 0
 
 
 # --- detect -----------------------------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ def _prune(args: argparse.Namespace) -> None:
     check_writable(out / "model_index.json", _at_least(Path(args.model)))
     check_artifact(args.edit, "Edit")
     check_model(args)
+    from safetensors import SafetensorError
+
     from memsub.models import as_denoiser
     from memsub.pruning import Edit
 
@@ -40,7 +42,10 @@ def _prune(args: argparse.Namespace) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     # Under its own name only when all is there: half a pipeline loads, too, or fails far from here.
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as unfinished:
-        pipe.save_pretrained(Path(unfinished) / out.name, safe_serialization=True)
+        try:
+            pipe.save_pretrained(Path(unfinished) / out.name, safe_serialization=True)
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(f"{out} could not be written: {error}") from error
         os.replace(Path(unfinished) / out.name, out)
     how = "set to new values" if any(v.any() for v in edit.values.values()) else "set to zero"
     what = f"{args.model} with {edit.density:.2%} of the weights in {len(edit.positions)} layers {how}."
