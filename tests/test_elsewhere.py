@@ -6,6 +6,7 @@ on sizes. Full size is in tests/test_full_size.py.
 
 from functools import partial
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -90,6 +91,27 @@ def test_capture_sends_back_one_tensor_a_call(pipe):
     per_call = {place: n for place, n in device.transfers.items() if n > len(stats.sums)}
     assert not per_call, "more than one a layer"
     assert sum(n for place, n in device.transfers.items() if n == calls) >= calls
+
+
+SAMPLERS = ("EulerDiscrete", "HeunDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "LMSDiscrete", "LCM")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_device_without_float64(pipe, name):
+    with Elsewhere(float64=False), pytest.raises(TypeError, match="float64"):
+        torch.ones(2, device="meta").double()
+    own = pipe.scheduler
+    pipe.scheduler = getattr(diffusers, f"{name}Scheduler").from_config(own.config)
+    try:
+        with Elsewhere(number=2000, float64=False):
+            memsub.generate(pipe, CAPTIONS, steps=2, progress=False)
+            stats = memsub.capture(pipe, CAPTIONS, steps=2, progress=False)
+            memsub.locate(pipe, stats, stats, sparsity=0.1)
+            first_step_scores(pipe, CAPTIONS, calls=2)
+            embedding_attack(pipe, np.zeros((2, 32, 32, 3), np.uint8), CAPTIONS, iterations=1, noises=2, progress=False)
+    finally:
+        pipe.scheduler = own
 
 
 def test_weights_are_located_and_set_there(pipe):

@@ -1,7 +1,6 @@
 """Pipelines that people changed: right, or refused by one sentence. The kinds are rows of docs/what-works.md."""
 
 import re
-import warnings
 
 import pytest
 import torch
@@ -187,16 +186,11 @@ def test_value_neurons_silence_in_a_compiled_network(micro):
         assert (memsub.generate(pipe, CAPTIONS[:1], **OPTIONS) == expected).all()
 
 
-def test_value_neurons_of_a_batch_that_was_halved_are_refused(micro, monkeypatch):
+@pytest.mark.filterwarnings("ignore:memory ends")
+def test_value_neurons_of_a_batch_that_was_halved_are_refused(micro):
     mask = {name: torch.ones(2, 16, dtype=torch.bool) for name in as_denoiser(micro).value_layers()}
     message = "neurons of 2 prompts do not fit a UNet call on 2 rows"
-    with (
-        deactivated(micro, mask),
-        fits(micro, rows=2),
-        warnings.catch_warnings(),
-        pytest.raises(ValueError, match=message),
-    ):
-        warnings.simplefilter("ignore")
+    with deactivated(micro, mask), fits(micro, rows=2), pytest.raises(ValueError, match=message):
         memsub.generate(micro, CAPTIONS[:2], **OPTIONS)
 
 

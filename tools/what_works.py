@@ -9,14 +9,14 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "what-works.md"
 HEAD = """# What works on your pipeline
 
-What people do to a pipeline before they bring it, and what becomes of `capture`, `locate`, `pruned` and `generate` then.
+What people do to a pipeline before they bring it, and what becomes of `capture`, `locate`, `pruned` and `generate`.
 Every row is a test (`tests/test_weights.py`), and this page is written from them: `python -m tools.what_works`.
 
-"The same" means the sums, the edit and the fingerprint of the plain pipeline. "Of its own" means that numbers change, as
-they must: capture and edit are those of the pipeline as it is now, and `pruned` restores its weights bit for bit.
+"The same" means the sums, the edit and the fingerprint of the plain pipeline. "Of its own" means that numbers change,
+as they must: capture and edit are those of the pipeline as it is now, and `pruned` restores its weights bit for bit.
 
-One network call calls every layer once. `memsub` checks it at every call, joins the parts of chunked feed-forward layers
-(rows one after the other, tokens added up), and runs compiled networks as they were written while it looks at them.
+One network call calls every layer once. `memsub` checks it at every call, joins the parts of chunked feed-forward
+layers (rows one after the other, tokens added up), and runs compiled networks as they were written while it looks.
 
 | what you do | capture and edit | the sentence |
 | --- | --- | --- |

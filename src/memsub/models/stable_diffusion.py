@@ -68,7 +68,7 @@ class StableDiffusionDenoiser:
         names = {module: name for name, module in named_modules(unet).items()}
         # The order of registration is down, up, mid; that of execution is down, mid, up.
         blocks = [*unet.down_blocks, *([unet.mid_block] if unet.mid_block is not None else []), *unet.up_blocks]
-        forwards = [m for block in blocks for m in block.modules() if isinstance(uncompiled(m), FeedForward)]
+        forwards = [m for block in blocks for m in block.modules() if isinstance(m, FeedForward)]
         if not forwards:
             raise ValueError(
                 f"this {type(unet).__name__} holds no FeedForward blocks: there is nothing to capture or prune."

@@ -56,11 +56,12 @@ class Elsewhere(TorchDispatchMode):
 
     Args:
         number: the value of every scalar.
+        float64: whether it has that dtype. Apple's MPS has not.
     """
 
-    def __init__(self, number: int = 1):
+    def __init__(self, number: int = 1, float64: bool = True):
         super().__init__()
-        self.number, self.live, self.peak = number, 0, 0
+        self.number, self.float64, self.live, self.peak = number, float64, 0, 0
         self.transfers: Counter[str] = Counter()
         self.waits: Counter[str] = Counter()
         self.uploads: Counter[str] = Counter()
@@ -94,6 +95,8 @@ class Elsewhere(TorchDispatchMode):
         result = function(*args, **options)
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and leaf.is_meta:
+                if leaf.dtype == torch.float64 and not self.float64:
+                    raise TypeError("Cannot convert a MPS Tensor to float64 dtype: the MPS framework has none.")
                 self._see(leaf.untyped_storage())
                 if function is aten._to_copy.default and not args[0].is_meta:
                     self.uploads[_place()] += 1
