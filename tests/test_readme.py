@@ -51,7 +51,7 @@ def test_the_readme_is_short_and_leads_to_the_paper():
 def test_commands_exist(path):
     """Those in blocks of the shell: targets of the Makefile, commands of memsub, modules that are run."""
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    programs = [ROOT / "src" / "memsub" / "__main__.py", *(ROOT / "src" / "memsub_extra").rglob("command.py")]
+    programs = [ROOT / "src" / "memsub" / "__main__.py", *(ROOT / "src" / "memsub_extra" / "notebooks").glob("c*.py")]
     commands = [name for file in programs for name in re.findall(r'add_parser\(\s*"(\w+)"', file.read_text())]
     for block in re.findall(r"```bash\n(.*?)```", path.read_text(), re.DOTALL):
         assert set(re.findall(r"^make ([\w-]+)", block, re.MULTILINE)) <= set(targets)
