@@ -297,6 +297,16 @@ REFUSED = {
         )],
         "no variant that is whole: unet as fp16, vae as bf16|no variant that is whole",
     ),
+    "a tokenizer without vocabulary": (lambda folder: (folder / "tokenizer/tokenizer.json").unlink(), "no vocabulary"),
+    "layers without end": (config_of("unet", layers_per_block=10**7), "layers_per_block 10000000, its files 1"),
+    "text layers without end": (config_of("text_encoder", num_hidden_layers=10**7), "num_hidden_layers 10000000"),
+    "a number where a list belongs": (config_of("unet", down_block_types=5), "are not those of a StableDiffusion"),
+    "text where a number belongs": (config_of("unet", in_channels="4"), "'4' input and 4 output channels"),
+    "a size of text": (config_of("unet", sample_size="64"), "no sample_size"),
+    "flow matching": (entry_of(scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"]), "a sampler for flow match"),
+    "a sampler nobody knows": (entry_of(scheduler=["diffusers", "MyScheduler"]), "could not be loaded.*MyScheduler"),
+    "a function for a class": (entry_of(vae=["memsub", "load_pipeline"]), "could not be loaded as"),
+    "wrapped weights": (weights_of(UNET, conv_in__weight=lambda n, t: {f"module.{n}": t}), "lacks weights of its unet"),
     "an empty file": (written(UNET, b""), "is empty"),
     "a pointer": (written(UNET, b"version https://git-lfs.github.com/spec/v1\noid sha256:00"), "git lfs pull"),
     "a page": (written(UNET, b"<!DOCTYPE html><html><body>404"), "is a page of HTML"),
@@ -480,6 +490,14 @@ def test_a_configuration_of_another_family_is_told(file, folder):
     refused(file, "is no diffusers folder", config=folder / "nothing")
     changed(folder / "model_index.json", unet=["custom", "Mine"])
     refused(file, "names code of 'custom'", config=folder)
+
+
+def test_a_single_file_is_told_by_its_name_too(file, saved, tmp_path):
+    for name in ("DREAMY.SAFETENSORS", "dreamy"):
+        shutil.copy(file, tmp_path / name)
+        refused(tmp_path / name, r"holds safetensors: call it \w+\.safetensors", config=saved)
+    refused(saved / "model_index.json", "give the folder of the pipeline")
+    refused(saved, "--config is for single files", config=saved)
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".pth", ".bin"])

@@ -39,6 +39,9 @@ def read_single_file(contents: Contents) -> None:
             f"{path} is a pickle, which memsub does not read. Convert a file that you trust: python -c {how}"
         )
         return
+    if path.suffix.lower() in (".json", ".yaml", ".yml"):
+        contents.problems.append(f"{path} is no model: give the folder of the pipeline, or a .safetensors file.")
+        return
     header = contents.tensors[""] = contents.read("", read_header) or Header()
     network = "model.diffusion_model."
     shape = {n.removeprefix(network): t.shape for n, t in header.items() if n.startswith(network)}
@@ -50,9 +53,11 @@ def read_single_file(contents: Contents) -> None:
         return  # something else
     if inputs[1] != outputs[0]:
         what = f"{inputs[1]} input and {outputs[0]} output channels{', as for inpainting' * (inputs[1] == 9)}"
-        contents.problems.append(f"{path}: its UNet has {what}; that is no plain Stable Diffusion.")
+        contents.problems.append(f"{path}: it has {what}; that is no plain Stable Diffusion.")
     if lacking:
         contents.problems.append(f"{path} is a UNet without {' and '.join(lacking)}: a whole checkpoint is expected.")
+    if path.suffix != ".safetensors":
+        contents.problems.append(f"{path} holds safetensors: call it {path.stem}.safetensors.")
     contents.width = width
     xl = any(name.startswith("conditioner.embedders.1.") for name in header)
     contents.kind = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"

@@ -28,19 +28,24 @@ _QUANTIZED_NAMES = re.compile(
     r"\.(absmax|scale_weight|weight_scale|scale_input|quant_map|qweight|qzeros|SCB)$|scaled_fp8"
 )
 _SIZES = (
-    ("unet", "in_channels", "conv_in.weight", 1),
-    ("unet", "out_channels", "conv_out.weight", 0),
-    ("unet", "cross_attention_dim", "attn2.to_k.weight", 1),
-    ("vae", "latent_channels", "decoder.conv_in.weight", 1),
-    ("text_encoder", "hidden_size", "token_embedding.weight", 1),
-    ("text_encoder", "vocab_size", "token_embedding.weight", 0),
+    ("unet", "in_channels", r"conv_in\.weight$", 1),
+    ("unet", "out_channels", r"conv_out\.weight$", 0),
+    ("unet", "cross_attention_dim", r"attn2\.to_k\.weight$", 1),
+    ("unet", "layers_per_block", r"^down_blocks\.0\.resnets\.(\d+)", None),
+    ("unet", "transformer_layers_per_block", r"^down_blocks\.0\.attentions\.0\.transformer_blocks\.(\d+)", None),
+    ("vae", "latent_channels", r"decoder\.conv_in\.weight$", 1),
+    ("vae", "layers_per_block", r"^encoder\.down_blocks\.0\.resnets\.(\d+)", None),
+    ("text_encoder", "hidden_size", r"token_embedding\.weight$", 1),
+    ("text_encoder", "vocab_size", r"token_embedding\.weight$", 0),
+    ("text_encoder", "num_hidden_layers", r"\blayers\.(\d+)\.", None),
 )
-"""Part, entry of its configuration, the end of a tensor's name, and which axis has that size."""
+"""Part, entry of its configuration, tensors, and the axis of that size; None: as many numbers are in the names."""
 FUSE = "pipe.load_lora_weights(...), pipe.fuse_lora(), pipe.unload_lora_weights(), pipe.save_pretrained(FOLDER)"
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that a pipeline works without."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _NO_WEIGHTS = re.compile(r"(Tokenizer|TokenizerFast|Scheduler|FeatureExtractor|Processor)$")
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", ".model")
 _CONVERT = (
     "from diffusers import DiffusionPipeline as P; "
     "P.from_pretrained({path!r}, use_safetensors=False, safety_checker=None).save_pretrained({out!r})"
@@ -124,6 +129,8 @@ def inspect(
     contents = Contents(Path(path), names or (), prediction_type, cast, fetch)
     contents.config = Path(config).expanduser() if config else None
     if contents.path.is_dir():
+        if config:
+            contents.problems.append(f"{path} is a folder with configurations: --config is for single files.")
         contents.names = listed(contents.path) if names is None else names
         read_folder(contents)
     if "" not in contents.configs and not contents.problems:
@@ -169,13 +176,19 @@ def read_folder(contents: Contents, weights: bool = True) -> None:
         contents.files += [name for name in inside if re.fullmatch(r"[^/]+/[^/]+\.(json|txt|model)", name)]
         if entry[1].endswith("Scheduler"):
             contents.configs[part] = contents.read(f"{part}/scheduler_config.json", read_config)
+        elif "Tokenizer" in entry[1] and not any(name.endswith(_VOCABULARIES) for name in inside):
+            contents.problems.append(f"{contents.path / part} has no vocabulary ({', '.join(_VOCABULARIES)}).")
         elif not _NO_WEIGHTS.search(entry[1]):
             contents.configs[part] = contents.read(f"{part}/config.json", read_config)
             stems[part] = "model" if entry[0] == "transformers" else "diffusion_pytorch_model"
     refuses = _refused if contents.kind == "StableDiffusionPipeline" else None
     if refuses is None and not contents.problems:
         refuses = getattr(ADAPTERS[contents.kind], "refuses", None)
-    contents.problems += [f"{contents.path}: {sentence}" for sentence in (refuses(contents.configs) if refuses else ())]
+    try:
+        sentences = refuses(contents.configs) if refuses else ()
+        contents.problems += [f"{contents.path}: {sentence}" for sentence in sentences]
+    except (TypeError, AttributeError, LookupError) as error:  # text where numbers belong, for example
+        contents.problems.append(f"{contents.path}: its configurations are not those of a {contents.kind} ({error}).")
     if weights and not contents.problems:
         _weights(contents, stems)
 
@@ -221,7 +234,7 @@ def _refused(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
         return [f"a Stable Diffusion without {', '.join(lacking)} cannot sample for captions."]
     if index["unet"] != ["diffusers", "UNet2DConditionModel"] and index["unet"][0] == "diffusers":
         return [f"its network is of the class {index['unet'][1]}; UNet2DConditionModel is expected."]
-    inputs, outputs = unet.get("in_channels", 4), unet.get("out_channels", 4)
+    inputs, outputs, side = unet.get("in_channels", 4), unet.get("out_channels", 4), unet.get("sample_size", 64)
     latents = configs.get("vae", {}).get("latent_channels", inputs)
     width, hidden = unet.get("cross_attention_dim", 1280), configs.get("text_encoder", {}).get("hidden_size")
     more = {
@@ -230,14 +243,16 @@ def _refused(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
         "guidance as an input (time_cond_proj_dim), such as LCM's": unet.get("time_cond_proj_dim"),
         "projected embeddings (encoder_hid_dim_type)": unet.get("encoder_hid_dim_type"),
         f"{unet.get('attention_type')} attention": unet.get("attention_type", "default") != "default",
-        f"{inputs} input and {outputs} output channels{', as for inpainting' * (inputs == 9)}": inputs != outputs,
+        f"{inputs!r} input and {outputs!r} output channels{', as for inpainting' * (inputs == 9)}": inputs != outputs,
         f"{inputs} channels where its autoencoder has {latents}": inputs == outputs != latents,
         f"cross-attention of {width} numbers where its text encoder makes {hidden}": hidden not in (None, width),
         "no cross-attention, so no captions": not any("Attn" in str(b) for b in unet.get("down_block_types", ["Attn"])),
-        "no sample_size in its config.json (the side of its latents)": "sample_size" in unet
-        and not unet["sample_size"],
+        "no sample_size in its config.json (the side of its latents)": not all(
+            isinstance(length, int) and length > 0 for length in (side if isinstance(side, list) else [side])
+        ),
+        "a sampler for flow matching": index["scheduler"][1].startswith("FlowMatch"),
     }
-    return [f"its UNet has {what}; that is no plain Stable Diffusion." for what, present in more.items() if present]
+    return [f"it has {what}; that is no plain Stable Diffusion." for what, present in more.items() if present]
 
 
 def _weights(contents: Contents, stems: Mapping[str, str]) -> None:
@@ -308,14 +323,21 @@ def _without_weights(contents: Contents, part: str, stem: str) -> str:
 
 
 def _contradictions(contents: Contents) -> list[str]:
-    """Sizes that a configuration and the weights beside it disagree on."""
-    return [
-        f"{contents.path / part} contradicts itself: config.json says {key} {size}, but {name} has the shape {t.shape}."
-        for part, key, end, axis in _SIZES
-        if isinstance(size := contents.configs.get(part, {}).get(key), int)
-        for name, t in [item for item in contents.tensors.get(part, {}).items() if item[0].endswith(end)][:1]
-        if t.shape[axis : axis + 1] != (size,)
-    ]
+    """Sizes and numbers of layers that a configuration and the weights beside it disagree on."""
+    sentences = []
+    for part, key, form, axis in _SIZES:
+        size, tensors = contents.configs.get(part, {}).get(key), contents.tensors.get(part, {})
+        matches = [(match, tensor) for name, tensor in tensors.items() if (match := re.search(form, name))]
+        if not matches or not isinstance(size, int):
+            continue
+        name, shape = matches[0][0].string, matches[0][1].shape
+        count = len({match[1] for match, _ in matches}) if axis is None else 0
+        where = f"{contents.path / part} contradicts itself: config.json says {key} {size}"
+        if axis is None and size != count:
+            sentences.append(f"{where}, its files {count}.")
+        elif axis is not None and shape[axis : axis + 1] != (size,):
+            sentences.append(f"{where}, but {name} has the shape {shape}.")
+    return sentences
 
 
 def _not_plain(contents: Contents) -> list[str]:

@@ -174,7 +174,9 @@ def load_pipeline(
     except NotImplementedError as error:  # of a tensor that is still on the meta device: no file had it
         raise ValueError(f"{path} lacks weights of a {contents.kind} as its configurations describe it.") from error
     except Exception as error:  # whatever diffusers, transformers or safetensors say of these files
-        raise ValueError(f"{path} could not be loaded as {contents.kind}: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"{path} could not be loaded as {contents.kind}: {type(error).__name__}: {error!s:.300}"
+        ) from error
     _check_whole(pipe, contents)
     if contents.prediction_type and contents.prediction_type != pipe.scheduler.config.get("prediction_type"):
         pipe.scheduler = type(pipe.scheduler).from_config(
