@@ -121,7 +121,7 @@ def test_wide_layers_have_wider_columns():
 @pytest.mark.parametrize("call", [{"sparsity": 0.0}, {"sparsity": 1.5}])
 def test_sparsity_out_of_range(micro, call):
     stats = capture(micro, CAPTIONS[:1], **options(1))
-    with pytest.raises(ValueError, match="sparsity must lie in"):
+    with pytest.raises(ValueError, match="sparsity must be a number in"):
         locate(micro, stats, stats, **call)
     other = capture(micro, CAPTIONS[:1], **options(1) | {"guidance_scale": 2.0})
     with pytest.raises(ValueError, match=r"made differently: guidance_scale: 5\.0 and 2\.0"):

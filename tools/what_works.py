@@ -1,8 +1,14 @@
-"""docs/what-works.md, made from what the tests try: `python -m tools.what_works [--check]`."""
+"""docs/what-works.md and docs/bad-inputs.md, made from what the tests try: `python -m tools.what_works [--check]`.
+
+`--check` compares the first alone; `tests/test_inputs.py` tries the rows of the second.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
+import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +37,32 @@ Where memory ends, a batch is halved and repeated, with one warning; results sta
 """
 
 
+BAD_INPUTS = ROOT / "docs" / "bad-inputs.md"
+BAD_HEAD = """# Bad inputs, and how they end
+
+Things that nobody should bring and somebody will, beside those that the tests of each part name. "Right" means that it
+works, and what came out is shown; all else ends with one sentence, before anything expensive. Every row is a test
+(`tests/test_inputs.py`), and this page is written from what came out: `python -m tools.what_works`.
+"""
+
+
+def bad_inputs() -> str:
+    """The text of the page of bad inputs: every row is tried."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from inputs import INPUTS, Box, cells, outcome
+    from micro import micro_pipeline
+
+    text, before = BAD_HEAD, Path.cwd()
+    for kind, rows in INPUTS.items():
+        text += f"\n## {kind}\n\n| what | ends | how |\n| --- | --- | --- |\n"
+        for row in rows:
+            with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
+                os.chdir(folder)
+                text += cells(row, outcome(row, Box(Path(folder), micro_pipeline()))[1]) + "\n"
+                os.chdir(before)
+    return text
+
+
 def page() -> str:
     """The page's text."""
     sys.path.insert(0, str(ROOT / "tests"))
@@ -49,6 +81,7 @@ def main() -> int:
     if "--check" in sys.argv[1:]:
         return 0 if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page() else 1
     PAGE.write_text(page(), encoding="utf-8")
+    BAD_INPUTS.write_text(bad_inputs(), encoding="utf-8")
     return 0
 
 

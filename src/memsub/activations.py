@@ -426,7 +426,7 @@ def _indices(group: str, indices: Sequence[int]) -> list[int]:
 def _check(
     denoiser: Denoiser, prompts: list[str] | Conditioning, groups: dict[str, list[int]], how: dict, batch_size: int
 ) -> None:
-    check_request(prompts, how["steps"], batch_size)
+    check_request(prompts, how["steps"], batch_size, how["guidance_scale"], how["seed"])
     captured, first = _steps(denoiser, how), how["first"]
     if first is not None and not 1 <= first <= captured:
         raise ValueError(f"first must lie between 1 and {captured}, the steps of this sampling; got {first}.")

@@ -15,6 +15,7 @@ for one layer and step. The library runs `memorized_at_steps` (fast_masks.py); t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -181,8 +182,8 @@ def locate(
         ValueError: the sparsity is not in (0, 1], or the statistics are another model's or were made differently.
     """
     sparsity = model_of(pipe).sparsity if sparsity is None else sparsity
-    if not 0 < sparsity <= 1:
-        raise ValueError(f"sparsity must lie in (0, 1]; got {sparsity}.")
+    if not isinstance(sparsity, Real) or not 0 < sparsity <= 1:
+        raise ValueError(f"sparsity must be a number in (0, 1]; got {sparsity!r}.")
     check_model(pipe, stats.provenance["model"], "these statistics were captured from")
     stats.check_made_like(null)
     layers = {}

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from .io.images import decode_png
-from .io.lists import read_rows
+from .io.lists import READERS, read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -186,7 +186,7 @@ def load_prompts(source: str | Path | Mapping[Any, str | Path]) -> Prompts:
         return _from_files({kind: fetch(name, kind) for kind in SOURCES[name]})
     if name in MODELS and find_model(name).world:
         return WORLDS.find(find_model(name).world).prompts()
-    if Path(name).suffix or Path(name).is_file():
+    if Path(name).is_file() or Path(name).suffix.lower() in READERS:
         return _from_files({"memorized": Path(name)})
     names = list(dict.fromkeys([*(n for n, model in MODELS.items() if model.world), *SOURCES]))
     close = difflib.get_close_matches(name, names, n=1)

@@ -71,11 +71,11 @@ def _read_rows(path: Path) -> list[Row]:
     suffix = path.suffix.lower()
     if not path.is_file():
         raise ValueError(f"{path} is a folder or no plain file: a prompt list is one file.")
-    if suffix not in _READERS:
+    if suffix not in READERS:
         kind = f" {path.suffix!r}: unpack or convert it" if suffix else ", as it has no suffix: name it by its form"
         raise ValueError(f"{path} is of unknown kind{kind}.")
     rows, empty, size = [], [], 0
-    unit, numbered = _READERS[suffix](path)
+    unit, numbered = READERS[suffix](path)
     for number, row in numbered:
         if kept := _kept(row, f"{path}, {unit} {number},"):
             rows.append(kept)
@@ -368,7 +368,7 @@ def _python(chunk: Any) -> list[Any]:
     return [None if i is None else values[i] for i in chunk.indices.to_pylist()]
 
 
-_READERS: dict[str, Callable[[Path], Rows]] = {
+READERS: dict[str, Callable[[Path], Rows]] = {
     ".txt": _read_text,
     ".jsonl": _read_json,
     ".json": _read_json,

@@ -15,9 +15,11 @@ from __future__ import annotations
 import copy
 import gc
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from numbers import Integral, Real
 from typing import Any, Protocol, TypeVar, get_args
 
 import numpy as np
@@ -39,21 +41,35 @@ class Sample(Protocol):
 
 
 def one_seed_each(seeds: int | Sequence[int], prompts: int) -> list[int]:
-    """A seed a prompt: one for all, or as given; raises ValueError for another number of seeds than of prompts."""
-    each = [int(seeds)] * prompts if isinstance(seeds, (int, np.integer)) else [int(s) for s in seeds]
+    """A seed a prompt: one for all, or as given; raises ValueError for another number of seeds than of prompts, and for
+    one that torch's generators do not take."""
+    each: list[Any] = [seeds] * prompts if isinstance(seeds, (int, float, np.number)) else list(seeds)
     if len(each) != prompts:
         raise ValueError(f"{len(each)} seeds for {prompts} prompts: give one seed, or one a prompt.")
-    return each
+    for seed in each:
+        if not _is_whole(seed) or not 0 <= seed < 2**63:
+            raise ValueError(f"a seed must be a whole number from 0 to 2^63 - 1; got {seed!r}.")
+    return [int(seed) for seed in each]
 
 
-def check_request(prompts: list[str] | Conditioning, steps: int, batch_size: int) -> None:
-    """Raises ValueError for no prompts, some that are not text, and steps or a batch size below 1."""
+def check_request(
+    prompts: list[str] | Conditioning, steps: int, batch_size: int, guidance_scale: float = 1.0, seed: int = 0
+) -> None:
+    """Raises ValueError for no prompts, some that are not text, and numbers that are none or out of bounds."""
     if not len(prompts):
         raise ValueError('no prompts: the list is empty. For the empty prompt, give [""].')
     if isinstance(prompts, list) and (wrong := [p for p in prompts if not isinstance(p, str)]):
         raise ValueError(f"prompts must be strings; got {wrong[0]!r}.")
-    if batch_size < 1 or steps < 1:
-        raise ValueError(f"batch_size and steps must be at least 1; got {batch_size} and {steps}.")
+    for name, number in {"steps": steps, "batch_size": batch_size}.items():
+        if not _is_whole(number) or number < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1; got {number!r}.")
+    if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be a finite number; got {guidance_scale!r}.")
+    one_seed_each(seed, 1)
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 def chosen(prompts: list[str] | Conditioning, rows: list[int]) -> list[str] | Conditioning:
@@ -90,7 +106,7 @@ def generate(
     """
     denoiser = as_denoiser(pipe)
     prompts = as_prompts(prompts, denoiser)
-    check_request(prompts, steps, batch_size)
+    check_request(prompts, steps, batch_size, guidance_scale)
     if solver not in get_args(Solver):
         raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(get_args(Solver))}.")
     noisy, seeds = draws_noise(denoiser, solver), one_seed_each(seeds, len(prompts))

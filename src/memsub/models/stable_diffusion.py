@@ -26,6 +26,8 @@ class StableDiffusionDenoiser:
     """
 
     def __init__(self, pipe: StableDiffusionPipeline):
+        if lacking := [part for part in ("unet", "vae") if getattr(pipe, part, None) is None]:
+            raise ValueError(f"this pipeline has no {', '.join(lacking)}: load it whole.")
         self.pipe = pipe
         self.network, self.tokenizer = uncompiled(pipe.unet), pipe.tokenizer
         size = pipe.unet.config.sample_size
@@ -100,13 +102,24 @@ class StableDiffusionDenoiser:
             return Conditioning(self.pipe.encode_prompt(list(prompts), self.device, 1, False)[0])
 
     def predict(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        """As the protocol; raises ValueError as `_embeddings`. A scale that the network itself takes is 7.5."""
-        options: dict[str, Any] = {"encoder_hidden_states": _embeddings(conditioning).to(self.dtype)}
+        """As the protocol; raises ValueError as `_checked`. A scale that the network itself takes is 7.5."""
+        options: dict[str, Any] = {"encoder_hidden_states": self._checked(conditioning).to(self.dtype)}
         if width := self.network.config.time_cond_proj_dim:
             scale = self.pipe.get_guidance_scale_embedding(torch.full((len(latents),), 7.5 - 1), embedding_dim=width)
             options["timestep_cond"] = scale.to(latents)
         with evaluated(self.network):
             return self._called(latents, t, return_dict=False, **options)[0]
+
+    def _checked(self, conditioning: Conditioning) -> torch.Tensor:
+        """The token embeddings; raises ValueError for more than these or another width, as another model's have."""
+        if more := [name for name in conditioning.tensors() if name != "embeddings"]:
+            raise ValueError(
+                f"Stable Diffusion takes token embeddings alone; this conditioning has {', '.join(more)} too."
+            )
+        width, expected = conditioning.embeddings.shape[-1], self.network.config.cross_attention_dim
+        if width != expected:
+            raise ValueError(f"embeddings of {width} numbers a token are another model's: this one takes {expected}.")
+        return conditioning.embeddings
 
     def calls(self, steps: int) -> int:
         """As the protocol: PNDM as SD1.4 has it (`skip_prk_steps`) makes one call more than steps."""
@@ -125,9 +138,9 @@ class StableDiffusionDenoiser:
         return guidance_scale > 1 and self.network.config.time_cond_proj_dim is None
 
     def _call_arguments(self, prompts: list[str] | Conditioning, guidance_scale: float) -> dict[str, Any]:
-        """What the pipeline is called with for some prompts; raises ValueError as `_embeddings`."""
+        """What the pipeline is called with for some prompts; raises ValueError as `_checked`."""
         if isinstance(prompts, Conditioning):
-            return {"prompt_embeds": _embeddings(prompts)}
+            return {"prompt_embeds": self._checked(prompts)}
         return {"prompt": prompts}  # the pipeline embeds captions itself
 
     def sample(
@@ -139,7 +152,7 @@ class StableDiffusionDenoiser:
         solver: Solver = "own",
         generators: Sequence[torch.Generator] | None = None,
     ) -> torch.Tensor:
-        """As the protocol; raises ValueError as `_embeddings`."""
+        """As the protocol; raises ValueError as `_checked`."""
         text = self._call_arguments(prompts, guidance_scale)
         options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "latent"}
         options["generator"] = list(generators) if generators else None
@@ -181,13 +194,6 @@ class StableDiffusionDenoiser:
 
     def parts(self) -> Mapping[str, torch.nn.Module]:
         return {"unet": self.network, "vae": self.pipe.vae, "text_encoder": self.pipe.text_encoder}
-
-
-def _embeddings(conditioning: Conditioning) -> torch.Tensor:
-    """The token embeddings; raises ValueError for more than these, as another model's conditioning holds."""
-    if more := [name for name in conditioning.tensors() if name != "embeddings"]:
-        raise ValueError(f"Stable Diffusion takes token embeddings alone; this conditioning has {', '.join(more)} too.")
-    return conditioning.embeddings
 
 
 @contextmanager
