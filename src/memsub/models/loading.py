@@ -154,29 +154,11 @@ def load_pipeline(
     import torch
 
     from ..io import distributed
-    from .contents import OPTIONAL
 
     device = torch.device(device or distributed.device())
     kind = getattr(diffusers, contents.kind)
-    accepted = signatures.signature(kind).parameters
-    absent = [p for p in OPTIONAL if p in accepted and not any(name.startswith(f"{p}/") for name in contents.files)]
-    options: dict[str, Any] = dict.fromkeys(absent)
-    options |= {"requires_safety_checker": False} if "requires_safety_checker" in accepted else {}
-    options["dtype"] = dtype or (torch.float32 if device.type == "cpu" else getattr(torch, info.gpu_dtype))
-    path = str(contents.path)
-    try:
-        if contents.config:
-            pipe = kind.from_single_file(path, config=str(contents.config), local_files_only=True, **options)
-        else:
-            pipe = kind.from_pretrained(path, use_safetensors=True, variant=contents.variant, **options)
-    except MemoryError:
-        raise
-    except NotImplementedError as error:  # of a tensor that is still on the meta device: no file had it
-        raise ValueError(f"{path} lacks weights of a {contents.kind} as its configurations describe it.") from error
-    except Exception as error:  # whatever diffusers, transformers or safetensors say of these files
-        raise ValueError(
-            f"{path} could not be loaded as {contents.kind}: {type(error).__name__}: {error!s:.300}"
-        ) from error
+    dtype = dtype or (torch.float32 if device.type == "cpu" else getattr(torch, info.gpu_dtype))
+    pipe = _read(kind, contents, dtype)
     _check_whole(pipe, contents)
     if contents.prediction_type and contents.prediction_type != pipe.scheduler.config.get("prediction_type"):
         pipe.scheduler = type(pipe.scheduler).from_config(
@@ -185,6 +167,29 @@ def load_pipeline(
     pipe.register_to_config(_name_or_path=info.source)
     pipe.set_progress_bar_config(disable=True)  # `generate` shows one bar for all batches
     return pipe.to(device)
+
+
+def _read(kind: Any, contents: Contents, dtype: torch.dtype) -> Any:
+    """The pipeline of that class, as diffusers reads it; what goes wrong there is a ValueError."""
+    from .contents import OPTIONAL
+
+    accepted = signatures.signature(kind).parameters
+    absent = [p for p in OPTIONAL if p in accepted and not any(name.startswith(f"{p}/") for name in contents.files)]
+    options: dict[str, Any] = dict.fromkeys(absent) | {"dtype": dtype}
+    options |= {"requires_safety_checker": False} if "requires_safety_checker" in accepted else {}
+    path = str(contents.path)
+    try:
+        if contents.config:
+            return kind.from_single_file(path, config=str(contents.config), local_files_only=True, **options)
+        return kind.from_pretrained(path, use_safetensors=True, variant=contents.variant, **options)
+    except MemoryError:
+        raise
+    except NotImplementedError as error:  # of a tensor that is still on the meta device: no file had it
+        raise ValueError(f"{path} lacks weights of a {contents.kind} as its configurations describe it.") from error
+    except Exception as error:  # whatever diffusers, transformers or safetensors say of these files
+        raise ValueError(
+            f"{path} could not be loaded as {contents.kind}: {type(error).__name__}: {error!s:.300}"
+        ) from error
 
 
 def _check_whole(pipe: Any, contents: Contents) -> None:
