@@ -317,14 +317,12 @@ def capture(
         ValueError: no prompts, no groups, a group that is empty or names others, an option out of bounds, another's
             checkpoint, or a sampler that draws noise which no seed fixes.
         FloatingPointError: activations that are not finite; names layer and step.
-        RuntimeError: a layer was not called exactly once in each network call, nor in parts that can be joined; names
-            layer, call and likely causes. Or its output is not that of its weight.
+        RuntimeError: a layer was not called once in each network call, or its output is not that of its weight.
         MemoryError: not even one prompt fits into memory.
     """
     denoiser = as_denoiser(pipe)
     prompts = as_prompts(prompts, denoiser)
-    groups = {"all": range(len(prompts))} if groups is None else groups
-    members = {name: list(indices) for name, indices in groups.items()}
+    members = {n: list(i) for n, i in ({"all": range(len(prompts))} if groups is None else groups).items()}
     how = {"steps": steps, "first": first, "guidance_scale": float(guidance_scale), "seed": seed, "cfg_half": cfg_half}
     _check(denoiser, prompts, members, how, batch_size)
     draws_noise(denoiser)  # or says why it cannot be repeated
