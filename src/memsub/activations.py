@@ -327,8 +327,7 @@ def capture(
         ValueError: no prompts, no groups, a group that is empty or names others, an option out of bounds, another's
             checkpoint, or a sampler that draws noise which no seed fixes.
         FloatingPointError: activations that are not finite; names layer and step.
-        RuntimeError: a layer was not called exactly once in each network call, nor in parts that can be joined; names
-            layer, call and likely causes. Or its output is not that of its weight.
+        RuntimeError: a layer was not called once in each network call, or its output is not that of its weight.
         MemoryError: not even one prompt fits into memory.
     """
     denoiser = as_denoiser(pipe)
