@@ -315,8 +315,7 @@ def capture(
 
     Args:
         prompts: captions, their `Conditioning`, or their embeddings (prompts, tokens, width).
-        groups: name to indices of prompts; default one group "all". A prompt may be in any number of groups, and counts
-            as often as its index stands there.
+        groups: name to indices of prompts, each counts as often as it stands there; default one group "all".
         first: sampling ends after so many steps: enough for an edit that unites no more of them.
         batch_size: prompts at a time, half as many where memory ends.
         cfg_half: sum both halves of a guided call (as the paper's code does), or the conditional one alone.
