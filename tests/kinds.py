@@ -166,6 +166,28 @@ def merged_tokens(pipe: Any) -> None:
     mid_block(pipe).__class__ = Merging
 
 
+def autocast(pipe: Any) -> None:
+    forward = pipe.unet.forward
+
+    def cast(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return forward(*args, **kwargs)
+
+    pipe.unet.forward = cast
+
+
+def exported(pipe: Any) -> None:
+    mid_block(pipe).ff = torch.jit.trace(mid_block(pipe).ff, torch.zeros(2, 64, 16))
+
+
+def broadcast(pipe: Any) -> None:
+    from diffusers.hooks import PyramidAttentionBroadcastConfig, apply_pyramid_attention_broadcast
+
+    options = {"cross_attention_block_skip_range": 2, "cross_attention_block_identifiers": ("transformer_blocks",)}
+    config = PyramidAttentionBroadcastConfig(**options, current_timestep_callback=lambda: 500)
+    apply_pyramid_attention_broadcast(pipe.unet, config)
+
+
 NOT_PLAIN = "is no plain linear map with a floating weight, but "
 FUSE = "fuse the adapter first: pipe.fuse_lora(), then pipe.unload_lora_weights()"
 KINDS = [
@@ -177,6 +199,9 @@ KINDS = [
     Kind("in chunks of tokens (`set_chunk_feed_forward(16, dim=1)`)", chunks(16, 1)),
     Kind("code that calls a feed-forward layer in parts of its own", own_chunks, "was called 2 times"),
     Kind("caching helpers that skip blocks (DeepCache, FasterCache)", cached, "was called 0 times in network call 1"),
+    Kind("diffusers' own caches (pyramid attention broadcast)", broadcast, "keeps what it returned at earlier steps"),
+    Kind("blocks exported by TorchScript", exported, "is exported (TorchScript) and calls no hooks: load it anew"),
+    Kind("a network under `torch.autocast`", autocast, same=False),
     Kind("`enable_model_cpu_offload()`", lambda pipe: pipe.enable_model_cpu_offload(device="cpu")),
     Kind("sequential offload", sequential_offload, NOT_PLAIN + "offloaded: load the model without sequential"),
     Kind("`unet.to(memory_format=torch.channels_last)`", lambda p: p.unet.to(memory_format=torch.channels_last)),

@@ -180,6 +180,7 @@ class ActivationStats:
 # --- from activations to sums -----------------------------------------------------------------------------------------
 
 
+@torch.autocast("cpu", enabled=False)  # sums are float32, whatever the network computes in
 def unit_squares(hidden: torch.Tensor) -> torch.Tensor:
     """Squares of token rows scaled to unit length, summed over tokens: (B, T, f) to float32 (B, f).
 
@@ -273,6 +274,7 @@ class BatchSums:
             )
         return dict(zip(self.widths, self.sums.split(list(self.widths.values()), 2), strict=True))
 
+    @torch.autocast("cpu", enabled=False)
     def _receive(self) -> None:
         if self.copying is not None:
             call, received = self.copying

@@ -118,6 +118,17 @@ def check_plain(name: str, layer: torch.nn.Module, shapes: bool = False, linear:
     raise ValueError(f"layer {name} is no plain {expected} with a floating weight, but {what}: {first}.")
 
 
+def check_no_cache(network: torch.nn.Module) -> None:
+    """Raises ValueError if hooks of diffusers keep what blocks returned at earlier steps."""
+    for name, module in named_modules(network).items():
+        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+        if kept := [hook for hook in hooks if any(word in hook for word in ("cache", "fbc_", "broadcast"))]:
+            raise ValueError(
+                f"{name} keeps what it returned at earlier steps ({kept[0]}), so that an image depends on those before "
+                f"it: call disable_cache(), or HookRegistry's remove_hook({kept[0]!r}), first."
+            )
+
+
 def is_cast(layer: torch.nn.Module) -> bool:
     """Whether diffusers' layerwise casting stores the weight in fewer bits and casts it up for each call."""
     registry = getattr(layer, "_diffusers_hook", None)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .conditioning import Conditioning
-from .plain import check_plain, named_modules, only_shapes, uncompiled
+from .plain import check_no_cache, check_plain, named_modules, only_shapes, uncompiled
 from .protocol import Solver
 from .sampling import multistep
 
@@ -75,6 +75,8 @@ class StableDiffusionDenoiser:
             raise ValueError(
                 f"this {type(unet).__name__} holds no FeedForward blocks: there is nothing to capture or prune."
             )
+        if exported := [name for name, m in named_modules(unet).items() if isinstance(m, torch.jit.ScriptModule)]:
+            raise ValueError(f"{exported[0]} of this UNet is exported (TorchScript) and calls no hooks: load it anew.")
         shapes = only_shapes(unet)
         layers = {f"{names[m]}.net.2": m.net[2] for m in forwards}
         return {name: check_plain(name, layer, shapes) for name, layer in layers.items()}
@@ -156,6 +158,7 @@ class StableDiffusionDenoiser:
         text = self._call_arguments(prompts, guidance_scale)
         options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "latent"}
         options["generator"] = list(generators) if generators else None
+        check_no_cache(self.network)
         own, handles = self.pipe.scheduler, []
         scheduler = multistep(own) if solver == "multistep" else own
         if self._called is self.network and self.network._compiled_call_impl is None:
