@@ -25,6 +25,7 @@ from memsub.io import distributed
 from memsub.io.files import load_json, save_json
 from memsub.models import as_denoiser
 from memsub.prompts import load_prompts
+from memsub_extra.hardware import hardware
 from memsub_extra.unlearning import pruning
 from memsub_extra.unlearning.pairs import Pairs
 from memsub_extra.unlearning.removals import REMOVALS
@@ -66,7 +67,7 @@ def one(model: Any, name: str) -> dict[str, Any]:
         peak = torch.cuda.max_memory_allocated() / 1e9
     weights = sum(map(len, edit.positions.values())) / 1e6
     took = {"seconds": time.monotonic() - began, "gigabytes": peak, "million_weights": weights}
-    return {"model": model, "removal": name, "on": distributed.hardware(device), "side": side, **took}
+    return {"model": model, "removal": name, "on": hardware(device), "side": side, **took}
 
 
 def main() -> None:

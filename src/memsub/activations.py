@@ -34,18 +34,13 @@ from dataclasses import dataclass, replace
 from glob import escape
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from tqdm.auto import tqdm
 
 from .io.distributed import is_main, processes, rank, shard, summed, wait
-from .io.files import as_written, load_tensors, save_artifact
 from .models import (
-    Conditioning,
-    Denoiser,
-    Joint,
-    Pipeline,
     as_denoiser,
     as_prompts,
     check_request,
@@ -59,6 +54,9 @@ from .models import (
     row_generators,
     to_host,
 )
+
+if TYPE_CHECKING:
+    from .models import Conditioning, Denoiser, Joint, Pipeline
 
 SMALLEST = torch.finfo(torch.float32).tiny
 PART = 2**22
@@ -160,12 +158,16 @@ class ActivationStats:
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file with everything in it, atomically."""
+        from .io.files import save_artifact
+
         about = {"counts": self.counts, "provenance": self.provenance, "prompts": self.prompts}
         save_artifact(self.sums, path, "ActivationStats", about)
 
     @classmethod
     def load(cls, path: str | Path) -> ActivationStats:
         """Reads what `save` wrote; raises FileNotFoundError or ValueError for another file."""
+        from .io.files import as_written, load_tensors
+
         tensors, about = load_tensors(path, "ActivationStats")
         with as_written(path, "ActivationStats"):
             sums = {layer: tensors[layer] for layer in about["provenance"]["layers"]}  # a file keeps no order
@@ -350,15 +352,11 @@ def capture(
             done += len(part)
             bar.update(len(part))
             if checkpoint:
-                stats.check_finite()
-                # Beside the digest: of this process' prompts, how many are summed, and how many there are.
-                replace(stats, prompts=[*stats.prompts, str(done), str(len(mine))]).save(checkpoint)
+                _write_checkpoint(stats, checkpoint, done, len(mine))
     stats.sums = {name: summed(sums.to(denoiser.device)).cpu() for name, sums in stats.sums.items()}
     stats.check()
     if checkpoint and not keep_checkpoint:
-        wait()  # a process that is lost before all have summed is redone alone, the others' shards are still there
-        for share in checkpoint.parent.glob(f"{escape(checkpoint.stem)}.*-of-*") if is_main() else ():
-            share.unlink(missing_ok=True)
+        _remove_checkpoints(checkpoint)
     return stats
 
 
@@ -439,6 +437,19 @@ def _check(
             raise ValueError(f"group {name!r} holds no prompts.")
         if outside := [i for i in members if not 0 <= i < len(prompts)]:
             raise ValueError(f"group {name!r} names prompt {outside[0]}, but there are {len(prompts)}.")
+
+
+def _write_checkpoint(stats: ActivationStats, checkpoint: Path, done: int, total: int) -> None:
+    """Writes what is summed of `done` of this process' `total` prompts, for `_resume`."""
+    stats.check_finite()
+    replace(stats, prompts=[*stats.prompts, str(done), str(total)]).save(checkpoint)
+
+
+def _remove_checkpoints(checkpoint: Path) -> None:
+    """Removes those of all processes."""
+    wait()  # a process that is lost before all have summed is redone alone, the others' shards are still there
+    for share in checkpoint.parent.glob(f"{escape(checkpoint.stem)}.*-of-*") if is_main() else ():
+        share.unlink(missing_ok=True)
 
 
 def _resume(stats: ActivationStats, checkpoint: Path | None, total: int) -> int:

@@ -22,7 +22,6 @@ import torch
 
 from .activations import ActivationStats
 from .fast_masks import memorized_at_steps
-from .io.files import as_written, load_tensors, save_artifact
 from .models import Pipeline, as_denoiser, check_model, model_of
 from .pruning import Edit
 
@@ -136,6 +135,8 @@ class WeightMasks:
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file, atomically."""
+        from .io.files import save_artifact
+
         parts = ("columns", "counts")
         tensors = {f"{name}.{part}": getattr(mask, part) for name, mask in self.layers.items() for part in parts}
         shapes = {name: mask.shape for name, mask in self.layers.items()}
@@ -144,6 +145,8 @@ class WeightMasks:
     @classmethod
     def load(cls, path: str | Path) -> WeightMasks:
         """Reads what `save` wrote; raises FileNotFoundError or ValueError for another file."""
+        from .io.files import as_written, load_tensors
+
         tensors, about = load_tensors(path, "WeightMasks")
         with as_written(path, "WeightMasks"):
             layers = {

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .io.images import decode_png
-from .io.lists import READERS, read_rows
+from .io.lists import SUFFIXES, read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,6 +74,8 @@ class Prompts:
 
     def images(self, kind: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Images of rows `start` to `stop` of a kind, which a model may have been trained on: uint8 (n, h, w, 3)."""
+        from .io.images import decode_png
+
         return np.array([decode_png(png) for png in self.rows(kind)["image"][start:stop]])
 
     def without_near_duplicates(self) -> Prompts:
@@ -176,17 +177,19 @@ def load_prompts(source: str | Path | Mapping[Any, str | Path]) -> Prompts:
         FileNotFoundError: there is no such file.
         ConnectionError: a list has to be fetched and cannot be; the message says which file to put where.
     """
-    from .io.downloads import SOURCES, fetch  # only published lists need the network's libraries
-    from .models import MODELS, WORLDS, find_model  # imports torch, which a list in a file does not need
-
     if isinstance(source, Mapping):
         return _from_files({kind: Path(path) for kind, path in source.items()})
     name = str(source)
+    if Path(name).suffix.lower() in SUFFIXES:
+        return _from_files({"memorized": Path(name)})
+    from .io.downloads import SOURCES, fetch  # only published lists need the network's libraries
+    from .models import MODELS, WORLDS, find_model  # imports torch, which a list in a file does not need
+
     if name in SOURCES:
         return _from_files({kind: fetch(name, kind) for kind in SOURCES[name]})
     if name in MODELS and find_model(name).world:
         return WORLDS.find(find_model(name).world).prompts()
-    if Path(name).is_file() or Path(name).suffix.lower() in READERS:
+    if Path(name).is_file():  # of a kind that is refused by its name
         return _from_files({"memorized": Path(name)})
     names = list(dict.fromkeys([*(n for n, model in MODELS.items() if model.world), *SOURCES]))
     close = difflib.get_close_matches(name, names, n=1)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,13 +25,10 @@ from typing import Any
 
 import torch
 
-from .io.files import as_written, load_tensors, printable, save_artifact
 from .models import Pipeline, as_denoiser, check_model, check_plain, named_modules, only_shapes
 
 _Keep = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-_MOST = 2**29
-"""Weights that a file may set as whole layers; all that the method may edit in SDXL are 4 x 10^8."""
 
 
 @dataclass
@@ -170,6 +166,8 @@ class Edit:
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file of coordinates (none of layers that are set whole) and values, atomically."""
+        from .io.files import save_artifact
+
         whole = [n for n, p in self.positions.items() if len(p) == math.prod(self.shapes[n]) > 0]
         tensors = {n: p.to(torch.int32) for n, p in self.positions.items() if n not in whole}
         tensors |= {f"{n}.values": v for n, v in self.values.items() if v.any()}
@@ -184,6 +182,8 @@ class Edit:
             FileNotFoundError: no such file.
             ValueError: it is another file, or not as it should be; names the file, and the layer.
         """
+        from .io.files import as_written, load_tensors, number_of_weights, printable
+
         tensors, about = load_tensors(path, "Edit")
         shapes, whole, provenance = about.get("shapes"), about.get("whole", []), about.get("provenance")
         if not (isinstance(shapes, dict) and isinstance(whole, list) and isinstance(provenance, dict)):
@@ -191,12 +191,13 @@ class Edit:
         if not isinstance(provenance.get("model"), str):
             raise ValueError(f"{path} does not say which model it belongs to.")
         with as_written(path, "edit"):
-            sizes, entire = {layer: _size(layer, shape) for layer, shape in shapes.items()}, set(whole)
+            sizes, entire = {layer: number_of_weights(layer, shape) for layer, shape in shapes.items()}, set(whole)
             for layer in sizes.keys() - entire - tensors.keys():
                 raise ValueError(f"layer {printable(layer)} of this edit: its positions are missing.")
             for layer in (entire | {name.removesuffix(".values") for name in tensors}) - sizes.keys():
                 raise ValueError(f"layer {printable(layer)} of this edit: its shape is missing.")
-            if (most := sum(sizes[layer] for layer in entire)) > _MOST:  # a word in the file, and all of it in memory
+            # A word in the file, and all of it in memory. All that the method may edit in SDXL are 4 x 10^8 weights.
+            if (most := sum(sizes[layer] for layer in entire)) > 2**29:
                 raise ValueError(f"it sets {most:,} weights of whole layers, more than any network has there.")
             positions = {n: torch.arange(sizes[n], dtype=torch.int32) if n in entire else tensors[n] for n in sizes}
             values = {n: tensors[f"{n}.values"] for n in sizes if f"{n}.values" in tensors}
@@ -204,15 +205,6 @@ class Edit:
             edit.check()
         edit.positions = {layer: p if layer in entire else p.long() for layer, p in positions.items()}
         return edit
-
-
-def _size(layer: str, shape: object) -> int:
-    """How many weights a shape has; raises ValueError for what is none, or has more than positions can count."""
-    if isinstance(shape, list) and 1 <= len(shape) <= 8 and all(type(n) is int and n > 0 for n in shape):
-        size = math.prod(shape)
-        if size < 2**31:
-            return size
-    raise ValueError(f"layer {printable(layer)} of this edit: {reprlib.repr(shape)} is no shape of a layer.")
 
 
 def _addressed(weight: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def _state() -> Any:
@@ -54,14 +53,6 @@ def device() -> torch.device:
     if processes() > 1:
         return _state().device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def hardware(device: torch.device) -> str:
-    """What computes there, for what is timed: the GPU's name, or how many threads."""
-    import torch
-
-    threads = torch.get_num_threads()
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
 
 
 def shard(items: Sequence[T]) -> Sequence[T]:
@@ -96,9 +87,3 @@ def wait() -> None:
     """Returns when every process has come here."""
     if processes() > 1:
         _state().wait_for_everyone()
-
-
-def alone() -> None:
-    """Takes this process out of the group's environment, for child processes that are not part of it."""
-    for name in _VARIABLES:
-        os.environ.pop(name, None)

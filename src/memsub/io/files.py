@@ -11,8 +11,10 @@ holds, the error is a ValueError that names it.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
+import reprlib
 import shutil
 import tempfile
 import time
@@ -58,28 +60,25 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], 
         FileNotFoundError: there is no such file.
         ValueError: the file is truncated, holds another kind of artifact, or was written by another version of memsub.
     """
-    _find(path, kind)
-    try:
-        with safe_open(path, "pt") as file:
-            about = _about(file, path, kind)
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is truncated or no safetensors file: {error}.") from error
+    with _opened(path, kind, "pt") as (file, about):
+        return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
 
 
 def check_artifact(path: str | Path, kind: str) -> None:
     """Raises as `load_tensors`, from the file's header alone, without torch."""
-    _find(path, kind)
-    try:
-        with safe_open(path, "numpy") as file:
-            _about(file, path, kind)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is truncated or no safetensors file: {error}.") from error
+    with _opened(path, kind, "numpy"):
+        pass
 
 
-def _find(path: str | Path, kind: str) -> None:
+@contextmanager
+def _opened(path: str | Path, kind: str, framework: str) -> Iterator[tuple[Any, dict]]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no {kind} at {path}.")
+    try:
+        with safe_open(path, framework) as file:
+            yield file, _about(file, path, kind)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is truncated or no safetensors file: {error}.") from error
 
 
 def _about(file: Any, path: str | Path, kind: str) -> dict:
@@ -106,6 +105,15 @@ def as_written(path: str | Path, kind: str) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from None
     except (LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError):
         raise ValueError(f"{path} is no {kind} as memsub writes it: parts are missing, or of other types.") from None
+
+
+def number_of_weights(layer: str, shape: object) -> int:
+    """How many weights a shape has; raises ValueError for what is none, or has more than positions can count."""
+    if isinstance(shape, list) and 1 <= len(shape) <= 8 and all(type(n) is int and n > 0 for n in shape):
+        size = math.prod(shape)
+        if size < 2**31:
+            return size
+    raise ValueError(f"layer {printable(layer)} of this edit: {reprlib.repr(shape)} is no shape of a layer.")
 
 
 def save_table(table: pd.DataFrame, path: str | Path) -> None:

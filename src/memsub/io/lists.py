@@ -1,4 +1,4 @@
-"""Prompt lists as people have them in files: text, JSON, tables.
+"""Prompt lists as people have them in files: text here, tables and JSON in `memsub.io.tables`.
 
     rows = read_rows(Path("list.csv"))      # a dict a caption: prompt, and url, index and type where it has them
     folder / plain_name(row["index"])       # of its training images
@@ -9,17 +9,11 @@ and a file of any other form is refused with the line to blame. A file of a stra
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pyarrow
-from pyarrow import parquet
 
 Row = dict[str, Any]
 """Column to value; empty for an empty line."""
@@ -37,9 +31,7 @@ LONGEST = 10_000
 """Characters of a caption or an address. (CLIP reads 77 tokens, some 300 characters.)"""
 LONGEST_NAME = 200
 """Bytes of an index: file systems take 255."""
-_ALIASES = {"caption": ("caption", "captions", "prompt", "prompts", "text", "texts"), "type": ("type", "overfit_type")}
-_COLUMNS = {alias: column for column in ("caption", "url", "index", "type") for alias in _ALIASES.get(column, [column])}
-"""Names of columns, as published lists write them and in lower case, to what they are called here."""
+SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _OTHER = {
     b"\x1f\x8b": "gzip",
     b"pk\x03\x04": "a zip archive or an Excel sheet",
@@ -71,11 +63,16 @@ def _read_rows(path: Path) -> list[Row]:
     suffix = path.suffix.lower()
     if not path.is_file():
         raise ValueError(f"{path} is a folder or no plain file: a prompt list is one file.")
-    if suffix not in READERS:
+    if suffix not in SUFFIXES:
         kind = f" {path.suffix!r}: unpack or convert it" if suffix else ", as it has no suffix: name it by its form"
         raise ValueError(f"{path} is of unknown kind{kind}.")
     rows, empty, size = [], [], 0
-    unit, numbered = READERS[suffix](path)
+    if suffix == ".txt":
+        unit, numbered = _read_text(path)
+    else:
+        from .tables import READERS
+
+        unit, numbered = READERS[suffix](path)
     for number, row in numbered:
         if kept := _kept(row, f"{path}, {unit} {number},"):
             rows.append(kept)
@@ -83,7 +80,7 @@ def _read_rows(path: Path) -> list[Row]:
         else:
             empty.append(number)
         if len(rows) + len(empty) > MOST_ROWS or size > MOST_BYTES:
-            raise _too_large(path)
+            raise too_large(path)
     if not rows:
         raise ValueError(f"{path} holds no captions.")
     if empty:
@@ -92,7 +89,7 @@ def _read_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _too_large(path: Path) -> ValueError:
+def too_large(path: Path) -> ValueError:
     return ValueError(
         f"{path} is larger than a prompt list may be, {MOST_ROWS:,} rows and {MOST_BYTES // 10**6} MB: cut it in parts."
     )
@@ -150,34 +147,17 @@ def plain_name(index: Any) -> str:
     return name
 
 
-def _columns(names: Sequence[Any], where: str) -> list[str]:
-    """Names of columns as they are called here: the published lists write some of them in several ways.
-
-    Raises:
-        ValueError: no column holds captions, or two columns mean the same.
-    """
-    columns = [_COLUMNS.get(str(name).strip().lower(), "") for name in names]
-    if "caption" not in columns:
-        listed = ", ".join(str(name)[:40].lower() for name in names[:20]) + " ..." * (len(names) > 20)
-        raise ValueError(f"{where} has no column 'caption'; its columns are: {listed}.")
-    for column in filter(None, dict.fromkeys(columns)):
-        if columns.count(column) > 1:
-            same = [repr(name) for name, other in zip(names, columns, strict=True) if other == column]
-            raise ValueError(f"{where} has the columns {' and '.join(same)}, which mean the same: keep one of them.")
-    return columns
+# --- text -------------------------------------------------------------------------------------------------
 
 
-# --- text ----------------------------------------------------------------------------------------------------
-
-
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
     """A text file, without the byte order marks that Windows writes, and without line ends at its end.
 
     Raises:
         ValueError: the file is neither UTF-8 nor UTF-16 with its mark, or too large.
     """
     if path.stat().st_size > MOST_BYTES:
-        raise _too_large(path)
+        raise too_large(path)
     content = path.read_bytes()
     for beginning, form in _OTHER.items():
         if content[:100].lstrip().lower().startswith(beginning):
@@ -186,193 +166,27 @@ def _text(path: Path) -> str:
     try:
         text = content.decode("utf-16" if wide else "utf-8")
     except UnicodeDecodeError as error:
-        number = len(_split(content[: error.start].decode("utf-8", "replace")))
+        number = len(lines_of(content[: error.start].decode("utf-8", "replace")))
         line = "" if wide else f" from line {number} on"
         raise ValueError(f"{path} is not UTF-8 text{line}: save it as UTF-8 in a text editor.") from None
     if "\0" in text:
-        number = len(_split(text[: text.index("\0")]))
+        number = len(lines_of(text[: text.index("\0")]))
         raise ValueError(f"{path}, line {number}, holds NUL characters and no captions: save the file as UTF-8 text.")
     if any(text.count(character) > 5 * MOST_ROWS for character in "\n\r[{"):  # pretty JSON has some lines a row
-        raise _too_large(path)
+        raise too_large(path)
     return re.sub("(^|[\r\n])\ufeff+", r"\1", text).rstrip("\r\n")  # also where files were put together
 
 
-def _split(text: str) -> list[str]:
+def lines_of(text: str) -> list[str]:
     """Lines as a text editor shows them. (`str.splitlines` splits also at characters that captions contain.)"""
     return re.split(r"\r\n|\n|\r", text)
 
 
 def _read_text(path: Path) -> Rows:
-    lines = _split(_text(path))
+    lines = lines_of(text_of(path))
     filled = [line for line in lines if line.strip()]
-    for text in (filled[0], "\n".join(lines)) if filled and filled[0].lstrip()[0] in "[{" else ():
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if value and (isinstance(value, dict) or isinstance(value[0], str | dict)):
-            raise ValueError(f"{path} is JSON inside: name it .json, or .jsonl if it holds an object a line.")
-    for separator in _SEPARATORS:
-        header, *others = [_cells(line, separator) for line in filled[:2]] or [[]]
-        if len(header) > 1 and len(header) == len(others[0] if others else header) and _holds_captions(header):
-            raise ValueError(f"{path} begins with the header of a table, {filled[0][:80]!r}: name it .csv or .tsv.")
+    if filled and (filled[0].lstrip()[0] in "[{" or re.search("caption|prompt|text", filled[0].lower())):
+        from .tables import check_text
+
+        check_text(path, lines, filled)
     return "line", ((number, {"caption": line}) for number, line in enumerate(lines, 1))
-
-
-# --- JSON ----------------------------------------------------------------------------------------------------
-
-
-class _Pairs(list):
-    """The names and values of a JSON object, in which a name may stand twice."""
-
-
-def _parsed(text: str, path: Path, line: int) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_Pairs)
-    except (ValueError, RecursionError) as error:
-        line += getattr(error, "lineno", 1) - 1
-        raise ValueError(f"{path}, line {line}, is no JSON: {getattr(error, 'msg', error)}.") from None
-
-
-def _json_row(value: Any, where: str) -> Row:
-    """A line of JSON, or an item of an array."""
-    if isinstance(value, _Pairs):
-        columns = _columns([name for name, _ in value], where)
-        return dict(zip(columns, [v for _, v in value], strict=True))
-    if value is None or isinstance(value, str):
-        return {"caption": value}
-    raise ValueError(f"{where} is no JSON object and no string: {json.dumps(value)[:80]}.")
-
-
-def _read_json(path: Path) -> Rows:
-    """JSON lines, or a document: the suffix does not tell, as programs write either under both."""
-    lines = _split(_text(path))
-    filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not filled:
-        return "line", iter(())
-    try:
-        as_lines = len(filled) > 1
-        _parsed(filled[0][1], path, filled[0][0])
-    except ValueError:
-        as_lines = False
-    if not as_lines:
-        try:
-            document = _parsed("\n".join(lines), path, 1)
-        except ValueError:
-            if path.suffix.lower() != ".jsonl" or filled[0][1].strip() in "[{":
-                raise
-        else:
-            return _document_rows(document, path, filled[0][0])
-    where = f"{path}, line"
-    return "line", (
-        (number, _json_row(_parsed(line, path, number), f"{where} {number},") if line.strip() else {})
-        for number, line in enumerate(lines, 1)
-    )
-
-
-def _document_rows(document: Any, path: Path, line: int) -> Rows:
-    """The rows of a whole JSON document: an array of strings or objects, an object of columns, or one row.
-
-    Raises:
-        ValueError: it is something else, or its columns differ in length.
-    """
-    if isinstance(document, list) and not isinstance(document, _Pairs):
-        return "item", ((i, _json_row(value, f"{path}, item {i},")) for i, value in enumerate(document, 1))
-    row = {column: value for column, value in _json_row(document, f"{path}, line {line},").items() if column}
-    if not isinstance(row["caption"], list):
-        return "line", iter([(line, row)])
-    # pandas writes a column as an object, from the row's name to its value.
-    values = [[v for _, v in value] if isinstance(value, _Pairs) else value for value in row.values()]
-    sizes = [len(value) if isinstance(value, list) else "no list" for value in values]
-    if len(set(sizes)) > 1:
-        told = ", ".join(f"{column}: {size}" for column, size in zip(row, sizes, strict=True))
-        raise ValueError(f"{path} has columns of several lengths ({told}): each needs a value a caption.")
-    return "item", enumerate((dict(zip(row, cells, strict=True)) for cells in zip(*values, strict=True)), 1)
-
-
-# --- tables --------------------------------------------------------------------------------------------------
-
-_SEPARATORS = ",;\t"
-
-
-def _cells(line: str, separator: str) -> list[str]:
-    """The values of a row that may be no row of a table: nothing is checked."""
-    return next(csv.reader([line[:LONGEST]], delimiter=separator), [])
-
-
-def _holds_captions(header: Sequence[str]) -> bool:
-    return any(_COLUMNS.get(name.strip().lower()) == "caption" for name in header)
-
-
-def _read_table(path: Path) -> Rows:
-    text = _text(path)
-    if not text.strip():
-        raise ValueError(f"{path} is no table: it is empty.")
-    first = next(line for line in _split(text) if line.strip())
-    headers = {separator: _cells(first, separator) for separator in _SEPARATORS}
-    separator = max(headers, key=lambda s: (_holds_captions(headers[s]), len(headers[s])))
-    rows = _table_rows(text, separator, path)
-    columns = _columns(next(values for _, values in rows if any(map(str.strip, values))), str(path))
-    return "line", ((number, _table_row(values, columns, separator, number, path)) for number, values in rows)
-
-
-def _table_row(values: list[str], columns: list[str], separator: str, number: int, path: Path) -> Row:
-    if not any(map(str.strip, values)):
-        return {}
-    if len(values) != len(columns):
-        raise ValueError(
-            f"{path}, line {number}, has {len(values)} values and the header {len(columns)}: put a caption that "
-            f"contains {separator!r} between quotes."
-        )
-    return dict(zip(columns, values, strict=True))
-
-
-def _table_rows(text: str, separator: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows, each with the number of its first line. Strict: after a quote that is not closed all rows would vanish."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    first = 1
-    try:
-        for values in reader:
-            yield first, values
-            first = reader.line_num + 1
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {first}, is no row of values separated by {separator!r}: {error}.") from None
-
-
-def _read_parquet(path: Path) -> Rows:
-    try:
-        with parquet.ParquetFile(path) as file:
-            names, about = file.schema_arrow.names, file.metadata
-            columns = _columns(names, str(path))
-            wanted = {name: column for name, column in zip(names, columns, strict=True) if column}
-            groups = [about.row_group(i) for i in range(about.num_row_groups)]
-            chunks = [group.column(j) for group in groups for j in range(group.num_columns)]
-            kept = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in wanted]
-            # Values of a list count as well. What repeats is small in the file: it stays one object in memory.
-            values = max([about.num_rows, *(chunk.num_values for chunk in kept)])
-            if values > MOST_ROWS or sum(chunk.total_uncompressed_size for chunk in kept) > MOST_BYTES:
-                raise _too_large(path)
-        repeated = {chunk.path_in_schema for chunk in kept} & wanted.keys()
-        with parquet.ParquetFile(path, read_dictionary=list(repeated)) as file:
-            table = file.read(list(wanted))
-            cells = [[v for chunk in table[name].chunks for v in _python(chunk)] for name in wanted]
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is truncated or no parquet file: {error}.") from error
-    return "row", enumerate((dict(zip(wanted.values(), row, strict=True)) for row in zip(*cells, strict=True)), 1)
-
-
-def _python(chunk: Any) -> list[Any]:
-    if not pyarrow.types.is_dictionary(chunk.type):
-        return chunk.to_pylist()
-    values = chunk.dictionary.to_pylist()
-    return [None if i is None else values[i] for i in chunk.indices.to_pylist()]
-
-
-READERS: dict[str, Callable[[Path], Rows]] = {
-    ".txt": _read_text,
-    ".jsonl": _read_json,
-    ".json": _read_json,
-    ".csv": _read_table,
-    ".tsv": _read_table,
-    ".parquet": _read_parquet,
-}

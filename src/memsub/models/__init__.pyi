@@ -1,8 +1,9 @@
 """The names of `memsub.models`, and where each lies: read by type checkers, and by `lazy_loader` when one is used."""
 
-from .conditioning import Conditioning, as_conditioning, as_prompts
+from .conditioning import Conditioning, as_conditioning
 from .contents import OTHER_FORMS, Contents, inspect
-from .fingerprints import check_model, fingerprint, module_fingerprint, sampler_fingerprint
+from .fingerprints import check_model, fingerprint, module_fingerprint
+from .generation import Sample, generate, sampler_fingerprint
 from .hooks import Joint, hooked, is_of_weight
 from .known import MODELS, WORLDS, ModelInfo
 from .loading import find_contents, find_model, load_pipeline, model_of
@@ -10,12 +11,11 @@ from .plain import check_plain, named_modules, only_shapes
 from .prediction import Kind, NoiseSchedule, noise_schedule
 from .protocol import ADAPTERS, GRADIENT_ROWS, Denoiser, Pipeline, Solver, as_denoiser, declare
 from .sampling import (
-    Sample,
+    as_prompts,
     check_request,
     chosen,
     draws_noise,
     first_latents,
-    generate,
     in_batches,
     initial_noise,
     model_input,

@@ -144,15 +144,3 @@ def as_conditioning(prompts: Sequence[str] | Conditioning | torch.Tensor, denois
     if isinstance(prompts, torch.Tensor):
         return Conditioning(prompts)
     return denoiser.embed(list(prompts))
-
-
-def as_prompts(prompts: Sequence[str] | Conditioning | torch.Tensor, denoiser: Denoiser) -> list[str] | Conditioning:
-    """What `Denoiser.sample` takes: captions stay captions, anything else becomes a conditioning (`as_conditioning`) on
-    the model's device. Captions stay, because the denoiser embeds them itself, a batch at a time. Raises ValueError for
-    one string, which would be taken for a list of letters.
-    """
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts must be a list of strings; got the string {prompts!r}: give [{prompts!r}].")
-    if isinstance(prompts, (Conditioning, torch.Tensor)):
-        return as_conditioning(prompts, denoiser).to(denoiser.device)
-    return list(prompts)

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..io.headers import TensorInfo, read_config, read_header
 from ..registry import Registry
+from .loading import PICKLES
 from .protocol import ADAPTERS
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -43,7 +44,6 @@ _SIZES = (
 FUSE = "pipe.load_lora_weights(...), pipe.fuse_lora(), pipe.unload_lora_weights(), pipe.save_pretrained(FOLDER)"
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that a pipeline works without."""
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _NO_WEIGHTS = re.compile(r"(Tokenizer|TokenizerFast|Scheduler|FeatureExtractor|Processor)$")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", ".model")
 _CONVERT = (

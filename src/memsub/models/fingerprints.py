@@ -1,9 +1,7 @@
-"""What edits, statistics and images belong to: sha256 of a model's weights and of its sampler.
+"""What edits and statistics belong to: sha256 of a network's weights. (Images: `sampler_fingerprint`.)
 
->>> fingerprint(pipe) == stats.provenance["model"]      # of the network: what edits and statistics belong to
+>>> fingerprint(pipe) == stats.provenance["model"]
 True
->>> len(sampler_fingerprint(pipe))                      # of everything that images depend on, in hexadecimal digits
-64
 >>> check_model(pipe, stats.provenance["model"], "these statistics belong to")
 """
 
@@ -21,8 +19,6 @@ from .protocol import Pipeline, as_denoiser
 
 _DIGESTS: WeakKeyDictionary[torch.nn.Module, dict[str, tuple[tuple, bytes]]] = WeakKeyDictionary()
 """Module to the name of each tensor, to where it lay and what it summed up to, and its digest then."""
-_KNOWN = ("torch", "diffusers", "transformers", "memsub", "peft", "builtins")
-"""Packages whose modules are known by their tensors."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -83,32 +79,9 @@ def _adapters(module: torch.nn.Module) -> Iterator[str]:
             yield f"{name} {getattr(layer, 'scaling', None)} {getattr(layer, 'active_adapters', None)}"
 
 
-def _switches(module: torch.nn.Module) -> Iterator[str]:
-    """What changes a network's output without changing its tensors: FreeU, and code of other packages in its place."""
-    for name, part in named_modules(module).items():
-        freeu = [getattr(part, key, None) for key in ("s1", "s2", "b1", "b2")]
-        if any(value is not None for value in freeu):
-            yield f"{name} {freeu}"
-        for owner in (type(part), type(getattr(part, "processor", None))):
-            if owner.__module__.split(".")[0] not in _KNOWN:
-                yield f"{name} {owner.__module__}.{owner.__qualname__}"
-
-
 def fingerprint(pipe: Pipeline) -> str:
     """Of the network alone: what statistics, masks and edits belong to."""
     return module_fingerprint(as_denoiser(pipe).network)
-
-
-def sampler_fingerprint(pipe: Pipeline) -> str:
-    """Of everything that an image depends on besides prompt, seed, steps and guidance: modules and scheduler."""
-    denoiser = as_denoiser(pipe)
-    lines = [f"{name} {module_fingerprint(module)}" for name, module in sorted(denoiser.parts().items())]
-    lines += [line for _, module in sorted(denoiser.parts().items()) for line in _switches(module)]
-    options = dict(getattr(denoiser.scheduler, "config", {})).items()
-    # Entries that begin with "_" say where it came from; one is a list in another order in every process.
-    config = sorted((key, str(value)) for key, value in options if not key.startswith("_"))
-    lines += [type(denoiser.scheduler).__name__, repr(config)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def check_model(pipe: Pipeline, expected: str, what: str) -> None:

@@ -29,21 +29,8 @@ if TYPE_CHECKING:
 
     from .contents import Contents
 
-_SUFFIXES = (
-    ".safetensors",
-    ".ckpt",
-    ".bin",
-    ".pt",
-    ".pth",
-    ".pkl",
-    ".gguf",
-    ".onnx",
-    ".json",
-    ".yaml",
-    ".yml",
-    ".zip",
-    ".tar",
-)
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+_SUFFIXES = (*PICKLES, ".safetensors", ".gguf", ".onnx", ".json", ".yaml", ".yml", ".zip", ".tar")
 
 
 def find_model(name: str | Path) -> ModelInfo:

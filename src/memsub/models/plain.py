@@ -143,12 +143,3 @@ def _is_patched(layer: torch.nn.Module) -> bool:
     forward = vars(layer).get("forward")
     harmless = hasattr(layer, "_hf_hook") or hasattr(layer, "_diffusers_hook")
     return forward is not None and not harmless and not hasattr(forward, "_torchdynamo_orig_callable")
-
-
-def is_bare(layer: torch.nn.Module) -> bool:
-    """Whether calling a layer does no more than multiply with its float32 weight, so that it need not be called."""
-    if not isinstance(layer, torch.nn.Linear):
-        return False
-    hooks, weight = (layer._forward_pre_hooks, layer._forward_hooks), layer.weight
-    plain = type(layer) is torch.nn.Linear and type(weight) is torch.nn.Parameter and weight.dtype == torch.float32
-    return plain and not any(hooks) and "forward" not in layer.__dict__

@@ -1,13 +1,7 @@
-"""Seeded, batched sampling.
+"""What all sampling has in common, of `generate` as of `capture`: requests, batches that fit into memory, and noise.
 
-    >>> generate(pipe, ["a red heart on a plain green background"], seeds=3, steps=2).shape
-    (1, 32, 32, 3)
-    >>> images = generate(pipe, prompts, seeds=range(len(prompts)), steps=2)    # a noise of its own for each prompt
-    >>> sample = partial(generate, pipe, steps=8, solver="multistep")           # a Sample: what metrics are given
-
-An image depends on its prompt and its seed alone: not on the batch it was sampled in, nor on its place in the list
-(to the last digits of float arithmetic, which can differ between batch sizes). Where a sampler draws noise at its
-steps, each image's comes from a generator of its own, which has drawn the initial noise before, as in diffusers.
+Where a sampler draws noise at its steps, each image's comes from a generator of its own, which has drawn the initial
+noise before, as in diffusers.
 """
 
 from __future__ import annotations
@@ -20,24 +14,17 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from numbers import Integral, Real
-from typing import Any, Protocol, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-from ..io.distributed import gathered, is_main, shard
-from .conditioning import Conditioning, as_prompts
-from .prediction import noise_schedule
 from .protocol import Denoiser, Pipeline, Solver, as_denoiser
 
+if TYPE_CHECKING:
+    from .conditioning import Conditioning
+
 T = TypeVar("T")
-
-
-class Sample(Protocol):
-    """Samples one image a prompt or row of a conditioning, a seed each: `generate` with all else filled in."""
-
-    def __call__(self, prompts: Any, *, seeds: Sequence[int]) -> np.ndarray: ...
 
 
 def one_seed_each(seeds: int | Sequence[int], prompts: int) -> list[int]:
@@ -50,6 +37,21 @@ def one_seed_each(seeds: int | Sequence[int], prompts: int) -> list[int]:
         if not _is_whole(seed) or not 0 <= seed < 2**63:
             raise ValueError(f"a seed must be a whole number from 0 to 2^63 - 1; got {seed!r}.")
     return [int(seed) for seed in each]
+
+
+def as_prompts(prompts: Sequence[str] | Conditioning | torch.Tensor, denoiser: Denoiser) -> list[str] | Conditioning:
+    """What `Denoiser.sample` takes: captions stay captions, anything else becomes a conditioning (`as_conditioning`) on
+    the model's device. Captions stay, because the denoiser embeds them itself, a batch at a time. Raises ValueError for
+    one string, which would be taken for a list of letters.
+    """
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts must be a list of strings; got the string {prompts!r}: give [{prompts!r}].")
+    if not isinstance(prompts, (list, tuple)):
+        from .conditioning import Conditioning, as_conditioning
+
+        if isinstance(prompts, (Conditioning, torch.Tensor)):
+            return as_conditioning(prompts, denoiser).to(denoiser.device)
+    return list(prompts)
 
 
 def check_request(
@@ -74,58 +76,7 @@ def _is_whole(number: Any) -> bool:
 
 def chosen(prompts: list[str] | Conditioning, rows: list[int]) -> list[str] | Conditioning:
     """Some of the captions, or some rows of the conditioning."""
-    return prompts[rows] if isinstance(prompts, Conditioning) else [prompts[i] for i in rows]
-
-
-def generate(
-    pipe: Pipeline,
-    prompts: Sequence[str] | Conditioning | torch.Tensor,
-    *,
-    seeds: int | Sequence[int] = 0,
-    steps: int = 50,
-    guidance_scale: float = 7.5,
-    solver: Solver = "own",
-    batch_size: int = 64,
-    progress: bool = True,
-) -> np.ndarray:
-    """Samples one image a prompt. Under `accelerate launch` each process takes a share, and all return every image.
-
-    Args:
-        prompts: captions, their `Conditioning`, or their embeddings (prompts, tokens, width).
-        seeds: one seed for all prompts (they share the initial noise), or one a prompt.
-        solver: the pipeline's own scheduler, or a multistep solver that needs fewer steps (`multistep`).
-        batch_size: images at a time, half as many where memory ends; a network call holds twice as many under guidance.
-
-    Returns:
-        uint8, shape (prompts, height, width, 3).
-
-    Raises:
-        ValueError: no prompts, a prompt that is not text, another number of seeds, a batch size or steps below 1, an
-            unknown solver, or one that draws noise which no seed fixes.
-        MemoryError: not even one image fits into memory.
-    """
-    denoiser = as_denoiser(pipe)
-    prompts = as_prompts(prompts, denoiser)
-    check_request(prompts, steps, batch_size, guidance_scale)
-    if solver not in get_args(Solver):
-        raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(get_args(Solver))}.")
-    noisy, seeds = draws_noise(denoiser, solver), one_seed_each(seeds, len(prompts))
-    mine = shard(range(len(prompts)))  # one process: all of them
-    images: dict[int, np.ndarray] = {}
-
-    def sampled(part: list[int]) -> np.ndarray:
-        own = [seeds[i] for i in part]
-        options: Any = {"generators": row_generators(denoiser, own)} if noisy else {}
-        noise = initial_noise(denoiser, own)
-        latents = denoiser.sample(chosen(prompts, part), noise, steps, guidance_scale, solver, **options)
-        return denoiser.decode(latents)
-
-    with tqdm(total=len(mine), desc="sampling", unit="image", disable=not (progress and is_main())) as bar:
-        for part, made in in_batches(mine, batch_size, sampled):
-            images |= dict(zip(part, made, strict=True))
-            bar.update(len(part))
-    images = gathered(images)
-    return np.stack([images[i] for i in range(len(prompts))])
+    return [prompts[i] for i in rows] if isinstance(prompts, list) else prompts[rows]
 
 
 # --- batches that fit -------------------------------------------------------------------------------------------------
@@ -223,6 +174,8 @@ def multistep(scheduler: Any) -> Any:
     of this solver find as many (`tools.solvers`). Raises ValueError for flow matching, which has no such schedule.
     """
     from diffusers import DPMSolverMultistepScheduler
+
+    from .prediction import noise_schedule
 
     if noise_schedule(scheduler).kind == "flow":
         raise ValueError(

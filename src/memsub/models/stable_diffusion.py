@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .conditioning import Conditioning
 from .plain import check_no_cache, check_plain, named_modules, only_shapes, uncompiled
 from .protocol import Solver
 from .sampling import multistep
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
+
+    from .conditioning import Conditioning
 
 
 class StableDiffusionDenoiser:
@@ -100,6 +101,8 @@ class StableDiffusionDenoiser:
 
     def embed(self, prompts: Sequence[str]) -> Conditioning:
         """As the protocol; without gradients."""
+        from .conditioning import Conditioning
+
         with torch.no_grad(), evaluated(self.pipe.text_encoder):
             return Conditioning(self.pipe.encode_prompt(list(prompts), self.device, 1, False)[0])
 
@@ -141,9 +144,9 @@ class StableDiffusionDenoiser:
 
     def _call_arguments(self, prompts: list[str] | Conditioning, guidance_scale: float) -> dict[str, Any]:
         """What the pipeline is called with for some prompts; raises ValueError as `_checked`."""
-        if isinstance(prompts, Conditioning):
-            return {"prompt_embeds": self._checked(prompts)}
-        return {"prompt": prompts}  # the pipeline embeds captions itself
+        if isinstance(prompts, (list, tuple, str)):
+            return {"prompt": prompts}  # the pipeline embeds captions itself
+        return {"prompt_embeds": self._checked(prompts)}
 
     def sample(
         self,

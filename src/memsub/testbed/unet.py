@@ -17,8 +17,6 @@ from diffusers import ModelMixin, UNet2DConditionModel
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import FeedForward
 
-from ..models.plain import is_bare
-
 __all__ = ["LEVELS", "ModelMixin", "SceneUNet"]  # ModelMixin: diffusers looks it up where a pipeline's parts come from
 
 LEVELS: dict[str, Any] = {
@@ -35,17 +33,26 @@ LEVELS: dict[str, Any] = {
 _ROWS = 128
 
 
+def _is_bare(layer: torch.nn.Module) -> bool:
+    """Whether calling a layer does no more than multiply with its float32 weight, so that it need not be called."""
+    if not isinstance(layer, torch.nn.Linear):
+        return False
+    hooks, weight = (layer._forward_pre_hooks, layer._forward_hooks), layer.weight
+    plain = type(layer) is torch.nn.Linear and type(weight) is torch.nn.Parameter and weight.dtype == torch.float32
+    return plain and not any(hooks) and "forward" not in layer.__dict__
+
+
 class ChunkedGEGLU(GEGLU):
     """GEGLU, 128 tokens at a time where nothing is trained: what lies between its maps then stays in the CPU's cache.
 
     Every chunk goes through the same buffer, so that memory is allocated for the result alone. (In bfloat16 half as
-    much lies between the maps, and parts gain nothing.) A projection that is more than a plain linear map (`is_bare`),
+    much lies between the maps, and parts gain nothing.) A projection that is more than a plain linear map (`_is_bare`),
     such as one with hooks or an adapter, is called as it is.
     """
 
     def forward(self, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         on_cpu = hidden_states.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        if not (on_cpu and is_bare(self.proj)) or torch.is_grad_enabled() or hidden_states.dtype != torch.float32:
+        if not (on_cpu and _is_bare(self.proj)) or torch.is_grad_enabled() or hidden_states.dtype != torch.float32:
             return super().forward(hidden_states, *args, **kwargs)
         rows = hidden_states.reshape(-1, hidden_states.shape[-1])
         width = self.proj.out_features // 2

@@ -30,7 +30,7 @@ import pandas as pd
 from nbformat import NotebookNode
 from tqdm.auto import tqdm
 
-from memsub.io.distributed import alone, is_main, processes
+from memsub.io.distributed import is_main, processes
 from memsub.io.files import exclusive, load_json, printable, save_json, save_text, write_atomically
 from memsub.measure.sscd import SSCD, sscd_file
 from memsub.models import ModelInfo, find_model, load_pipeline
@@ -42,6 +42,8 @@ from .findings import digest_of, read_findings
 from .listing import NOTEBOOKS, Notebook, of_model, precompute
 from .report import write_report
 
+GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Environment variables of a process that belongs to a group, under `accelerate launch`."""
 VERSION = 1
 """Raise it when executed notebooks have to be executed again though neither their code nor their parameters changed."""
 LARGE = 2**26
@@ -136,7 +138,7 @@ def run(
             precompute(Run(parameters))
         if not is_main():
             return []
-        alone()
+        _leave_group()
     reports = []
     for folder, (parameters, notebooks) in wanted.items():
         with one_at_a_time(folder):
@@ -150,6 +152,12 @@ def run(
         print(table.to_string())
         save_text(table.to_csv(), (out or Path("runs")) / "comparison.csv")
     return reports
+
+
+def _leave_group() -> None:
+    """Takes this process out of its group, for child processes that are not part of it."""
+    for name in GROUP:
+        os.environ.pop(name, None)
 
 
 def _folder(parameters: Parameters, stem: str, out: Path | None, names: int) -> Path:

@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from memsub.io.distributed import hardware
 from memsub.measure.evaluation import summary
 from memsub.models import Conditioning, Sample, as_denoiser
 from memsub_extra.attacks import check_extraction, embedding_attack, extract, sample_to_folder
+from memsub_extra.hardware import hardware
 from memsub_extra.mitigations import BASELINES, Context
 from memsub_extra.mitigations.detection import SCORES, first_step_scores, roc
 from memsub_extra.run.model import Model

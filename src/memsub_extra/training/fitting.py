@@ -25,8 +25,8 @@ import torch
 from safetensors import safe_open
 from tqdm.auto import tqdm
 
-from memsub.io.distributed import hardware
 from memsub.io.files import save_json, save_tensors
+from memsub_extra.hardware import hardware
 
 from .muon import Muon
 

@@ -1,0 +1,212 @@
+"""Prompt lists that are tables or JSON: `memsub.io.lists` imports it for such a file.
+
+unit, rows = READERS[".csv"](Path("list.csv"))      # "line", and each row with its number
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from pyarrow import parquet
+
+from . import lists
+from .lists import LONGEST, Row, Rows, lines_of, text_of, too_large
+
+_ALIASES = {"caption": ("caption", "captions", "prompt", "prompts", "text", "texts"), "type": ("type", "overfit_type")}
+_COLUMNS = {alias: column for column in ("caption", "url", "index", "type") for alias in _ALIASES.get(column, [column])}
+"""Names of columns, as published lists write them and in lower case, to what they are called here."""
+_SEPARATORS = ",;\t"
+
+
+def check_text(path: Path, lines: Sequence[str], filled: Sequence[str]) -> None:
+    """Raises ValueError if a text file is JSON or a table inside; `filled` are the lines that are not empty."""
+    for text in (filled[0], "\n".join(lines)) if filled[0].lstrip()[0] in "[{" else ():
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if value and (isinstance(value, dict) or isinstance(value[0], str | dict)):
+            raise ValueError(f"{path} is JSON inside: name it .json, or .jsonl if it holds an object a line.")
+    for separator in _SEPARATORS:
+        header, *others = [_cells(line, separator) for line in filled[:2]] or [[]]
+        if len(header) > 1 and len(header) == len(others[0] if others else header) and _holds_captions(header):
+            raise ValueError(f"{path} begins with the header of a table, {filled[0][:80]!r}: name it .csv or .tsv.")
+
+
+def _columns(names: Sequence[Any], where: str) -> list[str]:
+    """Names of columns as they are called here: the published lists write some of them in several ways.
+
+    Raises:
+        ValueError: no column holds captions, or two columns mean the same.
+    """
+    columns = [_COLUMNS.get(str(name).strip().lower(), "") for name in names]
+    if "caption" not in columns:
+        listed = ", ".join(str(name)[:40].lower() for name in names[:20]) + " ..." * (len(names) > 20)
+        raise ValueError(f"{where} has no column 'caption'; its columns are: {listed}.")
+    for column in filter(None, dict.fromkeys(columns)):
+        if columns.count(column) > 1:
+            same = [repr(name) for name, other in zip(names, columns, strict=True) if other == column]
+            raise ValueError(f"{where} has the columns {' and '.join(same)}, which mean the same: keep one of them.")
+    return columns
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+class _Pairs(list):
+    """The names and values of a JSON object, in which a name may stand twice."""
+
+
+def _parsed(text: str, path: Path, line: int) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError) as error:
+        line += getattr(error, "lineno", 1) - 1
+        raise ValueError(f"{path}, line {line}, is no JSON: {getattr(error, 'msg', error)}.") from None
+
+
+def _json_row(value: Any, where: str) -> Row:
+    """A line of JSON, or an item of an array."""
+    if isinstance(value, _Pairs):
+        columns = _columns([name for name, _ in value], where)
+        return dict(zip(columns, [v for _, v in value], strict=True))
+    if value is None or isinstance(value, str):
+        return {"caption": value}
+    raise ValueError(f"{where} is no JSON object and no string: {json.dumps(value)[:80]}.")
+
+
+def _read_json(path: Path) -> Rows:
+    """JSON lines, or a document: the suffix does not tell, as programs write either under both."""
+    lines = lines_of(text_of(path))
+    filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not filled:
+        return "line", iter(())
+    try:
+        as_lines = len(filled) > 1
+        _parsed(filled[0][1], path, filled[0][0])
+    except ValueError:
+        as_lines = False
+    if not as_lines:
+        try:
+            document = _parsed("\n".join(lines), path, 1)
+        except ValueError:
+            if path.suffix.lower() != ".jsonl" or filled[0][1].strip() in "[{":
+                raise
+        else:
+            return _document_rows(document, path, filled[0][0])
+    where = f"{path}, line"
+    return "line", (
+        (number, _json_row(_parsed(line, path, number), f"{where} {number},") if line.strip() else {})
+        for number, line in enumerate(lines, 1)
+    )
+
+
+def _document_rows(document: Any, path: Path, line: int) -> Rows:
+    """The rows of a whole JSON document: an array of strings or objects, an object of columns, or one row.
+
+    Raises:
+        ValueError: it is something else, or its columns differ in length.
+    """
+    if isinstance(document, list) and not isinstance(document, _Pairs):
+        return "item", ((i, _json_row(value, f"{path}, item {i},")) for i, value in enumerate(document, 1))
+    row = {column: value for column, value in _json_row(document, f"{path}, line {line},").items() if column}
+    if not isinstance(row["caption"], list):
+        return "line", iter([(line, row)])
+    # pandas writes a column as an object, from the row's name to its value.
+    values = [[v for _, v in value] if isinstance(value, _Pairs) else value for value in row.values()]
+    sizes = [len(value) if isinstance(value, list) else "no list" for value in values]
+    if len(set(sizes)) > 1:
+        told = ", ".join(f"{column}: {size}" for column, size in zip(row, sizes, strict=True))
+        raise ValueError(f"{path} has columns of several lengths ({told}): each needs a value a caption.")
+    return "item", enumerate((dict(zip(row, cells, strict=True)) for cells in zip(*values, strict=True)), 1)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    """The values of a row that may be no row of a table: nothing is checked."""
+    return next(csv.reader([line[:LONGEST]], delimiter=separator), [])
+
+
+def _holds_captions(header: Sequence[str]) -> bool:
+    return any(_COLUMNS.get(name.strip().lower()) == "caption" for name in header)
+
+
+def _read_table(path: Path) -> Rows:
+    text = text_of(path)
+    if not text.strip():
+        raise ValueError(f"{path} is no table: it is empty.")
+    first = next(line for line in lines_of(text) if line.strip())
+    headers = {separator: _cells(first, separator) for separator in _SEPARATORS}
+    separator = max(headers, key=lambda s: (_holds_captions(headers[s]), len(headers[s])))
+    rows = _table_rows(text, separator, path)
+    columns = _columns(next(values for _, values in rows if any(map(str.strip, values))), str(path))
+    return "line", ((number, _table_row(values, columns, separator, number, path)) for number, values in rows)
+
+
+def _table_row(values: list[str], columns: list[str], separator: str, number: int, path: Path) -> Row:
+    if not any(map(str.strip, values)):
+        return {}
+    if len(values) != len(columns):
+        raise ValueError(
+            f"{path}, line {number}, has {len(values)} values and the header {len(columns)}: put a caption that "
+            f"contains {separator!r} between quotes."
+        )
+    return dict(zip(columns, values, strict=True))
+
+
+def _table_rows(text: str, separator: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows, each with the number of its first line. Strict: after a quote that is not closed all rows would vanish."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    first = 1
+    try:
+        for values in reader:
+            yield first, values
+            first = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {first}, is no row of values separated by {separator!r}: {error}.") from None
+
+
+def _read_parquet(path: Path) -> Rows:
+    try:
+        with parquet.ParquetFile(path) as file:
+            names, about = file.schema_arrow.names, file.metadata
+            columns = _columns(names, str(path))
+            wanted = {name: column for name, column in zip(names, columns, strict=True) if column}
+            groups = [about.row_group(i) for i in range(about.num_row_groups)]
+            chunks = [group.column(j) for group in groups for j in range(group.num_columns)]
+            kept = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in wanted]
+            # Values of a list count as well. What repeats is small in the file: it stays one object in memory.
+            values = max([about.num_rows, *(chunk.num_values for chunk in kept)])
+            if values > lists.MOST_ROWS or sum(chunk.total_uncompressed_size for chunk in kept) > lists.MOST_BYTES:
+                raise too_large(path)
+        repeated = {chunk.path_in_schema for chunk in kept} & wanted.keys()
+        with parquet.ParquetFile(path, read_dictionary=list(repeated)) as file:
+            table = file.read(list(wanted))
+            cells = [[v for chunk in table[name].chunks for v in _python(chunk)] for name in wanted]
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is truncated or no parquet file: {error}.") from error
+    return "row", enumerate((dict(zip(wanted.values(), row, strict=True)) for row in zip(*cells, strict=True)), 1)
+
+
+def _python(chunk: Any) -> list[Any]:
+    if not pyarrow.types.is_dictionary(chunk.type):
+        return chunk.to_pylist()
+    values = chunk.dictionary.to_pylist()
+    return [None if i is None else values[i] for i in chunk.indices.to_pylist()]
+
+
+READERS: dict[str, Callable[[Path], Rows]] = {
+    ".jsonl": _read_json,
+    ".json": _read_json,
+    ".csv": _read_table,
+    ".tsv": _read_table,
+    ".parquet": _read_parquet,
+}

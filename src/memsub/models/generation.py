@@ -1,0 +1,123 @@
+"""Seeded, batched sampling of images, and the fingerprint of what they depend on.
+
+    >>> generate(pipe, ["a red heart on a plain green background"], seeds=3, steps=2).shape
+    (1, 32, 32, 3)
+    >>> images = generate(pipe, prompts, seeds=range(len(prompts)), steps=2)    # a noise of its own for each prompt
+    >>> sample = partial(generate, pipe, steps=8, solver="multistep")           # a Sample: what metrics are given
+    >>> len(sampler_fingerprint(pipe))                                          # hexadecimal digits
+    64
+
+An image depends on its prompt and its seed alone: not on the batch it was sampled in, nor on its place in the list
+(to the last digits of float arithmetic, which can differ between batch sizes).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, get_args
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..io.distributed import gathered, is_main, shard
+from .fingerprints import module_fingerprint
+from .plain import named_modules
+from .protocol import Pipeline, Solver, as_denoiser
+from .sampling import (
+    as_prompts,
+    check_request,
+    chosen,
+    draws_noise,
+    in_batches,
+    initial_noise,
+    one_seed_each,
+    row_generators,
+)
+
+if TYPE_CHECKING:
+    from .conditioning import Conditioning
+
+_KNOWN = ("torch", "diffusers", "transformers", "memsub", "peft", "builtins")
+"""Packages whose modules are known by their tensors."""
+
+
+class Sample(Protocol):
+    """Samples one image a prompt or row of a conditioning, a seed each: `generate` with all else filled in."""
+
+    def __call__(self, prompts: Any, *, seeds: Sequence[int]) -> np.ndarray: ...
+
+
+def generate(
+    pipe: Pipeline,
+    prompts: Sequence[str] | Conditioning | torch.Tensor,
+    *,
+    seeds: int | Sequence[int] = 0,
+    steps: int = 50,
+    guidance_scale: float = 7.5,
+    solver: Solver = "own",
+    batch_size: int = 64,
+    progress: bool = True,
+) -> np.ndarray:
+    """Samples one image a prompt. Under `accelerate launch` each process takes a share, and all return every image.
+
+    Args:
+        prompts: captions, their `Conditioning`, or their embeddings (prompts, tokens, width).
+        seeds: one seed for all prompts (they share the initial noise), or one a prompt.
+        solver: the pipeline's own scheduler, or a multistep solver that needs fewer steps (`multistep`).
+        batch_size: images at a time, half as many where memory ends; a network call holds twice as many under guidance.
+
+    Returns:
+        uint8, shape (prompts, height, width, 3).
+
+    Raises:
+        ValueError: no prompts, a prompt that is not text, another number of seeds, a batch size or steps below 1, an
+            unknown solver, or one that draws noise which no seed fixes.
+        MemoryError: not even one image fits into memory.
+    """
+    denoiser = as_denoiser(pipe)
+    prompts = as_prompts(prompts, denoiser)
+    check_request(prompts, steps, batch_size, guidance_scale)
+    if solver not in get_args(Solver):
+        raise ValueError(f"unknown solver {solver!r}; expected one of {', '.join(get_args(Solver))}.")
+    noisy, seeds = draws_noise(denoiser, solver), one_seed_each(seeds, len(prompts))
+    mine = shard(range(len(prompts)))  # one process: all of them
+    images: dict[int, np.ndarray] = {}
+
+    def sampled(part: list[int]) -> np.ndarray:
+        own = [seeds[i] for i in part]
+        options: Any = {"generators": row_generators(denoiser, own)} if noisy else {}
+        noise = initial_noise(denoiser, own)
+        latents = denoiser.sample(chosen(prompts, part), noise, steps, guidance_scale, solver, **options)
+        return denoiser.decode(latents)
+
+    with tqdm(total=len(mine), desc="sampling", unit="image", disable=not (progress and is_main())) as bar:
+        for part, made in in_batches(mine, batch_size, sampled):
+            images |= dict(zip(part, made, strict=True))
+            bar.update(len(part))
+    images = gathered(images)
+    return np.stack([images[i] for i in range(len(prompts))])
+
+
+def sampler_fingerprint(pipe: Pipeline) -> str:
+    """Of everything that an image depends on besides prompt, seed, steps and guidance: modules and scheduler."""
+    denoiser = as_denoiser(pipe)
+    lines = [f"{name} {module_fingerprint(module)}" for name, module in sorted(denoiser.parts().items())]
+    lines += [line for _, module in sorted(denoiser.parts().items()) for line in _switches(module)]
+    options = dict(getattr(denoiser.scheduler, "config", {})).items()
+    # Entries that begin with "_" say where it came from; one is a list in another order in every process.
+    config = sorted((key, str(value)) for key, value in options if not key.startswith("_"))
+    lines += [type(denoiser.scheduler).__name__, repr(config)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _switches(module: torch.nn.Module) -> Iterator[str]:
+    """What changes a network's output without changing its tensors: FreeU, and code of other packages in its place."""
+    for name, part in named_modules(module).items():
+        freeu = [getattr(part, key, None) for key in ("s1", "s2", "b1", "b2")]
+        if any(value is not None for value in freeu):
+            yield f"{name} {freeu}"
+        for owner in (type(part), type(getattr(part, "processor", None))):
+            if owner.__module__.split(".")[0] not in _KNOWN:
+                yield f"{name} {owner.__module__}.{owner.__qualname__}"
