@@ -123,7 +123,7 @@ for arguments in json.loads(sys.argv[1]):
 def test_mistakes_are_told_before_torch_is_imported(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 100)
-    (tmp_path / "list.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "list.jsonl").write_text('{"title": "a"}\n')
     (tmp_path / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
     captions = write(tmp_path / "captions.txt", "a red heart", "a blue fish")
     cases = {
