@@ -181,7 +181,7 @@ def test_activations_that_are_not_finite_are_named():
     ("prompts", "options", "message"),
     [
         ([], {}, "no prompts: the list is empty"),
-        (["a"], {"steps": 0}, "must be at least 1; got 16 and 0"),
+        (["a"], {"steps": 0}, "steps must be a whole number of at least 1; got 0"),
         (["a"], {"first": 0}, "first must lie between 1 and 50, the steps of this sampling; got 0"),
         (["a"], {"first": 51}, "first must lie between 1 and 50, the steps of this sampling; got 51"),
         (["a"], {"groups": {}}, "no groups: give one group or more"),

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from memsub import attacks
 from memsub.io.files import save_json
 from memsub.io.images import save_image
 from memsub.models import Conditioning, as_denoiser, generate
+from memsub_extra import attacks
 from memsub_extra.attacks import EmbeddingAttack, extraction
 
 RNG = np.random.default_rng(0)

@@ -6,9 +6,9 @@ from importlib.resources import files
 import pytest
 import torch
 
-from memsub import baselines
 from memsub.models import as_denoiser, generate, initial_noise
 from memsub.testbed.unet import SceneUNet
+from memsub_extra import mitigations as baselines
 from memsub_extra.mitigations import random_tokens, value_neurons
 from memsub_extra.mitigations.detection import first_step_scores
 from memsub_extra.mitigations.value_neurons import memorization_score

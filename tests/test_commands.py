@@ -123,7 +123,7 @@ for arguments in json.loads(sys.argv[1]):
 def test_mistakes_are_told_before_torch_is_imported(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 100)
-    (tmp_path / "list.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "list.jsonl").write_text('{"title": "a"}\n')
     (tmp_path / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
     captions = write(tmp_path / "captions.txt", "a red heart", "a blue fish")
     cases = {
@@ -137,7 +137,7 @@ def test_mistakes_are_told_before_torch_is_imported(tmp_path):
         ("locate", "tiny", "--out", "x" * 250): "File name too long",
         ("locate", "tiny", "--out", "e", "--prompts", "list.jsonl"): "line 1, has no column 'caption'",
         ("locate", "tiny", "--out", "e", "--contrast", "latin.txt"): "is not UTF-8 text from line 1 on",
-        ("locate", "tiny", "--out", "e", "--prompts", "folder"): "no prompt file",
+        ("locate", "tiny", "--out", "e", "--prompts", "folder"): "folder is a folder or no plain file",
         ("prune", "tiny", "--out", "folder", "--edit", "broken.safetensors"): "no safetensors file",
         ("prune", "tiny", "--out", "captions.txt", "--edit", "e"): "captions.txt is not empty",
         ("prune", "tiny", "--out", "captions.txt/o", "--edit", "e"): "cannot be written",
@@ -259,6 +259,7 @@ def test_more_steps_than_a_model_was_trained_on(capsys, micro_loaded, monkeypatc
 def test_options_of_a_checkpoint_reach_the_loader_only_if_they_are_given(micro, monkeypatch, tmp_path):
     given = []
     monkeypatch.setattr("memsub.models.load_pipeline", lambda *a, **k: given.append((a, k)) or micro)
+    monkeypatch.setattr("memsub.models.find_contents", lambda *a, **k: SimpleNamespace(check=lambda: None))
     monkeypatch.chdir(tmp_path)
     command = ["locate", "tiny", "--prompts", write(tmp_path / "c.txt", "a"), "--steps", "1", "--tau", "1"]
     assert main([*command, "--out", "e", "--dtype", "float32", "--device", "cpu"]) == 0

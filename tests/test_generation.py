@@ -67,8 +67,8 @@ def test_seeds_and_prompts_matter(micro):
         ([3], {}, "must be strings; got 3"),
         ("a red heart", {}, r"got the string 'a red heart': give \['a red heart'\]"),
         (TWO, {"seeds": [1]}, "1 seeds for 2 prompts"),
-        (TWO, {"batch_size": 0}, "batch_size and steps must be at least 1"),
-        (TWO, {"steps": 0}, "batch_size and steps must be at least 1"),
+        (TWO, {"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+        (TWO, {"steps": 0}, "steps must be a whole number of at least 1"),
         (TWO, {"solver": "dpm"}, "unknown solver 'dpm'; expected one of own, multistep"),
     ],
 )

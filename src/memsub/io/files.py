@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 """Version of the names inside artifacts: files of another version are refused."""
+_LONGEST_NAME = 200
+"""Bytes; most disks take 255, and checkpoints beside a file have longer names than the file."""
 _TIDY: set[Path] = set()
 """Folders in which this process has looked for what killed writers left."""
 
@@ -176,6 +178,8 @@ def check_writable(path: str | Path, size: int = 0) -> None:
         OSError: a file cannot be written there, or the disk is too full for it; says why.
     """
     path = Path(path).absolute()
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise OSError(f"{path} cannot be written: File name too long, more than {_LONGEST_NAME} bytes.")
     if path.is_dir():
         raise IsADirectoryError(f"{path} cannot be written: it is a folder. Name a file.")
     if path.exists() and not os.access(path, os.W_OK):

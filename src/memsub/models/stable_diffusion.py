@@ -27,7 +27,7 @@ class StableDiffusionDenoiser:
     """
 
     def __init__(self, pipe: StableDiffusionPipeline):
-        if lacking := [part for part in ("unet", "vae") if getattr(pipe, part, None) is None]:
+        if lacking := [part for part in ("unet", "vae") if getattr(pipe, part, pipe) is None]:
             raise ValueError(f"this pipeline has no {', '.join(lacking)}: load it whole.")
         self.pipe = pipe
         self.network, self.tokenizer = uncompiled(pipe.unet), pipe.tokenizer

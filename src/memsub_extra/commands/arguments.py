@@ -89,12 +89,16 @@ def add_sampling(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
 
 
 def check_model(args: argparse.Namespace) -> None:
-    """Raises ValueError or OSError for a model that there is not, and for a checkpoint's options without one."""
-    from memsub.models import find_model
+    """Raises ValueError or OSError for a model that there is not or that cannot be loaded, as far as files on this
+    machine say it, and for a checkpoint's options without one."""
+    from memsub.models import find_contents, find_model
 
-    find_model(args.model)
+    source = Path(find_model(args.model).source)
     if args.config and not args.config.is_dir():
         raise FileNotFoundError(f"--config {args.config} is no folder: name that of a pipeline with model_index.json.")
+    if source.exists():
+        options = {"config": args.config, "prediction_type": args.prediction_type, "cast": args.dtype is not None}
+        find_contents(args.model, **options).check()
 
 
 def check_output(out: Path, *inputs: Path | None) -> None:
