@@ -9,7 +9,7 @@ from .known import MODELS, WORLDS, ModelInfo
 from .loading import find_contents, find_model, load_pipeline, model_of
 from .plain import check_plain, named_modules, only_shapes
 from .prediction import Kind, NoiseSchedule, noise_schedule
-from .protocol import ADAPTERS, GRADIENT_ROWS, Denoiser, Pipeline, Solver, as_denoiser, declare
+from .protocol import ADAPTERS, GRADIENT_ROWS, Denoiser, Pipeline, Solver, as_denoiser, declare, rows_of_call
 from .sampling import (
     as_prompts,
     check_request,
@@ -73,6 +73,7 @@ __all__ = [
     "one_seed_each",
     "only_shapes",
     "row_generators",
+    "rows_of_call",
     "sampler_fingerprint",
     "step_options",
     "to_host",

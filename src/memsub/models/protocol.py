@@ -140,6 +140,16 @@ def as_denoiser(pipe: Pipeline) -> Denoiser:
     )
 
 
+def rows_of_call(prompts: int, guided: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `Denoiser.call_rows` returns where the unconditional half of a guided call comes first, as in diffusers."""
+    import torch
+
+    once = torch.arange(prompts)
+    if not guided:
+        return once, torch.ones(prompts, dtype=torch.bool)
+    return once.repeat(2), torch.tensor([False, True]).repeat_interleave(prompts)
+
+
 # --- cost estimates ---------------------------------------------------------------------------------------------------
 
 GRADIENT_ROWS = 3

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .plain import check_no_cache, check_plain, named_modules, only_shapes, uncompiled
-from .protocol import Solver
+from .protocol import Solver, rows_of_call
 from .sampling import multistep
 
 if TYPE_CHECKING:
@@ -133,10 +133,7 @@ class StableDiffusionDenoiser:
 
     def call_rows(self, prompts: int, guidance_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
         """As the protocol: diffusers puts the unconditional half first."""
-        once = torch.arange(prompts)
-        if not self._guided(guidance_scale):
-            return once, torch.ones(prompts, dtype=torch.bool)
-        return once.repeat(2), torch.tensor([False, True]).repeat_interleave(prompts)
+        return rows_of_call(prompts, self._guided(guidance_scale))
 
     def _guided(self, guidance_scale: float) -> bool:
         """Whether a call has two halves: not where the network takes the scale itself."""

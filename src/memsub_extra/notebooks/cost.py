@@ -39,6 +39,7 @@ from memsub.models import (
     as_denoiser,
     find_model,
     initial_noise,
+    rows_of_call,
 )
 from memsub.prompts import Prompts
 from memsub.registry import Registry
@@ -113,10 +114,7 @@ class CountingDenoiser:
         return steps
 
     def call_rows(self, prompts: int, guidance_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-        once = torch.arange(prompts)
-        if guidance_scale <= 1:
-            return once, torch.ones(prompts, dtype=torch.bool)
-        return once.repeat(2), torch.tensor([False, True]).repeat_interleave(prompts)
+        return rows_of_call(prompts, guidance_scale > 1)
 
     def sample(
         self,
