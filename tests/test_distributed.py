@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
+import distributed_worker
 from conftest import ONE_METHOD, SMALL
 from memsub import ActivationStats, WeightMasks
 from memsub.io.files import save_tensors
@@ -44,8 +45,9 @@ def launch(processes: int, *arguments: object) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("alone")
-    subprocess.run([sys.executable, str(WORKER), str(out)], check=True, timeout=300, capture_output=True)
+    out, threads = tmp_path_factory.mktemp("alone"), torch.get_num_threads()
+    distributed_worker.main(out, None)
+    torch.set_num_threads(threads)
     return out
 
 

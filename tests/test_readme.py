@@ -32,7 +32,7 @@ def test_the_five_lines_do_something(metrics, prompts, monkeypatch):
     names: dict = {}
     exec("\n".join(lines[:-1]), names)  # all but the line that applies the edit
     sample = partial(memsub.generate, names["pipe"], steps=8, solver="multistep", guidance_scale=3.0, progress=False)
-    captions, images = prompts.memorized[:20], prompts.images("verbatim", 0, 20)
+    captions, images = prompts.memorized[:12], prompts.images("verbatim", 0, 12)
     before = memsub.score(sample, metrics, captions, images, seeds=[0])["replicated"].mean()
     exec(lines[-1], names)
     after = memsub.score(sample, metrics, captions, images, seeds=[0])["replicated"].mean()
