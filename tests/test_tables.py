@@ -42,19 +42,31 @@ def test_a_gradient_costs_forward_and_backward():
     assert denoiser.network.rows == 2 + 2 * 3 + 5
 
 
-def test_the_twin_stands_in_the_tables(new_run):
-    run = new_run(baselines=ONE_METHOD)
-    tables = {
-        "contrast": notebook04.sweep(run),
-        "model": notebook04.models(run),
-        "method": notebook05.baselines(run),
-    }
-    for column, table in tables.items():
+def test_the_twin_and_what_is_registered_stand_in_the_tables(new_run, monkeypatch):
+    """One run, as it is the tables that take the time."""
+
+    def make(context, strength):
+        return lambda prompts, *, seeds: context.sample([f"{p}, poster" for p in prompts], seeds=seeds)
+
+    def dummy(images, prompts, references):
+        return np.full(len(images), 7.0)
+
+    monkeypatch.setitem(BASELINES, "dummy", Baseline("adds a word", "words", make, (1, 2)))
+    monkeypatch.setitem(IMAGE_METRICS, "dummy", dummy)
+    run = new_run(metrics={"more": ["exact_p", "dummy"]}, baselines=ONE_METHOD)
+    run.metrics = load_metrics("tiny", "cpu", more=run.parameters.metrics.more)
+    models, baselines = notebook04.models(run), notebook05.baselines(run)
+    for column, table in {"contrast": notebook04.sweep(run), "model": models, "method": baselines}.items():
         (row,) = table[table[column] == TWIN].to_dict("records")
         assert row["relative_alignment"] == pytest.approx(1)
         assert row.get("density", 0.0) == 0.0
     assert TWIN in notebook05.detection(run)[0].index
     assert {name for name, _, _ in notebook05.embeddings(run)} >= {"unedited", TWIN}
+    assert baselines[baselines["method"] == "dummy"]["strength"].tolist() == ["1", "2"]
+    assert baselines[baselines["method"] == "dummy"]["replication_rate"].notna().all()
+    assert ("dummy", "1") in notebook05.seconds(run).index
+    assert ("dummy", 2) in notebook05.method_names(run.parameters, has_twin=True)
+    assert (models["dummy"] == 7).all() and (baselines["dummy"] == 7).all()
 
 
 def test_a_model_without_a_twin_has_no_such_row(new_run, monkeypatch):
@@ -75,19 +87,6 @@ def test_a_second_result_samples_nothing(new_run, rows):
 # --- seams ----------------------------------------------------------------------------------------------------
 
 
-def test_a_registered_baseline_stands_in_the_tables(new_run, monkeypatch):
-    def make(context, strength):
-        return lambda prompts, *, seeds: context.sample([f"{p}, poster" for p in prompts], seeds=seeds)
-
-    monkeypatch.setitem(BASELINES, "dummy", Baseline("adds a word", "words", make, (1, 2)))
-    run = new_run(baselines=ONE_METHOD)
-    table = notebook05.baselines(run)
-    assert table[table["method"] == "dummy"]["strength"].tolist() == ["1", "2"]
-    assert table[table["method"] == "dummy"]["replication_rate"].notna().all()
-    assert ("dummy", "1") in notebook05.seconds(run).index
-    assert ("dummy", 2) in notebook05.method_names(run.parameters, has_twin=True)
-
-
 def test_a_baseline_that_there_is_not_is_named(new_run):
     with pytest.raises(ValueError, match=r"baselines\.strengths: unknown 'random token'; expected some of"):
         notebook05.methods(new_run(baselines={"strengths": {"random token": [1]}}))
@@ -101,17 +100,6 @@ def test_a_registered_detection_score_stands_in_the_tables(run, monkeypatch):
     areas, curves = notebook05.detection(run)
     assert areas["dummy"].tolist() == [0.5] * len(under_attack(run))
     assert "unedited, dummy: AUC 0.50" in curves
-
-
-def test_a_registered_metric_stands_in_the_tables(new_run, monkeypatch):
-    def dummy(images, prompts, references):
-        return np.full(len(images), 7.0)
-
-    monkeypatch.setitem(IMAGE_METRICS, "dummy", dummy)
-    run = new_run(metrics={"more": ["exact_p", "dummy"]}, baselines=ONE_METHOD)
-    run.metrics = load_metrics("tiny", "cpu", more=run.parameters.metrics.more)
-    assert (notebook04.models(run)["dummy"] == 7).all()
-    assert (notebook05.baselines(run)["dummy"] == 7).all()
 
 
 def test_a_registered_notebook_is_run(monkeypatch):
