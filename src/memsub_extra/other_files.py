@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import re
 
-from memsub.io.headers import read_config
+from memsub.io.headers import PICKLES, read_config
 from memsub.models.contents import FUSE, Contents
-from memsub.models.loading import PICKLES
 
 from .single_file import read_single_file
 

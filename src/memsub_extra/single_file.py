@@ -12,10 +12,9 @@ import re
 from pathlib import Path
 from shlex import quote
 
-from memsub.io.headers import Header, read_header
+from memsub.io.headers import PICKLES, Header, read_header
 from memsub.models.contents import Contents, check_kind, listed, read_folder
 from memsub.models.hub import configurations, names_of
-from memsub.models.loading import PICKLES
 
 _CONVERT = (
     "import torch; from safetensors.torch import save_file; "

@@ -1,6 +1,7 @@
 """Prompt lists that are tables or JSON: `memsub.io.lists` imports it for such a file.
 
-unit, rows = READERS[".csv"](Path("list.csv"))      # "line", and each row with its number
+read = READERS[".csv"]
+unit, rows = read(Path("list.csv"))      # "line", and each row with its number
 """
 
 from __future__ import annotations

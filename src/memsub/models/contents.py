@@ -18,9 +18,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from ..io.headers import TensorInfo, read_config, read_header
+from ..io.headers import PICKLES, TensorInfo, read_config, read_header
 from ..registry import Registry
-from .loading import PICKLES
 from .protocol import ADAPTERS
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")

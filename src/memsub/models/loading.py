@@ -20,6 +20,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..io.headers import PICKLES
 from .known import MODELS, ModelInfo
 from .protocol import Pipeline, as_denoiser
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from .contents import Contents
 
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _SUFFIXES = (*PICKLES, ".safetensors", ".gguf", ".onnx", ".json", ".yaml", ".yml", ".zip", ".tar")
 
 
