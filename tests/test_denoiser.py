@@ -24,6 +24,7 @@ from memsub.models import (
 )
 from memsub_extra.mitigations import optimized_embeddings
 from memsub_extra.mitigations.detection import first_step_scores
+from micro import CAPTIONS, micro_pipeline
 from toys import Toy
 
 LAYER = "mid_block.attentions.0.transformer_blocks.0.ff.net.2"
@@ -211,3 +212,15 @@ def test_a_network_of_shapes_alone_has_layers_and_an_offloaded_one_has_none(micr
 def test_plain_layers_are_accepted():
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         check_plain("layer", torch.nn.Linear(2, 2, dtype=dtype))
+
+
+@pytest.mark.parametrize("length", [None, int(1e30), 100])
+def test_a_tokenizer_without_a_length_takes_that_of_its_text_encoder(length):
+    """1e30 is what transformers writes for a tokenizer whose files say none."""
+    plain, pipe = micro_pipeline(), micro_pipeline()
+    del pipe.tokenizer.model_max_length
+    if length:
+        pipe.tokenizer.model_max_length = length
+    expected = memsub.as_denoiser(plain).embed(CAPTIONS)
+    assert torch.equal(memsub.as_denoiser(pipe).embed(CAPTIONS).embeddings, expected.embeddings)
+    assert pipe.tokenizer.model_max_length == plain.tokenizer.model_max_length

@@ -19,8 +19,7 @@ CONFIG_BYTES, DEPTH = 32 << 20, 32
 """The largest JSON file that is read, and how deeply it may be nested. (The largest published index has 2 MB.)"""
 HEADER_BYTES = 100 << 20
 """The largest header, as in safetensors itself."""
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-"""Suffixes of what is never read."""
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")  # never read
 _STARTS = {
     b"version https://git-lfs": "is a pointer of git-lfs, not the file itself: run `git lfs pull` where it lies",
     b"GGUF": "is a GGUF file, whose weights are quantized",

@@ -28,8 +28,7 @@ T = TypeVar("T")
 
 
 def one_seed_each(seeds: int | Sequence[int], prompts: int) -> list[int]:
-    """A seed a prompt: one for all, or as given; raises ValueError for another number of seeds than of prompts, and for
-    one that torch's generators do not take."""
+    """A seed a prompt: one for all, or as given; raises ValueError for another number, or what torch does not take."""
     each: list[Any] = [seeds] * prompts if isinstance(seeds, (int, float, np.number)) else list(seeds)
     if len(each) != prompts:
         raise ValueError(f"{len(each)} seeds for {prompts} prompts: give one seed, or one a prompt.")

@@ -36,6 +36,7 @@ class StableDiffusionDenoiser:
         self.latent_shape = (pipe.unet.config.in_channels, height, width)
         self.image_shape = (height * pipe.vae_scale_factor, width * pipe.vae_scale_factor)
         self.source = str(pipe.config.get("_name_or_path") or "")
+        limit_captions(pipe.tokenizer, getattr(pipe, "text_encoder", None))
 
     @property
     def scheduler(self) -> Any:
@@ -197,6 +198,13 @@ class StableDiffusionDenoiser:
 
     def parts(self) -> Mapping[str, torch.nn.Module]:
         return {"unet": self.network, "vae": self.pipe.vae, "text_encoder": self.pipe.text_encoder}
+
+
+def limit_captions(tokenizer: Any, encoder: Any) -> None:
+    """Gives a tokenizer that states no length that of its text encoder: diffusers pads captions to it."""
+    most = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
+    if tokenizer is not None and most and getattr(tokenizer, "model_max_length", most + 1) > most:
+        tokenizer.model_max_length = most
 
 
 @contextmanager

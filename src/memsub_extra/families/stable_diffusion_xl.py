@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from memsub.models import Conditioning, StableDiffusionDenoiser
-from memsub.models.stable_diffusion import evaluated
+from memsub.models.stable_diffusion import evaluated, limit_captions
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
@@ -43,6 +43,7 @@ class StableDiffusionXLDenoiser(StableDiffusionDenoiser):
         for sentence in _refused(_configs(pipe)):
             raise ValueError(f"this {type(pipe).__name__}: {sentence}")
         super().__init__(pipe)
+        limit_captions(pipe.tokenizer_2, pipe.text_encoder_2)
         self.tokenizer = pipe.tokenizer or pipe.tokenizer_2
 
     @staticmethod
