@@ -82,6 +82,8 @@ def test_edits_can_be_located_on_every_memorized_group(lab):
 def test_locating_again_samples_nothing_and_what_was_shown_is_kept(lab, calls):
     captions, before = lab.captions["memorized, held out"][:2], fingerprint(lab.run.pipe)
     spec = lab.spec.changed(sparsity=0.3, steps=2)
+    lab.edit(spec)  # whichever test is the first one captures the contrast
+    calls.clear()
     first = lab.images(captions, [0, 1], spec)
     assert first.shape == (2, 2, 32, 32, 3)
     assert sum(calls) == 4
