@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tools import costs
 
 from conftest import SMALL
 from memsub.__main__ import main
 from memsub.models import Contents
 from memsub_extra.full_size.shapes import AUTOENCODER, UNETS
 from memsub_extra.notebooks import check, cost
+from memsub_extra.notebooks.batch import find_parameters
 from single_file import save_single_file
 
 
@@ -141,3 +143,20 @@ def test_parameters_that_are_not_right_fail(capsys, tmp_path):
     out = capsys.readouterr().out
     assert "will fail: unknown key 'steps'" in out
     assert out.count("will fail:") == 2
+
+
+def test_what_is_known_of_a_shipped_file_is_what_counting_says(monkeypatch):
+    parameters, _ = find_parameters("quick")
+    known = cost.known_work(parameters)
+    assert known.equals(cost.work(parameters)), "call `python -m tools.costs`"
+    monkeypatch.setattr(cost, "work", lambda p: pytest.fail("counted again"))
+    assert [cost.known_work(find_parameters(name)[0])["steps"].sum() > 0 for name in costs.FILES] == [True] * 4
+
+
+def test_another_parameter_or_baseline_is_counted(monkeypatch):
+    parameters, _ = find_parameters("quick")
+    digest = cost.digest(parameters)
+    assert digest == cost.digest(parameters.model_copy(update={"folder": "elsewhere"}))
+    assert digest != cost.digest(parameters.model_copy(update={"seed": 1}))
+    monkeypatch.setitem(cost.BASELINES, "mine", None)
+    assert digest != cost.digest(parameters)
