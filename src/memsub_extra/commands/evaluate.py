@@ -143,19 +143,12 @@ def _read(listed: Listed, side: int) -> list[np.ndarray]:
     """Training images of each caption, uint8 (k, side, side, 3) each; a file that cannot be read is told."""
     import warnings
 
-    import numpy as np
-
     from memsub.io.images import read_images
 
-    references = []
-    for files in listed.files:
-        readable = []
-        for path in files:
-            try:
-                readable.append(read_images([path], side)[0])
-            except ValueError as error:
-                warnings.warn(f"{error} It is passed over.", stacklevel=2)
-        references.append(np.stack(readable) if readable else np.empty((0, side, side, 3), np.uint8))
+    broken: dict[Path, str] = {}
+    references = [read_images(files, side, broken) for files in listed.files]
+    for sentence in broken.values():
+        warnings.warn(f"{sentence} It is passed over.", stacklevel=2)
     return references
 
 
