@@ -37,7 +37,7 @@ from memsub.models import ModelInfo, find_model, load_pipeline
 from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run
 
-from .cost import at_hand, seconds_per_step, work
+from .cost import at_hand, known_work, seconds_per_step
 from .findings import digest_of, read_findings
 from .listing import NOTEBOOKS, Notebook, of_model, precompute
 from .report import write_report
@@ -221,7 +221,7 @@ def _execute_all(notebooks: list[Notebook], parameters: Parameters, folder: Path
         print(f"{folder.name}: nothing to execute, all is there as it was (--fresh executes it again)")
         return
     waiting = [notebook for notebook in notebooks if notebook.name in due]
-    steps = work(parameters).groupby("notebook")["steps"].sum().to_dict()
+    steps = known_work(parameters).groupby("notebook")["steps"].sum().to_dict()
     print(expected_time(waiting, steps, parameters, jobs))
     bar = tqdm(total=len(notebooks), initial=len(notebooks) - len(due), desc=folder.name, unit="notebook")
     with bar, closing(_executed(waiting, steps, parameters, folder, jobs)) as executed:
