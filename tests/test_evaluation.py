@@ -9,8 +9,9 @@ import torch
 
 import memsub
 from memsub.measure.evaluation import alignment, alignment_each
-from memsub.measure.intervals import interval, rate
+from memsub.measure.intervals import clustered, interval, rate
 from memsub.measure.metrics import CopyMetric, Metrics, PromptMetric
+from memsub.measure.noise import noise_seeds
 from memsub.measure.verdict import by_exact_test, by_threshold
 from memsub_extra.notebooks.notebook04 import seed_similarity
 
@@ -55,16 +56,37 @@ def test_scores_of_known_images():
     assert (alignment_each(scored) == scored["prompt_similarity"] - scored["chance"]).all()
 
 
-def test_each_caption_has_another_seed_unless_seeds_are_given():
+def test_each_image_has_a_noise_of_its_own_unless_captions_are_to_share_it():
     asked = []
 
     def sample(prompts, *, seeds):
         asked.append(list(seeds))
         return as_asked(prompts, seeds=seeds)
 
-    memsub.score(sample, COLOURS, ["red", "green"])
-    memsub.score(sample, COLOURS, ["red", "green"], seeds=[7])
-    assert asked == [[0, 1], [7, 7]]
+    pair = ["red", "green"]
+    scored = memsub.score(sample, COLOURS, pair, seeds=[7, 8])
+    assert scored["seed"].tolist() == [7, 8, 7, 8]
+    assert len(set(asked[0])) == 4
+    assert asked[0] == noise_seeds(["red", "red", "green", "green"], [7, 8, 7, 8])
+    # The same noise for the same image, whatever is sampled with it.
+    memsub.score(sample, COLOURS, [*pair[::-1], "blue"], seeds=[7])
+    assert asked[1][:2] == [asked[0][2], asked[0][0]]
+    assert memsub.score(sample, COLOURS, pair)["seed"].tolist() == [0, 0]
+    assert asked[2] == noise_seeds(pair, 0)
+    memsub.score(sample, COLOURS, pair, own_noise=False)
+    memsub.score(sample, COLOURS, pair, seeds=[7], own_noise=False)
+    assert asked[3:] == [[0, 1], [7, 7]]
+
+
+def test_the_interval_of_a_rate_counts_captions_and_not_their_images():
+    prompts = [f"caption {i}" for i in range(20)]
+    one = pd.DataFrame({"prompt": prompts, "replicated": [i < 10 for i in range(20)]})
+    four = one.loc[np.repeat(one.index, 4)]  # all images of a caption alike
+    together = rate("a", four["replicated"], four["prompt"])
+    assert together["a_rate"] == 0.5
+    assert together["a_low"] < interval(10, 20)[0] < interval(40, 80)[0]
+    assert rate("a", one["replicated"], one["prompt"]) == rate("a", one["replicated"])
+    assert clustered(np.zeros(80), four["prompt"]) == pytest.approx(interval(0, 20))
 
 
 def test_summary_of_known_scores():
@@ -83,7 +105,9 @@ def test_summary_of_known_scores():
 
 def test_summary_counts_the_exact_test_and_means_other_metrics():
     scored = pd.DataFrame({"prompt_similarity": [1.0, 1.0], "chance": [0.0, 0.5], "copy_similarity": [1.0, 0.0]})
-    scored = scored.assign(replicated=[True, False], exact_p=[1 / 256, 2 / 256], sharpness=[2.0, 4.0])
+    scored = scored.assign(
+        prompt=["a", "b"], replicated=[True, False], exact_p=[1 / 256, 2 / 256], sharpness=[2.0, 4.0]
+    )
     found = memsub.summary(scored, scored)
     assert (found["exact_rate"], found["sharpness"], alignment(scored)) == (0.5, 3.0, 0.75)
 

@@ -22,6 +22,7 @@ from ..models import Sample
 from .intervals import interval, rate
 from .metric import References
 from .metrics import Metrics
+from .noise import noise_seeds
 from .verdict import by_threshold, exact_in
 
 _COLUMNS = {
@@ -44,19 +45,22 @@ def score(
     references: References | None = None,
     *,
     seeds: Sequence[int] | None = None,
+    own_noise: bool = True,
 ) -> pd.DataFrame:
     """Samples captions and measures every image.
 
     Args:
         references: training images of the captions, uint8 (n, height, width, 3), or a stack of several a caption, of
             which each image is compared with the one most similar to it; None for captions that have none.
-        seeds: each caption is sampled with each of them. Default: each caption once, with its place in the list as its
-            seed.
+        seeds: numbers of the images of each caption. Default: one.
+        own_noise: each caption and seed has a noise of its own (`noise_seeds`): images are independent, and two models
+            get one noise for one image. False: the captions share the noise of a seed; without seeds, the noise of a
+            caption is that of its place in the list.
 
     Returns:
-        One row an image: prompt, seed, prompt_similarity, chance (the similarity with the next caption), image_features
-        (of the prompt metric, for KID and FID), with references copy_similarity and replicated (above the copy metric's
-        threshold), and a column for each of `metrics.more`.
+        One row an image: prompt, seed (its number), prompt_similarity, chance (the similarity with the next caption),
+        image_features (of the prompt metric, for KID and FID), with references copy_similarity and replicated (above
+        the copy metric's threshold), and a column for each of `metrics.more`.
 
     Raises:
         ValueError: the numbers of references and captions differ, or there are fewer than two captions.
@@ -69,9 +73,11 @@ def score(
     if len(prompts) < 2:
         raise ValueError(f"two captions or more expected; got {len(prompts)}.")
     times = 1 if seeds is None else len(seeds)
-    seed = list(range(len(prompts))) if seeds is None else np.tile(seeds, len(prompts)).tolist()
+    by_place = seeds is None and not own_noise
+    seed = list(range(len(prompts))) if by_place else np.tile([0] if seeds is None else seeds, len(prompts)).tolist()
     rows = pd.DataFrame({"prompt": np.repeat(prompts, times).tolist(), "seed": seed})
-    images = sample(rows["prompt"].tolist(), seeds=seed)
+    noises = noise_seeds(rows["prompt"].tolist(), seed) if own_noise else seed
+    images = sample(rows["prompt"].tolist(), seeds=noises)
     features, text = metrics.prompt.image_features(images), metrics.prompt.text_features(rows["prompt"].tolist())
     rows = rows.assign(
         prompt_similarity=(features * text).sum(1),
@@ -93,13 +99,13 @@ def summary(memorized: pd.DataFrame, unseen: pd.DataFrame) -> dict[str, float]:
 
     Returns:
         replication_rate (share of images above the copy metric's threshold) with its 95 % interval replication_low and
-        replication_high; exact_rate, exact_low and exact_high (the same by the exact test) if exact_p was measured; n
-        (images), copy_similarity; prompt_similarity and alignment of unseen captions, memorized_alignment; and the
-        means of further metrics, of memorized captions.
+        replication_high (captions are the independent units); exact_rate, exact_low and exact_high (the same by the
+        exact test) if exact_p was measured; n (images), copy_similarity; prompt_similarity and alignment of unseen
+        captions, memorized_alignment; and the means of further metrics, of memorized captions.
     """
-    rates = rate("replication", memorized["replicated"])
+    rates = rate("replication", memorized["replicated"], memorized["prompt"])
     if "exact_p" in memorized:
-        rates |= rate("exact", exact_in(memorized))
+        rates |= rate("exact", exact_in(memorized), memorized["prompt"])
     more = {name: float(memorized[name].mean()) for name in memorized if name not in _COLUMNS}
     return {
         **rates,

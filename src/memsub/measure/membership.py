@@ -17,7 +17,6 @@ being generated. (It assumes that nothing else the model was trained on holds x*
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,6 +25,7 @@ from tqdm.auto import tqdm
 
 from ..models import Denoiser, Pipeline, as_denoiser, noise_schedule
 from .exact import Alternatives
+from .noise import noise_seeds
 
 MEMBERSHIP_ALTERNATIVES = 31
 STEPS = 12
@@ -69,11 +69,10 @@ def membership_p(
     contents = [world.content(prompt) for prompt in prompts]
     distinct = list(dict.fromkeys(contents))
     layouts = dict(zip(distinct, world.alternatives(distinct, seed), strict=True))
-    p = np.empty(len(prompts))
+    p, streams = np.empty(len(prompts)), noise_seeds(prompts, seed)
     for i, content in enumerate(tqdm(contents, "membership", disable=not progress)):
         candidates = np.concatenate([images[i : i + 1], layouts[content][:alternatives]])
-        stream = zlib.crc32(f"{seed} {prompts[i]}".encode())
-        losses = denoising_losses(denoiser, candidates, given[i], steps, noises, stream)
+        losses = denoising_losses(denoiser, candidates, given[i], steps, noises, streams[i])
         p[i] = (1 + (losses[1:] <= losses[0]).sum()) / len(losses)
     return p
 
