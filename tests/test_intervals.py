@@ -1,13 +1,17 @@
 """Intervals of rates, means, differences, ratios and areas: known values, and how often they hold the truth."""
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import binomtest
+from tools.coverage import Effects, counted_images, covered, fitted, outcomes, used
 
+from memsub.measure.exact import LEVEL
+from memsub.measure.intervals import interval
 from memsub_extra.notebooks.intervals import (
     auc_interval,
     difference_interval,
     difference_of,
-    interval,
     jackknife_interval,
     mean_interval,
     ratio_interval,
@@ -17,13 +21,15 @@ from memsub_extra.notebooks.intervals import (
 RNG = np.random.default_rng(0)
 
 
-def outcomes(successes: int, n: int) -> np.ndarray:
+def outcomes_of(successes: int, n: int) -> np.ndarray:
     return np.arange(n) < successes
 
 
 def test_outcomes_have_wilsons_interval():
-    assert mean_interval(outcomes(81, 263)) == interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    low, high = mean_interval(outcomes(10, 10))
+    scipys = binomtest(19, 20).proportion_ci(0.95, method="wilson")
+    assert interval(19, 20) == pytest.approx((scipys.low, scipys.high))
+    assert mean_interval(outcomes_of(81, 263)) == interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    low, high = mean_interval(outcomes_of(10, 10))
     assert 0.7 < low < 0.75 and high == 1
 
 
@@ -38,12 +44,12 @@ def test_numbers_have_a_seeded_bootstrap():
 
 
 def test_the_difference_of_two_rates_is_newcombes():
-    found = difference_interval(outcomes(56, 70), outcomes(48, 80), paired=False)
+    found = difference_interval(outcomes_of(56, 70), outcomes_of(48, 80), paired=False)
     assert found == pytest.approx((0.0524, 0.3339), abs=1e-4)  # Newcombe 1998, example (a), method 10
 
 
 def test_pairs_that_agree_make_a_difference_narrower():
-    a, b = outcomes(50, 60), outcomes(40, 60)  # b never where a is not
+    a, b = outcomes_of(50, 60), outcomes_of(40, 60)  # b never where a is not
     paired, apart = (difference_interval(a, b, paired=p) for p in (True, False))
     assert apart[0] < paired[0] < 1 / 6 < paired[1] < apart[1]
     numbers = RNG.normal(0, 1, 40)
@@ -58,11 +64,11 @@ def test_ratios():
     before = RNG.uniform(0.5, 1, 50)
     low, high = ratio_interval(0.8 * before + RNG.normal(0, 0.02, 50), before, paired=True)
     assert 0.78 < low < 0.8 < high < 0.82
-    low, high = ratio_interval(outcomes(28, 28), outcomes(28, 28), paired=False)
+    low, high = ratio_interval(outcomes_of(28, 28), outcomes_of(28, 28), paired=False)
     assert low == pytest.approx(interval(28, 28)[0]) and high > 1  # not [1, 1], as a bootstrap would say
-    low, high = ratio_interval(outcomes(8, 12), outcomes(12, 12), paired=True)
+    low, high = ratio_interval(outcomes_of(8, 12), outcomes_of(12, 12), paired=True)
     assert 0.35 < low < 0.45 and 0.9 < high < 1
-    assert ratio_interval(outcomes(1, 12), outcomes(0, 12), paired=True)[1] == np.inf
+    assert ratio_interval(outcomes_of(1, 12), outcomes_of(0, 12), paired=True)[1] == np.inf
     assert ratio_of((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)) == pytest.approx((2, 2))
     assert difference_of((0.5, 0.4, 0.6), (0.25, 0.25, 0.25)) == pytest.approx((0.15, 0.35))
 
@@ -119,9 +125,103 @@ def test_an_area_has_an_interval_at_its_ends_too():
 def test_too_few_values_say_nothing():
     for found in (
         mean_interval([0.5]),
+        mean_interval(np.ones((5, 1), bool), shared_noise=True),
         difference_interval([1.0, 2.0], [1.0], paired=False),
         jackknife_interval(1, [1]),
     ):
         assert np.isnan(found).all()
     with pytest.raises(ValueError, match="2 values against 1"):
         ratio_interval([1.0, 2.0], [1.0], paired=True)
+    with pytest.raises(ValueError, match="must be paired, image by image"):
+        difference_interval(np.ones((5, 4)), np.ones((5, 3)), paired=True, shared_noise=True)
+    with pytest.raises(ValueError, match=r"\(captions, seeds\) expected"):
+        mean_interval(np.ones((2, 2, 2)))
+
+
+# --- captions and seeds ------------------------------------------------------------------------------------------
+
+
+def test_images_of_a_caption_are_no_independent_units():
+    alike = np.repeat(outcomes_of(34, 67)[:, None], 4, axis=1)
+    low, high = mean_interval(alike)
+    assert (low, high) == pytest.approx(interval(34, 67), abs=0.005)
+    apart = RNG.random((67, 4)) < 0.5  # of independent ones there are as many as images, or nearly
+    low, high = mean_interval(apart)
+    assert high - low < 1.3 * np.diff(interval(134, 268)).item()
+    numbers = np.repeat(RNG.normal(0, 1, (50, 1)), 4, axis=1)
+    assert mean_interval(numbers) == pytest.approx(mean_interval(numbers[:, 0]))
+
+
+def test_the_order_of_images_within_a_caption_does_not_matter():
+    hits = RNG.random((40, 4)) < RNG.random((40, 1))
+    shuffled = RNG.permuted(hits, axis=1)
+    assert mean_interval(hits) == mean_interval(shuffled)
+    order = RNG.permutation(4)
+    assert mean_interval(hits[:, order], shared_noise=True) == pytest.approx(mean_interval(hits, shared_noise=True))
+
+
+def test_outcomes_that_are_all_equal_have_a_width():
+    none = np.zeros((67, 4), bool)
+    assert mean_interval(none) == pytest.approx(interval(0, 67))
+    assert mean_interval(none, shared_noise=True) == pytest.approx(interval(0, 67))
+    low, high = difference_interval(none, none, paired=True)
+    assert low == -high < -0.03
+    low, high = mean_interval(np.full(100, 1 / 32), bounds=(1 / 32, 1.0))
+    assert low == 1 / 32 and 0.06 < high < 0.07
+    assert np.ptp(mean_interval(np.full(100, 1 / 2), bounds=(1 / 32, 1.0))) == 0
+
+
+def test_two_models_are_compared_image_by_image():
+    shared = RNG.random((60, 4))
+    a, b = shared < 0.5, shared < 0.4
+    paired, apart = (difference_interval(a, b, paired=p) for p in (True, False))
+    assert np.ptp(paired) < np.ptp(apart)
+    numbers = RNG.normal(0, 1, (60, 4)) + RNG.normal(0, 1, (1, 4))  # a seed moves all captions
+    wide, narrow = (np.ptp(mean_interval(numbers, shared_noise=s)) for s in (True, False))
+    assert wide > 2 * narrow
+    less = numbers - 1 + RNG.normal(0, 0.1, (60, 4))
+    low, high = difference_interval(numbers, less, paired=True, shared_noise=True)
+    assert 0.9 < low < 1 < high < 1.1
+    low, high = ratio_interval(10 + less, 10 + numbers, paired=True, shared_noise=True)
+    assert 0.85 < low < 0.9 < high < 0.95
+
+
+def test_any_four_seeds_say_what_all_do():
+    """Captions share the noise of a seed: seeds are shuffled, and the interval of the first four holds the mean."""
+    effects = Effects(caption=0.46, seed=0.075, captions_agree=1.0, images_agree=1.0)
+    (hits,) = outcomes((0.5,), 67, 60, effects, shared_noise=True)(np.random.default_rng(0))
+    held = {"captions and seeds": 0, "images": 0}
+    for _ in range(200):
+        four = hits[:, RNG.permutation(60)[:4]]
+        low, high = mean_interval(four, shared_noise=True)
+        held["captions and seeds"] += low < hits.mean() < high
+        low, high = counted_images(four)
+        held["images"] += low < hits.mean() < high
+    assert held["captions and seeds"] >= 190 and held["images"] < 160, held
+
+
+def test_intervals_hold_the_truth_of_outcomes_as_those_that_ship():
+    """A part of `python -m tools.coverage`."""
+    effects = Effects(caption=0.46, seed=0.075, captions_agree=0.29, images_agree=0.79)
+    for shared, naive in ((False, 0.92), (True, 0.75)):
+        draw = outcomes((0.5,), 67, 4, effects, shared)
+        held = covered(draw, 0.5, {"used": used(shared), "by image": counted_images}, 400)
+        assert 0.925 <= held["used"] <= 0.975
+        assert held["by image"] < naive
+    draw = outcomes((0.5, 0.4), 33, 4, effects, shared_noise=False)
+    assert 0.925 <= covered(draw, 0.1, {"used": used(False)}, 400)["used"] <= 0.975
+
+
+def test_the_fitted_effects_are_those_of_the_simulation():
+    """Two thousand captions and forty seeds tell the variances that the shipped audits' few only estimate."""
+    effects = Effects(caption=0.4, seed=0.1, captions_agree=0.5, images_agree=0.8)
+    hits = outcomes((0.6, 0.4), 1000, 40, effects, shared_noise=True)(np.random.default_rng(1))
+    table = pd.concat(
+        pd.DataFrame({"p": np.where(x, LEVEL, 1.0).ravel(), "model": name, "pairs": "removed"}).assign(
+            target=np.repeat(np.arange(1000), 40), seed=np.tile(np.arange(40), 1000)
+        )
+        for name, x in zip("ab", hits, strict=True)
+    )
+    found = fitted(table)
+    assert (found.caption, found.captions_agree) == pytest.approx((0.4, 0.5), abs=0.05)
+    assert (found.seed, found.images_agree) == pytest.approx((0.1, 0.8), abs=0.06)

@@ -130,6 +130,24 @@ def membership(rows: list[dict[str, Any]]) -> str:
     return markdown_table(head, lines)
 
 
+def coverage(measured: dict[str, Any]) -> str:
+    """How often simulated intervals hold the truth, as Markdown; shares in percent."""
+    kinds = {
+        "used": "used here",
+        "images": "images counted as independent",
+        "captions resampled": "captions resampled",
+        "seeds resampled": "captions and seeds resampled",
+    }
+    head = ["", "truth", "captions x seeds", "noise", *kinds.values(), "mean width"]
+    lines = [
+        f"| {r['of']} | {r['truth']} | {r['n']} x {r['seeds']} | {'of the seed' if r['shared_noise'] else 'own'} | "
+        + " | ".join(f"{100 * r[kind]:.1f}" if kind in r else "" for kind in kinds)
+        + f" | {r['width']:.3f} |"
+        for r in measured["rows"]
+    ]
+    return markdown_table(head, lines)
+
+
 def solvers(rows: list[dict[str, Any]]) -> str:
     """How samplers agree with fifty steps of the model's own scheduler, as Markdown; shares in percent."""
     head = ["model", "solver", "steps", "in", "replicated", "same verdict", "alignment", "ms an image"]
@@ -151,6 +169,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "fullsize": fullsize,
     "gpu": on_gpu,
     "solvers": solvers,
+    "coverage": coverage,
 }
 """Of any other name: the report's."""
 _FIGURE = re.compile(r"<!--figure (?P<path>[\w.]+) (?P<format>\w+)-->.*?<!--/figure-->", re.DOTALL)
@@ -284,6 +303,7 @@ def main() -> None:
     parser.add_argument("--whole", type=Path, help="the same of a model that was trained in one go")
     parser.add_argument("--benchmarks", type=Path, help="benchmarks.json of tools.benchmarks to take over")
     parser.add_argument("--membership", type=Path, help="rows of tools.membership to take over")
+    parser.add_argument("--coverage", type=Path, help="coverage.json of tools.coverage to take over")
     parser.add_argument("--fullsize", type=Path, help="rows of tools.fullsize_removals to take over")
     parser.add_argument("--solvers", type=Path, help="rows of tools.solvers to take over")
     parser.add_argument("--gpu", type=Path, help="gpu.json of tools.gpu to take over")
@@ -301,7 +321,7 @@ def main() -> None:
             text = (root / name).read_text(encoding="utf-8")
             wrong += [] if fill(text, figures, name) == text else [f"{name} does not say what docs/figures.json says"]
     else:
-        names = ("testbed", "whole", "benchmarks", "membership", "fullsize", "solvers", "gpu")
+        names = ("testbed", "whole", "benchmarks", "membership", "coverage", "fullsize", "solvers", "gpu")
         figures = take(figures, args.take, **{name: getattr(args, name) for name in names})
         save_json(figures, file)
         for name in DOCUMENTS:

@@ -1,65 +1,96 @@
-"""Intervals of means, differences and ratios over independent units.
+"""Intervals of means, differences and ratios over captions and seeds.
 
 mean_interval(alignments)                               # a value a caption
+mean_interval(hits)                                     # (captions, seeds), a noise of its own for each image
+mean_interval(hits, shared_noise=True)                  # ... where all captions of a seed have one noise
 difference_interval(before, after, paired=True)         # of mean(before) - mean(after)
 ratio_interval(after, before, paired=True)              # of mean(after) / mean(before)
 auc_interval(0.97, 28, 28), jackknife_interval(value, left_out), difference_of(a, b), ratio_of(a, b)
 
-A unit is what was sampled independently: a caption with all of its images, not each image. Outcomes (bool) have
-intervals that have a width at 0 of n and n of n, where a bootstrap has none.
+A unit is what was sampled independently: a caption with all of its images, not each image. Numbers are resampled by the
+unit. Outcomes (bool) have Wilson's interval at an effective number of images, which has a width at 0 of n and n of n,
+where a bootstrap has none. Captions that share the noise of a seed are not independent: their seeds are units as well.
+How often these intervals hold the truth is in docs/benchmarks.md (`python -m tools.coverage`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
 
-from memsub.measure.intervals import interval
+from memsub.measure.intervals import clustered, interval
 
 RESAMPLES = 2000
 """Of a bootstrap."""
 Values: TypeAlias = Sequence[float] | np.ndarray | pd.Series
+"""A value a unit, or an array (captions, seeds) of a value an image."""
 Estimate = tuple[float, float, float]
 """Value, lower and upper bound."""
 
 
-def mean_interval(values: Values, level: float = 0.95) -> tuple[float, float]:
-    """Interval of the mean: Wilson's for outcomes (bool), a bootstrap for numbers; NaN for fewer than two values."""
-    values = np.asarray(values)
-    if values.dtype == bool:
-        return interval(int(values.sum()), len(values), level)
-    return _bootstrap([values], lambda x, axis: x.mean(axis), paired=False, level=level)
-
-
-def difference_interval(a: Values, b: Values, *, paired: bool, level: float = 0.95) -> tuple[float, float]:
-    """Interval of mean(a) - mean(b): a bootstrap; for outcomes (bool) of Wilson's intervals by `difference_of`.
+def mean_interval(
+    values: Values, level: float = 0.95, *, shared_noise: bool = False, bounds: tuple[float, float] | None = None
+) -> tuple[float, float]:
+    """Interval of the mean; NaN for fewer than two units.
 
     Args:
-        a: a value a unit.
+        shared_noise: whether the images of a seed (a column) were all sampled from one noise.
+        bounds: the least and the largest possible value of a number. Where all values lie at one of them, the interval
+            is that of as many equal outcomes, instead of one without a width.
+    """
+    x = _units(values)
+    if x.dtype == bool:
+        return _rate(x, level, shared_noise)[1:]
+    if bounds and np.ptp(x) == 0 and x[0, 0] in bounds:
+        low, high = _rate(x == bounds[1], level, shared_noise)[1:]
+        return bounds[0] + low * (bounds[1] - bounds[0]), bounds[0] + high * (bounds[1] - bounds[0])
+    if shared_noise:
+        return _student(float(x.mean()), x, level)
+    return _bootstrap([x], lambda mean: mean, paired=False, level=level)
+
+
+def difference_interval(
+    a: Values, b: Values, *, paired: bool, level: float = 0.95, shared_noise: bool = False
+) -> tuple[float, float]:
+    """Interval of mean(a) - mean(b): a bootstrap; for outcomes (bool) of their rates' intervals by `difference_of`.
+
+    Args:
+        a: a value a unit, or an image.
         b: the same of what it is compared with.
-        paired: whether a[i] and b[i] belong to one unit, such as one caption sampled from two models.
+        paired: whether a[i] and b[i] belong to one unit, such as one caption sampled from two models. They then have
+            the same noises.
+        shared_noise: as of `mean_interval`; needs pairs.
 
     Raises:
-        ValueError: paired values of different numbers.
+        ValueError: paired values of different shapes, or a shared noise without pairs.
     """
-    a, b = _checked(a, b, paired)
-    if a.dtype == b.dtype == bool:
-        return difference_of(_rate(a, level), _rate(b, level), _correlation(a, b) if paired else 0.0)
-    return _bootstrap([a, b], lambda x, y, axis: x.mean(axis) - y.mean(axis), paired, level)
+    x, y = _checked(a, b, paired, shared_noise)
+    if x.dtype == y.dtype == bool:
+        correlation = _correlation(x, y, shared_noise) if paired else 0.0
+        return difference_of(_rate(x, level, shared_noise), _rate(y, level, shared_noise), correlation)
+    if shared_noise:
+        return _student(float(x.mean() - y.mean()), x.astype(float) - y, level)
+    return _bootstrap([x, y], lambda mean, other: mean - other, paired, level)
 
 
-def ratio_interval(a: Values, b: Values, *, paired: bool, level: float = 0.95) -> tuple[float, float]:
-    """Interval of mean(a) / mean(b): a bootstrap; for outcomes (bool) of Wilson's intervals by `ratio_of`.
+def ratio_interval(
+    a: Values, b: Values, *, paired: bool, level: float = 0.95, shared_noise: bool = False
+) -> tuple[float, float]:
+    """Interval of mean(a) / mean(b): a bootstrap; for outcomes (bool) of their rates' intervals by `ratio_of`.
 
     Args and errors as of `difference_interval`.
     """
-    a, b = _checked(a, b, paired)
-    if a.dtype == b.dtype == bool:
-        return ratio_of(_rate(a, level), _rate(b, level), _correlation(a, b) if paired else 0.0)
-    return _bootstrap([a, b], lambda x, y, axis: x.mean(axis) / y.mean(axis), paired, level)
+    x, y = _checked(a, b, paired, shared_noise)
+    if x.dtype == y.dtype == bool:
+        correlation = _correlation(x, y, shared_noise) if paired else 0.0
+        return ratio_of(_rate(x, level, shared_noise), _rate(y, level, shared_noise), correlation)
+    if shared_noise:
+        ratio = float(x.mean() / y.mean())
+        return _student(ratio, (x - ratio * y) / y.mean(), level)  # linear in both means, near their ratio
+    return _bootstrap([x, y], lambda mean, other: mean / other, paired, level)
 
 
 def difference_of(a: Estimate, b: Estimate, correlation: float = 0.0) -> tuple[float, float]:
@@ -123,35 +154,114 @@ def auc_interval(area: float, positives: int, negatives: int, level: float = 0.9
     return float(low), float(high)
 
 
-def _checked(a: Values, b: Values, paired: bool) -> tuple[np.ndarray, np.ndarray]:
-    if paired and len(a) != len(b):
-        raise ValueError(f"{len(a)} values against {len(b)}: paired ones belong to one unit each.")
-    return np.asarray(a), np.asarray(b)
+def _units(values: Values) -> np.ndarray:
+    """Values as (units, images of each).
+
+    Raises:
+        ValueError: an array of more axes.
+    """
+    x = np.asarray(values)
+    if x.ndim not in (1, 2):
+        raise ValueError(f"values of shape {x.shape}: one a unit, or (captions, seeds) expected.")
+    return x[:, None] if x.ndim == 1 else x
 
 
-def _rate(hits: np.ndarray, level: float) -> Estimate:
-    return (float(hits.mean()), *interval(int(hits.sum()), len(hits), level))
+def _checked(a: Values, b: Values, paired: bool, shared_noise: bool) -> tuple[np.ndarray, np.ndarray]:
+    x, y = _units(a), _units(b)
+    if paired and len(x) != len(y):
+        raise ValueError(f"{len(x)} values against {len(y)}: paired ones belong to one unit each.")
+    if shared_noise and (not paired or x.shape != y.shape):
+        raise ValueError(f"values of shapes {x.shape} and {y.shape} that share noises must be paired, image by image.")
+    return x, y
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Of paired outcomes (phi); 0 where one of them is always the same."""
-    return 0.0 if len(set(a)) < 2 or len(set(b)) < 2 else float(np.corrcoef(a, b)[0, 1])
+def _rate(hits: np.ndarray, level: float, shared_noise: bool) -> Estimate:
+    """A rate of outcomes (units, images) with Wilson's interval at the effective number of images (`clustered`)."""
+    from scipy.stats import norm, t
+
+    rate = float(hits.mean())
+    if not shared_noise:
+        return rate, *clustered(hits.ravel(), np.repeat(np.arange(len(hits)), hits.shape[1]), level)
+    if min(hits.shape) < 2:
+        return rate, np.nan, np.nan
+    n = float(len(hits))
+    if 0 < rate < 1:
+        variance, freedom = _variance(hits.astype(float), shared_noise)
+        n = float(np.clip(rate * (1 - rate) / variance, 1, hits.size)) if variance else float(hits.size)
+        n *= float(norm.ppf(0.5 + level / 2) / t.ppf(0.5 + level / 2, freedom)) ** 2
+    return rate, *interval(rate * n, n, level)
+
+
+def _variance(x: np.ndarray, shared_noise: bool) -> tuple[float, float]:
+    """Variance of the mean of values (units, images), and its degrees of freedom.
+
+    With a noise of its own for each image, units alone vary. Otherwise captions and seeds do: the two-way layout of
+    random effects, with the degrees of freedom of Satterthwaite (1946).
+    """
+    n, k = x.shape
+    by_caption = k * float(x.mean(1).var(ddof=1))
+    if not shared_noise:
+        return by_caption / x.size, n - 1.0
+    by_seed = n * float(x.mean(0).var(ddof=1))
+    rest = x - x.mean(1, keepdims=True) - x.mean(0) + x.mean()
+    free = (n - 1) * (k - 1)
+    left = float((rest**2).sum()) / free
+    together = max(by_caption + by_seed - left, by_caption, by_seed)
+    spread = by_caption**2 / (n - 1) + by_seed**2 / (k - 1) + left**2 / free
+    return together / x.size, together**2 / spread if spread else n - 1.0
+
+
+def _correlation(a: np.ndarray, b: np.ndarray, shared_noise: bool) -> float:
+    """Of two mean outcomes of the same units; 0 where one of them is always the same."""
+    x, y = a.astype(float), b.astype(float)
+    if not shared_noise:  # the numbers of images may differ
+        x, y = x.mean(1, keepdims=True), y.mean(1, keepdims=True)
+    if len(x) < 2 or (shared_noise and x.shape[1] < 2):
+        return 0.0
+    product = _variance(x, shared_noise)[0] * _variance(y, shared_noise)[0]
+    covariance = (_variance(x + y, shared_noise)[0] - _variance(x - y, shared_noise)[0]) / 4
+    return float(np.clip(covariance / np.sqrt(product), -1, 1)) if product > 0 else 0.0
 
 
 def _spread(x: float, y: float, correlation: float) -> float:
     return float(np.sqrt(max(0.0, x**2 + y**2 - 2 * correlation * x * y)))
 
 
+def _student(value: float, x: np.ndarray, level: float) -> tuple[float, float]:
+    """Student's interval of a value whose error is that of the mean of x, (captions, seeds) of shared noises."""
+    from scipy.stats import t
+
+    if min(x.shape) < 2:
+        return np.nan, np.nan
+    variance, freedom = _variance(x.astype(float), shared_noise=True)
+    half = float(t.ppf(0.5 + level / 2, freedom) * np.sqrt(variance))
+    return value - half, value + half
+
+
 def _bootstrap(
     samples: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], paired: bool, level: float
 ) -> tuple[float, float]:
-    """Percentiles of a seeded bootstrap (scipy), which resamples the units of each sample, of paired ones together."""
-    from scipy.stats import bootstrap
+    """Percentiles of a seeded bootstrap that resamples the units of each sample, of paired ones together.
 
-    if min(map(len, samples)) < 2:
+    Percentiles alone are too narrow for few units, by what a normal interval without n - 1 is: they are taken as far
+    out as Student's is further than that ("expanded", Hesterberg 2015).
+
+    Args:
+        samples: (units, images) each; a unit counts by the mean of its images.
+        statistic: of the means of the samples, each (resamples,).
+    """
+    from scipy.stats import norm, t
+
+    n = min(map(len, samples))
+    if n < 2:
         return np.nan, np.nan
-    options: dict[str, Any] = {"n_resamples": RESAMPLES, "method": "percentile", "vectorized": True}
-    rng, numbers = np.random.default_rng(0), [x.astype(float) for x in samples]
+    rng, means, chosen = np.random.default_rng(0), [], None
+    for x in samples:
+        if chosen is None or not paired:
+            chosen = rng.integers(0, len(x), (RESAMPLES, len(x)))
+        means.append(x.astype(float).mean(1)[chosen].mean(1))
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = bootstrap(numbers, statistic, paired=paired, confidence_level=level, random_state=rng, **options)
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+        values = statistic(*means)
+    tail = float(norm.sf(np.sqrt(n / (n - 1)) * t.ppf(0.5 + level / 2, n - 1)))
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)

@@ -1,0 +1,259 @@
+"""How often intervals hold the truth, simulated: `python -m tools.coverage --out runs/coverage.json`.
+
+    python -m tools.coverage --out runs/coverage.json       # two minutes of one core
+    python -m tools.figures --coverage runs/coverage.json   # into docs/benchmarks.md
+
+Outcomes are simulated by a probit-normal model: an image replicates if h + c_i + s_j + e_ij > 0, with normal effects of
+the caption, of the seed's noise, and of both together. Its variances are fitted to the shipped audits, whose captions
+share the noise of a seed; with a noise of its own for each image, the noise's effect is another for every image.
+Alignments are resampled from the shipped ones, and p-values of membership have the shape of the measured ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import brentq
+from scipy.stats import beta, multivariate_normal, norm
+from tqdm.auto import tqdm
+
+from memsub.io.files import save_json
+from memsub.measure.exact import LEVEL
+from memsub.measure.intervals import interval
+from memsub.measure.membership import MEMBERSHIP_ALTERNATIVES
+from memsub_extra.notebooks.intervals import RESAMPLES, difference_interval, mean_interval, ratio_interval
+from memsub_extra.unlearning import shipped
+
+RUNS = 1000
+"""Simulations a row: the share of intervals that hold the truth then varies by 0.7 points."""
+BETWEEN = (0.2, 0.8)
+"""Rates of the models that variances are fitted to: near 0 and 1 they cannot be told."""
+Interval = tuple[float, float]
+Draw = Callable[[np.random.Generator], tuple[np.ndarray, ...]]
+"""Draws a data set: (captions, seeds), or one each of two models."""
+
+
+# --- the model -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Shares of the variance that captions and noises have, and correlations of a model's effects with another's.
+
+    Attributes:
+        caption, seed: share of the variance; what is left belongs to both together.
+        captions_agree, images_agree: correlation of two models' effects of a caption, and of all else in one image.
+    """
+
+    caption: float
+    seed: float
+    captions_agree: float
+    images_agree: float
+
+
+def components(x: np.ndarray) -> tuple[float, float, float]:
+    """Variance of captions, of seeds and of what is left, of values (captions, seeds), by the analysis of variance."""
+    n, k = x.shape
+    rest = x - x.mean(1, keepdims=True) - x.mean(0) + x.mean()
+    left = (rest**2).sum() / ((n - 1) * (k - 1))
+    return x.mean(1).var(ddof=1) - left / k, x.mean(0).var(ddof=1) - left / n, left
+
+
+def latent(p: float, q: float, covariance: float) -> float:
+    """Correlation of two standard normals that lie above thresholds at rates p and q, by the covariance of both."""
+    at = norm.ppf([p, q])
+
+    def beyond(r: float) -> float:
+        return float(multivariate_normal.cdf(at, cov=[[1, r], [r, 1]])) - p * q - covariance
+
+    ends = beyond(-0.99), beyond(0.99)
+    return -0.99 if ends[0] > 0 else 0.99 if ends[1] < 0 else float(brentq(beyond, -0.99, 0.99, xtol=1e-3))
+
+
+def fitted(replication: pd.DataFrame) -> Effects:
+    """The model's variances by moments, means over models with rates `BETWEEN` (and over pairs of such).
+
+    Args:
+        replication: as it ships: columns model, pairs, target, seed, p; captions share the noise of a seed.
+    """
+    table = replication[replication["pairs"].isin(["removed", "forget set"])]
+    table = table.assign(hit=(table["p"] <= LEVEL).astype(float))
+    by_model = [part.pivot(index="target", columns="seed", values="hit") for _, part in table.groupby("model")]
+    outcomes = [x for x in map(np.asarray, by_model) if BETWEEN[0] <= x.mean() <= BETWEEN[1]]
+    alone = [[latent(x.mean(), x.mean(), c) for c in components(x)[:2]] for x in outcomes]
+    caption, seed = np.mean(alone, 0)
+    captions, images = [], []
+    for a, b in combinations(outcomes, 2):
+        of_caption, of_seed, left = (
+            (plus - minus) / 4 for plus, minus in zip(components(a + b), components(a - b), strict=True)
+        )
+        captions.append(latent(a.mean(), b.mean(), of_caption))
+        images.append(latent(a.mean(), b.mean(), of_caption + of_seed + left))
+    across, same = np.mean(captions), np.mean(images)
+    return Effects(caption, seed, min(across / caption, 1.0), min((same - across) / (1 - caption), 1.0))
+
+
+def outcomes(rates: tuple[float, ...], captions: int, seeds: int, effects: Effects, shared_noise: bool) -> Draw:
+    """Draws the outcomes of as many models as there are rates: the same captions and noises."""
+
+    def correlated(rng: np.random.Generator, agree: float, *shape: int) -> np.ndarray:
+        common = rng.standard_normal(shape)
+        apart = rng.standard_normal((len(rates), *shape))
+        return np.sqrt(agree) * common + np.sqrt(1 - agree) * apart
+
+    def draw(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        of_caption = correlated(rng, effects.captions_agree, captions, 1)
+        of_seed = correlated(rng, effects.images_agree, 1 if shared_noise else captions, seeds)
+        both = correlated(rng, effects.images_agree, captions, seeds)
+        left = 1 - effects.caption - effects.seed
+        latents = np.sqrt(effects.caption) * of_caption + np.sqrt(effects.seed) * of_seed + np.sqrt(left) * both
+        return tuple(x + norm.ppf(rate) > 0 for x, rate in zip(latents, rates, strict=True))
+
+    return draw
+
+
+# --- what is compared ------------------------------------------------------------------------------------------------
+
+
+def covered(
+    draw: Draw, truth: float, intervals: dict[str, Callable[..., Interval]], runs: int, seed: int = 0
+) -> dict[str, float]:
+    """Share of intervals that hold the truth, of each kind, and the mean width of the first kind."""
+    rng, held, width = np.random.default_rng(seed), dict.fromkeys(intervals, 0), 0.0
+    for _ in range(runs):
+        data = draw(rng)
+        for place, (name, make) in enumerate(intervals.items()):
+            low, high = make(*data)
+            held[name] += low <= truth <= high
+            width += 0.0 if place else high - low
+    return {name: count / runs for name, count in held.items()} | {"width": width / runs}
+
+
+def counted_images(*hits: np.ndarray) -> Interval:
+    """Intervals that take all images as independent: what this project once did."""
+    if len(hits) == 1:
+        return interval(int(hits[0].sum()), hits[0].size)
+    return difference_interval(hits[0].ravel(), hits[1].ravel(), paired=True)
+
+
+def bootstrapped(*hits: np.ndarray) -> Interval:
+    """The bootstrap over captions, of outcomes as of numbers."""
+    if len(hits) == 1:
+        return mean_interval(hits[0].astype(float))
+    return difference_interval(hits[0].astype(float), hits[1].astype(float), paired=True)
+
+
+def bootstrapped_twice(*hits: np.ndarray) -> Interval:
+    """The bootstrap over captions and over seeds (the "pigeonhole" bootstrap, Owen 2007), percentiles."""
+    x = hits[0].astype(float) - (hits[1] if len(hits) == 2 else 0.0)
+    rng, (n, k) = np.random.default_rng(0), x.shape
+    captions, seeds = rng.integers(0, n, (RESAMPLES, n)), rng.integers(0, k, (RESAMPLES, k))
+    weights = np.stack([np.bincount(chosen, minlength=k) for chosen in seeds]) / k  # how often each seed was chosen
+    means = ((x @ weights.T)[captions, np.arange(RESAMPLES)[:, None]]).mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def used(shared_noise: bool) -> Callable[..., Interval]:
+    """What is used."""
+
+    def make(*hits: np.ndarray) -> Interval:
+        if len(hits) == 1:
+            return mean_interval(hits[0], shared_noise=shared_noise)
+        return difference_interval(*hits, paired=True, shared_noise=shared_noise)
+
+    return make
+
+
+def of_outcomes(effects: Effects, runs: int) -> Iterator[dict[str, Any]]:
+    """Rows of rates and of paired differences of two rates, four images a caption."""
+    settings: list[tuple[tuple[float, ...], int, bool]] = []
+    settings += [((rate,), 67, False) for rate in (0.002, 0.01, 0.1, 0.5, 0.9)]
+    settings += [((rate,), 33, False) for rate in (0.1, 0.5)]
+    settings += [((0.5, 0.5), 67, False), ((0.5, 0.4), 67, False), ((0.5, 0.4), 33, False), ((0.05, 0.01), 67, False)]
+    settings += [((rate,), 67, True) for rate in (0.01, 0.1, 0.5, 0.9)]
+    settings += [((0.5,), 33, True), ((0.5, 0.4), 67, True)]
+    for rates, captions, shared in tqdm(settings, desc="outcomes"):
+        kinds = {"used": used(shared), "images": counted_images, "captions resampled": bootstrapped}
+        kinds |= {"seeds resampled": bootstrapped_twice} if shared else {}
+        truth = rates[0] - rates[1] if len(rates) == 2 else rates[0]
+        shares = covered(outcomes(rates, captions, 4, effects, shared), truth, kinds, runs)
+        yield {
+            "of": "rate" if len(rates) == 1 else "difference of rates",
+            "truth": " and ".join(f"{100 * rate:g} %" for rate in rates),
+            "n": captions,
+            "seeds": 4,
+            "shared_noise": shared,
+        } | shares
+
+
+def of_numbers(runs: int) -> Iterator[dict[str, Any]]:
+    """Rows of ratios of alignment and of paired differences of mean p, one value a caption."""
+    quality = {name: tables["quality"] for name, tables in shipped.audits().items()}
+    ours, theirs = (quality[name]["alignment"].to_numpy() for name in ("pruning", "twin"))
+
+    def alignments(n: int) -> Draw:
+        def draw(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+            chosen = rng.integers(0, len(ours), n)
+            return ours[chosen], theirs[chosen]
+
+        return draw
+
+    ratio: dict[str, Callable[..., Interval]] = {"used": lambda a, b: ratio_interval(a, b, paired=True)}
+    about = {"seeds": 1, "shared_noise": False}
+    for n in tqdm((28, 100), desc="alignment"):
+        truth = float(ours.mean() / theirs.mean())
+        row = {"of": "ratio of alignments", "truth": f"{100 * truth:.0f} %", "n": n} | about
+        yield row | covered(alignments(n), truth, ratio, runs)
+    difference: dict[str, Callable[..., Interval]] = {"used": lambda a, b: difference_interval(a, b, paired=True)}
+    for low, n in tqdm([(0.36, 100), (0.06, 100), (0.36, 50)], desc="membership"):
+        row = {"of": "difference of mean p", "truth": f"{low:g} and 0.48", "n": n} | about
+        draw = p_values((low, 0.48), n)
+        yield row | covered(draw, low - 0.48, difference, runs)
+
+
+def p_values(means: tuple[float, float], pairs: int, agree: float = 0.5) -> Draw:
+    """Draws p-values of membership: ranks among alternatives, the chance of each beta-distributed over the pairs.
+
+    The chance has a mean that makes the mean p right; the beta distribution is uniform at a half, as exact tests are,
+    and as wide elsewhere as it can be with one parameter fixed at 1.
+    """
+    alternatives = MEMBERSHIP_ALTERNATIVES
+
+    def draw(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        common, drawn = rng.standard_normal(pairs), []
+        for mean in means:
+            chance = (mean * (alternatives + 1) - 1) / alternatives
+            ranks = norm.cdf(np.sqrt(agree) * common + np.sqrt(1 - agree) * rng.standard_normal(pairs))
+            shape = chance / (1 - chance)
+            drawn.append((1 + rng.binomial(alternatives, beta.ppf(ranks, shape, 1))) / (alternatives + 1))
+        return tuple(drawn)
+
+    return draw
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.coverage", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/coverage.json"), help="file (runs/coverage.json)")
+    parser.add_argument("--runs", type=int, default=RUNS, help=f"simulations a row ({RUNS})")
+    args = parser.parse_args()
+    replication = pd.concat(tables["replication"] for tables in shipped.audits().values())
+    effects = fitted(replication)
+    print(effects)
+    rows = [*of_outcomes(effects, args.runs), *of_numbers(args.runs)]
+    print(pd.DataFrame(rows).to_string())
+    save_json(
+        {"effects": {name: float(value) for name, value in effects.__dict__.items()}, "rows": rows, "runs": args.runs},
+        args.out,
+    )
+
+
+if __name__ == "__main__":
+    main()
