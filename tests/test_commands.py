@@ -17,6 +17,7 @@ import memsub
 from memsub.__main__ import COMMANDS, main
 from memsub.io.files import check_writable, printable
 from memsub.io.images import save_image
+from memsub.measure.noise import noise_seeds
 from memsub_extra.commands import detect, evaluate
 from memsub_extra.commands.page import page
 from memsub_extra.mitigations import detection
@@ -386,7 +387,9 @@ def test_evaluate_says_what_an_edit_did(micro_loaded, edit_file, prompts, tmp_pa
     command += ["--steps", "2", "--seeds", "2", "--unseen", write(tmp_path / "u.txt", *prompts.of("heldout")[3:5])]
     monkeypatch.setattr("memsub.models.find_model", lambda name: memsub.models.ModelInfo(name, name, name, "published"))
     # The training image of the first caption is what the model generates for it with seed 1.
-    sampled = memsub.generate(micro_loaded, captions[:1], seeds=1, steps=2, progress=False)[0]
+    sampled = memsub.generate(micro_loaded, captions[:1], seeds=noise_seeds(captions[:1], 1), steps=2, progress=False)[
+        0
+    ]
     save_image(sampled, tmp_path / "images" / "1" / "b.png")
     save_image(255 - sampled, tmp_path / "images" / "1" / "a.png")
     (tmp_path / "images" / "3").mkdir()

@@ -19,6 +19,7 @@ from memsub.io.distributed import is_main, processes, wait
 from memsub.io.files import load_json, save_json
 from memsub.io.images import rgb, save_image
 from memsub.measure.metric import CopyMetric
+from memsub.measure.noise import noise_seeds
 from memsub.models import Pipeline, Solver, as_denoiser, draws_noise, generate, sampler_fingerprint
 
 _MANIFEST = "manifest.json"
@@ -35,9 +36,13 @@ def sample_to_folder(
     guidance_scale: float = 7.5,
     solver: Solver = "own",
     batch_size: int = 64,
+    own_noise: bool = True,
     progress: bool = True,
 ) -> None:
     """Samples every caption with seeds 0 to `images` - 1 into `folder/<caption>/<seed>.png`; resumes where it stopped.
+
+    Args:
+        own_noise: each image has a noise of its own, by caption and seed; else the captions share that of a seed.
 
     Raises:
         ValueError: no captions, a sampler whose noise no seed fixes, or the folder holds the images of other
@@ -49,6 +54,7 @@ def sample_to_folder(
     draws_noise(as_denoiser(pipe), solver)  # or says, before anything is written, why it cannot be repeated
     options = {"steps": steps, "guidance_scale": guidance_scale, "solver": solver}
     about = {"model": sampler_fingerprint(pipe), "captions": list(captions), "images": images} | options
+    about |= {"own_noise": own_noise}
     _check_manifest(folder, about)
     wanted = [(i, seed) for i in range(len(captions)) for seed in range(images)]
     missing = [pair for pair in wanted if not image_path(folder, *pair).is_file()]
@@ -59,10 +65,11 @@ def sample_to_folder(
     hidden = not (progress and is_main())
     with tqdm(total=len(wanted), initial=done, desc="sampling", unit="image", disable=hidden) as bar:
         for part in (missing[i : i + size] for i in range(0, len(missing), size)):
+            prompts, seeds = [captions[i] for i, _ in part], [seed for _, seed in part]
             sampled = generate(
                 pipe,
-                [captions[i] for i, _ in part],
-                seeds=[seed for _, seed in part],
+                prompts,
+                seeds=noise_seeds(prompts, seeds) if own_noise else seeds,
                 steps=steps,
                 guidance_scale=guidance_scale,
                 solver=solver,

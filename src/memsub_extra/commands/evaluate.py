@@ -168,10 +168,11 @@ def _of_world(world: Any, captions: Sequence[str]) -> list[np.ndarray]:
 
 
 def _sampled(store: Any, model: Model, captions: list[str], args: argparse.Namespace) -> np.ndarray:
-    """Images of captions, each with every seed: uint8 (captions * seeds, height, width, 3)."""
+    """Images of captions, each with every seed and a noise of its own: uint8 (captions * seeds, height, width, 3)."""
     import numpy as np
     from tqdm.auto import tqdm
 
+    from memsub.measure.noise import noise_seeds
     from memsub.models import generate
     from memsub_extra.store import Kind
 
@@ -179,7 +180,8 @@ def _sampled(store: Any, model: Model, captions: list[str], args: argparse.Names
     seeds, parts = range(args.seed, args.seed + args.seeds), []
     for start in tqdm(range(0, len(captions), CHUNK), desc=model.name, unit=f"{CHUNK} captions"):
         part = captions[start : start + CHUNK]
-        prompts, each = np.repeat(part, args.seeds).tolist(), list(seeds) * len(part)
+        prompts = np.repeat(part, args.seeds).tolist()
+        each = noise_seeds(prompts, list(seeds) * len(part))
 
         def make(prompts: list[str] = prompts, each: list[int] = each) -> dict[str, np.ndarray]:
             with model.applied() as pipe:
@@ -235,24 +237,20 @@ def measures(before: pd.DataFrame, after: pd.DataFrame) -> list[dict[str, Any]]:
     pair = [table.assign(alignment=alignment_each(table)) for table in (before, after)]
     by_caption = {
         name: [table.groupby("prompt", sort=False)[name].mean().dropna().to_numpy() for table in pair]
-        for name in ("replicated", "copy_similarity", "alignment", "sharpness", "likeness")
+        for name in ("copy_similarity", "alignment", "sharpness", "likeness")
     }
-    hits = by_caption["replicated"]
-    rows = {"captions with a replicated image": [each > 0 for each in hits], "replicated images": hits}
+    judged = [table.dropna(subset=["replicated"]).groupby(["prompt", "seed"])["replicated"] for table in pair]
+    hits = [of_image.first().unstack().to_numpy(bool) for of_image in judged]  # (captions, seeds)
+    rows = {"captions with a replicated image": [each.any(1) for each in hits], "replicated images": hits}
     rows |= {"copy similarity": by_caption["copy_similarity"], "alignment": by_caption["alignment"]}
     rows |= {"sharpness": by_caption["sharpness"], "likeness of a caption's images": by_caption["likeness"]}
     return [_row(name, *values) for name, values in rows.items() if len(values[0])]
 
 
 def _row(name: str, a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
-    from memsub.measure.intervals import interval
-    from memsub_extra.notebooks.intervals import difference_interval, difference_of, mean_interval
+    from memsub_extra.notebooks.intervals import difference_interval, mean_interval
 
     ends, change = [mean_interval(values) for values in (a, b)], difference_interval(b, a, paired=True)
-    if name == "replicated images" and any(len(set(values)) == 1 for values in (a, b)):
-        # A bootstrap has no width where all captions are alike. Then each counts as one outcome.
-        ends = [interval(round(values.mean() * len(values)), len(values)) for values in (a, b)]
-        change = difference_of((b.mean(), *ends[1]), (a.mean(), *ends[0]))
     row: dict[str, Any] = {"measure": name}
     for column, value, (low, high) in zip(
         ("before", "after", "change"), (a.mean(), b.mean(), b.mean() - a.mean()), (*ends, change), strict=True

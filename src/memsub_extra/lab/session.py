@@ -164,7 +164,10 @@ class Lab:
         return self.run.scores.sample(self.run.unedited)
 
     def images(self, captions: Sequence[str], seeds: Sequence[int], spec: EditSpec | None = None) -> np.ndarray:
-        """What the model generates under an edit: uint8 (captions, seeds, height, width, 3)."""
+        """What the model generates under an edit: uint8 (captions, seeds, height, width, 3).
+
+        All captions of a seed, and all edits, have one noise: it is looked at, not counted.
+        """
         wanted = [(spec, caption, seed) for caption in captions for seed in seeds]
         missing = [key for key in dict.fromkeys(wanted) if key not in self._kept]
         fresh: dict[Any, np.ndarray] = {}

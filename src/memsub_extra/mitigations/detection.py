@@ -91,6 +91,8 @@ def step_scores(
 ) -> dict[str, np.ndarray]:
     """Scores of captions at each of the first `calls` network calls, mean over seeds.
 
+    All captions get the same noises: these belong to the detector, which is then a function of the caption alone.
+
     Args:
         scores: names in `SCORES`; default all.
         batch_size: noises at a time; a network call holds twice as many.

@@ -54,7 +54,7 @@ def unseen_images(run: Run) -> dict[str, np.ndarray]:
     """Images of captions that are not in the training set, by model: uint8 (n, height, width, 3)."""
     captions = run.data.prompts.of("heldout")[: run.parameters.testbed.never_seen]
     models = [run.unedited, *([run.twin] if run.twin else [])]
-    return {model.name: run.scores.images(model, captions, range(len(captions))) for model in models}
+    return {model.name: run.scores.images(model, captions, run.scores.seeds(captions)) for model in models}
 
 
 NOTEBOOK = Notebook("00_testbed", True, {"replication": replication})

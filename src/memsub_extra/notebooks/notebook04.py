@@ -12,6 +12,7 @@ import pandas as pd
 from memsub.measure.distances import fid, kid
 from memsub.measure.evaluation import alignment_each
 from memsub.measure.metrics import Metrics
+from memsub.measure.noise import noise_seeds
 from memsub.models import Sample
 from memsub.neurons import locate
 from memsub_extra.run.model import Model
@@ -149,17 +150,22 @@ def seeds(run: Run) -> pd.DataFrame:
         def sample(prompts: Sequence[str], *, seeds: Sequence[int], model: Model = model) -> np.ndarray:
             return run.scores.images(model, prompts, seeds)
 
-        similar = {kind: seed_similarity(sample, run.metrics, part, seeds=3) for kind, part in captions.items()}
+        options = {"seeds": 3, "own_noise": run.parameters.evaluation.own_noise}
+        similar = {kind: seed_similarity(sample, run.metrics, part, **options) for kind, part in captions.items()}
         table[model.name] = {kind: values.mean() for kind, values in similar.items()}
     return pd.DataFrame(table).T
 
 
-def seed_similarity(sample: Sample, metrics: Metrics, captions: Sequence[str], seeds: int = 4) -> np.ndarray:
+def seed_similarity(
+    sample: Sample, metrics: Metrics, captions: Sequence[str], seeds: int = 4, own_noise: bool = True
+) -> np.ndarray:
     """Copy similarity of the images of every two seeds of each caption, shape (captions, pairs).
 
-    It is high where a caption gives nearly the same image for every seed.
+    It is high where a caption gives nearly the same image for every seed. Each image has a noise of its own, or
+    (`own_noise` false) that of its seed.
     """
-    images = sample(np.repeat(captions, seeds).tolist(), seeds=np.tile(range(seeds), len(captions)).tolist())
+    prompts, numbers = np.repeat(captions, seeds).tolist(), np.tile(range(seeds), len(captions)).tolist()
+    images = sample(prompts, seeds=noise_seeds(prompts, numbers) if own_noise else numbers)
     features = metrics.copy.features(images).reshape(len(captions), seeds, -1)
     i, j = np.triu_indices(seeds, 1)
     return (features[:, i] * features[:, j]).sum(-1)

@@ -154,7 +154,9 @@ def extraction(run: Run) -> pd.DataFrame:
     """Extraction from each model under attack: a row a caption and model, as `attacks.check_extraction` gives them."""
     p, under = run.parameters, attacked(run)
     captions = under["prompt"].tolist()
-    options = {"images": p.extraction.images} | p.sampling.model_dump(exclude={"batch_size"})
+    options = {"images": p.extraction.images, "own_noise": p.evaluation.own_noise} | p.sampling.model_dump(
+        exclude={"batch_size"}
+    )
     tables = []
     for model in under_attack(run):
         folder = run.store.path(EXTRACTION, "", captions=captions, model=model, **options)
@@ -229,7 +231,7 @@ def embeddings(run: Run) -> dict[tuple[str, str, str], np.ndarray]:
     images, wanted = {}, targets(run)
     for model in under_attack(run, with_random=False):
         for target, (captions, target_images) in wanted.items():
-            seeds = range(1000, 1000 + len(target_images))
+            seeds = run.scores.seeds(captions, 1000)
             for start in TARGETS[target]:
                 embedded = start != "no attack" and _embedding(run, model, captions, target_images, start)
                 images[model.name, target, start] = run.scores.images(model, embedded or captions, seeds)

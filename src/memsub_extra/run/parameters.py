@@ -125,6 +125,9 @@ class Evaluation(Part):
     controls: int = Field(2, ge=1, description="of them with controls: random weights, ordinary prompts")
     real_images: int = Field(120, ge=4, description="unseen captions for KID and FID")
     seed_captions: int = Field(10, ge=2, description="captions whose images are compared between seeds")
+    own_noise: bool = Field(
+        False, description="a noise for each image, by caption and number (default: one a seed, which captions share)"
+    )
 
 
 class BaselineSetting(Part):

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from memsub.measure.evaluation import alignment, score, summary
 from memsub.measure.metric import References
+from memsub.measure.noise import noise_seeds
 from memsub.models import Conditioning, Sample, generate
 from memsub_extra.store import Kind
 
@@ -63,6 +64,14 @@ class Scores:
         content = {"prompts": prompts, "seeds": list(seeds), "model": model, **self._sampling}
         return self.run.store.arrays(IMAGES, make, **content)["images"]
 
+    def seeds(self, captions: Sequence[str], number: int = 0) -> list[int]:
+        """Seeds of the images of that number, one a caption: by caption and number, or by the caption's place.
+
+        Two models get the same noise for the same caption and number; by place only if the lists are the same.
+        """
+        places = range(number, number + len(captions))
+        return noise_seeds(captions, number) if self.run.parameters.evaluation.own_noise else list(places)
+
     def replicated(self, images: np.ndarray, captions: Sequence[str], references: References) -> np.ndarray:
         """The run's verdict on images, bool (n,)."""
         judge = self.run.judge
@@ -87,16 +96,18 @@ class Scores:
 
         Args:
             references: training images of the captions.
-            seeds: each caption is sampled with each; default: once, with a seed of its own. (Of images that share
-                their noise many replicate or few do: a rate of them has no binomial interval.)
+            seeds: each caption is sampled with each; default: once. (Of captions that share a noise many replicate or
+                few do: with the parameter `evaluation.own_noise` each image has its own.)
             sample: something else than plain sampling; `content` says what it is a function of.
         """
 
         def make() -> pd.DataFrame:
             with model.applied():
-                return score(sample or self.sample(model), self.run.metrics, captions, references, seeds=seeds)
+                plain = sample or self.sample(model)
+                return score(plain, self.run.metrics, captions, references, seeds=seeds, own_noise=own_noise)
 
-        content |= {"references": references, "seeds": seeds} | self._content(model, captions)
+        own_noise = self.run.parameters.evaluation.own_noise
+        content |= {"references": references, "seeds": seeds, "own_noise": own_noise} | self._content(model, captions)
         return self.run.store.table(kind, make, **content)
 
     def memorized(
@@ -123,19 +134,25 @@ class Scores:
         parts = []
         for start, end in tqdm([*pairwise(edges)], desc="sampling unseen captions", disable=n <= CHUNK):
             make = partial(self._score_from, start, model, sample, captions[start:end])
-            content_here = {"start": start} | self._content(model, captions[start:end]) | content
+            own_noise = self.run.parameters.evaluation.own_noise
+            content_here = (
+                {"start": start, "own_noise": own_noise} | self._content(model, captions[start:end]) | content
+            )
             parts.append(self.run.store.table(UNSEEN, make, **content_here))
         return pd.concat(parts, ignore_index=True)
 
     def _score_from(self, start: int, model: Model, sample: Sample | None, captions: list[str]) -> pd.DataFrame:
-        """Scores of captions whose seeds go on from `start`: caption i of a long list has seed i."""
+        """Scores of captions whose seeds go on from `start`: caption i of a long list has seed i, or its own noise."""
         plain = sample or self.sample(model)
+        if self.run.parameters.evaluation.own_noise:
+            with model.applied():
+                return score(plain, self.run.metrics, captions)
 
         def shifted(prompts: Any, *, seeds: Sequence[int]) -> np.ndarray:
             return plain(prompts, seeds=[start + seed for seed in seeds])
 
         with model.applied():
-            return score(shifted, self.run.metrics, captions)
+            return score(shifted, self.run.metrics, captions, own_noise=False)
 
     def evaluate(self, model: Model, places: Collection[int]) -> dict[str, float]:
         """`memsub.summary` of a model on memorized prompts and unseen ones.
