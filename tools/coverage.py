@@ -162,7 +162,7 @@ def bootstrapped_twice(*hits: np.ndarray) -> Interval:
 
 
 def used(shared_noise: bool) -> Callable[..., Interval]:
-    """What is used."""
+    """What this project uses."""
 
     def make(*hits: np.ndarray) -> Interval:
         if len(hits) == 1:
