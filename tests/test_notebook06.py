@@ -9,6 +9,7 @@ from memsub_extra.notebooks import cost, notebook01
 from memsub_extra.notebooks.listing import NOTEBOOKS
 from memsub_extra.run.run import Run
 from memsub_extra.unlearning import notebook06, shipped
+from memsub_extra.unlearning.pairs import FORGET_SET, UNSEEN
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_attack_work_of_every_model_and_kind_of_pairs(new_run, rows, estimated, 
     models = names(run)
     assert models == ["unedited", "pruned", "twin"]
     assert work.groupby(["model", "pairs"]).size().to_dict() == {
-        (model, pairs): 2 for model in models for pairs in ("removed", "fresh")
+        (model, pairs): 2 for model in models for pairs in (FORGET_SET, UNSEEN)
     }
     assert work["last"].eq(2).all()
     assert fingerprint(run.pipe) == before

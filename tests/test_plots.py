@@ -55,7 +55,8 @@ def copy_metric() -> SimpleNamespace:
 
 def attack_work() -> pd.DataFrame:
     work = pd.DataFrame({"model": ["a", "a", "twin", "twin"], "iterations": [0, 10, 50, np.inf], "last": 50})
-    return pd.concat([work.assign(pairs=pairs) for pairs in ("removed", "fresh")])
+    work = work.assign(target=[0, 1, 0, 1])
+    return pd.concat([work.assign(pairs=pairs) for pairs in ("forget set", "unseen")])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from tools.removals import of_this_model, removal
 
 from memsub.activations import capture
 from memsub.measure.exact import LEVEL
+from memsub.measure.intervals import interval
 from memsub.measure.verdict import by_exact_test
 from memsub.models import Conditioning, as_denoiser, fingerprint, generate
 from memsub.prompts import other_wording
@@ -23,6 +24,7 @@ from memsub_extra.unlearning.pairs import SAMPLING, Pairs, Subjects
 from memsub_extra.unlearning.recognition import denoising_error
 from memsub_extra.unlearning.regrowth import Regrowth
 from memsub_extra.unlearning.relearning import relearning
+from memsub_extra.unlearning.relearning import shares as relearning_shares
 from memsub_extra.unlearning.removals import REMOVALS, displayed
 from memsub_extra.unlearning.revival import imputed, revived
 
@@ -331,7 +333,7 @@ def test_log_rank_tells_early_from_late():
 
 def test_relearning_brings_back_what_is_taught_and_leaves_the_weights(pipe, prompts):
     """Three pairs that the shipped pruned model does not replicate come back in four steps."""
-    audited = shipped.audits()["pruning"]["replication"].query("pairs == 'removed' and seed == 0")
+    audited = shipped.audits()["pruning"]["replication"].query("pairs == 'forget set' and seed == 0")
     places = audited.loc[audited["p"] > 0.05, "target"].tolist()[:3]
     captions, images = prompts.of("verbatim"), prompts.images("verbatim", 0, max(places) + 1)
     lost = Pairs([captions[i] for i in places], images[places])
@@ -339,7 +341,9 @@ def test_relearning_brings_back_what_is_taught_and_leaves_the_weights(pipe, prom
         before = fingerprint(pipe)
         table = relearning(pipe, lost, lost, JUDGE, lr=3e-4, looks=(0, 4), progress=False)
         assert fingerprint(pipe) == before
-    assert table["share"].tolist()[0] == 0 < table["share"].tolist()[1]
+    share = relearning_shares(table)
+    assert share["steps"].tolist() == [0, 4] and share["n"].tolist() == [3, 3]
+    assert share["share"].tolist()[0] == 0 < share["share"].tolist()[1]
 
 
 def test_zeros_in_a_weight_of_low_rank_are_revived(micro):
@@ -369,35 +373,84 @@ def test_zeros_in_a_weight_of_low_rank_are_revived(micro):
             layer.weight.copy_(kept)
 
 
-def audit_tables(p: float, iterations: float, share: float, alignment: float) -> dict[str, pd.DataFrame]:
+def audit_tables(p: float, iterations: float, share: float, alignment: float, n: int = 20) -> dict[str, pd.DataFrame]:
+    """An audit of so many captions in which all of a kind are alike."""
+    targets = np.arange(n)
+    replicated = pd.DataFrame({"target": targets.repeat(2), "seed": [0, 1] * n, "own_noise": True})
+    kinds = {"forget set": p, "held-out memorized": 0.5, "unseen": 0.5}
+    spread = (targets - n / 2) / 1000
+    again = pd.DataFrame({"taught": audit.TAUGHT, "lr": 1e-4, "steps": [0] * n + [9] * n, "target": [*targets] * 2})
     return {
-        "replication": pd.DataFrame({"pairs": ["removed"] * 10 + ["unseen"] * 10, "p": [p] * 10 + [0.5] * 10}),
-        "attack": pd.DataFrame({"pairs": "removed", "iterations": [iterations] * 20, "last": 100}),
-        "relearning": pd.DataFrame({"taught": "removed pairs", "lr": 1e-4, "steps": [0, 9], "share": [0.0, share]}),
-        "diversity": pd.DataFrame({"p": [0.5] * 10}),
-        "quality": pd.DataFrame({"alignment": alignment + np.arange(10) / 1000, "kid": 0.01}),
+        "replication": pd.concat([replicated.assign(pairs=kind, p=value) for kind, value in kinds.items()]),
+        "attack": pd.DataFrame({"pairs": "forget set", "target": targets, "iterations": iterations, "last": 100}),
+        "relearning": again.assign(replicated=[False] * n + [*(targets < share * n)]),
+        "diversity": pd.DataFrame({"target": targets, "p": 0.5}),
+        "quality": pd.concat(
+            pd.DataFrame({"pairs": kind, "target": targets, "alignment": alignment + spread, "kid": 0.01})
+            for kind in ("unseen", "forget set")
+        ),
+        "membership": pd.DataFrame({"target": targets, "p": p}),
     }
 
 
 def test_an_audit_is_summed_up_against_the_twin():
     twin = audit_tables(0.5, np.inf, 0.1, 0.5)
     table = audit.summary({"twin": twin, "a": audit_tables(1 / 256, 5.0, 0.7, 0.4)}, at=50)
-    assert table.loc["a", ["removed", "unseen", "attacked", "same"]].tolist() == [1, 0, 1, 0]
+    rates = ["forget_set", "held_out", "unseen", "attacked", "same"]
+    assert table.loc["a", rates].tolist() == [1, 0, 0, 1, 0]
+    assert table.loc["a", [f"{name}_n" for name in rates]].tolist() == [20] * 5, "captions, not images"
+    assert table.loc["a", "forget_set_low"] == pytest.approx(interval(20, 20)[0])
     assert table.loc["a", "relearned"] == pytest.approx(0.6)
     assert table.loc["a", "log_rank"] < 1e-6 < table.loc["twin", "log_rank"] == 1
     assert table.loc["a", "alignment_low"] <= table.loc["a", "alignment"] <= table.loc["a", "alignment_high"] < 0.9
-    assert table.loc["twin", ["removed", "attacked", "relearned", "alignment"]].tolist() == [0, 0, 0, 1]
-    criteria = audit.gone(table, unedited="a")
-    assert criteria.loc["twin"].all()
-    assert criteria.columns[~criteria.loc["a"]].tolist() == ["attack work", "relearning", "alignment"]
+    assert table.loc["twin", ["forget_set", "attacked", "alignment"]].tolist() == [0, 0, 1]
     assert set(audit.LABELS) <= set(table.columns)
+
+
+def test_a_removal_is_equivalent_different_or_not_known():
+    twin, alike, apart = (audit_tables(p, i, s, a, 200) for p, i, s, a in TWO_HUNDRED)
+    verdicts = audit.gone({"twin": twin, "alike": alike, "apart": apart})
+    assert list(verdicts.index) == ["alike", "apart"]
+    assert verdicts.loc["alike"].eq("equivalent").all()
+    different = verdicts.columns[verdicts.loc["apart"] == "different"].tolist()
+    assert different == [
+        "forget set replicated",
+        "forget set sampled under attack",
+        "relearned",
+        "relative alignment",
+        "relative alignment, forget set",
+        "membership",
+    ]
+    assert (verdicts.loc["apart"].drop(different) == "equivalent").all()
+    few = {name: audit_tables(0.5, np.inf, 0.1, 0.5) for name in ("twin", "a")}
+    assert audit.gone(few).loc["a", "forget set replicated"] == "inconclusive"
+    answers = audit.compared(few).set_index("question")
+    assert answers.loc["forget set replicated", "n"] == 20 < answers.loc["forget set replicated", "needed"]
+
+
+TWO_HUNDRED = ((0.5, np.inf, 0.1, 0.5), (0.5, np.inf, 0.1, 0.5), (1 / 256, 5.0, 0.7, 0.4))
+
+
+def test_audits_whose_captions_share_noises_count_seeds():
+    """Those of the second edition: kinds of pairs by today's names, intervals over captions and seeds."""
+    tables = {name: shipped.audits()[name] for name in ("twin", "pruning")}
+    assert set(tables["twin"]["replication"]["pairs"]) == {"forget set", "held-out memorized", "unseen"}
+    row = audit.summary(tables).loc["pruning"]
+    assert row["forget_set_high"] - row["forget_set_low"] > 0.4
+    owned = {
+        name: dict(audit_of) | {"replication": audit_of["replication"].assign(own_noise=True)}
+        for name, audit_of in tables.items()
+    }
+    narrow = audit.summary(owned).loc["pruning"]
+    assert narrow["forget_set_high"] - narrow["forget_set_low"] < 0.25
+    assert audit.gone(tables).loc["pruning", "relearned"] == "different"
 
 
 def test_an_audit_has_a_table_for_each_question(micro, metrics, prompts, memorized, ordinary):
     few, unseen = memorized.first(2), Pairs(prompts.of("heldout")[:2], prompts.images("heldout", 0, 2))
     subjects = Subjects(few, memorized.only([2]), unseen, ordinary)
     options = {"targets": 2, "iterations": (0, 1), "begin": ("its caption",), "noises": 1, "taught": 1}
-    options |= {"rates": (1e-4,), "looks": (0, 1), "seeds": 1, "progress": False}
+    options |= {"rates": (1e-4,), "looks": (0, 1), "seeds": 1, "membership_steps": 1, "progress": False}
     before = fingerprint(micro)
     tables = audit.audited(micro, subjects, metrics, WORLD, **options)
     assert list(tables) == list(shipped.TABLES)
@@ -406,11 +459,12 @@ def test_an_audit_has_a_table_for_each_question(micro, metrics, prompts, memoriz
         "attack": 2 * 2,
         "relearning": 2 * 2,
         "diversity": 2,
-        "quality": 2,
+        "quality": 2 + 2,
+        "membership": 2,
     }
-    assert tables["replication"]["pairs"].unique().tolist() == ["removed", "unseen", "fresh"]
-    shipped_columns = {name: set(table) for name, table in shipped.audits()["twin"].items()}
-    assert {name: set(table) | {"model"} for name, table in tables.items()} == shipped_columns
+    assert tables["replication"]["pairs"].unique().tolist() == ["forget set", "held-out memorized", "unseen"]
+    assert tables["replication"]["own_noise"].all()
+    assert audit.compared({"twin": tables, "a": tables})["verdict"].isin(("equivalent", "inconclusive")).all()
     assert fingerprint(micro) == before
 
 
@@ -432,7 +486,7 @@ def test_attack_curves_have_a_panel_for_each_kind_of_pairs():
     rows = [
         {"model": model, "pairs": pairs, "target": i, "iterations": at, "last": 10}
         for model in ("unedited", "twin")
-        for pairs in ("removed", "fresh")
+        for pairs in ("forget set", "unseen")
         for i, at in enumerate((0, 5, np.inf) if model == "unedited" else (np.inf,) * 3)
     ]
     work = pd.DataFrame(rows)
@@ -448,9 +502,10 @@ def test_attack_curves_have_a_panel_for_each_kind_of_pairs():
 def test_figures_of_the_audits_that_ship():
     audits = shipped.audits()
     learned = pd.concat([audits[name]["relearning"] for name in ("twin", "unedited")])
+    assert relearning_shares(learned) is learned
     assert len(plots.relearning(learned).axes) == len(learned.groupby(["taught", "lr"]))
     table = audit.summary({name: audits[name] for name in ("twin", "unedited", "training anew")})
-    figure = plots.intervals(table, {"removed": "replicated (%)", "alignment": "alignment (%)"})
+    figure = plots.intervals(table, {"forget_set": "replicated (%)", "alignment": "alignment (%)"})
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()][2] == "training, re-initialized"
     errors = pd.DataFrame({"model": "a", "given": ["x", "y"] * 2, "t": [100, 100, 200, 200], "error": [1, 2, 3, 4]})
     assert len(plots.recognition(errors).axes[0].lines) == 2

@@ -55,8 +55,8 @@ def removals(rows: list[dict[str, Any]]) -> str:
     head = ["", "forget set", "held-out memorized", "attacked", "relearned", "alignment", "CPU-core minutes", "MB"]
     shown = shipped.whole(r["model"] for r in rows)
     lines = [
-        f"| {displayed(r['model'])} | {100 * r['removed']:.0f} | {100 * r['unseen']:.0f} | {100 * r['attacked']:.0f} | "
-        f"{100 * r['relearned']:+.0f} | {100 * r['alignment']:.0f} | "
+        f"| {displayed(r['model'])} | {100 * r['forget_set']:.0f} | {100 * r['held_out']:.0f} | "
+        f"{100 * r['attacked']:.0f} | {100 * r['relearned']:+.0f} | {100 * r['alignment']:.0f} | "
         + (f"{r['minutes'] * r['threads']:.1f} | {r['bytes'] / 1e6:.1f} |" if r["bytes"] else "| |")
         for r in rows
         if r["model"] in shown
@@ -114,17 +114,20 @@ def trained_again(rows: list[dict[str, Any]]) -> str:
 
 def membership(rows: list[dict[str, Any]]) -> str:
     """The exact membership test, as Markdown: the mean p of the pairs, and how far that lies below the twin's."""
-    head = ["", "caption", "pairs", "mean p", "smallest p (percent)", "uniform? (KS)", "mean p against the twin's"]
+    tests = f"uniform? (KS{', Holm' if 'holm' in rows[0] else ''})"
+    head = ["", "caption", "pairs", "mean p", "smallest p (percent)", tests, "mean p against the twin's"]
+    if answered := "verdict" in rows[0]:
+        head.append("within 0.10 of it?")
     lines = [
         f"| {displayed(r['model'])} | {r['caption']} | {r['n']} "
         f"| {r['mean']:.3f} ({r['low']:.3f} to {r['high']:.3f}) | "
-        f"{100 * r['least']:.0f} ({100 * r['least_low']:.0f} to {100 * r['least_high']:.0f}) | {r['ks']:.2g} | "
+        f"{100 * r['least']:.0f} ({100 * r['least_low']:.0f} to {100 * r['least_high']:.0f}) | {r.get('holm', r['ks']):.2g} | "
         + (
             ""
             if r["against_twin"] is None
             else f"{r['against_twin']:+.3f} ({r['against_twin_low']:+.3f} to {r['against_twin_high']:+.3f}) "
         )
-        + "|"
+        + (f"| {r['verdict'] or ''} |" if answered else "|")
         for r in rows
     ]
     return markdown_table(head, lines)

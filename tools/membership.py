@@ -3,7 +3,9 @@
     python -m tools.membership --out runs/membership        # half an hour of one core; a second call resumes
     python -m tools.figures --membership runs/membership/membership.json
 
-All verbatim pairs are tested, with their own caption and with the empty prompt. The unit is the pair.
+All verbatim pairs are tested, with their own caption and with the empty prompt. The unit is the pair; the tests of
+uniformity are read together, so that their p-values are adjusted (Holm); a model is equivalent to the twin if the 95 %
+interval of the paired difference of mean p lies within 0.10.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from memsub.models import Pipeline, fingerprint, load_pipeline
 from memsub.prompts import load_prompts
 from memsub.pruning import Edit, pruned
 from memsub.testbed.world import WORLD
-from memsub_extra.notebooks.intervals import difference_interval, mean_interval
+from memsub_extra.notebooks.equivalence import equivalence, holm
+from memsub_extra.notebooks.intervals import mean_interval
 from memsub_extra.store import Kind, Store
 from memsub_extra.unlearning import shipped
 
@@ -51,8 +54,8 @@ def tested(
 def row(model: str, caption: str, p: np.ndarray, twin: np.ndarray) -> dict:
     """One line of the table: the mean p of the pairs, how many have the smallest, and the distance from the twin."""
     least = p <= SMALLEST + 1e-9
-    low, high = mean_interval(p)
-    below, above = difference_interval(p, twin, paired=True)
+    low, high = mean_interval(p, bounds=(SMALLEST, 1.0))
+    against = equivalence(p, twin, "mean p")
     fewest, most = interval(int(least.sum()), len(p))
     return {
         "model": model,
@@ -65,10 +68,19 @@ def row(model: str, caption: str, p: np.ndarray, twin: np.ndarray) -> dict:
         "least_low": fewest,
         "least_high": most,
         "ks": uniformity(p, SMALLEST),
-        "against_twin": None if model == "twin" else float((p - twin).mean()),
-        "against_twin_low": below,
-        "against_twin_high": above,
+        "against_twin": None if model == "twin" else against.value,
+        "against_twin_low": against.low,
+        "against_twin_high": against.high,
+        "verdict": None if model == "twin" else against.verdict,
+        "power": against.power,
+        "needed": against.needed,
     }
+
+
+def adjusted(rows: list[dict]) -> list[dict]:
+    """The table with the p-values of its tests of uniformity adjusted for being read together."""
+    together = holm({str(place): row["ks"] for place, row in enumerate(rows)})
+    return [row | {"holm": together[str(place)]} for place, row in enumerate(rows)]
 
 
 def main() -> None:
@@ -88,7 +100,7 @@ def main() -> None:
             twin = p if name == "twin" else twin
             table.append(row(name, caption, p, twin))
             print(table[-1], flush=True)
-            save_json(table, args.out / "membership.json")
+            save_json(adjusted(table), args.out / "membership.json")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import torch
 
 from memsub.io.files import load_json, load_table, save_json, save_table
 from memsub.measure.metrics import load_metrics
+from memsub.measure.noise import noise_seeds
 from memsub.measure.verdict import by_exact_test
 from memsub.models import Sample, as_denoiser, fingerprint, generate, load_pipeline
 from memsub.prompts import Prompts, load_prompts
@@ -38,8 +39,8 @@ from memsub_extra.attacks import embedding_attack
 from memsub_extra.store import Kind, Store
 from memsub_extra.unlearning import shipped
 from memsub_extra.unlearning.attack_work import ITERATIONS, STARTS, attack_work, starts
-from memsub_extra.unlearning.audit import audited, summary
-from memsub_extra.unlearning.pairs import SAMPLING, Pairs, Subjects
+from memsub_extra.unlearning.audit import audited, compared, summary
+from memsub_extra.unlearning.pairs import FORGET_SET, SAMPLING, UNSEEN, Pairs, Subjects
 from memsub_extra.unlearning.removals import REMOVALS, Removal
 
 REMOVED = 67
@@ -51,7 +52,7 @@ SHOWN = 8
 """Pairs of the forget set whose images are kept."""
 LONG_TARGETS = 40
 """Of the long attack, and as many unseen images: to 500 iterations from their captions, to 100 from other starts."""
-EDITS, AUDITS, LONG, IMAGES = Kind("edits"), Kind("audit"), Kind("long"), Kind("images")
+EDITS, AUDITS, LONG, IMAGES = Kind("edits"), Kind("audit", 2), Kind("long", 2), Kind("images", 2)
 """What the store of `--out` holds; raise a version when the code of a kind computes something else."""
 
 
@@ -133,7 +134,7 @@ class Bench:
             path = self.store.path(LONG, ".parquet", captions=self.subjects.forget_set.captions, **content)
             if not path.is_file():
                 tables = []
-                for kind, start in [*(("removed", start) for start in STARTS), ("fresh", STARTS[0])]:
+                for kind, start in [*((FORGET_SET, start) for start in STARTS), (UNSEEN, STARTS[0])]:
                     pairs = self.subjects.judged[kind].first(LONG_TARGETS)
                     begin = starts(pipe, pairs.captions)[start]
                     work = attack_work(pipe, pairs, begin, judge, iterations=looks[start], noises=2)
@@ -151,7 +152,7 @@ class Bench:
             def make() -> dict[str, np.ndarray]:
                 attacked = embedding_attack(pipe, pairs.images, start, iterations=iterations, noises=4)
                 embeddings = {"caption": as_denoiser(pipe).embed(pairs.captions), "attacked": attacked}
-                return {key: sample(e, seeds=[1000] * SHOWN) for key, e in embeddings.items()}
+                return {key: sample(e, seeds=noise_seeds(pairs.captions, 1000)) for key, e in embeddings.items()}
 
             content = {"model": fingerprint(pipe), "captions": pairs.captions, "iterations": iterations}
             return self.store.arrays(IMAGES, make, **content)
@@ -218,11 +219,12 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[*REMOVALS, *AGAIN], help="removals (default: all)")
     parser.add_argument("--iterations", type=int, nargs="*", default=[0, 5, 10, 25, 50, 100], help="when to look")
     parser.add_argument("--starts", nargs="*", default=["its caption"], help="what the attack begins with")
-    parser.add_argument("--attacked", nargs="*", default=["removed"], help="kinds of pairs that are attacked")
+    parser.add_argument("--attacked", nargs="*", default=[FORGET_SET], help="kinds of pairs that are attacked")
     parser.add_argument("--noises", type=int, default=2, help="of the attack, an iteration")
     parser.add_argument("--rates", type=float, nargs="*", default=[1e-5, 1e-4], help="of relearning")
     parser.add_argument("--looks", type=int, nargs="*", default=[0, 10, 25, 100], help="steps of relearning")
     parser.add_argument("--seeds", type=int, default=4, help="images of each caption for the exact test (4)")
+    parser.add_argument("--membership-steps", type=int, default=4, help="of the membership test (4 screen, 12: whole)")
     parser.add_argument("--long", nargs="*", default=[], help="names of models that are attacked from every start")
     parser.add_argument("--edits", nargs="*", default=[], help="names of removals whose edits ship")
     parser.add_argument("--processes", type=int, default=1, help="models at a time, one thread each (1: all threads)")
@@ -233,8 +235,8 @@ def main() -> None:
             removal(name)  # the first unknown name is an error, before anything is loaded
     except ValueError as error:
         parser.error(str(error))
-    options = {name: getattr(args, name) for name in ("iterations", "attacked", "noises", "rates", "looks", "seeds")}
-    options |= {"begin": args.starts}
+    names = ("iterations", "attacked", "noises", "rates", "looks", "seeds", "membership_steps")
+    options = {name: getattr(args, name) for name in names} | {"begin": args.starts}
     tables, names = {}, ["twin", "unedited", *args.only]
     if args.processes > 1:
         whole = shipped.whole(names)
@@ -246,6 +248,7 @@ def main() -> None:
     for name in names:
         tables[name] = bench.audit(name)
         print(summary(tables).to_string(float_format="{:.3f}".format), flush=True)
+    print(compared(tables).to_string(float_format="{:.3f}".format), flush=True)
     long = {name: bench.long_attack(name) for name in args.long}
     if args.ship:
         ship(bench, tables, long, args.edits)

@@ -86,9 +86,12 @@ def equivalence(ours: Values, theirs: Values, margin: Margin | str, *, shared_no
     interval = ratio_interval if within.ratio else difference_interval
     low, high = interval(ours, theirs, paired=True, shared_noise=shared_noise)
     a, b = float(np.mean(ours)), float(np.mean(theirs))
-    value = a / b if within.ratio else a - b
-    power, needed = _power(within, low, high, len(ours))
-    return Equivalence(verdict(low, high, within), value, low, high, len(ours), power, needed)
+    return judged(a / b if within.ratio else a - b, low, high, len(ours), within)
+
+
+def judged(value: float, low: float, high: float, n: int, within: Margin) -> Equivalence:
+    """The same of a difference (or ratio) whose interval is known, of n units."""
+    return Equivalence(verdict(low, high, within), value, low, high, n, *_power(within, low, high, n))
 
 
 def verdict(low: float, high: float, within: Margin) -> Verdict:

@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from memsub.measure.intervals import interval
+from memsub.measure.intervals import clustered
+from memsub.measure.noise import noise_seeds
 from memsub.measure.verdict import Judge
 from memsub.models import Conditioning, Pipeline, as_denoiser, generate
 from memsub_extra.attacks import EmbeddingAttack
@@ -27,7 +28,7 @@ from .pairs import SAMPLING, Pairs
 ITERATIONS = (0, 5, 10, 25, 50, 100, 200, 500)
 """Of the attack, after which the images are judged."""
 SEEDS = (1000, 1001)
-"""Of the images that are judged. The attack has noise of its own."""
+"""Numbers of the images that are judged. The attack has noise of its own."""
 STARTS = ("its caption", "another caption", "the empty prompt", "noise")
 """What the attack begins with."""
 
@@ -58,6 +59,7 @@ def attack_work(
     sampling: Mapping[str, Any] = SAMPLING,
     noises: int = 4,
     batch_size: int = 64,
+    own_noise: bool = True,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Iterations of the embedding attack until each target is sampled; one that was sampled is attacked no further.
@@ -70,6 +72,7 @@ def attack_work(
         judge: says which images replicate their target.
         iterations: ascending, after which the images are judged.
         sampling: of the images that are judged, for `generate`.
+        own_noise: each of these images has a noise of its own, by its target's caption; else targets share a seed's.
 
     Returns:
         One row a target: target (its place), iterations (infinite if it was not sampled by the last look), last.
@@ -83,7 +86,8 @@ def attack_work(
             done, attacked = look, targets.only(left)
             hits = np.ones(len(left), bool)
             for seed in seeds:
-                images = generate(pipe, attack.embeddings(left), seeds=[seed] * len(left), **options)
+                noises_of = noise_seeds(attacked.captions, seed) if own_noise else [seed] * len(left)
+                images = generate(pipe, attack.embeddings(left), seeds=noises_of, **options)
                 hits &= judge(images, attacked.captions, attacked.images)
             needed[[left[i] for i in np.flatnonzero(hits)]] = look
             bar.update(int(hits.sum()) * (iterations[-1] - look))
@@ -94,25 +98,35 @@ def attack_work(
 
 
 def attack_curve(work: pd.DataFrame, iterations: Sequence[int] = ITERATIONS) -> pd.DataFrame:
-    """Share of targets sampled by so many iterations: columns iterations, share, low, high (95 %, Wilson), n.
+    """Share of attacks that succeed by so many iterations: columns iterations, share, low, high (95 %), n (targets).
 
-    All targets are attacked equally long, so this is one minus the Kaplan-Meier estimate of survival.
+    Several rows of one target, such as those of several starts, are not independent. All targets are attacked equally
+    long, so this is one minus the Kaplan-Meier estimate of survival.
     """
     rows = []
     for look in [i for i in iterations if i <= work["last"].min()]:
-        hits = int((work["iterations"] <= look).sum())
-        rows.append({"iterations": look} | share(hits, len(work)))
+        rows.append({"iterations": look} | share(work["iterations"] <= look, work["target"]))
     return pd.DataFrame(rows)
 
 
-def share(hits: int, n: int) -> dict[str, float]:
-    """A rate with its 95 % interval (Wilson): share, low, high, n."""
-    low, high = interval(hits, n)
-    return {"share": hits / n, "low": low, "high": high, "n": n}
+def share(hits: pd.Series, units: pd.Series) -> dict[str, float]:
+    """A rate with its 95 % interval over units, such as targets: share, low, high, n (units)."""
+    low, high = clustered(hits, units)
+    return {"share": float(hits.mean()), "low": low, "high": high, "n": units.nunique()}
+
+
+def earliest(work: pd.DataFrame) -> pd.DataFrame:
+    """One row a target, with the least work of all its attacks, as of several starts: what a test may count."""
+    return work.groupby("target", as_index=False, sort=False).agg(
+        iterations=("iterations", "min"), last=("last", "max")
+    )
 
 
 def log_rank(ours: pd.DataFrame, theirs: pd.DataFrame) -> float:
-    """P-value of the log-rank test (Mantel 1966) that two attacks need equal work; 1 if neither samples anything."""
+    """P-value of the log-rank test (Mantel 1966) that two attacks need equal work; 1 if neither samples anything.
+
+    Each row counts as independent: of several attacks on one target give the `earliest`.
+    """
     from scipy.stats import CensoredData, logrank
 
     if not np.isfinite(pd.concat([ours, theirs])["iterations"]).any():

@@ -2,12 +2,14 @@
 
     tables = {"twin": audited(twin, subjects, metrics, world), "pruning": audited(edited, subjects, metrics, world)}
     summary(tables)                             # a row a model: rates with intervals, log-rank p, alignment, KID
-    gone(summary(tables))                       # by which criteria a model equals the twin
+    compared(tables)                            # a row a model and question: equivalent to the twin, or different?
+    gone(tables)                                # the verdicts alone: a row a model, a column a question
 
-The criteria are attack work, replication, relearning, alignment, KID and diversity. They are not all questions that one
-could ask: an exact membership test tells models apart that pass every one of them.
+Every image has a noise of its own, the same in every model; captions are the independent units. In the second edition
+all captions of a seed shared one: its tables have no column `own_noise`, and their seeds are counted as units, too.
 
-The audit takes the pipeline as it is: put an edit in place by `memsub.pruned`.
+The questions are not all that one could ask. The audit takes the pipeline as it is: put an edit in place by
+`memsub.pruned`.
 """
 
 from __future__ import annotations
@@ -22,25 +24,37 @@ import pandas as pd
 from memsub.measure.distances import kid
 from memsub.measure.evaluation import alignment_each, score
 from memsub.measure.exact import LEVEL, exact_p
+from memsub.measure.intervals import clustered
+from memsub.measure.membership import MEMBERSHIP_ALTERNATIVES, membership_p
 from memsub.measure.metrics import Metrics
+from memsub.measure.noise import noise_seeds
 from memsub.measure.verdict import Judge, by_exact_test
 from memsub.models import Pipeline, Sample, generate
 from memsub.world import World
 
-from .attack_work import ITERATIONS, STARTS, attack_work, log_rank, share, starts
-from .pairs import SAMPLING, Pairs, Subjects
+from ..notebooks.equivalence import MARGINS, Equivalence, equivalence, holm, judged
+from ..notebooks.intervals import difference_of, mean_interval, ratio_interval
+from .attack_work import ITERATIONS, STARTS, attack_work, earliest, log_rank, starts
+from .pairs import FORGET_SET, HELD_OUT, SAMPLING, UNSEEN, Pairs, Subjects
 from .relearning import relearning
+
+Tables = Mapping[str, pd.DataFrame]
+"""Of `audited`."""
+TAUGHT = f"{FORGET_SET} pairs"
+"""The lesson of relearning from a part of the forget set."""
+SMALLEST = 1 / (MEMBERSHIP_ALTERNATIVES + 1)
+"""The smallest p of the membership test."""
 
 # --- the tables ----------------------------------------------------------------------------------------------------
 
 
 def replication(sample: Sample, pairs: Pairs, world: World, seeds: Sequence[int] = (0, 1)) -> pd.DataFrame:
-    """Exact p of each caption's images: columns target, seed, p."""
+    """Exact p of each caption's images, each of a noise of its own: columns target, seed, p, own_noise."""
     tables = []
     for seed in seeds:
-        images = sample(pairs.captions, seeds=[seed] * len(pairs))
+        images = sample(pairs.captions, seeds=noise_seeds(pairs.captions, seed))
         p = exact_p(images, pairs.captions, pairs.images, world)
-        tables.append(pd.DataFrame({"target": range(len(pairs)), "seed": seed, "p": p}))
+        tables.append(pd.DataFrame({"target": range(len(pairs)), "seed": seed, "p": p, "own_noise": True}))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -50,21 +64,32 @@ def diversity(sample: Sample, captions: Sequence[str], world: World, seeds: tupl
     A model that samples a layout of its own for every seed gives p that are spread. One whose arrangement is still
     fixed gives small ones. The share at 1/256 is compared with the twin's.
     """
-    first, second = (sample(list(captions), seeds=[seed] * len(captions)) for seed in seeds)
+    first, second = (sample(list(captions), seeds=noise_seeds(captions, seed)) for seed in seeds)
     return exact_p(first, captions, second, world)
 
 
-def quality(sample: Sample, metrics: Metrics, unseen: Pairs) -> pd.DataFrame:
-    """How well captions are sampled that no model was trained on.
+def quality(sample: Sample, metrics: Metrics, subjects: Subjects) -> pd.DataFrame:
+    """How well captions are followed: unseen ones, and those of the forget set, which should get another image.
 
     Returns:
-        Columns target, alignment (of each caption), kid (of all their images against the real ones, the same in each
-        row).
+        Columns pairs, target, alignment (of each caption), kid (of all images of unseen captions against the real ones,
+        the same in each row).
     """
-    scored = score(sample, metrics, unseen.captions)
-    distance, _ = kid(metrics.prompt.image_features(unseen.images), np.stack(scored["image_features"]))
-    each = np.asarray(alignment_each(scored))
-    return pd.DataFrame({"target": range(len(unseen)), "alignment": each, "kid": distance})
+    tables = []
+    for kind, pairs in ((UNSEEN, subjects.unseen), (FORGET_SET, subjects.forget_set)):
+        scored = score(sample, metrics, pairs.captions)
+        each = np.asarray(alignment_each(scored))
+        tables.append(pd.DataFrame({"pairs": kind, "target": range(len(pairs)), "alignment": each}))
+        if kind == UNSEEN:
+            features = np.stack(scored["image_features"])
+    distance, _ = kid(metrics.prompt.image_features(subjects.unseen.images), features)
+    return pd.concat(tables, ignore_index=True).assign(kid=distance)
+
+
+def membership(pipe: Pipeline, pairs: Pairs, world: World, steps: int, progress: bool = True) -> pd.DataFrame:
+    """P-values of the exact membership test with each pair's own caption: columns target, p."""
+    p = membership_p(pipe, pairs.captions, pairs.images, world, steps=steps, progress=progress)
+    return pd.DataFrame({"target": range(len(pairs)), "p": p})
 
 
 def audited(
@@ -74,7 +99,7 @@ def audited(
     world: World,
     *,
     targets: int = 40,
-    attacked: Sequence[str] = ("removed", "fresh"),
+    attacked: Sequence[str] = (FORGET_SET, UNSEEN),
     iterations: Sequence[int] = ITERATIONS,
     begin: Sequence[str] = STARTS,
     noises: int = 4,
@@ -82,29 +107,29 @@ def audited(
     rates: Sequence[float] = (1e-5, 1e-4),
     looks: Sequence[int] = (0, 10, 25, 50, 100),
     seeds: int = 2,
+    membership_steps: int = 4,
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
     """The whole audit of the pipeline as it is.
 
     Args:
         targets: pairs of each kind under the embedding attack.
-        attacked: kinds of pairs that are attacked (`pairs.LABELS`).
+        attacked: kinds of pairs that are attacked, by the names of `Subjects.judged`.
         iterations: of the attack.
         begin: where the attack begins, names of `starts`.
         noises: steps and noises an image and iteration of the attack.
         taught: pairs of the forget set that are taught again, while the others are watched.
         rates: learning rates of relearning; looks: its steps.
         seeds: images of each caption for the exact test of replication.
+        membership_steps: steps at which the membership test averages losses; 4 screen, 12 are the full protocol.
 
     Returns:
-        Tables replication (`pairs`: "removed", "unseen", "fresh"), attack (`pairs`, `start`), relearning (`taught`,
-        `lr`), diversity (`p` of each caption of the forget set), quality.
+        Tables replication (by `pairs`), attack (`pairs`, `start`), relearning (`taught`, `lr`), diversity (`p` of each
+        caption of the forget set), quality (`pairs`), membership (of the forget set).
     """
     sample, judge = partial(generate, pipe, **SAMPLING), by_exact_test(world)
-    judged = subjects.judged | {"fresh": subjects.unseen.first(len(subjects.forget_set))}
-    replicated = {
-        kind: replication(sample, judged[kind], world, range(seeds)) for kind in ("removed", "unseen", "fresh")
-    }
+    asked = subjects.judged | {UNSEEN: subjects.unseen.first(len(subjects.forget_set))}
+    replicated = {kind: replication(sample, pairs, world, range(seeds)) for kind, pairs in asked.items()}
     attacks = []
     for kind in attacked:
         pairs = subjects.judged[kind].first(targets)
@@ -119,7 +144,8 @@ def audited(
         "attack": pd.concat(attacks, ignore_index=True),
         "relearning": _relearned(pipe, subjects, judge, taught, rates, looks, progress),
         "diversity": pd.DataFrame({"target": range(len(p)), "p": p}),
-        "quality": quality(sample, metrics, subjects.unseen),
+        "quality": quality(sample, metrics, subjects),
+        "membership": membership(pipe, subjects.forget_set, world, membership_steps, progress),
     }
 
 
@@ -134,7 +160,7 @@ def _relearned(
 ) -> pd.DataFrame:
     """Relearning from ordinary pairs and from the first `taught` of the forget set, while the others are watched."""
     watched = subjects.forget_set.only(range(taught, len(subjects.forget_set)))
-    lessons = {"ordinary pairs": subjects.ordinary.first(320), "removed pairs": subjects.forget_set.first(taught)}
+    lessons = {"ordinary pairs": subjects.ordinary.first(320), TAUGHT: subjects.forget_set.first(taught)}
     tables = []
     for lesson, pairs in lessons.items():
         for lr in rates:
@@ -146,19 +172,24 @@ def _relearned(
 # --- what they say -------------------------------------------------------------------------------------------------
 
 LABELS = {
-    "removed": "forget set replicated",
-    "unseen": "held-out memorized replicated",
+    "forget_set": "forget set replicated",
+    "held_out": "held-out memorized replicated",
+    "unseen": "unseen replicated",
     "attacked": "forget set sampled under attack",
-    "log_rank": "log-rank p",
+    "log_rank": "log-rank p (Holm)",
     "relearned": "relearned, above the twin",
     "alignment": "relative alignment",
+    "forget_set_alignment": "relative alignment, forget set",
     "kid": "KID",
     "same": "two seeds, one arrangement",
+    "membership": "mean p of membership",
 }
 """What the columns of a summary are called where they are shown. The keys stand in docs/figures.json."""
+RATES = {"forget_set": FORGET_SET, "held_out": HELD_OUT, "unseen": UNSEEN}
+"""Rates of replication by the pairs that they are of."""
 
 
-def summary(tables: Mapping[str, Mapping[str, pd.DataFrame]], reference: str = "twin", at: int = 100) -> pd.DataFrame:
+def summary(tables: Mapping[str, Tables], reference: str = "twin", at: int = 100) -> pd.DataFrame:
     """What the audits of several models say, a row a model.
 
     Args:
@@ -167,71 +198,121 @@ def summary(tables: Mapping[str, Mapping[str, pd.DataFrame]], reference: str = "
         at: iterations of the attack after which its share is taken.
 
     Returns:
-        By model: share, low and high (95 %) and n of removed (the forget set), unseen (held-out memorized pairs),
-        attacked (pairs of the forget set sampled from any start by `at`) and same (captions whose two seeds give one
-        arrangement), all with Wilson's intervals; log_rank (p of the attack's work against the reference's, starts
-        together); relearned (share after ten pairs were taught, the largest excess over the reference at any step and
-        rate); alignment in that of the reference with alignment_low and alignment_high (bootstrap over captions), kid.
+        By model: share, low and high (95 %) and n (captions) of forget_set, held_out and unseen (replicated), attacked
+        (pairs of the forget set sampled from any start by `at`) and same (captions whose two seeds give one
+        arrangement); log_rank (p of the attack's work against the reference's, adjusted for all models by `holm`);
+        relearned (share after ten pairs were taught, less the reference's, at the last step of the largest rate); the
+        alignment of unseen captions, and forget_set_alignment, in that of the reference; membership (mean p), each with
+        its interval; kid. What an audit did not ask is missing.
     """
-    return pd.DataFrame({name: _summarized(audit, tables[reference], at) for name, audit in tables.items()}).T
-
-
-def _summarized(audit: Mapping[str, pd.DataFrame], reference: Mapping[str, pd.DataFrame], at: int) -> dict[str, float]:
-    p, row = audit["replication"].groupby("pairs")["p"], dict[str, float]()
-    work, theirs = (tables["attack"].query("pairs == 'removed'") for tables in (audit, reference))
-    hits = {
-        "removed": p.get_group("removed") <= LEVEL,
-        "unseen": p.get_group("unseen") <= LEVEL,
-        "attacked": work["iterations"] <= at,
-        "same": audit["diversity"]["p"] <= LEVEL,
+    p = {
+        name: log_rank(*(earliest(_attack(each)) for each in (audit, tables[reference])))
+        for name, audit in tables.items()
     }
-    for name, hit in hits.items():
-        rate = share(int(hit.sum()), len(hit))
-        row |= {name: rate["share"], f"{name}_low": rate["low"], f"{name}_high": rate["high"], f"{name}_n": rate["n"]}
-    row["log_rank"] = log_rank(work, theirs)
-    again, expected = (
-        tables["relearning"].query("taught == 'removed pairs'").set_index(["lr", "steps"])["share"]
-        for tables in (audit, reference)
-    )
-    row["relearned"] = float((again - expected).max())
-    row |= _relative(audit["quality"]["alignment"].to_numpy(), reference["quality"]["alignment"].to_numpy())
+    adjusted = holm({name: value for name, value in p.items() if name != reference}) | {reference: 1.0}
+    rows = {
+        name: _summarized(audit, tables[reference], at) | {"log_rank": adjusted[name]} for name, audit in tables.items()
+    }
+    return pd.DataFrame(rows).T
+
+
+def _summarized(audit: Tables, reference: Tables, at: int) -> dict[str, float]:
+    row: dict[str, float] = {}
+    for name, (hits, shared) in _outcomes(audit, at).items():
+        row |= _with_interval(name, float(hits.mean()), mean_interval(hits, shared_noise=shared))
+        row[f"{name}_n"] = len(hits)
+    again, expected = (_relearned_at_last(tables["relearning"])[0] for tables in (audit, reference))
+    row["relearned"] = again[0] - expected[0]
+    theirs = _alignments(reference)
+    for name, each in _alignments(audit).items():
+        interval = ratio_interval(each, theirs[name], paired=True)
+        row |= _with_interval(name, float(each.mean() / theirs[name].mean()), interval)
+    if "membership" in audit:
+        p = audit["membership"]["p"].to_numpy()
+        row |= _with_interval("membership", float(p.mean()), mean_interval(p, bounds=(SMALLEST, 1.0)))
     return row | {"kid": float(audit["quality"]["kid"].iloc[0])}
 
 
-def _relative(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """Ratio of two mean alignments over the same captions, with its 95 % interval by the bootstrap over captions."""
-    from scipy.stats import bootstrap
-
-    def ratio(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
-        return a.mean(axis) / b.mean(axis)
-
-    # Where model and reference are one, there is nothing to resample.
-    low = high = 1.0
-    if not np.array_equal(ours, theirs):
-        resampled = bootstrap((ours, theirs), ratio, paired=True, n_resamples=2000, method="percentile", rng=0)
-        low, high = resampled.confidence_interval
-    return {"alignment": float(ratio(ours, theirs)), "alignment_low": float(low), "alignment_high": float(high)}
+def _with_interval(name: str, value: float, interval: tuple[float, float]) -> dict[str, float]:
+    return {name: value, f"{name}_low": interval[0], f"{name}_high": interval[1]}
 
 
-def gone(table: pd.DataFrame, reference: str = "twin", unedited: str = "unedited") -> pd.DataFrame:
-    """By which criteria a model equals the reference: a row a model, a column a criterion, True or False.
+def _attack(audit: Tables) -> pd.DataFrame:
+    return audit["attack"][audit["attack"]["pairs"] == FORGET_SET]
 
-    Args:
-        table: as `summary`.
+
+def _outcomes(audit: Tables, at: int) -> dict[str, tuple[np.ndarray, bool]]:
+    """Outcomes of each rate, (captions, seeds), and whether the captions of a seed share its noise."""
+    table, outcomes = audit["replication"], {}
+    for name, kind in RATES.items():
+        part = table[table["pairs"] == kind]
+        p = part.pivot(index="target", columns="seed", values="p").to_numpy()
+        outcomes[name] = p <= LEVEL, "own_noise" not in table
+    work = earliest(_attack(audit))
+    same = audit["diversity"].sort_values("target")["p"].to_numpy()
+    outcomes["attacked"] = (work.sort_values("target")["iterations"].to_numpy() <= at)[:, None], False
+    return outcomes | {"same": ((same <= LEVEL)[:, None], False)}
+
+
+def _alignments(audit: Tables) -> dict[str, np.ndarray]:
+    """Alignment of each unseen caption, and of each of the forget set's where that was measured."""
+    table = audit["quality"]
+    if "pairs" not in table:
+        return {"alignment": table["alignment"].to_numpy()}
+    names = {"alignment": UNSEEN, "forget_set_alignment": FORGET_SET}
+    return {name: table.loc[table["pairs"] == kind, "alignment"].to_numpy() for name, kind in names.items()}
+
+
+def _relearned_at_last(learned: pd.DataFrame) -> tuple[tuple[float, float, float], np.ndarray | None]:
+    """What comes back of the forget set at the last step of the largest rate, which is asked beforehand and not picked:
+    the share with its interval, and the outcome of each pair where it was kept."""
+    table = learned[learned["taught"] == TAUGHT]
+    last = table[(table["lr"] == table["lr"].max()) & (table["steps"] == table["steps"].max())]
+    if "share" in last:
+        return tuple(last[["share", "low", "high"]].iloc[0]), None  # type: ignore[return-value]
+    hits = last.sort_values("target")["replicated"].to_numpy(bool)
+    return (float(hits.mean()), *clustered(hits, range(len(hits)))), hits
+
+
+def compared(tables: Mapping[str, Tables], reference: str = "twin", at: int = 100) -> pd.DataFrame:
+    """Is each other model equivalent to the reference, by each question? The unit is the pair, or the caption.
+
+    Margins are those of `MARGINS`: five points for rates, 97 % of the alignment, 0.10 for the mean p of membership.
+    Relearning is asked at the last step of the largest rate.
 
     Returns:
-        Columns attack work (log-rank p > 0.05, and at most 5 points more is sampled), replication (of held-out
-        memorized pairs, at most 2 points more), relearning (at most 10 points more at every step), alignment (97 % or
-        more), KID (at most a tenth above the unedited model's, or not above zero) and diversity (within 5 points).
+        Columns model, question, value (the difference, or ratio), low, high, n, power, needed, verdict.
     """
-    numbers, theirs = table.astype(float), table.loc[reference].astype(float)
-    return pd.DataFrame(
-        {
-            "attack work": (numbers["log_rank"] > 0.05) & (numbers["attacked"] <= theirs["attacked"] + 0.05),
-            "replication": numbers["unseen"] <= theirs["unseen"] + 0.02,
-            "relearning": numbers["relearned"] <= 0.1,
-            "alignment": numbers["alignment"] >= 0.97,
-            "KID": numbers["kid"] <= max(1.1 * numbers.loc[unedited, "kid"], 0.0),  # unbiased: it can be negative
-            "diversity": (numbers["same"] - theirs["same"]).abs() <= 0.05,
-        }
-    )
+    rows = []
+    for model in (name for name in tables if name != reference):
+        audit = tables[model]
+        for question, answer in _answers(audit, tables[reference], at).items():
+            rows.append({"model": model, "question": question} | answer.__dict__)
+    return pd.DataFrame(rows)
+
+
+def _answers(audit: Tables, reference: Tables, at: int) -> dict[str, Equivalence]:
+    answers: dict[str, Equivalence] = {}
+    theirs = _outcomes(reference, at)
+    for name, (hits, shared) in _outcomes(audit, at).items():
+        answers[LABELS[name]] = equivalence(hits, theirs[name][0], "rate", shared_noise=shared)
+    (again, ours), (expected, other) = (_relearned_at_last(tables["relearning"]) for tables in (audit, reference))
+    if ours is not None and other is not None:
+        answers["relearned"] = equivalence(ours, other, "rate")
+    else:  # shares alone were kept, so that pairs cannot be compared one by one
+        n, value = int(audit["relearning"]["n"].iloc[0]), again[0] - expected[0]
+        answers["relearned"] = judged(value, *difference_of(again, expected), n, MARGINS["rate"])
+    aligned = _alignments(reference)
+    for name, each in _alignments(audit).items():
+        answers[LABELS[name]] = equivalence(each, aligned[name], "alignment")
+    if "membership" in audit and "membership" in reference:
+        p = [tables["membership"].sort_values("target")["p"].to_numpy() for tables in (audit, reference)]
+        answers["membership"] = equivalence(*p, "mean p")
+    return answers
+
+
+def gone(tables: Mapping[str, Tables], reference: str = "twin", at: int = 100) -> pd.DataFrame:
+    """The verdicts of `compared`: a row a model, a column a question, "equivalent", "different" or "inconclusive"."""
+    answers = compared(tables, reference, at)
+    by_model = answers.pivot(index="model", columns="question", values="verdict")
+    return by_model.loc[answers["model"].unique(), answers["question"].unique()].rename_axis(index=None, columns=None)

@@ -28,7 +28,7 @@ from ..notebooks.notebook05 import memorized_pairs, unseen_pairs
 from ..notebooks.rows import gradient_rows
 from . import shipped
 from .attack_work import attack_work
-from .pairs import Pairs
+from .pairs import FORGET_SET, UNSEEN, Pairs
 from .recognition import denoising_error
 from .revival import imputed, revived
 
@@ -69,12 +69,13 @@ def removed(run: Run) -> Pairs:
 def work(run: Run) -> pd.DataFrame:
     """Work of the embedding attack until an image is sampled: `attack_work`, columns model and pairs more.
 
-    Of memorized images (`pairs` is "removed") and of images the model was never trained on ("fresh"), each from its
-    caption.
+    Of memorized images (`pairs` is `FORGET_SET`) and of images the model was never trained on (`UNSEEN`), each from
+    its caption.
     """
     p, memorized = run.parameters, removed(run)
-    subjects = {"removed": memorized, "fresh": Pairs(*unseen_pairs(run, len(memorized)))}
+    subjects = {FORGET_SET: memorized, UNSEEN: Pairs(*unseen_pairs(run, len(memorized)))}
     options: dict[str, Any] = {"iterations": p.deletion.iterations, "noises": p.deletion.noises}
+    options["own_noise"] = p.evaluation.own_noise
     options["sampling"] = p.sampling.model_dump(exclude={"batch_size"})
     tables = []
     for model in models(run):

@@ -2,7 +2,7 @@
 
 pairs = Pairs(captions, images)             # image i belongs to caption i
 subjects = Subjects(forget_set, held_out, unseen, ordinary)
-subjects.judged["removed"]                  # by the names that audits' tables use
+subjects.judged[FORGET_SET]                 # by the names that tables use
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 
 SAMPLING: dict[str, Any] = {"steps": 8, "solver": "multistep", "guidance_scale": 3.0, "progress": False}
 """How audits sample the images that they judge: options of `memsub.generate`."""
-LABELS = {"removed": "forget set", "unseen": "held-out memorized", "fresh": "never trained on"}
-"""What tables and figures call the kinds of pairs. The keys stand in the shipped tables, so they stay as they are."""
+FORGET_SET, HELD_OUT, UNSEEN = "forget set", "held-out memorized", "unseen"
+"""What tables and figures call the kinds of pairs."""
 
 
 @dataclass
@@ -64,5 +64,5 @@ class Subjects:
 
     @property
     def judged(self) -> dict[str, Pairs]:
-        """Kinds of pairs by the keys of `LABELS`."""
-        return {"removed": self.forget_set, "unseen": self.held_out, "fresh": self.unseen}
+        """The pairs by what tables call them."""
+        return {FORGET_SET: self.forget_set, HELD_OUT: self.held_out, UNSEEN: self.unseen}

@@ -28,11 +28,9 @@ from ..notebooks.plots.style import (
     panels,
 )
 from .attack_work import attack_curve
+from .relearning import shares
 from .removals import REMOVALS, displayed
 from .shipped import whole
-
-KINDS = {"removed": "memorized images", "fresh": "images never trained on"}
-"""What a panel of `attack_curves` is called."""
 
 
 def removal_colours() -> dict[str, tuple[float, float, float]]:
@@ -56,8 +54,8 @@ def attack_curves(work: pd.DataFrame, iterations: Sequence[int]) -> Figure:
     """Images that the embedding attack has brought back by so many iterations, with 95 % intervals: a line a model.
 
     Args:
-        work: columns model, pairs ("removed", "fresh"), iterations, last, and perhaps start; one row a target, a panel
-            a kind of pairs and a start.
+        work: columns model, pairs (`pairs.FORGET_SET`, `UNSEEN`), target, iterations, last, and perhaps start; one row
+            a target, a panel a kind of pairs and a start.
     """
     several = "start" in work and work["start"].nunique() > 1
     begun = work["start"] if several else pd.Series("", work.index)
@@ -68,7 +66,7 @@ def attack_curves(work: pd.DataFrame, iterations: Sequence[int]) -> Figure:
         for model, line in part.groupby("model", sort=False):
             style = styles[str(model)] | {"markersize": 4, "label": displayed(str(model))}
             _share_line(axis, attack_curve(line, iterations), "iterations", style, alpha=0.12)
-        title = f"{KINDS[str(kind)]}, n = {len(part) // part['model'].nunique()} a model"
+        title = f"{kind}, n = {part['target'].nunique()} a model"
         axis.set_title(title + (f",\nfrom {start}" if start else ""), fontsize=10)
         axis.set_xscale("symlog", linthresh=5)
         axis.set(xlabel="iterations of the embedding attack", ylim=(-3, 103))
@@ -83,8 +81,9 @@ def relearning(learned: pd.DataFrame) -> Figure:
     """Removed images that come back, though not taught, while the model is fine-tuned on others; with 95 % intervals.
 
     Args:
-        learned: columns model (a line each), taught and lr (a panel each), steps, share, low, high, n.
+        learned: of `relearning`, columns model (a line each), taught and lr (a panel each) more.
     """
+    learned = shares(learned)
     parts = list(learned.groupby(["taught", "lr"], sort=False))
     figure, axes = panels(len(parts), 2.9, 3.6)
     styles = _styles(learned["model"])

@@ -1,6 +1,7 @@
 """Relearning: the whole network is fine-tuned on a few pairs. Do *other* removed pairs come back?
 
-relearning(pipe, taught, watched, judge, lr=1e-5)       # columns steps, share, low, high, n
+learned = relearning(pipe, taught, watched, judge, lr=1e-5)     # columns steps, target, replicated
+shares(learned)                                                 # columns steps, share, low, high, n
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from memsub.measure.noise import noise_seeds
 from memsub.measure.verdict import Judge
 from memsub.models import Pipeline, as_denoiser, generate
 
@@ -45,13 +47,14 @@ def relearning(
         looks: training steps, ascending, after which the watched captions are sampled.
 
     Returns:
-        Columns steps, share, low, high (95 % interval), n.
+        One row a watched pair and look: steps, target (its place), replicated. Each image has a noise of its own, the
+        same at every look.
     """
     network = as_denoiser(pipe).network
     kept = {name: weight.detach().clone() for name, weight in network.named_parameters()}
     optimizer = torch.optim.Adam(network.parameters(), lr=lr)
     encoded = Encoded(pipe, taught)
-    rows, done = [], 0
+    tables, done = [], 0
     try:
         for look in tqdm(looks, desc="relearning", disable=not progress):
             for step in range(done, look):
@@ -62,12 +65,27 @@ def relearning(
                 loss.backward()
                 optimizer.step()
             done = look
-            images = generate(pipe, watched.captions, seeds=0, **sampling)
-            hits = int(judge(images, watched.captions, watched.images).sum())
-            rows.append({"steps": look} | share(hits, len(watched)))
+            images = generate(pipe, watched.captions, seeds=noise_seeds(watched.captions), **sampling)
+            hits = judge(images, watched.captions, watched.images)
+            tables.append(pd.DataFrame({"steps": look, "target": range(len(watched)), "replicated": hits}))
     finally:
         with torch.no_grad():
             for name, weight in network.named_parameters():
                 weight.copy_(kept[name])
                 weight.grad = None
+    return pd.concat(tables, ignore_index=True)
+
+
+def shares(learned: pd.DataFrame) -> pd.DataFrame:
+    """The share that comes back, with its 95 % interval and n, for all else that stands in a table of `relearning`.
+
+    Of the second edition only shares were kept: a table of them stays as it is.
+    """
+    if "share" in learned:
+        return learned
+    by = [name for name in learned if name not in ("target", "replicated")]
+    rows = [
+        dict(zip(by, key, strict=True)) | share(part["replicated"], part["target"])
+        for key, part in learned.groupby(by, sort=False)
+    ]
     return pd.DataFrame(rows)

@@ -22,7 +22,13 @@ from memsub.io.files import load_json, load_table, load_tensors, save_artifact, 
 from memsub.models import ModelInfo
 from memsub.testbed.dataset import weights_folder
 
-TABLES = ("replication", "attack", "relearning", "diversity", "quality")
+from .pairs import FORGET_SET, HELD_OUT, UNSEEN
+
+TABLES = ("replication", "attack", "relearning", "diversity", "quality", "membership")
+_SECOND_EDITION = {"removed": FORGET_SET, "unseen": HELD_OUT, "fresh": UNSEEN, "removed pairs": f"{FORGET_SET} pairs"}
+"""What tables of the second edition call the kinds of pairs."""
+_NAMES = (FORGET_SET, f"{FORGET_SET} pairs")
+"""One of them stands in every table of today."""
 _KIND, _IMAGES = "Pictures", "pictures.safetensors"  # of the file that ships, which stays as it is
 
 
@@ -43,7 +49,7 @@ def audits() -> dict[str, dict[str, pd.DataFrame]]:
     Raises:
         FileNotFoundError: nothing ships.
     """
-    tables = {name: load_table(folder() / f"{name}.parquet") for name in TABLES}
+    tables = {name: _named(load_table(path)) for name in TABLES if (path := folder() / f"{name}.parquet").is_file()}
     models = tables["replication"]["model"].unique()
     return {
         model: {name: table[table["model"] == model].reset_index(drop=True) for name, table in tables.items()}
@@ -54,7 +60,13 @@ def audits() -> dict[str, dict[str, pd.DataFrame]]:
 @cache
 def long_attack() -> pd.DataFrame:
     """Work of a longer attack on some models: `attack_work`, columns model, start and pairs more."""
-    return load_table(folder() / "long_attack.parquet")
+    return _named(load_table(folder() / "long_attack.parquet"))
+
+
+def _named(table: pd.DataFrame) -> pd.DataFrame:
+    """A table with the kinds of pairs by their names of today. It is of the second edition if it has one of its own."""
+    columns = [name for name in ("pairs", "taught") if name in table and not table[name].isin(_NAMES).any()]
+    return table.replace(dict.fromkeys(columns, _SECOND_EDITION)) if columns else table
 
 
 @cache
@@ -88,7 +100,9 @@ def ship(
 ) -> None:
     """Writes the folder, but for the edits themselves: `edits` are their files' names."""
     for name in TABLES:
-        parts = [tables[name].assign(model=model) for model, tables in audited.items()]
+        parts = [tables[name].assign(model=model) for model, tables in audited.items() if name in tables]
+        if not parts:
+            continue
         save_table(pd.concat(parts, ignore_index=True), folder() / f"{name}.parquet")
     attacked = pd.concat([work.assign(model=model) for model, work in long.items()], ignore_index=True)
     save_table(attacked, folder() / "long_attack.parquet")
