@@ -121,7 +121,8 @@ def membership(rows: list[dict[str, Any]]) -> str:
     lines = [
         f"| {displayed(r['model'])} | {r['caption']} | {r['n']} "
         f"| {r['mean']:.3f} ({r['low']:.3f} to {r['high']:.3f}) | "
-        f"{100 * r['least']:.0f} ({100 * r['least_low']:.0f} to {100 * r['least_high']:.0f}) | {r.get('holm', r['ks']):.2g} | "
+        f"{100 * r['least']:.0f} ({100 * r['least_low']:.0f} to {100 * r['least_high']:.0f}) | "
+        f"{r.get('holm', r['ks']):.2g} | "
         + (
             ""
             if r["against_twin"] is None

@@ -25,6 +25,7 @@ from memsub.measure.evaluation import score
 from memsub.measure.exact import LEVEL, uniformity
 from memsub.measure.intervals import clustered
 from memsub.measure.metrics import Metrics, load_metrics
+from memsub.measure.noise import noise_seeds
 from memsub.measure.verdict import exact_in
 from memsub.models import generate, load_pipeline
 from memsub.prompts import Prompts, load_prompts
@@ -64,7 +65,7 @@ class Report:
 
     def figures(self) -> Iterator[dict]:
         """Each: figure, aim, measured (text), value, low, high, n, reached (None where nothing is aimed at)."""
-        self.sampled = self.sample(self.held["prompt"], seeds=range(len(self.held)))
+        self.sampled = self.sample(self.held["prompt"], seeds=noise_seeds(self.held["prompt"]))
         captions = self.held["prompt"].tolist()
         yield self._calibration("never-trained pairs", self.sampled, captions, self.real)
         if self.twin is not None:
@@ -146,8 +147,7 @@ class Report:
         references = np.concatenate([self.prompts.images(kind) for kind in kinds])[distinct]
         step = max(1, round(1 / self.share))  # of a sample, of every kind alike
         captions, references = captions[::step], references[::step]
-        n = len(captions)
-        first, *others = (generate(self.twin, captions, seeds=range(k * n, k * n + n), **SAMPLING) for k in range(4))
+        first, *others = (generate(self.twin, captions, seeds=noise_seeds(captions, k), **SAMPLING) for k in range(4))
         yield self._calibration("the twin with the memorized captions", first, captions, references)
         p_values = [exact_p(images, captions, references) for images in others]
         row = _rate(
@@ -197,7 +197,8 @@ class Report:
             wanted = ICONS[len(contents) % len(ICONS)]
             if content.items[0][0] == wanted and len({icon for icon, _ in content.items}) == items:
                 contents.append(content)
-        images = self.sample([caption(c) for c in contents], seeds=range(len(contents)))
+        captions = [caption(c) for c in contents]
+        images = self.sample(captions, seeds=noise_seeds(captions, range(len(captions))))  # contents may repeat
         named = self.metrics.prompt.image_features(images)[:, : CHOICES[0]].reshape(-1, len(ICONS), len(COLOURS)).max(2)
         first = np.argsort(-named, axis=1)[:, :items]
         asked = [sorted(ICONS.index(icon) for icon, _ in content.items) for content in contents]
