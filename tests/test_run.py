@@ -26,7 +26,7 @@ THIRD = Group.subset("memorized", 3, 1)
 def again(run: Run) -> Run:
     """Another run in the same folder."""
     other = Run(run.parameters)
-    other.pipe, other.twin_pipe, other.metrics = run.pipe, run.twin_pipe, run.metrics
+    other.pipe, other.control_pipes, other.metrics = run.pipe, run.control_pipes, run.metrics
     other.data.prompts = run.data.prompts
     return other
 
