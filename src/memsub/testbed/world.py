@@ -43,7 +43,7 @@ class Testbed:
         return dataset.training_images()
 
     def matched(self, rows: pd.DataFrame) -> pd.Series:
-        """Two icons and a tail, as verbatim captions have them: rows that are marked so, or all that are so by chance."""
+        """Rows with two icons and a tail, as verbatim captions have them: those marked so, or all that happen to be."""
         alike = rows["group"] == "matched"
         return alike if alike.any() else rows["prompt"].map(lambda text: ", " in text and len(parse(text).items) == 2)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from memsub.activations import ActivationStats
-from memsub.neurons import locate, row_budget
+from memsub.neurons import WeightMasks, locate, row_budget
 from memsub_extra.run.grid import KINDS, Grid
 from memsub_extra.run.run import Run
 from memsub_extra.run.specs import Group
+from memsub_extra.run.specs import Kind as PromptKind
 
 from . import notebook01
 from .listing import Notebook
@@ -16,35 +19,37 @@ from .subsets import Measured
 
 
 def all_steps(run: Run) -> ActivationStats:
-    """Statistics of a few subsets at all steps; of those of the grid where it was captured at all."""
+    """Statistics of a few subsets at all steps; those of the grid where it was captured at all."""
     return run.grid.all_steps.statistics
 
 
-def density(grid: Grid, sparsity: float | None = None, steps: int | None = None) -> dict[str, Measured]:
-    """Share of the weights (%) that every smallest subset marks, by kind of prompts; arguments as of `Grid.masks`."""
-    units = [(i,) for i in range(grid.subsets)]
-    groups = {kind: [Group.subset(kind, grid.sizes[0], i) for i in range(grid.subsets)] for kind in KINDS}
-    marked = {kind: [100 * grid.masks(group, sparsity, steps).density() for group in groups[kind]] for kind in KINDS}
-    return {kind: Measured(np.stack([d.numpy() for d in of]).astype(float), units) for kind, of in marked.items()}
+def density(masks: Mapping[PromptKind, Sequence[WeightMasks]]) -> dict[str, Measured]:
+    """Share of the weights (%) that each subset marks, by kind of prompts, of masks as of `Grid.smallest`."""
+    return {kind: _shares(of) for kind, of in masks.items()}
 
 
-def larger(grid: Grid, steps: int) -> dict[str, Measured]:
-    """Of the largest weights of a row for one side, the share (%) that is larger than for the other, at the first steps.
-
-    "memorized" and "ordinary": largest for a subset, as the rule asks. "memorized, exchanged" and "ordinary,
-    exchanged": largest for the empty prompt, and larger than for the subset. Of exchangeable sides both are equal.
+def exchanged(grid: Grid, steps: int) -> dict[str, Measured]:
+    """As `density` at the first steps, with the sides of the rule exchanged: weights that are among the largest of
+    their row for the empty prompt, and larger for it than for a subset.
     """
-    sparsity, null = grid.run.parameters.mask_sparsity, grid.null().only(steps=steps)
-    units = [(i,) for i in range(grid.subsets)]
-    shares: dict[str, Measured] = {}
+    null, sparsity = grid.null().only(steps=steps), grid.run.parameters.mask_sparsity
+    shares = {}
     for kind in KINDS:
-        sets = [grid.statistics.only(str(Group.subset(kind, grid.sizes[0], i)), steps) for (i,) in units]
-        for name, pairs in ((kind, [(s, null) for s in sets]), (f"{kind}, exchanged", [(null, s) for s in sets])):
-            masks = [locate(grid.pipe, ours, theirs, sparsity) for ours, theirs in pairs]
-            allowed = [row_budget(sparsity, layer.shape[1]) / layer.shape[1] for layer in masks[0].layers.values()]
-            values = np.stack([100 * m.density().numpy().astype(float) / allowed for m in masks])
-            shares[name] = Measured(values, units)
+        names = [str(Group.subset(kind, grid.sizes[0], i)) for i in range(grid.subsets)]
+        shares[kind] = _shares([locate(grid.pipe, null, grid.statistics.only(n, steps), sparsity) for n in names])
     return shares
+
+
+def of_largest(densities: Mapping[str, Measured], masks: WeightMasks) -> dict[str, Measured]:
+    """Densities as shares (%) of the weights that the sparsity of masks lets a row mark."""
+    sparsity, widths = masks.provenance["sparsity"], [layer.shape[1] for layer in masks.layers.values()]
+    allowed = np.array([row_budget(sparsity, f) / f for f in widths])
+    return {kind: Measured(m.values / allowed, m.of) for kind, m in densities.items()}
+
+
+def _shares(masks: Sequence[WeightMasks]) -> Measured:
+    values = np.stack([100 * each.density().numpy().astype(float) for each in masks])
+    return Measured(values, [(i,) for i in range(len(masks))])
 
 
 NOTEBOOK = Notebook("02_memorized_neurons", experiments={"capture at all steps": all_steps}, needs=(notebook01.NAME,))

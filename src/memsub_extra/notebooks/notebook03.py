@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 
 import numpy as np
@@ -10,7 +11,7 @@ from memsub.controls import random_masks
 from memsub.neurons import WeightMasks
 from memsub.overlap import pairwise_iou
 from memsub.prompts import disjoint_pairs
-from memsub_extra.run.grid import KINDS, Grid
+from memsub_extra.run.grid import Grid
 from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run
 from memsub_extra.run.specs import Group
@@ -22,17 +23,11 @@ from .listing import Notebook
 from .subsets import Measured
 
 OVERLAP = Kind("overlap", version=2)
-OVERLAPS = Kind("overlaps")
 PAPER = 0.01
 """The paper's sparsity."""
 RANDOM_SETS = 3
 """Whose overlap is what chance gives; it hardly varies."""
-PAIRS = {
-    "memorized – memorized": "memorized",
-    "ordinary – ordinary": "ordinary",
-    "memorized – ordinary": "across",
-}
-"""What is compared with what, and its name in the store."""
+Masks = Mapping[PromptKind, Sequence[WeightMasks]]
 
 
 def again(run: Run) -> list[Grid]:
@@ -51,55 +46,49 @@ def sparsities(p: Parameters) -> dict[str, float]:
 
 def overlap(grid: Grid, kind: PromptKind, size: int) -> Measured:
     """IoU of the masks of every two subsets of a size that share no prompt, at every step."""
-    pairs = _disjoint(grid, size)
+    members = grid.run.data.members(size)
+    pairs = disjoint_pairs(members)
 
     def make() -> dict[str, np.ndarray]:
-        return {"iou": pairwise_iou(_masks(grid, kind, size), pairs=pairs).numpy()}
+        masks = [grid.masks(Group.subset(kind, size, i)) for i in range(len(members))]
+        return {"iou": pairwise_iou(masks, pairs=pairs).numpy()}
 
     return Measured(grid.run.store.arrays(OVERLAP, make, kind=kind, **_content(grid, size))["iou"], pairs)
 
 
-def overlaps(grid: Grid, sparsity: float | None = None, steps: int | None = None) -> dict[str, Measured]:
-    """IoU of every two smallest subsets, by what is compared (`PAIRS`); other arguments as of `Grid.masks`."""
-    size, every = grid.sizes[0], list(product(range(grid.subsets), repeat=2))
-    pairs = {name: every if name == "across" else _disjoint(grid, size) for name in PAIRS.values()}
+def overlaps(masks: Masks, pairs: Sequence[tuple[int, int]]) -> dict[str, Measured]:
+    """IoU of every two subsets, at every step, by what is compared with what.
 
-    def make() -> dict[str, np.ndarray]:
-        memorized, ordinary = (_masks(grid, kind, size, sparsity, steps) for kind in KINDS)
-        sides = {"memorized": (memorized, memorized), "ordinary": (ordinary, ordinary), "across": (memorized, ordinary)}
-        return {name: pairwise_iou(*sets, pairs=pairs[name]).numpy() for name, sets in sides.items()}
+    Args:
+        masks: as of `Grid.smallest`.
+        pairs: subsets of one kind that share no prompt; those of which there are no masks are passed over.
+    """
+    memorized, ordinary = masks["memorized"], masks["ordinary"]
+    alike = [pair for pair in pairs if max(pair) < len(memorized)]
+    crossed = list(product(range(len(memorized)), repeat=2))
+    sides = {
+        "memorized – memorized": (memorized, memorized, alike),
+        "ordinary – ordinary": (ordinary, ordinary, alike),
+        "memorized – ordinary": (memorized, ordinary, crossed),
+    }
+    return {name: Measured(pairwise_iou(*of).numpy(), of[2]) for name, of in sides.items()}
 
-    made = grid.run.store.arrays(OVERLAPS, make, steps=steps, **_content(grid, size, sparsity))
-    return {title: Measured(made[name], pairs[name]) for title, name in PAIRS.items()}
 
-
-def random_overlap(grid: Grid, sparsity: float | None = None, steps: int | None = None) -> Measured:
-    """The same of random masks, with as many weights in each row at each step as those of memorized subsets."""
-    masks = [grid.masks(Group.subset("memorized", grid.sizes[0], i), sparsity, steps) for i in range(RANDOM_SETS)]
-    random = [random_masks(each, seed) for seed, each in enumerate(masks)]
+def random_overlap(masks: Sequence[WeightMasks]) -> Measured:
+    """IoU of random masks, with as many weights in each row at each step as some of these have."""
+    random = [random_masks(each, seed) for seed, each in enumerate(masks[:RANDOM_SETS])]
     return Measured(pairwise_iou(random).numpy(), list(combinations(range(RANDOM_SETS), 2)))
 
 
-def between_captures(grid: Grid, other: Grid, steps: int) -> dict[str, Measured]:
-    """IoU of each smallest subset with itself, captured in two ways, at the first steps, by kind of prompts."""
-    pairs = [(i, i) for i in range(min(grid.subsets, other.subsets))]
-    sides = {kind: [_masks(each, kind, grid.sizes[0], steps=steps) for each in (grid, other)] for kind in KINDS}
-    return {kind: Measured(pairwise_iou(*sets, pairs=pairs).numpy(), pairs) for kind, sets in sides.items()}
+def with_itself(masks: Masks, others: Masks) -> dict[str, Measured]:
+    """IoU of each subset with itself, captured in two ways, by kind of prompts."""
+    pairs = {kind: [(i, i) for i in range(min(len(masks[kind]), len(others[kind])))] for kind in masks}
+    return {kind: Measured(pairwise_iou(masks[kind], others[kind], same).numpy(), same) for kind, same in pairs.items()}
 
 
-def _masks(
-    grid: Grid, kind: PromptKind, size: int, sparsity: float | None = None, steps: int | None = None
-) -> list[WeightMasks]:
-    return [grid.masks(Group.subset(kind, size, i), sparsity, steps) for i in range(grid.subsets)]
-
-
-def _disjoint(grid: Grid, size: int) -> list[tuple[int, int]]:
-    return disjoint_pairs(grid.run.data.members(size)[: grid.subsets])
-
-
-def _content(grid: Grid, size: int, sparsity: float | None = None) -> dict[str, object]:
+def _content(grid: Grid, size: int) -> dict[str, object]:
     """What the masks of a size's subsets are a function of."""
-    statistics, sparsity = grid.statistics, sparsity or grid.run.parameters.mask_sparsity
+    statistics, sparsity = grid.statistics, grid.run.parameters.mask_sparsity
     made = {"members": grid.run.data.members(size), "sparsity": sparsity, "provenance": statistics.provenance}
     return made | {"stats": statistics.prompts, "null": grid.null().prompts}
 

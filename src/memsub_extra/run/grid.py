@@ -3,6 +3,7 @@
 grid = run.grid
 grid.statistics                                 # of every subset of every size, captured once
 grid.masks(Group.subset("memorized", 10, 0))    # at the sparsity of masks that are shown, at every step
+grid.smallest()                                 # of every subset of the smallest size, by kind of prompts
 grid.located(spec)                              # at the first steps, by a spec
 grid.edit(spec)                                 # ... united: the edit
 grid.of(run.twin)                               # the same prompts in another model
@@ -144,6 +145,11 @@ class Grid:
         """
         sparsity, ours = sparsity or self.run.parameters.mask_sparsity, self.statistics.only(str(group), steps)
         return locate(self.pipe, ours, self.null().only(steps=steps), sparsity)
+
+    def smallest(self, sparsity: float | None = None, steps: int | None = None) -> dict[PromptKind, list[WeightMasks]]:
+        """The masks of every subset of the smallest size by kind of prompts; arguments as of `masks`."""
+        groups = {kind: [Group.subset(kind, self.sizes[0], i) for i in range(self.subsets)] for kind in KINDS}
+        return {kind: [self.masks(group, sparsity, steps) for group in of] for kind, of in groups.items()}
 
     def located(self, spec: EditSpec) -> WeightMasks:
         """Memorized weights by a spec, at its first steps."""
