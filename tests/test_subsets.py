@@ -72,5 +72,7 @@ def test_without_units_there_is_no_interval():
     assert between(*one.overall) == "1.000"
     pair = profile(Measured(np.ones((1, STEPS, LAYERS)), [(0, 1)]))
     assert np.isnan(pair.overall[1])
+    shared = profile(Measured(RNG.random((len(PAIRS), STEPS, LAYERS)), PAIRS, independent=False))
+    assert np.isfinite(shared.layers[0]).all() and np.isnan(shared.layers[1:]).all()
     whole = Measured(RNG.random((len(PAIRS), STEPS, LAYERS)), PAIRS)
     assert (whole.among(3).of, whole.among(3).subsets) == ([(0, 1), (0, 2), (1, 2)], 3)

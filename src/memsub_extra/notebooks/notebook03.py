@@ -53,7 +53,8 @@ def overlap(grid: Grid, kind: PromptKind, size: int) -> Measured:
         masks = [grid.masks(Group.subset(kind, size, i)) for i in range(len(members))]
         return {"iou": pairwise_iou(masks, pairs=pairs).numpy()}
 
-    return Measured(grid.run.store.arrays(OVERLAP, make, kind=kind, **_content(grid, size))["iou"], pairs)
+    iou = grid.run.store.arrays(OVERLAP, make, kind=kind, **_content(grid, size))["iou"]
+    return Measured(iou, pairs, independent=len(pairs) == len(members) * (len(members) - 1) / 2)
 
 
 def overlaps(masks: Masks, pairs: Sequence[tuple[int, int]]) -> dict[str, Measured]:

@@ -15,7 +15,7 @@ trainings of one recipe would differ by is in no interval.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -28,10 +28,12 @@ class Measured:
     Attributes:
         values: (n, steps, layers).
         of: n entries, the subsets that each value is of: (i,), or the pair (i, j).
+        independent: whether no two subsets share a prompt; else there is no interval.
     """
 
     values: np.ndarray
     of: Sequence[tuple[int, ...]]
+    independent: bool = True
 
     @property
     def subsets(self) -> int:
@@ -45,12 +47,12 @@ class Measured:
 
     def first(self, steps: int) -> Measured:
         """The same at the first steps."""
-        return Measured(self.values[:, :steps], self.of)
+        return replace(self, values=self.values[:, :steps])
 
     def among(self, subsets: int) -> Measured:
         """The same of the first so many subsets."""
         kept = [max(each) < subsets for each in self.of]
-        return Measured(self.values[kept], [each for each, keep in zip(self.of, kept, strict=True) if keep])
+        return replace(self, values=self.values[kept], of=[each for each in self.of if max(each) < subsets])
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def profile(*measured: Measured, by: Callable[..., np.ndarray] = lambda mean: me
         by: of their means, such as `np.subtract`; of two kinds of prompts, subset i of one is left out with i of the
             other.
     """
-    subsets = min(each.subsets for each in measured)
+    subsets = min(each.subsets for each in measured) if all(each.independent for each in measured) else 0
     means = [[each.mean(left_out) for each in measured] for left_out in (None, *range(subsets))]
     over: tuple[tuple[int, ...], ...] = ((0,), (1,), (0, 1))
     return Profile(*(_jackknife(np.stack([by(*(m.mean(axes) for m in row)) for row in means])) for axes in over))
