@@ -119,7 +119,7 @@ def subset_lines(kinds: Mapping[str, Measured], layers: Sequence[str], label: st
         for values in measured.values:
             left.plot(values.mean(0), color=tones[kind], alpha=0.6, linewidth=0.9)
             right.plot(values.mean(1), color=tones[kind], alpha=0.6, linewidth=0.9)
-    left.set(ylabel=label, ylim=(0, None))
+    left.set_ylabel(label)
     left.set_title("per layer, a line a subset", fontsize=10, loc="left")
     right.set_title("per step", fontsize=10, loc="left")
     right.set_xlabel("denoising step")
