@@ -187,17 +187,17 @@ def test_overlap_is_that_of_subsets_without_a_common_prompt_and_made_once(run, m
     overlaps = notebook03.overlaps(run.grid.smallest(), pairs)
     np.testing.assert_array_equal(overlaps["memorized – memorized"].values, expected)
     np.testing.assert_array_equal(overlaps["memorized – ordinary"].values, across)
-    assert overlaps["memorized – ordinary"].of[:2] == [(0, 0), (0, 1)]
+    assert overlaps["memorized – ordinary"].units[:2] == [(0, 0), (0, 1)]
     first = notebook03.overlap(run.grid, "memorized", 2)
     monkeypatch.setattr(notebook03, "pairwise_iou", None)
     for own in first, notebook03.overlap(run.grid, "memorized", 2):
         np.testing.assert_array_equal(own.values, expected)
-        assert own.of == pairs
+        assert own.units == pairs
 
 
 def test_other_models_and_other_captures_have_grids_of_their_own(run, other_micro):
     """Same captions, same noise: only the smallest subsets, at the steps that edits unite."""
-    control, again = run.grid.of(run.controls["twin"]), run.grid.again(seed=1)
+    control, again = run.grid.in_model(run.controls["twin"]), run.grid.again(seed=1)
     assert list(control.statistics.counts) == [f"{kind} 2/{i}" for kind in ("memorized", "ordinary") for i in range(3)]
     captions = [run.data.captions("memorized")[i] for i in run.data.members(2)[0]]
     alone = memsub.capture(other_micro, captions, steps=2, guidance_scale=3.0, progress=False)

@@ -49,15 +49,15 @@ def test_intervals_cover_the_truth():
 
 def test_what_memory_makes_is_taken_subset_by_subset():
     values = RNG.random((SUBSETS, STEPS, LAYERS))
-    of = {"model": {"density": singles(values + 0.1)}, "twin": {"density": singles(values)}}
-    found = differences(of, 3)
+    models = {"model": {"density": singles(values + 0.1)}, "twin": {"density": singles(values)}}
+    found = differences(models, 3)
     assert list(found) == ["model − twin"]
     assert found["model − twin"]["density"].steps.shape == (3, 3)
     np.testing.assert_allclose(found["model − twin"]["density"].overall, [0.1] * 3)
-    assert differences({"model": of["model"]}, 3) == {}
-    shown = table(profiles(of, 3) | found, ".1f")
+    assert differences({"model": models["model"]}, 3) == {}
+    shown = table(profiles(models, 3) | found, ".1f")
     assert shown.loc["density", "model − twin"] == "0.1 (0.1 to 0.1)"
-    assert list(by_name(profiles(of, 3))["density"]) == ["model", "twin"]
+    assert list(by_name(profiles(models, 3))["density"]) == ["model", "twin"]
 
 
 def test_a_ratio_of_means_leaves_a_subset_out_of_both():
@@ -75,4 +75,4 @@ def test_without_units_there_is_no_interval():
     shared = profile(Measured(RNG.random((len(PAIRS), STEPS, LAYERS)), PAIRS, independent=False))
     assert np.isfinite(shared.layers[0]).all() and np.isnan(shared.layers[1:]).all()
     whole = Measured(RNG.random((len(PAIRS), STEPS, LAYERS)), PAIRS)
-    assert (whole.among(3).of, whole.among(3).subsets) == ([(0, 1), (0, 2), (1, 2)], 3)
+    assert (whole.among(3).units, whole.among(3).subsets) == ([(0, 1), (0, 2), (1, 2)], 3)

@@ -25,7 +25,7 @@ def captured(run: Run) -> tuple[ActivationStats, ActivationStats]:
 
 def controls(run: Run) -> list[ActivationStats]:
     """The same of the smallest subsets in every control model, at the steps that edits unite."""
-    grids = [run.grid.of(model) for model in run.controls.values()]
+    grids = [run.grid.in_model(model) for model in run.controls.values()]
     return [stats for grid in grids for stats in (grid.statistics, grid.null())]
 
 
@@ -41,7 +41,7 @@ def by_subset(grid: Grid, measure: Callable[[Norms, Norms], torch.Tensor]) -> di
         for kind in KINDS
     }
     units = [(i,) for i in range(grid.subsets)]
-    return {kind: Measured(torch.stack(of).numpy().astype(float), units) for kind, of in values.items()}
+    return {kind: Measured(torch.stack(sets).numpy().astype(float), units) for kind, sets in values.items()}
 
 
 NAME = "01_activation_capture"

@@ -25,7 +25,7 @@ def all_steps(run: Run) -> ActivationStats:
 
 def density(masks: Mapping[PromptKind, Sequence[WeightMasks]]) -> dict[str, Measured]:
     """Share of the weights (%) that each subset marks, by kind of prompts, of masks as of `Grid.smallest`."""
-    return {kind: _shares(of) for kind, of in masks.items()}
+    return {kind: _shares(sets) for kind, sets in masks.items()}
 
 
 def exchanged(grid: Grid, steps: int) -> dict[str, Measured]:
@@ -44,7 +44,7 @@ def of_largest(densities: Mapping[str, Measured], masks: WeightMasks) -> dict[st
     """Densities as shares (%) of the weights that the sparsity of masks lets a row mark."""
     sparsity, widths = masks.provenance["sparsity"], [layer.shape[1] for layer in masks.layers.values()]
     allowed = np.array([row_budget(sparsity, f) / f for f in widths])
-    return {kind: Measured(m.values / allowed, m.of) for kind, m in densities.items()}
+    return {kind: Measured(m.values / allowed, m.units) for kind, m in densities.items()}
 
 
 def _shares(masks: Sequence[WeightMasks]) -> Measured:

@@ -72,13 +72,13 @@ def overlaps(masks: Masks, pairs: Sequence[tuple[int, int]]) -> dict[str, Measur
         "ordinary – ordinary": (ordinary, ordinary, alike),
         "memorized – ordinary": (memorized, ordinary, crossed),
     }
-    return {name: Measured(pairwise_iou(*of).numpy(), of[2]) for name, of in sides.items()}
+    return {name: Measured(pairwise_iou(*compared).numpy(), compared[2]) for name, compared in sides.items()}
 
 
 def random_overlap(masks: Sequence[WeightMasks]) -> Measured:
     """IoU of random masks, with as many weights in each row at each step as some of these have."""
     random = [random_masks(each, seed) for seed, each in enumerate(masks[:RANDOM_SETS])]
-    return Measured(pairwise_iou(random).numpy(), list(combinations(range(RANDOM_SETS), 2)))
+    return Measured(pairwise_iou(random).numpy(), list(combinations(range(len(random)), 2)))
 
 
 def with_itself(masks: Masks, others: Masks) -> dict[str, Measured]:

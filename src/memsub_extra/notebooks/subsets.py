@@ -5,7 +5,7 @@ overlap = Measured(iou, disjoint_pairs(members))                # values (pairs,
 profile(density).overall                                        # mean, and the ends of its 95 % interval
 profile(overlap, twins_overlap, by=np.subtract).layers          # what memory makes: (3, layers)
 profiles({"model": {"memorized": density}, "twin": {"memorized": twins_density}}, steps=10)
-table(profiles(of, steps=10) | differences(of, steps=10))        # a column a model, and what memory makes
+table(profiles(models, steps=10) | differences(models, steps=10))    # a column a model, and what memory makes
 
 Subsets of the smallest size share no prompt. Those of larger sizes do, so that their values have no such interval. Two
 models see the same subsets from the same noise: their difference is taken subset by subset, or pair by pair. What two
@@ -27,22 +27,22 @@ class Measured:
 
     Attributes:
         values: (n, steps, layers).
-        of: n entries, the subsets that each value is of: (i,), or the pair (i, j).
+        units: n entries, the subsets that each value is of: (i,), or the pair (i, j).
         independent: whether no two subsets share a prompt; else there is no interval.
     """
 
     values: np.ndarray
-    of: Sequence[tuple[int, ...]]
+    units: Sequence[tuple[int, ...]]
     independent: bool = True
 
     @property
     def subsets(self) -> int:
         """How many subsets there are."""
-        return 1 + max(max(each) for each in self.of)
+        return 1 + max(max(each) for each in self.units)
 
     def mean(self, without: int | None = None) -> np.ndarray:
         """The mean (steps, layers) of what does not involve one subset; NaN if nothing is left."""
-        kept = self.values[[without not in each for each in self.of]]
+        kept = self.values[[without not in each for each in self.units]]
         return kept.mean(0) if len(kept) else np.full(self.values.shape[1:], np.nan)
 
     def first(self, steps: int) -> Measured:
@@ -51,8 +51,8 @@ class Measured:
 
     def among(self, subsets: int) -> Measured:
         """The same of the first so many subsets."""
-        kept = [max(each) < subsets for each in self.of]
-        return replace(self, values=self.values[kept], of=[each for each in self.of if max(each) < subsets])
+        kept = [max(each) < subsets for each in self.units]
+        return replace(self, values=self.values[kept], units=[each for each in self.units if max(each) < subsets])
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,14 @@ def _jackknife(values: np.ndarray) -> np.ndarray:
     return np.stack([value, value - half, value + half])
 
 
-def profiles(of: Mapping[str, Mapping[str, Measured]], steps: int) -> dict[str, dict[str, Profile]]:
+def profiles(models: Mapping[str, Mapping[str, Measured]], steps: int) -> dict[str, dict[str, Profile]]:
     """By model and name, what was measured at the first steps."""
-    return {model: {name: profile(m.first(steps)) for name, m in named.items()} for model, named in of.items()}
+    return {model: {name: profile(m.first(steps)) for name, m in named.items()} for model, named in models.items()}
 
 
-def differences(of: Mapping[str, Mapping[str, Measured]], steps: int) -> dict[str, dict[str, Profile]]:
+def differences(models: Mapping[str, Mapping[str, Measured]], steps: int) -> dict[str, dict[str, Profile]]:
     """What memory makes: the first model minus each other, subset by subset; none where there is one model alone."""
-    (model, ours), *controls = of.items()
+    (model, ours), *controls = models.items()
     return {
         f"{model} − {control}": {
             name: profile(ours[name].first(steps), m.first(steps), by=np.subtract) for name, m in theirs.items()
@@ -110,14 +110,14 @@ def differences(of: Mapping[str, Mapping[str, Measured]], steps: int) -> dict[st
     }
 
 
-def by_name(of: Mapping[str, Mapping[str, Profile]]) -> dict[str, dict[str, Profile]]:
+def by_name(models: Mapping[str, Mapping[str, Profile]]) -> dict[str, dict[str, Profile]]:
     """By name and model: a panel a quantity, a line a model."""
-    return {name: {model: named[name] for model, named in of.items()} for name in next(iter(of.values()))}
+    return {name: {model: named[name] for model, named in models.items()} for name in next(iter(models.values()))}
 
 
 def table(columns: Mapping[str, Mapping[str, Profile]], form: str = ".3f") -> pd.DataFrame:
     """What quantities are overall, with their 95 % intervals, as text: a column an entry, a row a quantity."""
-    shown = {name: {row: between(*of.overall, form) for row, of in rows.items()} for name, rows in columns.items()}
+    shown = {name: {row: between(*each.overall, form) for row, each in rows.items()} for name, rows in columns.items()}
     return pd.DataFrame(shown).fillna("")
 
 

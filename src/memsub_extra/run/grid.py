@@ -6,7 +6,7 @@ grid.masks(Group.subset("memorized", 10, 0))    # at the sparsity of masks that 
 grid.smallest()                                 # of every subset of the smallest size, by kind of prompts
 grid.located(spec)                              # at the first steps, by a spec
 grid.edit(spec)                                 # ... united: the edit
-grid.of(run.twin)                               # the same prompts in another model
+grid.in_model(run.twin)                         # the same prompts in another model
 grid.again(seed=1)                              # a few subsets, captured in another way
 """
 
@@ -60,7 +60,7 @@ class Grid:
         self.sizes = grid.sizes if sizes is None else sizes
         self.subsets = subsets or grid.subsets
 
-    def of(self, model: Model) -> Grid:
+    def in_model(self, model: Model) -> Grid:
         """The grid of another model: its subsets of the smallest size, at the steps that edits unite."""
         return Grid(self.run, model, self.sizes[:1], self.subsets, **self.changed | {"first": self._united})
 
@@ -125,9 +125,10 @@ class Grid:
             wanted = [Group.subset(kind, size, i) for size in self.sizes for i in range(self.subsets)]
             wanted = [Group.all(kind), Group.locating(kind)] * whole + wanted
             places = {str(group): data.located_on(group) for group in wanted}
-            row = {place: len(prompts) + i for i, place in enumerate(sorted({i for of in places.values() for i in of}))}
-            groups |= {name: [row[i] for i in of] for name, of in places.items()}
-            prompts += [data.captions(kind)[i] for i in row]
+            needed = sorted({place for members in places.values() for place in members})
+            row = {place: len(prompts) + i for i, place in enumerate(needed)}
+            groups |= {name: [row[place] for place in members] for name, members in places.items()}
+            prompts += [data.captions(kind)[place] for place in needed]
         return self.captured(STATISTICS, prompts, groups)
 
     def null(self, contrast: Contrast = "empty") -> ActivationStats:
@@ -149,7 +150,7 @@ class Grid:
     def smallest(self, sparsity: float | None = None, steps: int | None = None) -> dict[PromptKind, list[WeightMasks]]:
         """The masks of every subset of the smallest size by kind of prompts; arguments as of `masks`."""
         groups = {kind: [Group.subset(kind, self.sizes[0], i) for i in range(self.subsets)] for kind in KINDS}
-        return {kind: [self.masks(group, sparsity, steps) for group in of] for kind, of in groups.items()}
+        return {kind: [self.masks(group, sparsity, steps) for group in sets] for kind, sets in groups.items()}
 
     def located(self, spec: EditSpec) -> WeightMasks:
         """Memorized weights by a spec, at its first steps."""
