@@ -116,7 +116,7 @@ def new_run(tmp_path, micro, other_micro, prompts, metrics):
 
     def make(name: str = "run", **changed) -> Run:
         run = Run(Parameters.checked(SMALL | {"folder": str(tmp_path / name)} | changed))
-        run.pipe, run.twin_pipe, run.metrics = micro, other_micro, metrics
+        run.pipe, run.control_pipes, run.metrics = micro, {"twin": other_micro}, metrics
         run.data.prompts, run.data.corpus = prompts, prompts.images("verbatim")
         return run
 

@@ -1,5 +1,6 @@
 """Figures: axis labels, legends that say what was compared, one point or line for each thing that was given."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,12 +13,14 @@ from memsub_extra.lab import plots as lab_plots
 from memsub_extra.mitigations import BASELINES
 from memsub_extra.notebooks import plots
 from memsub_extra.notebooks.plots.style import model_styles
+from memsub_extra.notebooks.subsets import Measured, profile
 from memsub_extra.unlearning import plots as unlearning_plots
 
 LAYERS = ["down_blocks.0.attentions.0.x", "mid_block.attentions.0.x"]
 XY = ("copy_similarity", "prompt_similarity")
 LADDER = pd.DataFrame({"prompt": list("aabb"), "exposures": [1, 1, 9, 9], "replicated": [0, 0, 1, 1]})
 RNG = np.random.default_rng(0)
+PAIRS = Measured(RNG.random((3, 3, 2)), [(0, 1), (0, 2), (1, 2)])
 
 
 def labelled(figure) -> bool:
@@ -64,8 +67,8 @@ def attack_work() -> pd.DataFrame:
     [
         lambda: plots.heatmaps({"a": RNG.random((3, 2)), "b": RNG.random((3, 2))}, LAYERS, "norm"),
         lambda: plots.sorted_norms({"a": RNG.random(5) + 0.1}, "layer"),
-        lambda: plots.curves({"a": [RNG.random((3, 2))] * 2}, LAYERS, "density (%)"),
-        lambda: plots.spread({"m = 1": RNG.random((4, 3, 2))}, LAYERS, "IoU"),
+        lambda: plots.subset_lines({"a": PAIRS}, LAYERS, "density (%)"),
+        lambda: plots.profiles({"model": {"a": profile(PAIRS)}}, LAYERS, "IoU", reference=0),
         lambda: plots.tradeoff(rates(), *XY, dict(zip(XY, "xy", strict=True))),
         lambda: plots.sweep(rates(), {"unedited": rates(1).iloc[0]}, "exact_rate"),
         lambda: plots.methods(rates(), *XY, dict(zip(XY, "xy", strict=True))),
@@ -184,8 +187,8 @@ MONEY = "costs $20 or $30, #cash$"
         lambda: plots.image_grid({MONEY: np.zeros((1, 4, 4, 3), np.uint8)}, [MONEY], title=MONEY),
         lambda: plots.heatmaps({MONEY: RNG.random((3, 2))}, LAYERS, MONEY),
         lambda: plots.sorted_norms({MONEY: RNG.random(5) + 0.1}, MONEY),
-        lambda: plots.curves({MONEY: [RNG.random((3, 2))]}, LAYERS, MONEY),
-        lambda: plots.spread({MONEY: RNG.random((4, 3, 2))}, LAYERS, "IoU", MONEY),
+        lambda: plots.subset_lines({MONEY: PAIRS}, LAYERS, MONEY),
+        lambda: plots.profiles({MONEY: {MONEY: profile(PAIRS)}}, LAYERS, MONEY, ordered=True),
         lambda: plots.similarity_histograms(pd.DataFrame({"kind": [MONEY], "similarity": [0.1]}), 0.5),
         lambda: plots.exposure_curve(LADDER, LADDER.assign(kind=MONEY)),
         lambda: plots.p_values({MONEY: RNG.random(9)}),
@@ -246,6 +249,19 @@ def test_rungs_of_the_ladder_have_wilsons_intervals_over_captions():
     (segment,) = axis.containers[0][2][0].get_segments()
     assert segment[:, 1] == pytest.approx([0, 65.8], abs=0.1)  # of 0 of 2, where a bootstrap has no width
     assert axis.get_legend().get_texts()[0].get_text() == "ladder (2 captions a rung)"
+
+
+def test_lines_are_named_at_their_ends_and_no_name_lies_on_another():
+    lines = {name: profile(PAIRS) for name in ("memorized", "ordinary", "random, equal density")}
+    figure = plots.profiles({"model": lines, "twin": lines}, LAYERS, "IoU")
+    figure.draw_without_rendering()
+    for _, right in figure.axes[:2], figure.axes[2:]:
+        boxes = [text.get_window_extent() for text in right.texts]
+        assert {text.get_text() for text in right.texts} == set(lines)
+        assert min(box.x0 for box in boxes) > right.get_window_extent().x1
+        heights = sorted((box.y0, box.y1) for box in boxes)
+        assert all(above[0] >= below[1] - 1 for below, above in pairwise(heights))
+    assert plots.profiles({}, LAYERS, "IoU") is None  # no control model, nothing to compare
 
 
 def test_legends_lie_beside_the_data():

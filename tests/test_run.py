@@ -12,7 +12,7 @@ from memsub.measure.metric import CopyMetric
 from memsub.measure.metrics import Metrics
 from memsub.measure.verdict import Judge
 from memsub.models import StableDiffusionDenoiser, fingerprint
-from memsub.prompts import disjoint_pairs, subsets
+from memsub.prompts import Prompts, disjoint_pairs, subsets
 from memsub_extra.notebooks import notebook03, notebook04
 from memsub_extra.run.model import Model
 from memsub_extra.run.parameters import Parameters
@@ -26,7 +26,7 @@ THIRD = Group.subset("memorized", 3, 1)
 def again(run: Run) -> Run:
     """Another run in the same folder."""
     other = Run(run.parameters)
-    other.pipe, other.twin_pipe, other.metrics = run.pipe, run.twin_pipe, run.metrics
+    other.pipe, other.control_pipes, other.metrics = run.pipe, run.control_pipes, run.metrics
     other.data.prompts = run.data.prompts
     return other
 
@@ -181,13 +181,62 @@ def test_overlap_is_that_of_subsets_without_a_common_prompt_and_made_once(run, m
     pairs = disjoint_pairs(run.data.members(2))
     expected = memsub.pairwise_iou(masks, pairs=pairs).numpy()
     across = memsub.pairwise_iou(masks, ordinary).numpy()
-    first = notebook03.overlap(run, "memorized", 2), notebook03.overlap_control(run, 2)
+    random = notebook03.random_overlap(masks)
+    assert random.values.shape == (3, *across.shape[1:])
+    assert 0 < random.values.mean() < across.mean()
+    overlaps = notebook03.overlaps(run.grid.smallest(), pairs)
+    np.testing.assert_array_equal(overlaps["memorized – memorized"].values, expected)
+    np.testing.assert_array_equal(overlaps["memorized – ordinary"].values, across)
+    assert overlaps["memorized – ordinary"].units[:2] == [(0, 0), (0, 1)]
+    first = notebook03.overlap(run.grid, "memorized", 2)
     monkeypatch.setattr(notebook03, "pairwise_iou", None)
-    for own, control in (first, (notebook03.overlap(run, "memorized", 2), notebook03.overlap_control(run, 2))):
-        np.testing.assert_array_equal(own, expected)
-        np.testing.assert_array_equal(control["across"], across)
-        assert control["random"].shape == (3, *across.shape[1:])
-        assert 0 < control["random"].mean() < across.mean()
+    for own in first, notebook03.overlap(run.grid, "memorized", 2):
+        np.testing.assert_array_equal(own.values, expected)
+        assert own.units == pairs
+
+
+def test_other_models_and_other_captures_have_grids_of_their_own(run, other_micro):
+    """Same captions, same noise: only the smallest subsets, at the steps that edits unite."""
+    control, again = run.grid.in_model(run.controls["twin"]), run.grid.again(seed=1)
+    assert list(control.statistics.counts) == [f"{kind} 2/{i}" for kind in ("memorized", "ordinary") for i in range(3)]
+    captions = [run.data.captions("memorized")[i] for i in run.data.members(2)[0]]
+    alone = memsub.capture(other_micro, captions, steps=2, guidance_scale=3.0, progress=False)
+    for name, norms in alone.norms().items():
+        torch.testing.assert_close(control.statistics.norms("memorized 2/0")[name], norms, rtol=1e-4, atol=1e-6)
+    assert again.null().provenance["seed"] == again.statistics.provenance["seed"] == 1
+    assert (run.grid.all_steps, run.grid.again(first=None).statistics.counts) == (run.grid, control.statistics.counts)
+    same = notebook03.with_itself(run.grid.smallest(), again.smallest())
+    assert same["ordinary"].values.shape == (3, 2, 4)
+    assert 0 < same["ordinary"].values.mean() < 1
+
+
+def test_the_grid_ends_after_the_steps_that_edits_unite(new_run):
+    run = new_run(capture={"steps": 3}, captured={"first": 2, "subsets": 2})
+    assert run.grid.masks(THIRD).steps == run.grid.null().provenance["first"] == 2
+    assert run.grid.all_steps.masks(Group.subset("ordinary", 2, 1)).steps == 3
+    assert len(run.grid.all_steps.statistics.counts) == 2 * 2
+    with pytest.raises(ValueError, match=r"edit\.steps unites 3 steps, but captured\.first ends after 2"):
+        new_run(capture={"steps": 3}, captured={"first": 2}, edit={"steps": 3})
+
+
+def test_ordinary_prompts_match_memorized_ones_where_the_world_tells(run):
+    chosen, listed = run.data.captions("ordinary"), run.data.prompts.ordinary
+    assert all(" and " in caption and ", " in caption for caption in chosen)
+    assert chosen == [caption for caption in listed if caption in set(chosen)] != listed[: len(chosen)]
+    table = run.data.prompts.table
+    marked = table["group"].mask(table["prompt"].isin(listed[:3]), "matched")
+    run.data.prompts = Prompts(table.assign(group=marked))
+    assert run.data.matched("ordinary") == listed[:3]
+    run.data.info = memsub.models.find_model("sd14")  # of no world: as they are listed
+    assert run.data.captions("ordinary") == listed[: len(chosen)]
+
+
+def test_control_models_are_named_and_a_model_may_have_none(run, micro):
+    assert list(run.controls) == ["twin"] == list(run.info.controls)
+    run.control_pipes = {}
+    assert (run.controls, run.twin) == ({}, None)
+    run.control_pipes = {"twin": micro, "other": micro}
+    assert [model.name for model in run.controls.values()] == ["twin", "other"]
 
 
 def test_images_are_judged_once(run, monkeypatch):
@@ -279,10 +328,10 @@ def test_two_runs_with_one_seed_give_the_same_artifacts(new_run):
         run.grid.edit(run.parameters.spec.changed(located_on=group)).save(run.folder / "edit.safetensors")
         files.append({p.relative_to(run.folder): p for p in run.folder.rglob("*.safetensors")})
     assert files[0].keys() == files[1].keys()
-    assert len(files[0]) == 5
+    assert len(files[0]) == 4
     for name, one in files[0].items():
         two = files[1][name]
-        if name.parts[-1] == "edit.safetensors" or name.parts[-2] in ("masks", "edits"):  # whole numbers: to the byte
+        if name.parts[-1] == "edit.safetensors" or name.parts[-2] == "edits":  # whole numbers: to the byte
             assert one.read_bytes() == two.read_bytes(), name
         else:  # sums of floats: threads may add in another order
             a, b = (memsub.ActivationStats.load(p) for p in (one, two))

@@ -17,9 +17,9 @@ from tools.figures import findings
 
 BUDGETS: dict[str, tuple[int, str]] = {
     "00_testbed": (18_000, "each memorized caption once, 200 unseen ones and the twin: intervals of 3 points"),
-    "01_activation_capture": (22_200, "the grid: 200 prompts and the empty one, fifty steps, once for all notebooks"),
-    "02_memorized_neurons": (30, "by hand: ten prompts and the empty one, at the first step"),
-    "03_subspace_overlap": (50, "by hand: twenty prompts and the empty one, at the first step"),
+    "01_activation_capture": (8_900, "the grid: 200 prompts and the empty one, ten steps; the same in the twin"),
+    "02_memorized_neurons": (9_100, "four subsets of each kind at all fifty steps"),
+    "03_subspace_overlap": (3_700, "four subsets of each kind from a second noise, and the conditional half"),
     "04_pruning": (45_000, "28 memorized and 28 unseen captions a model; sweep, variants, eight models, controls"),
     "05_attack_evaluation": (
         52_000,

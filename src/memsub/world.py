@@ -28,7 +28,11 @@ __all__ = ["WORLDS", "World"]
 
 
 class World(Alternatives, Protocol):
-    """What a data set with known ground truth offers."""
+    """What a data set with known ground truth offers.
+
+    It may have a method `matched` besides: rows of its prompts to which of them are like memorized ones in all that a
+    caption says (a column of truth values). Other captions are then compared with memorized ones no more.
+    """
 
     def prompts(self) -> Prompts:
         """Its captions by kind, with their training images."""

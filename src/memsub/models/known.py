@@ -9,7 +9,8 @@ Another package lists a row in the entry points "memsub.models".
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from typing import Any
 
@@ -31,7 +32,8 @@ class ModelInfo:
         sparsity, steps: the recommended edit: share of a row that may be memorized, steps that are united (tau).
         neurons: of all its second feed-forward maps together.
         world: name in `WORLDS` of the data it was trained on, whose ground truth is known in full; or "".
-        twin: name of the model that was trained alike, but without the memorized pairs: what "gone" and "kept" mean.
+        controls: names of models that were trained alike, but never on its memorized pairs, by what tables call them.
+            The "twin" never saw any: it says what "gone" and "kept" mean.
     """
 
     name: str
@@ -44,22 +46,16 @@ class ModelInfo:
     steps: int = 10
     neurons: int | None = None
     world: str = ""
-    twin: str = ""
+    controls: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @property
+    def twin(self) -> str:
+        return self.controls.get("twin", "")
 
 
-TINY = ModelInfo(
-    "tiny",
-    str(_WEIGHTS),
-    "tiny",
-    "testbed",
-    "float32",
-    "tiny.yaml",
-    sparsity=0.25,
-    neurons=16_512,
-    world="testbed",
-    twin="tiny-twin",
-)
-TINY_TWIN = replace(TINY, name="tiny-twin", source=str(_WEIGHTS / "twin"), parameters="", twin="")
+_KNOWN: dict[str, Any] = {"sparsity": 0.25, "neurons": 16_512, "world": "testbed", "controls": {"twin": "tiny-twin"}}
+TINY = ModelInfo("tiny", str(_WEIGHTS), "tiny", "testbed", "float32", "tiny.yaml", **_KNOWN)
+TINY_TWIN = replace(TINY, name="tiny-twin", source=str(_WEIGHTS / "twin"), parameters="", controls={})
 SD14 = ModelInfo("sd14", "CompVis/stable-diffusion-v1-4", "sd14", "published", parameters="sd14.yaml", neurons=49_920)
 # The publisher withdrew SD 2.0 in November 2025; this is the community's copy.
 SD20 = ModelInfo(

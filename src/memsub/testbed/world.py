@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from ..measure import exact
@@ -40,6 +41,11 @@ class Testbed:
 
     def training_images(self) -> np.ndarray:
         return dataset.training_images()
+
+    def matched(self, rows: pd.DataFrame) -> pd.Series:
+        """Rows with two icons and a tail, as verbatim captions have them: those marked so, or all that happen to be."""
+        alike = rows["group"] == "matched"
+        return alike if alike.any() else rows["prompt"].map(lambda text: ", " in text and len(parse(text).items) == 2)
 
     def content(self, prompt: str) -> Content:
         return parse(prompt)

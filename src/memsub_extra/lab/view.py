@@ -98,7 +98,7 @@ class Explorer(widgets.VBox):
             **wide,
         )
         self.tau = widgets.IntSlider(
-            p.edit.steps, 1, p.capture.steps, description="steps τ", continuous_update=False, **wide
+            p.edit.steps, 1, p.grid_steps, description="steps τ", continuous_update=False, **wide
         )
         self.contrast = widgets.ToggleButtons(
             options=["empty", "ordinary"],

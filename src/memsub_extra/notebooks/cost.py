@@ -196,7 +196,7 @@ class _CountingRun(Run):
         super().__init__(parameters)
         self.data = _Placeholders(parameters, lambda: 4)
         self.pipe = CountingDenoiser()
-        self.twin_pipe = CountingDenoiser()
+        self.control_pipes = {name: CountingDenoiser() for name in self.info.controls}
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -214,7 +214,7 @@ class _CountingRun(Run):
 
     def counted(self) -> np.ndarray:
         """Rows, calls and images so far."""
-        networks = [pipe.network for pipe in (self.pipe, self.twin_pipe)]
+        networks = [pipe.network for pipe in (self.pipe, *self.control_pipes.values())]
         return np.array([(n.rows, n.calls, n.images) for n in networks]).sum(0)
 
 
@@ -275,7 +275,7 @@ def disk(p: Parameters) -> int | None:
     """Bytes of the grid's statistics; None if the model's number of neurons is not in the registry."""
     neurons = find_model(p.model).neurons
     groups = 2 * (2 + p.grid.subsets * len(p.grid.sizes))
-    return groups * p.capture.steps * neurons * 4 if neurons else None
+    return groups * p.grid_steps * neurons * 4 if neurons else None
 
 
 def at_hand(model: str | Path) -> bool:

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -209,11 +210,29 @@ def plain(value: Any) -> Any:
 
 def say(*sentences: str) -> None:
     """Shows sentences as a paragraph of Markdown. Names in them are data: they begin no formula, tag or link."""
+    _show("Seen", " ".join(sentences))
+
+
+def result(template: str, **values: Any) -> None:
+    """Shows one line of Markdown, also in the report: `result("{rate:.0%} of {n} images replicate", rate=r, n=n)`.
+
+    A template names values and how they are written, and does nothing else.
+
+    Raises:
+        ValueError: a field of it is no plain name, or a value is not named in it.
+    """
+    fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    if not all(name.isidentifier() for name in fields) or fields != set(values):
+        raise ValueError(f"the template names {sorted(fields)}, the values are {sorted(values)}: each needs the other.")
+    _show("Here", template.format(**values))
+
+
+def _show(label: str, sentence: str) -> None:
     from IPython.display import Markdown, display
 
-    text = printable(" ".join(" ".join(sentences).split())).replace("$", r"\$").replace("<", r"\<")
+    text = printable(" ".join(sentence.split())).replace("$", r"\$").replace("<", r"\<")
     text = text.replace("](", r"]\(")
-    display(Markdown(f"*Seen:* {text}"))
+    display(Markdown(f"*{label}:* {text}"))
 
 
 def percent(rate: float) -> str:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+
 from memsub.activations import ActivationStats
+from memsub_extra.run.grid import KINDS, Grid
 from memsub_extra.run.run import Run
+from memsub_extra.run.specs import Group
 
 from .listing import Notebook
+from .subsets import Measured
+
+Norms = dict[str, torch.Tensor]
+"""Layer name to a_j / sqrt(m), (steps, neurons)."""
 
 
 def captured(run: Run) -> tuple[ActivationStats, ActivationStats]:
@@ -13,5 +23,26 @@ def captured(run: Run) -> tuple[ActivationStats, ActivationStats]:
     return run.grid.statistics, run.grid.null()
 
 
+def controls(run: Run) -> list[ActivationStats]:
+    """The same of the smallest subsets in every control model, at the steps that edits unite."""
+    grids = [run.grid.in_model(model) for model in run.controls.values()]
+    return [stats for grid in grids for stats in (grid.statistics, grid.null())]
+
+
+def by_subset(grid: Grid, measure: Callable[[Norms, Norms], torch.Tensor]) -> dict[str, Measured]:
+    """A measure of the norms of every smallest subset against those of the empty prompt, by kind of prompts.
+
+    Args:
+        measure: of the norms of a set and those of the empty prompt: (steps, layers).
+    """
+    null, size = grid.null().norms(), grid.sizes[0]
+    values = {
+        kind: [measure(grid.statistics.norms(str(Group.subset(kind, size, i))), null) for i in range(grid.subsets)]
+        for kind in KINDS
+    }
+    units = [(i,) for i in range(grid.subsets)]
+    return {kind: Measured(torch.stack(sets).numpy().astype(float), units) for kind, sets in values.items()}
+
+
 NAME = "01_activation_capture"
-NOTEBOOK = Notebook(NAME, experiments={"capture of the grid": captured})
+NOTEBOOK = Notebook(NAME, experiments={"capture of the grid": captured, "capture in control models": controls})

@@ -2,21 +2,54 @@
 
 from __future__ import annotations
 
-from memsub.neurons import WeightMasks
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from memsub.activations import ActivationStats
+from memsub.neurons import WeightMasks, locate, row_budget
+from memsub_extra.run.grid import KINDS, Grid
 from memsub_extra.run.run import Run
 from memsub_extra.run.specs import Group
+from memsub_extra.run.specs import Kind as PromptKind
 
 from . import notebook01
 from .listing import Notebook
+from .subsets import Measured
 
 
-def masks(run: Run) -> dict[str, list[WeightMasks]]:
-    """Masks of every subset of the smallest size, by kind of prompts."""
-    size, count = run.parameters.grid.sizes[0], run.parameters.grid.subsets
-    return {
-        "memorized": [run.grid.masks(Group.subset("memorized", size, i)) for i in range(count)],
-        "ordinary": [run.grid.masks(Group.subset("ordinary", size, i)) for i in range(count)],
-    }
+def all_steps(run: Run) -> ActivationStats:
+    """Statistics of a few subsets at all steps; those of the grid where it was captured at all."""
+    return run.grid.all_steps.statistics
 
 
-NOTEBOOK = Notebook("02_memorized_neurons", needs=(notebook01.NAME,))
+def density(masks: Mapping[PromptKind, Sequence[WeightMasks]]) -> dict[str, Measured]:
+    """Share of the weights (%) that each subset marks, by kind of prompts, of masks as of `Grid.smallest`."""
+    return {kind: _shares(sets) for kind, sets in masks.items()}
+
+
+def exchanged(grid: Grid, steps: int) -> dict[str, Measured]:
+    """As `density` at the first steps, with the sides of the rule exchanged: weights that are among the largest of
+    their row for the empty prompt, and larger for it than for a subset.
+    """
+    null, sparsity = grid.null().only(steps=steps), grid.run.parameters.mask_sparsity
+    shares = {}
+    for kind in KINDS:
+        names = [str(Group.subset(kind, grid.sizes[0], i)) for i in range(grid.subsets)]
+        shares[kind] = _shares([locate(grid.pipe, null, grid.statistics.only(n, steps), sparsity) for n in names])
+    return shares
+
+
+def of_largest(densities: Mapping[str, Measured], masks: WeightMasks) -> dict[str, Measured]:
+    """Densities as shares (%) of the weights that the sparsity of masks lets a row mark."""
+    sparsity, widths = masks.provenance["sparsity"], [layer.shape[1] for layer in masks.layers.values()]
+    allowed = np.array([row_budget(sparsity, f) / f for f in widths])
+    return {kind: Measured(m.values / allowed, m.units) for kind, m in densities.items()}
+
+
+def _shares(masks: Sequence[WeightMasks]) -> Measured:
+    values = np.stack([100 * each.density().numpy().astype(float) for each in masks])
+    return Measured(values, [(i,) for i in range(len(masks))])
+
+
+NOTEBOOK = Notebook("02_memorized_neurons", experiments={"capture at all steps": all_steps}, needs=(notebook01.NAME,))

@@ -2,89 +2,100 @@
 
 from __future__ import annotations
 
-from itertools import product
+from collections.abc import Mapping, Sequence
+from itertools import combinations, product
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from memsub.controls import random_masks
 from memsub.neurons import WeightMasks
 from memsub.overlap import pairwise_iou
 from memsub.prompts import disjoint_pairs
+from memsub_extra.run.grid import Grid
+from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run
 from memsub_extra.run.specs import Group
 from memsub_extra.run.specs import Kind as PromptKind
 from memsub_extra.store import Kind
 
 from . import notebook01
-from .intervals import jackknife_interval
 from .listing import Notebook
+from .subsets import Measured
 
-OVERLAP = Kind("overlap")
-CONTROL = Kind("overlap-control")
-RANDOM_SETS = 5
-"""Of masks, whose overlap is what chance gives."""
+OVERLAP = Kind("overlap", version=2)
+PAPER = 0.01
+"""The paper's sparsity."""
+RANDOM_SETS = 3
+"""Whose overlap is what chance gives; it hardly varies."""
+Masks = Mapping[PromptKind, Sequence[WeightMasks]]
 
 
-def overlap(run: Run, kind: PromptKind, size: int) -> np.ndarray:
-    """IoU of the masks of every two subsets of a size that share no prompt: (pairs, steps, layers)."""
+def again(run: Run) -> list[Grid]:
+    """A few subsets captured from a second noise, and the conditional half of a guided call alone from the first."""
+    grids = [run.grid.again(seed=run.parameters.capture.seed + 1), run.grid.again(cfg_half="cond")]
+    for grid in grids:
+        grid.statistics, grid.null()
+    return grids
+
+
+def sparsities(p: Parameters) -> dict[str, float]:
+    """The paper's sparsity, that of masks that are shown, and the edit's, by name; equal ones under one name."""
+    named = {"the paper's": PAPER, "shown": p.mask_sparsity, "the edit's": p.spec.sparsity or PAPER}
+    return {", ".join(n for n, s in named.items() if s == value): value for value in dict.fromkeys(named.values())}
+
+
+def overlap(grid: Grid, kind: PromptKind, size: int) -> Measured:
+    """IoU of the masks of every two subsets of a size that share no prompt, at every step."""
+    members = grid.run.data.members(size)
+    pairs = disjoint_pairs(members)
 
     def make() -> dict[str, np.ndarray]:
-        pairs = disjoint_pairs(run.data.members(size))
-        return {"iou": pairwise_iou(_masks(run, kind, size), pairs=pairs).numpy()}
+        masks = [grid.masks(Group.subset(kind, size, i)) for i in range(len(members))]
+        return {"iou": pairwise_iou(masks, pairs=pairs).numpy()}
 
-    return run.store.arrays(OVERLAP, make, kind=kind, **_content(run, size))["iou"]
-
-
-def overlap_control(run: Run, size: int) -> dict[str, np.ndarray]:
-    """As `overlap`: "across", of memorized with ordinary subsets; "random", of density-matched random masks."""
-
-    def make() -> dict[str, np.ndarray]:
-        memorized, ordinary = _masks(run, "memorized", size), _masks(run, "ordinary", size)
-        bar = tqdm(memorized[:RANDOM_SETS], desc="random masks")
-        random = [random_masks(masks, seed) for seed, masks in enumerate(bar)]
-        return {"across": pairwise_iou(memorized, ordinary).numpy(), "random": pairwise_iou(random).numpy()}
-
-    return run.store.arrays(CONTROL, make, **_content(run, size))
+    iou = grid.run.store.arrays(OVERLAP, make, kind=kind, **_content(grid, size))["iou"]
+    return Measured(iou, pairs, independent=len(pairs) == len(members) * (len(members) - 1) / 2)
 
 
-def _masks(run: Run, kind: PromptKind, size: int) -> list[WeightMasks]:
-    return [run.grid.masks(Group.subset(kind, size, i)) for i in range(run.parameters.grid.subsets)]
-
-
-def _content(run: Run, size: int) -> dict[str, object]:
-    """What the masks of a size's subsets are a function of."""
-    statistics, sparsity = run.grid.statistics, run.parameters.mask_sparsity
-    made = {"members": run.data.members(size), "sparsity": sparsity, "provenance": statistics.provenance}
-    return made | {"stats": statistics.prompts, "null": run.grid.null().prompts}
-
-
-def ratio_without_a_subset(
-    run: Run, size: int, values: np.ndarray, others: np.ndarray, crossed: bool = False
-) -> list[float]:
-    """Ratios of mean overlaps, mean(values) / mean(others), without each subset in turn, for a jackknife interval.
-
-    Pairs share subsets, so subsets are the independent units.
+def overlaps(masks: Masks, pairs: Sequence[tuple[int, int]]) -> dict[str, Measured]:
+    """IoU of every two subsets, at every step, by what is compared with what.
 
     Args:
-        values: one a pair of memorized (or ordinary) subsets that share no prompt.
-        others: what they are compared with: as `overlap_control`, of all pairs of a memorized and an ordinary subset
-            (`crossed`), or random masks, which no subset is left out of.
+        masks: as of `Grid.smallest`.
+        pairs: subsets of one kind that share no prompt; those of which there are no masks are passed over.
     """
-    subsets = range(run.parameters.grid.subsets)
-    pairs = disjoint_pairs(run.data.members(size))
-    ratios = []
-    for k in subsets:
-        ours = values[[k not in pair for pair in pairs]].mean()
-        theirs = others[[k not in pair for pair in product(subsets, repeat=2)]] if crossed else others
-        ratios.append(float(ours / theirs.mean()))
-    return ratios
+    memorized, ordinary = masks["memorized"], masks["ordinary"]
+    alike = [pair for pair in pairs if max(pair) < len(memorized)]
+    crossed = list(product(range(len(memorized)), repeat=2))
+    sides = {
+        "memorized – memorized": (memorized, memorized, alike),
+        "ordinary – ordinary": (ordinary, ordinary, alike),
+        "memorized – ordinary": (memorized, ordinary, crossed),
+    }
+    return {name: Measured(pairwise_iou(*compared).numpy(), compared[2]) for name, compared in sides.items()}
 
 
-def mean_interval(run: Run, size: int, values: np.ndarray) -> tuple[float, float]:
-    """Jackknife interval of the mean overlap of the pairs of a size, over subsets."""
-    without = ratio_without_a_subset(run, size, values, np.ones(1))
-    return jackknife_interval(float(values.mean()), without)
+def random_overlap(masks: Sequence[WeightMasks]) -> Measured:
+    """IoU of random masks, with as many weights in each row at each step as some of these have."""
+    random = [random_masks(each, seed) for seed, each in enumerate(masks[:RANDOM_SETS])]
+    return Measured(pairwise_iou(random).numpy(), list(combinations(range(len(random)), 2)))
 
 
-NOTEBOOK = Notebook("03_subspace_overlap", needs=(notebook01.NAME,))
+def with_itself(masks: Masks, others: Masks) -> dict[str, Measured]:
+    """IoU of each subset with itself, captured in two ways, by kind of prompts."""
+    pairs = {kind: [(i, i) for i in range(min(len(masks[kind]), len(others[kind])))] for kind in masks}
+    return {kind: Measured(pairwise_iou(masks[kind], others[kind], same).numpy(), same) for kind, same in pairs.items()}
+
+
+def _content(grid: Grid, size: int) -> dict[str, object]:
+    """What the masks of a size's subsets are a function of."""
+    statistics, sparsity = grid.statistics, grid.run.parameters.mask_sparsity
+    made = {"members": grid.run.data.members(size), "sparsity": sparsity, "provenance": statistics.provenance}
+    return made | {"stats": statistics.prompts, "null": grid.null().prompts}
+
+
+NOTEBOOK = Notebook(
+    "03_subspace_overlap",
+    experiments={"a second noise, and the conditional half": again},
+    needs=(notebook01.NAME, "02_memorized_neurons"),
+)

@@ -1,7 +1,8 @@
 """The data of a run: prompts, training images, and which prompts locate, choose and report.
 
     data = Data(parameters, image_side=lambda: 32)
-    data.captions("memorized")                  # as many of each kind
+    data.captions("memorized")                  # as many of each kind; ordinary ones match memorized ones
+    data.matched("heldout")                     # unseen captions that match them
     data.references[3]                          # the training image of memorized prompt 3, or the first of several
     data.references_of([3, 4])                  # all, for whatever compares images with them: the best counts
     data.split                                  # {"locate": [...], "choose": [...], "report": [...]}: thirds
@@ -68,12 +69,21 @@ class Data:
         Raises:
             ValueError: the model's list holds fewer than the parameter `grid.memorized` asks for.
         """
-        listed, wanted = getattr(self.prompts, kind), self.parameters.grid.memorized
+        listed = self.prompts.memorized if kind == "memorized" else self.matched(kind)
+        wanted = self.parameters.grid.memorized
         if len(listed) < wanted:
             raise ValueError(
                 f"grid.memorized: {wanted} prompts of each kind were asked for, but only {len(listed)} are {kind}."
             )
         return listed[:wanted]
+
+    def matched(self, kind: str) -> list[str]:
+        """Captions of a kind to compare with memorized ones: of a world's own prompts those that it calls matched (in
+        all that a caption says like memorized ones), of any other list all.
+        """
+        rows = self.prompts.rows(kind)
+        matched = None if self.parameters.data.prompts else getattr(self.world, "matched", None)
+        return (rows if matched is None else rows[matched(rows)])["prompt"].tolist()
 
     def describe(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """How many memorized captions nearly repeat another, and how many captions of the run the tokenizer cuts."""

@@ -1,10 +1,13 @@
 """The paper's grid: statistics of many sets of prompts from one pass, and the masks and edits that they locate.
 
 grid = run.grid
-grid.statistics                             # of every subset of every size, captured once
-grid.masks(Group.subset("memorized", 10, 0))    # at every step, at the sparsity of masks that are shown
-grid.located(spec)                          # at the first steps, by a spec
-grid.edit(spec)                             # ... united: the edit
+grid.statistics                                 # of every subset of every size, captured once
+grid.masks(Group.subset("memorized", 10, 0))    # at the sparsity of masks that are shown, at every step
+grid.smallest()                                 # of every subset of the smallest size, by kind of prompts
+grid.located(spec)                              # at the first steps, by a spec
+grid.edit(spec)                                 # ... united: the edit
+grid.in_model(run.twin)                         # the same prompts in another model
+grid.again(seed=1)                              # a few subsets, captured in another way
 """
 
 from __future__ import annotations
@@ -23,19 +26,66 @@ from .specs import Contrast, EditSpec, Group
 from .specs import Kind as PromptKind
 
 if TYPE_CHECKING:
+    from .model import Model
     from .run import Run
 
 STATISTICS = Kind("grid")
 EMPTY = Kind("empty")
-MASKS = Kind("masks")
 EDITS = Kind("edits")
+KINDS: tuple[PromptKind, PromptKind] = ("memorized", "ordinary")
 
 
 class Grid:
-    """What the prompts of a run locate."""
+    """What the prompts of a run locate in a model.
 
-    def __init__(self, run: Run):
-        self.run = run
+    Attributes:
+        sizes: of the subsets.
+        subsets: how many there are of each size.
+
+    Args:
+        model: in which they locate it, unedited (default: the run's).
+        changed: options of `memsub.capture` other than the run's.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        model: Model | None = None,
+        sizes: list[int] | None = None,
+        subsets: int | None = None,
+        **changed: Any,
+    ):
+        grid = run.parameters.grid
+        self.run, self.model, self.changed = run, model, changed
+        self.sizes = grid.sizes if sizes is None else sizes
+        self.subsets = subsets or grid.subsets
+
+    def in_model(self, model: Model) -> Grid:
+        """The grid of another model: its subsets of the smallest size, at the steps that edits unite."""
+        return Grid(self.run, model, self.sizes[:1], self.subsets, **self.changed | {"first": self._united})
+
+    def again(self, **changed: Any) -> Grid:
+        """A few subsets of the smallest size (parameter `captured.subsets`), captured with other options.
+
+        Args:
+            changed: of `memsub.capture`; `first`, by default the steps that edits unite.
+        """
+        few = min(self.run.parameters.captured.subsets, self.subsets)
+        return Grid(self.run, self.model, self.sizes[:1], few, **self.changed | {"first": self._united} | changed)
+
+    @property
+    def all_steps(self) -> Grid:
+        """The grid at all steps: itself if it was captured at all, else a few subsets (see `again`)."""
+        whole = self.run.parameters.grid_steps == self.run.parameters.capture.steps
+        return self if whole else self.again(first=None)
+
+    @property
+    def _united(self) -> int:
+        return self.run.parameters.edit.steps
+
+    @property
+    def pipe(self) -> Pipeline:
+        return self.model.pipe if self.model else self.run.pipe
 
     def captured(
         self,
@@ -45,13 +95,15 @@ class Grid:
         pipe: Pipeline | None = None,
         **changed: Any,
     ) -> ActivationStats:
-        """`memsub.capture` with the run's options, or with others; computed once.
+        """`memsub.capture` with the grid's options, or with others; computed once.
 
         Args:
-            pipe: default the run's.
+            pipe: default the grid's.
         """
-        p, pipe, store = self.run.parameters, pipe or self.run.pipe, self.run.store
-        options = p.capture.model_dump() | {"guidance_scale": p.sampling.guidance_scale} | changed
+        p, pipe, store = self.run.parameters, pipe or self.pipe, self.run.store
+        first = None if p.grid_steps == p.capture.steps else p.grid_steps
+        options = p.capture.model_dump() | {"first": first, "guidance_scale": p.sampling.guidance_scale}
+        options |= self.changed | changed
         content = options | {"model": sampler_fingerprint(pipe), "prompts": prompts, "groups": groups}
         checkpoint = store.path(kind, ".partial", **content)
         options |= {"batch_size": p.sampling.batch_size, "checkpoint": checkpoint}
@@ -60,18 +112,24 @@ class Grid:
 
     @cached_property
     def statistics(self) -> ActivationStats:
-        """Of every subset of every size, memorized and ordinary, and of the split, from one pass.
+        """Of every subset of every size, memorized and ordinary, and of all prompts and the split, from one pass.
 
-        Its groups are labelled by `str(Group(...))`.
+        A grid of fewer sizes or subsets than the parameters have holds these alone: other prompts are not captured.
+        Groups are labelled by `str(Group(...))`.
         """
         data, grid = self.run.data, self.run.parameters.grid
+        whole = (self.sizes, self.subsets) == (grid.sizes, grid.subsets)
+        prompts: list[str] = []
         groups: dict[str, list[int]] = {}
-        kinds: tuple[PromptKind, PromptKind] = ("memorized", "ordinary")
-        for offset, kind in zip((0, grid.memorized), kinds, strict=True):
-            wanted = [Group.all(kind), Group.locating(kind)]
-            wanted += [Group.subset(kind, size, i) for size in grid.sizes for i in range(len(data.members(size)))]
-            groups |= {str(group): [offset + place for place in data.located_on(group)] for group in wanted}
-        return self.captured(STATISTICS, data.captions("memorized") + data.captions("ordinary"), groups)
+        for kind in KINDS:
+            wanted = [Group.subset(kind, size, i) for size in self.sizes for i in range(self.subsets)]
+            wanted = [Group.all(kind), Group.locating(kind)] * whole + wanted
+            places = {str(group): data.located_on(group) for group in wanted}
+            needed = sorted({place for members in places.values() for place in members})
+            row = {place: len(prompts) + i for i, place in enumerate(needed)}
+            groups |= {name: [row[place] for place in members] for name, members in places.items()}
+            prompts += [data.captions(kind)[place] for place in needed]
+        return self.captured(STATISTICS, prompts, groups)
 
     def null(self, contrast: Contrast = "empty") -> ActivationStats:
         """What prompts are contrasted with: the empty prompt (the paper's rule), or ordinary prompts."""
@@ -79,18 +137,25 @@ class Grid:
             return self.captured(EMPTY, [""])
         return self.statistics.only(str(Group.all("ordinary")))
 
-    def masks(self, group: Group) -> WeightMasks:
-        """Memorized weights of a group against the empty prompt, at every step, at the sparsity of shown masks."""
-        statistics, null, sparsity = self.statistics, self.null(), self.run.parameters.mask_sparsity
-        make = partial(locate, self.run.pipe, statistics, null, sparsity, str(group))
-        content = {"sparsity": sparsity, "group": str(group), "provenance": statistics.provenance}
-        prompts = {"stats": statistics.prompts, "null": null.prompts}
-        return self.run.store.get(MASKS, WeightMasks, make, **content, **prompts)
+    def masks(self, group: Group, sparsity: float | None = None, steps: int | None = None) -> WeightMasks:
+        """Memorized weights of a group against the empty prompt, at every step.
+
+        Args:
+            sparsity: default that of shown masks.
+            steps: the first so many (default: all that were captured).
+        """
+        sparsity, ours = sparsity or self.run.parameters.mask_sparsity, self.statistics.only(str(group), steps)
+        return locate(self.pipe, ours, self.null().only(steps=steps), sparsity)
+
+    def smallest(self, sparsity: float | None = None, steps: int | None = None) -> dict[PromptKind, list[WeightMasks]]:
+        """The masks of every subset of the smallest size by kind of prompts; arguments as of `masks`."""
+        groups = {kind: [Group.subset(kind, self.sizes[0], i) for i in range(self.subsets)] for kind in KINDS}
+        return {kind: [self.masks(group, sparsity, steps) for group in sets] for kind, sets in groups.items()}
 
     def located(self, spec: EditSpec) -> WeightMasks:
         """Memorized weights by a spec, at its first steps."""
         ours = self.statistics.only(str(spec.located_on), spec.steps)
-        return locate(self.run.pipe, ours, self.null(spec.contrast).only(steps=spec.steps), spec.sparsity)
+        return locate(self.pipe, ours, self.null(spec.contrast).only(steps=spec.steps), spec.sparsity)
 
     def edit(self, spec: EditSpec | None = None) -> Edit:
         """The edit of a spec (default: that of the parameters); located once."""

@@ -110,6 +110,19 @@ class Grid(Part):
     )
 
 
+class Captured(Part):
+    """How much of the grid is captured at all steps, and a second time."""
+
+    first: Steps | None = Field(
+        10, description="the grid is captured at so many steps, those that edits unite; null: at all"
+    )
+    subsets: int = Field(
+        4,
+        ge=2,
+        description="of the smallest size: captured at all steps, from a second noise, and the conditional half",
+    )
+
+
 class Sweep(Part):
     """Settings of the edit that are compared."""
 
@@ -205,6 +218,7 @@ class Parameters(Part):
     sampling: Sampling = Sampling()
     capture: Capture = Capture()
     grid: Grid = Grid()
+    captured: Captured = Captured()
     edit: EditSpec = EditSpec()
     sweep: Sweep = Sweep()
     evaluation: Evaluation = Evaluation()
@@ -221,6 +235,8 @@ class Parameters(Part):
         for name, steps in longest.items():
             if steps > self.capture.steps:
                 raise ValueError(f"{name} unites {steps} steps, but capture.steps makes {self.capture.steps}")
+            if steps > self.grid_steps:
+                raise ValueError(f"{name} unites {steps} steps, but captured.first ends after {self.captured.first}")
         if max(self.grid.sizes) > self.grid.memorized:
             raise ValueError(f"grid.sizes asks for {max(self.grid.sizes)} of {self.grid.memorized} prompts")
         if sorted(set(self.deletion.iterations)) != self.deletion.iterations or self.deletion.iterations[0] < 0:
@@ -249,6 +265,11 @@ class Parameters(Part):
     def spec(self) -> EditSpec:
         """How the edit is made, its sparsity filled in: the parameter, or what is recommended for the model."""
         return self.edit.changed(sparsity=self.edit.sparsity or find_model(self.model).sparsity)
+
+    @property
+    def grid_steps(self) -> int:
+        """Steps at which the whole grid is captured."""
+        return min(self.capture.steps, self.captured.first or self.capture.steps)
 
     @property
     def mask_sparsity(self) -> float:

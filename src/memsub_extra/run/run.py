@@ -3,7 +3,7 @@
 run = Run.from_notebook(globals())          # second cell of a notebook: reads the parameters cell
 run = Run(Parameters.load("papermill_params/tiny.yaml"))
 run.data                                    # prompts, training images, splits
-run.unedited, run.twin                      # models; run.model(spec) is one with an edit
+run.unedited, run.twin, run.controls        # models; run.model(spec) is one with an edit
 run.grid                                    # statistics of all subsets, and the edits that they locate
 run.scores                                  # what models generate, and how it scores
 """
@@ -64,6 +64,12 @@ class Run:
         Args:
             variables: `globals()`. See `Parameters.from_notebook`.
         """
+        # Bars of weights that are loaded are none of a notebook's own.
+        from diffusers.utils import logging as of_diffusers
+        from transformers.utils import logging as of_transformers
+
+        of_diffusers.disable_progress_bar()
+        of_transformers.disable_progress_bar()
         return cls(Parameters.from_notebook(variables))
 
     # --- models -------------------------------------------------------------------------------------------------
@@ -74,9 +80,19 @@ class Run:
         return self._load(self.parameters.model)
 
     @cached_property
+    def control_pipes(self) -> dict[str, Pipeline]:
+        """Models that were trained alike, but never on the memorized pairs, by name; most models have none."""
+        return {name: self._load(model) for name, model in self.info.controls.items()}
+
+    @property
+    def controls(self) -> dict[str, Model]:
+        """The same as `Model`: the twin, and others where there are any."""
+        return {name: Model(name, pipe) for name, pipe in self.control_pipes.items()}
+
+    @property
     def twin_pipe(self) -> Pipeline:
-        """The pipeline of the model that was trained alike, but never on a memorized pair; where there is one."""
-        return self._load(self.info.twin)
+        """The pipeline of the control that never saw a memorized pair of any model; where there is one."""
+        return self.control_pipes[TWIN]
 
     def _load(self, name: str) -> Pipeline:
         dtype = getattr(torch, self.parameters.dtype) if self.parameters.dtype else None
@@ -99,7 +115,7 @@ class Run:
     @property
     def twin(self) -> Model | None:
         """The twin as a model; None where there is none."""
-        return Model(TWIN, self.twin_pipe) if self.info.twin else None
+        return self.controls.get(TWIN)
 
     def model(self, spec: EditSpec | None = None, name: str = "pruned") -> Model:
         """The model with the edit of a spec (default: that of the parameters)."""

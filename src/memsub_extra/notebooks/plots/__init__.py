@@ -9,8 +9,8 @@
 
     heatmaps({"memorized": (steps, layers), ...}, layers, "")   # a panel an entry, one colour scale
     sorted_norms({"memorized": (neurons,), ...}, "")            # how unequal the neurons of a layer are
-    curves({"memorized": [(steps, layers), ...]}, layers, "")   # per layer and per step, a line a subset
-    spread({"m = 10": (pairs, steps, layers)}, layers, "")      # per layer and per step, mean and spread over pairs
+    subset_lines({"memorized": measured}, layers, "")           # per layer and per step, a line a subset
+    profiles({"model": {"memorized": profile, ...}}, layers, "")    # per layer and per step, with intervals
     mask(values, title)                                         # which weights of a layer are marked
     layer_label("down_blocks.0.attentions.1....")               # "down 0.1"
 
@@ -28,7 +28,7 @@
 # ruff: noqa: F401 (all of this is for those who import it)
 from .attacks import extraction_curve, roc
 from .images import image_grid
-from .layers import curves, heatmaps, layer_label, mask, sorted_norms, spread
+from .layers import heatmaps, layer_label, mask, profiles, sorted_norms, subset_lines
 from .replication import copy_roc, exact_test, exposure_curve, p_values, similarity_histograms
 from .style import BASELINE_COLOURS, METHOD_COLOURS, colours
 from .tradeoffs import MEASURES, bars, methods, sweep, tradeoff

@@ -11,7 +11,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .style import BESIDE, colours, finished
+from ..subsets import Measured, Profile
+from .style import colours, finished, label_ends
 
 
 def layer_label(name: str) -> str:
@@ -49,63 +50,81 @@ def heatmaps(panels: Mapping[str, np.ndarray], layers: Sequence[str], label: str
 
 
 def sorted_norms(sets: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Norms of one layer's neurons at one step, largest first, a line a set of prompts.
+    """Norms of one layer's neurons at one step, largest first, a line a set of prompts, named at its end.
 
     Args:
-        sets: legend entry to norms of shape (neurons,).
+        sets: name to norms of shape (neurons,).
     """
     figure, axis = plt.subplots(figsize=(8, 3.4), layout="constrained")
-    for (name, norms), colour in zip(sets.items(), colours(sets).values(), strict=True):
-        axis.plot(np.arange(1, len(norms) + 1), np.sort(norms)[::-1], color=colour, label=name)
-    axis.set(xscale="log", yscale="log", xlabel="rank of the neuron", ylabel="norm aⱼ / √m", title=title)
-    axis.legend(**BESIDE)
+    tones = colours(sets)
+    for name, norms in sets.items():
+        axis.plot(np.linspace(0, 100, len(norms)), np.sort(norms)[::-1], color=tones[name], label=name)
+    axis.set(ylim=(0, None), xlabel="share of the layer's neurons, largest norm first (%)", ylabel="norm aⱼ / √m")
+    axis.set_title(title, fontsize=10, loc="left")
+    label_ends(axis, {name: float(norms.min()) for name, norms in sets.items()}, tones)
     return finished(figure)
 
 
-def _two_panels(rows: int, layers: Sequence[str], label: str, height: float = 3.2) -> tuple[Figure, np.ndarray]:
-    """A row of panels an entry: per layer on the left, per step on the right; axes of shape (rows, 2)."""
-    figure, axes = plt.subplots(rows, 2, figsize=(10, height * rows), squeeze=False, sharey="all", layout="constrained")
-    for left, right in axes:
-        label_layers(left, layers)
-        right.set_xlabel("denoising step")
+def profiles(
+    rows: Mapping[str, Mapping[str, Profile]],
+    layers: Sequence[str],
+    label: str,
+    reference: float | None = None,
+    ordered: bool = False,
+) -> Figure | None:
+    """Quantities per layer and per step, with their 95 % intervals; a row of two panels an entry, a line a quantity.
+
+    All panels share the vertical axis. Lines are named at their ends. Of no rows (no control model to compare with)
+    there is no figure.
+
+    Args:
+        rows: title to quantities by name.
+        label: of the vertical axis.
+        reference: a value to mark: zero for differences, one for ratios.
+        ordered: the lines are a scale, such as sizes of sets: they go from dark to light.
+    """
+    if not rows:
+        return None
+    height = 2.5 * len(rows) + 0.7
+    figure, axes = plt.subplots(
+        len(rows), 2, figsize=(10, height), squeeze=False, sharex="col", sharey=True, layout="constrained"
+    )
+    for (left, right), (title, lines) in zip(axes, rows.items(), strict=True):
+        tones = dict(zip(lines, sns.color_palette("viridis", len(lines)), strict=True)) if ordered else colours(lines)
+        for name, line in lines.items():
+            for axis, (value, low, high) in ((left, line.layers), (right, line.steps)):
+                x = np.arange(len(value))
+                axis.plot(x, value, color=tones[name], label=name, marker="o", markersize=2.5, linewidth=1.2)
+                axis.fill_between(x, low, high, color=tones[name], alpha=0.2, linewidth=0)
+        for axis in (left, right) if reference is not None else ():
+            axis.axhline(reference, color="black", linestyle=":", linewidth=1)
+        left.set_title(title, fontsize=10, loc="left")
         left.set_ylabel(label)
-    return figure, axes
-
-
-def curves(rows: Mapping[str, Sequence[np.ndarray]], layers: Sequence[str], label: str) -> Figure:
-    """A line a subset, per layer (mean over steps) and per step (mean over layers); a row of panels an entry.
-
-    Args:
-        rows: title to arrays of shape (steps, layers), one a subset.
-    """
-    figure, axes = _two_panels(len(rows), layers, label)
-    for (left, right), (title, subsets), colour in zip(axes, rows.items(), colours(rows).values(), strict=True):
-        for values in subsets:
-            left.plot(values.mean(0), color=colour, alpha=0.6, linewidth=1)
-            right.plot(values.mean(1), color=colour, alpha=0.6, linewidth=1)
-        left.set_title(f"{title}: per layer, a line a subset ({len(subsets)})", fontsize=10, loc="left")
-        right.set_title("per step", fontsize=10, loc="left")
+    for _, right in axes:
+        right.set_xlabel("denoising step")
+    label_layers(axes[-1, 0], layers)
+    for (_, right), lines in zip(axes, rows.values(), strict=True):
+        tones = {line.get_label(): line.get_color() for line in right.lines}
+        label_ends(right, {name: float(line.steps[0, -1]) for name, line in lines.items()}, tones)
+    for axis in axes[:-1].flat:
+        axis.set_xlabel("")
     return finished(figure)
 
 
-def spread(lines: Mapping[str, np.ndarray], layers: Sequence[str], label: str, title: str = "") -> Figure:
-    """Mean over pairs per layer and per step, with a band of one standard deviation over the pairs; a line an entry.
-
-    Args:
-        lines: legend entry to values of shape (pairs, steps, layers).
-    """
-    figure, axes = _two_panels(1, layers, label, height=3.8)
-    ordered = all("=" in name for name in lines)  # "m = 10", "m = 20": a scale
-    tones = sns.color_palette("viridis", len(lines)) if ordered else colours(lines).values()
-    for (name, values), colour in zip(lines.items(), tones, strict=True):
-        for axis, per_pair in zip(axes[0], (values.mean(1), values.mean(2)), strict=True):
-            x, mean, deviation = np.arange(per_pair.shape[1]), per_pair.mean(0), per_pair.std(0)
-            axis.plot(x, mean, color=colour, label=f"{name} ({len(values)} pairs)")
-            axis.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.15, linewidth=0)
-    axes[0, 1].legend(**BESIDE)
-    axes[0, 0].set_ylim(bottom=0)
-    if title:
-        figure.suptitle(title, fontsize=11)
+def subset_lines(kinds: Mapping[str, Measured], layers: Sequence[str], label: str) -> Figure:
+    """Per layer (mean over steps) and per step (mean over layers): a line a subset, a colour a kind of prompts."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, layout="constrained")
+    tones = colours(kinds)
+    for kind, measured in kinds.items():
+        for values in measured.values:
+            left.plot(values.mean(0), color=tones[kind], alpha=0.6, linewidth=0.9)
+            right.plot(values.mean(1), color=tones[kind], alpha=0.6, linewidth=0.9)
+    left.set_ylabel(label)
+    left.set_title("per layer, a line a subset", fontsize=10, loc="left")
+    right.set_title("per step", fontsize=10, loc="left")
+    right.set_xlabel("denoising step")
+    label_layers(left, layers)
+    label_ends(right, {kind: float(m.values[:, -1].mean()) for kind, m in kinds.items()}, tones)
     return finished(figure)
 
 

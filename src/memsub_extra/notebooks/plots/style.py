@@ -34,14 +34,16 @@ METHOD_COLOURS: dict[str, Colour] = {
     "density-matched random": _ORANGE,
     "ordinary": _GREEN,
     "twin": _GREY,
+    "other": _BROWN,
 }
 """Colour of each method, in all figures and notebooks. Prompts have that of what is located on them."""
-BASELINE_COLOURS: tuple[Colour, ...] = (_RED, _PINK, _SKY, _BROWN, _ROSE, _YELLOW)
+BASELINE_COLOURS: tuple[Colour, ...] = (_RED, _PINK, _SKY, _ROSE, _YELLOW)
 """Of the baselines, in the order of their registry."""
 _FREE = (_RED, _PINK, _SKY, _BROWN, _ROSE, _GREEN, _BLUE, _ORANGE, _YELLOW, _GREY)
 """For names of no method: first those of no method, but yellow, which is faint on white."""
 ALIASES = {
     "none": "unedited",
+    "model": "unedited",
     "pruning": "pruned",
     "memorized": "pruned",
     "pruned, located on memorized prompts": "pruned",
@@ -107,6 +109,36 @@ def _texts(artist: Artist) -> Iterator[Text]:
     if not isinstance(artist, Tick):
         for child in artist.get_children():
             yield from _texts(child)
+
+
+def label_ends(axis: Axes, ends: Mapping[str, float], tones: Mapping[str, Colour], gap: float = 0.09) -> None:
+    """Names of lines at their right ends, in their colours, in place of a legend; those that lie close move apart.
+
+    Call it when the axis has its limits.
+
+    Args:
+        ends: name to the value at which the line ends.
+        gap: the least distance of two names, as a share of the axis.
+    """
+    low, high = axis.get_ylim()
+    names = sorted(ends, key=lambda name: ends[name])
+    wanted = (np.array([ends[name] for name in names]) - low) / (high - low)
+    places = wanted.copy()
+    for _ in range(100):  # neighbours push each other apart, and the ends of the axis hold them
+        for i in range(1, len(places)):
+            if (missing := gap - (places[i] - places[i - 1])) > 1e-9:
+                places[i - 1 : i + 1] += np.array([-missing, missing]) / 2
+        places += max(0.0, 0.02 - places[0]) if places[-1] < 0.98 else min(0.0, 0.98 - places[-1])
+    for name, place in zip(names, places, strict=True):
+        axis.annotate(
+            name,
+            (1.02, place),
+            xycoords="axes fraction",
+            color=tones[name],
+            fontsize=9,
+            va="center",
+            annotation_clip=False,
+        )
 
 
 def shown(text: str, most: int = 300) -> str:

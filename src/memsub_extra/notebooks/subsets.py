@@ -1,0 +1,126 @@
+"""Values of subsets of prompts, or of pairs of subsets, with their intervals: subsets are the independent units.
+
+density = Measured(values, [(i,) for i in range(10)])           # values (subsets, steps, layers)
+overlap = Measured(iou, disjoint_pairs(members))                # values (pairs, steps, layers)
+profile(density).overall                                        # mean, and the ends of its 95 % interval
+profile(overlap, twins_overlap, by=np.subtract).layers          # what memory makes: (3, layers)
+profiles({"model": {"memorized": density}, "twin": {"memorized": twins_density}}, steps=10)
+table(profiles(models, steps=10) | differences(models, steps=10))    # a column a model, and what memory makes
+
+Subsets of the smallest size share no prompt. Those of larger sizes do, so that their values have no such interval. Two
+models see the same subsets from the same noise: their difference is taken subset by subset, or pair by pair. What two
+trainings of one recipe would differ by is in no interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of subsets of prompts, at every step and layer.
+
+    Attributes:
+        values: (n, steps, layers).
+        units: n entries, the subsets that each value is of: (i,), or the pair (i, j).
+        independent: whether no two subsets share a prompt; else there is no interval.
+    """
+
+    values: np.ndarray
+    units: Sequence[tuple[int, ...]]
+    independent: bool = True
+
+    @property
+    def subsets(self) -> int:
+        """How many subsets there are."""
+        return 1 + max(max(each) for each in self.units)
+
+    def mean(self, without: int | None = None) -> np.ndarray:
+        """The mean (steps, layers) of what does not involve one subset; NaN if nothing is left."""
+        kept = self.values[[without not in each for each in self.units]]
+        return kept.mean(0) if len(kept) else np.full(self.values.shape[1:], np.nan)
+
+    def first(self, steps: int) -> Measured:
+        """The same at the first steps."""
+        return replace(self, values=self.values[:, :steps])
+
+    def among(self, subsets: int) -> Measured:
+        """The same of the first so many subsets."""
+        kept = [max(each) < subsets for each in self.units]
+        return replace(self, values=self.values[kept], units=[each for each in self.units if max(each) < subsets])
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A quantity per layer, per step and overall: on the first axis its value and the ends of its 95 % interval.
+
+    Attributes:
+        layers: (3, layers), of the mean over steps.
+        steps: (3, steps), of the mean over layers.
+        overall: (3,), of the mean over both.
+    """
+
+    layers: np.ndarray
+    steps: np.ndarray
+    overall: np.ndarray
+
+
+def profile(*measured: Measured, by: Callable[..., np.ndarray] = lambda mean: mean) -> Profile:
+    """A quantity with its jackknife intervals over subsets (Tukey 1958): of one mean, or of means `by` a function.
+
+    Args:
+        measured: of the same subsets, as many as `by` takes.
+        by: of their means, such as `np.subtract`; of two kinds of prompts, subset i of one is left out with i of the
+            other.
+    """
+    subsets = min(each.subsets for each in measured) if all(each.independent for each in measured) else 0
+    means = [[each.mean(left_out) for each in measured] for left_out in (None, *range(subsets))]
+    over: tuple[tuple[int, ...], ...] = ((0,), (1,), (0, 1))
+    return Profile(*(_jackknife(np.stack([by(*(m.mean(axes) for m in row)) for row in means])) for axes in over))
+
+
+def _jackknife(values: np.ndarray) -> np.ndarray:
+    """(1 + n, ...), a statistic and what it is without each of n units, to (3, ...); NaN for fewer than two units."""
+    from scipy.stats import t
+
+    value, left_out = values[0], values[1:]
+    n = len(left_out)
+    half = t.ppf(0.975, n - 1) * np.sqrt((n - 1) * left_out.var(0)) if n > 1 else np.full_like(value, np.nan)
+    return np.stack([value, value - half, value + half])
+
+
+def profiles(models: Mapping[str, Mapping[str, Measured]], steps: int) -> dict[str, dict[str, Profile]]:
+    """By model and name, what was measured at the first steps."""
+    return {model: {name: profile(m.first(steps)) for name, m in named.items()} for model, named in models.items()}
+
+
+def differences(models: Mapping[str, Mapping[str, Measured]], steps: int) -> dict[str, dict[str, Profile]]:
+    """What memory makes: the first model minus each other, subset by subset; none where there is one model alone."""
+    (model, ours), *controls = models.items()
+    return {
+        f"{model} − {control}": {
+            name: profile(ours[name].first(steps), m.first(steps), by=np.subtract) for name, m in theirs.items()
+        }
+        for control, theirs in controls
+    }
+
+
+def by_name(models: Mapping[str, Mapping[str, Profile]]) -> dict[str, dict[str, Profile]]:
+    """By name and model: a panel a quantity, a line a model."""
+    return {name: {model: named[name] for model, named in models.items()} for name in next(iter(models.values()))}
+
+
+def table(columns: Mapping[str, Mapping[str, Profile]], form: str = ".3f") -> pd.DataFrame:
+    """What quantities are overall, with their 95 % intervals, as text: a column an entry, a row a quantity."""
+    shown = {name: {row: between(*each.overall, form) for row, each in rows.items()} for name, rows in columns.items()}
+    return pd.DataFrame(shown).fillna("")
+
+
+def between(value: float, low: float, high: float, form: str = ".3f") -> str:
+    """ "0.485 (0.461 to 0.509)"; of a value without an interval the value alone."""
+    return f"{value:{form}} ({low:{form}} to {high:{form}})" if np.isfinite(low) else f"{value:{form}}"
