@@ -54,7 +54,7 @@ def test_prose_that_states_a_result_is_made_from_numbers(path):
         if cell.cell_type == "markdown":
             assert "Seen:" not in cell.source
             assert not re.search(r"\d\.\d\d|\b\d+ of \d+\b", cell.source), cell.source
-    assert any(re.search(r"\bsay\(", c.source) for c in notebook.cells if c.cell_type == "code")
+    assert any(re.search(r"\b(say|result)\(", c.source) for c in notebook.cells if c.cell_type == "code")
     assert re.search(r"\bchecks\(", notebook.cells[-1].source)
 
 

@@ -271,10 +271,15 @@ def rate(row: Mapping[str, Any], name: str = "replication") -> str:
     return share(row[f"{name}_rate"], row[f"{name}_low"], row[f"{name}_high"], row["n"])
 
 
+def spanned(outcomes: Sequence[bool] | np.ndarray | pd.Series) -> Span:
+    """The share of outcomes with Wilson's interval."""
+    successes, n = hits(outcomes)
+    return Span(successes / n, *wilson_interval(successes, n))
+
+
 def counted(outcomes: Sequence[bool] | np.ndarray | pd.Series) -> str:
     """`share` of outcomes, with Wilson's interval."""
-    successes, n = hits(outcomes)
-    return share(successes / n, *wilson_interval(successes, n), n)
+    return share(*spanned(outcomes), len(outcomes))
 
 
 def compared(a: float, b: float, margin: float, more: str = "more", less: str = "less", same: str = "as much") -> str:

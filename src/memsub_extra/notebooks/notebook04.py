@@ -110,7 +110,8 @@ def trade_off(run: Run, models: int | None = None, strengths: Sequence[float] | 
         models: pruned models (default: `evaluation.models`).
         strengths: of Wen et al. (default: those of the parameters).
     """
-    return evaluated(run, _trade_off(run, models, strengths), "report", "trade-off").fillna({"strength": ""})
+    table = evaluated(run, _trade_off(run, models, strengths), "report", "trade-off")
+    return table.assign(strength=table.get("strength", "")).fillna({"strength": ""})
 
 
 def _trade_off(run: Run, models: int | None = None, strengths: Sequence[float] | None = None) -> list[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -197,15 +197,13 @@ def _attacked(run: Run, model: Model, captions: list[str], images: np.ndarray, i
     return begin.with_embeddings(torch.from_numpy(stored).to(denoiser.device, denoiser.dtype))
 
 
-def verdicts(run: Run) -> pd.DataFrame:
-    """What `embeddings` brings up: columns model, target, iterations, replicated (the run's verdict), similarity (the
-    copy metric's); a row an image."""
+def verdicts(run: Run, attacked: Mapping[tuple[str, str, int], np.ndarray]) -> pd.DataFrame:
+    """What `embeddings` brings up, a row an image: model, target, iterations, replicated (the run's verdict)."""
     wanted, tables = targets(run), []
-    for (model, target, iterations), images in embeddings(run).items():
-        captions, references = wanted[target]
-        replicated = run.scores.replicated(images, captions, references)
-        columns = {"replicated": replicated, "similarity": run.metrics.copy.similarity(images, references)}
-        tables.append(pd.DataFrame(columns).assign(model=model, target=target, iterations=iterations))
+    for (model, target, iterations), images in attacked.items():
+        replicated = run.scores.replicated(images, *wanted[target])
+        columns = {"target": target, "iterations": iterations, "model": model}
+        tables.append(pd.DataFrame({"replicated": replicated}).assign(**columns))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -233,12 +231,12 @@ def baselines(run: Run) -> pd.DataFrame:
     """Every method at every strength on the same captions and seeds, as `evaluated`.
 
     Columns chooses: alignment of the unseen captions that choose a strength, relative to the unedited model's; and
-    chosen: of each method the strongest strength that keeps `KEPT` of it there, or else the mildest.
+    chosen: the strength at which each method is compared, by alignment there: the one nearest above `KEPT`.
     """
     p, rows = run.parameters.baselines, method_rows(run)
     table = evaluated(run, rows, "report", "baselines", p.captions, p.never_seen)
     kept = _kept_where_chosen(run, rows)
-    return table.assign(chooses=kept, chosen=_strongest(table["method"], kept))
+    return table.assign(chooses=kept, chosen=_at_level(table["method"], kept))
 
 
 def _kept_where_chosen(run: Run, rows: list[Row]) -> list[float]:
@@ -251,13 +249,13 @@ def _kept_where_chosen(run: Run, rows: list[Row]) -> list[float]:
     return [each / alignments[0] for each in alignments]
 
 
-def _strongest(methods: pd.Series, kept: Sequence[float]) -> pd.Series:
-    """Which row each method is compared at; bool."""
-    enough = pd.Series(kept, methods.index) >= KEPT
+def _at_level(methods: pd.Series, kept: Sequence[float]) -> pd.Series:
+    """Which row each method is compared at: of those that keep `KEPT`, the one that keeps least; else the one that keeps
+    most. bool."""
     chosen = pd.Series(False, methods.index)
-    for _, places in methods.groupby(methods, sort=False).groups.items():
-        good = [i for i in places if enough[i]]
-        chosen[good[-1] if good else places[0]] = True
+    for _, of_method in pd.Series(kept, methods.index).groupby(methods, sort=False):
+        enough = of_method[of_method >= KEPT]
+        chosen[enough.idxmin() if len(enough) else of_method.idxmax()] = True
     return chosen
 
 

@@ -22,6 +22,7 @@ from memsub.measure.evaluation import alignment_each
 from memsub.models import Denoiser
 from memsub_extra.mitigations import BASELINES, Context
 from memsub_extra.run.model import Model
+from memsub_extra.run.run import TWIN as TWIN
 from memsub_extra.run.run import Run
 from memsub_extra.run.specs import EditSpec
 

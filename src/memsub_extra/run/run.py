@@ -64,6 +64,12 @@ class Run:
         Args:
             variables: `globals()`. See `Parameters.from_notebook`.
         """
+        # Bars of weights that are loaded are none of a notebook's own.
+        from diffusers.utils import logging as of_diffusers
+        from transformers.utils import logging as of_transformers
+
+        of_diffusers.disable_progress_bar()
+        of_transformers.disable_progress_bar()
         return cls(Parameters.from_notebook(variables))
 
     # --- models -------------------------------------------------------------------------------------------------
