@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
 from memsub.measure.metrics import Metrics
 from memsub.models import Sample
@@ -154,7 +155,7 @@ def seeds(run: Run) -> pd.DataFrame:
     places = run.data.held_out(run.data.split["locate"])[: run.parameters.evaluation.seed_captions]
     captions = [run.data.captions("memorized")[i] for i in places]
     rows = []
-    for model in under_attack(run):
+    for model in tqdm(under_attack(run), desc="two seeds"):
 
         def sample(prompts: Sequence[str], *, seeds: Sequence[int], model: Model = model) -> np.ndarray:
             return run.scores.images(model, prompts, seeds)

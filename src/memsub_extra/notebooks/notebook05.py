@@ -117,7 +117,7 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[tuple[str, str], pd.DataFram
     groups = memorized, alike(memorized, run.data.prompts.of("heldout"))
     options = p.detection.model_dump(include={"calls", "seeds"}) | p.sampling.model_dump(exclude={"solver"})
     rows, curves = [], {}
-    for model in under_attack(run):
+    for model in tqdm(under_attack(run), desc="detection"):
 
         def make(captions: list[str], model: Model = model) -> dict[str, np.ndarray]:
             with model.applied() as pipe:
@@ -250,8 +250,8 @@ def _kept_where_chosen(run: Run, rows: list[Row]) -> list[float]:
 
 
 def _at_level(methods: pd.Series, kept: Sequence[float]) -> pd.Series:
-    """Which row each method is compared at: of those that keep `KEPT`, the one that keeps least; else the one that keeps
-    most. bool."""
+    """Which row each method is compared at, bool: of those that keep `KEPT` the one that keeps least, or the one that
+    keeps most."""
     chosen = pd.Series(False, methods.index)
     for _, of_method in pd.Series(kept, methods.index).groupby(methods, sort=False):
         enough = of_method[of_method >= KEPT]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -15,7 +16,7 @@ from .style import shown
 
 Label = tuple[float, float, str, Any]
 """Where a point lies, in data coordinates, its text and its colour."""
-_DISTANCES = (5, 11, 18, 27, 38, 52)
+_DISTANCES = (7, 11, 18, 27, 38, 52)
 """From a point to its label, in points; the nearest that is free is taken."""
 _SIDES = [(x, y) for x, y in product((1, -1, 0), (0, 1, -1)) if x or y]
 
@@ -32,8 +33,8 @@ def label_points(axis: Axes, labels: Sequence[Label], fontsize: float = 8) -> No
     taken: list[Bbox] = []
     for x, y, text, colour in labels:
         at = axis.transData.transform((x, y))
-        note = axis.annotate(shown(text), (x, y), fontsize=fontsize, color=colour, xytext=(0, 0), parse_math=False)
-        note.set(textcoords="offset points")
+        style = {"fontsize": fontsize, "color": colour, "parse_math": False}
+        note = axis.annotate(shown(text), (x, y), xytext=(0, 0), textcoords="offset points", **style)
         size = note.get_window_extent()
         inside = axis.get_window_extent()
         scale = figure.dpi / 72
@@ -53,12 +54,15 @@ def label_points(axis: Axes, labels: Sequence[Label], fontsize: float = 8) -> No
 
 def _drawn(axis: Axes) -> np.ndarray:
     """Points of all lines of an axis, on the page, with some between those that a line joins: (points, 2)."""
+    lines = [(line.get_transform(), line.get_xydata(), line.get_linestyle() != "None") for line in axis.lines]
+    intervals = [each for each in axis.collections if isinstance(each, LineCollection)]
+    lines += [(each.get_transform(), segment, True) for each in intervals for segment in each.get_segments()]
     parts = [np.zeros((0, 2))]
-    for line in axis.lines:
-        ends = line.get_transform().transform(np.asarray(line.get_xydata(), float))
+    for transform, data, joined in lines:
+        ends = transform.transform(np.asarray(data, float))
         parts.append(ends)
-        if line.get_linestyle() != "None":
-            parts += [ends[:-1] + share * np.diff(ends, axis=0) for share in np.linspace(0.1, 0.9, 9)]
+        if joined:
+            parts += [ends[:-1] + share * np.diff(ends, axis=0) for share in np.linspace(0.05, 0.95, 19)]
     return np.concatenate(parts)
 
 

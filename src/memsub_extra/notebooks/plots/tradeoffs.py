@@ -42,8 +42,8 @@ def trade_off(frame: pd.DataFrame, x: str, y: str = "relative_alignment", name: 
         strengths = list(part["strength"]) if "strength" in part else [""] * len(part)
         at = list(zip(_scaled(part, x), _scaled(part, y), strict=True))
         _intervals(axis, part, x, y, colour)
-        style: dict[str, Any] = {"color": colour, "markeredgecolor": "white", "markeredgewidth": 0.5, "zorder": 3}
-        style["markersize"] = 13 if method in _STARS else 7
+        style: dict[str, Any] = {"color": colour, "markeredgecolor": "white", "markeredgewidth": 0.5}
+        style |= {"markersize": 13, "zorder": 4} if method in _STARS else {"markersize": 7, "zorder": 3}
         joined = "-" if any(strengths) and len(part) > 1 else "None"
         axis.plot(*zip(*at, strict=True), _STARS.get(method, marker), linestyle=joined, linewidth=1.2, **style)
         last = len(at) - 1
