@@ -95,7 +95,7 @@ def test_the_sweep_and_what_is_reported_share_no_prompt(run, monkeypatch):
     notebook04.sweep(run)
     swept = set.union(*asked)
     asked.clear()
-    notebook04.trade_off(run)
+    notebook04.pruned_models(run)
     assert swept.isdisjoint(set.union(*asked))
     assert swept.isdisjoint(run.data.split["locate"])
 

@@ -55,12 +55,13 @@ def test_the_twin_and_what_is_registered_stand_in_the_tables(new_run, monkeypatc
     monkeypatch.setitem(IMAGE_METRICS, "dummy", dummy)
     run = new_run(metrics={"more": ["exact_p", "dummy"]}, baselines=ONE_METHOD)
     run.metrics = load_metrics("tiny", "cpu", more=run.parameters.metrics.more)
-    models, baselines = notebook04.trade_off(run, models=1, strengths=[0.4]), notebook05.baselines(run)
+    models, baselines = notebook04.pruned_models(run, models=1), notebook05.baselines(run)
     for column, table in {"contrast": notebook04.sweep(run), "model": models, "method": baselines}.items():
         (row,) = table[table[column] == TWIN].to_dict("records")
         assert row["relative_alignment"] == row["relative_low"] == row["relative_high"] == pytest.approx(1)
         assert row["density"] == 0.0
-    assert models["strength"].tolist()[-1] == "0.4"
+    assert notebook04.wen(run, strengths=[]).empty
+    assert notebook04.wen(run, strengths=[0.4])["strength"].tolist() == ["0.4"]
     assert TWIN in notebook05.detection(run)[0]["model"].tolist()
     assert {name for name, _, _ in notebook05.embeddings(run)} == {"pruned", TWIN}
     assert baselines[baselines["method"] == "dummy"]["strength"].tolist() == ["1", "2"]
@@ -81,9 +82,9 @@ def test_a_model_without_a_twin_has_no_such_row(new_run, monkeypatch):
 
 def test_a_second_result_samples_nothing(new_run, rows):
     run = new_run()
-    first = notebook04.trade_off(run)
+    first = notebook04.pruned_models(run)
     rows.clear()
-    assert notebook04.trade_off(run).equals(first)
+    assert notebook04.pruned_models(run).equals(first)
     assert not rows
 
 

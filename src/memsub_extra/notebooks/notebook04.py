@@ -104,21 +104,17 @@ def model_rows(run: Run, models: int, controls: int) -> list[Row]:
     return rows
 
 
-def trade_off(run: Run, models: int | None = None, strengths: Sequence[float] | None = None) -> pd.DataFrame:
-    """The paper's Fig. 3 left: models of `model_rows` and Wen et al., on prompts that neither located nor chose them.
-
-    Args:
-        models: pruned models (default: `evaluation.models`).
-        strengths: of Wen et al. (default: those of the parameters).
-    """
-    table = evaluated(run, _trade_off(run, models, strengths), "report", "trade-off")
-    return table.assign(strength=table.get("strength", "")).fillna({"strength": ""})
-
-
-def _trade_off(run: Run, models: int | None = None, strengths: Sequence[float] | None = None) -> list[Row]:
+def pruned_models(run: Run, models: int | None = None) -> pd.DataFrame:
+    """`model_rows` (default: `evaluation.models`), on prompts that neither located nor chose them."""
     p = run.parameters.evaluation
     rows = model_rows(run, p.models if models is None else models, p.controls)
-    return [*rows, *baseline_rows(run, WEN, strengths, column="model")]
+    return evaluated(run, rows, "report", "pruned models").assign(strength="")
+
+
+def wen(run: Run, strengths: Sequence[float] | None = None) -> pd.DataFrame:
+    """Wen et al. at some strengths (default: those of the parameters), on the same captions."""
+    rows = baseline_rows(run, WEN, strengths, column="model")
+    return evaluated(run, rows, "report", WEN) if rows else pd.DataFrame()
 
 
 def averaged(run: Run) -> pd.DataFrame:
@@ -179,6 +175,11 @@ def seed_similarity(sample: Sample, metrics: Metrics, captions: Sequence[str], s
 
 NOTEBOOK = Notebook(
     "04_pruning",
-    experiments={"sweep": sweep, "trade-off": trade_off, "similarity between seeds": seeds},
+    experiments={
+        "sweep": sweep,
+        "pruned models": pruned_models,
+        "Wen et al.": wen,
+        "similarity between seeds": seeds,
+    },
     needs=(notebook01.NAME,),
 )

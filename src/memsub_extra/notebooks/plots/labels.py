@@ -35,6 +35,7 @@ def label_points(axis: Axes, labels: Sequence[Label], fontsize: float = 8) -> No
         at = axis.transData.transform((x, y))
         style = {"fontsize": fontsize, "color": colour, "parse_math": False}
         note = axis.annotate(shown(text), (x, y), xytext=(0, 0), textcoords="offset points", **style)
+        note.set_in_layout(False)  # the panel stays where its points were looked up
         size = note.get_window_extent()
         inside = axis.get_window_extent()
         scale = figure.dpi / 72
