@@ -56,9 +56,8 @@ def summary(folder: Path) -> dict[str, float]:
 
 
 EXACT = (
-    *("sweep", "pruned models and controls", "similarity between seeds", "KID and FID", "timing", "extraction"),
+    *("sweep", "similarity between seeds", "KID and FID", "timing", "extraction", "baselines"),
     *("capture of the grid", "capture in control models", "a second noise, and the conditional half"),
-    *("variants", "baselines"),
 )
 """Experiments of 01 to 05 that sample as much as is estimated; others end early, or ask for more than images."""
 

@@ -11,6 +11,7 @@ from tools import figures
 from memsub.io.files import load_json, save_json
 from memsub_extra.notebooks.batch import project
 from memsub_extra.notebooks.findings import (
+    Span,
     at_least,
     at_most,
     checks,
@@ -21,8 +22,10 @@ from memsub_extra.notebooks.findings import (
     hits,
     percent,
     rate,
+    result,
     say,
     share,
+    spanned,
     tally,
 )
 from memsub_extra.run.run import Run
@@ -120,6 +123,26 @@ def test_names_in_sentences_are_no_formulas_and_no_tags(monkeypatch):
     monkeypatch.setattr("IPython.display.display", lambda markdown: shown.append(markdown.data))
     say("It costs $20 or $30:", "<script>alert(1)</script>.")
     assert shown == [r"*Seen:* It costs \$20 or \$30: \<script>alert(1)\</script>."]
+
+
+def test_a_result_is_named_values_in_a_template_that_is_no_program(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda markdown: shown.append(markdown.data))
+    result("{rate:.0%} of {n} images, <b>", rate=Span(0.5, 0.25, 0.75), n=4)
+    assert shown == [r"*Here:* 50% (25% to 75%) of 4 images, \<b>"]
+    for template in ("{rate.value} of {n}", "{rate[0]} of {n}", "{} of {n}", "{n} images"):
+        with pytest.raises(ValueError, match="each needs the other"):
+            result(template, rate=0.5, n=4)
+
+
+def test_a_value_with_its_interval_is_a_claim_and_a_fact():
+    half = spanned([True, False, True, False])
+    assert half == (0.5, *pytest.approx((0.15, 0.85), abs=0.01))
+    assert at_least(half, 0.1, varies=0.01).verdict == "holds"
+    assert at_least(half, 0.3, varies=0.01).verdict == "inconclusive"
+    known = {"04": {"rate": fact(half, varies=0.01, n=4)}}
+    told = figures.fill("<!--figure 04.rate rate--><!--/figure-->", known, "README.md")
+    assert told == "<!--figure 04.rate rate-->50 % (15 to 85 %, n = 4)<!--/figure-->"
 
 
 def test_words_for_numbers():

@@ -19,6 +19,7 @@ from memsub_extra.unlearning import plots as unlearning_plots
 LAYERS = ["down_blocks.0.attentions.0.x", "mid_block.attentions.0.x"]
 XY = ("copy_similarity", "prompt_similarity")
 LADDER = pd.DataFrame({"prompt": list("aabb"), "exposures": [1, 1, 9, 9], "replicated": [0, 0, 1, 1]})
+ROC = pd.DataFrame({"false_positives": [0, 1], "true_positives": [0, 1]})
 RNG = np.random.default_rng(0)
 PAIRS = Measured(RNG.random((3, 3, 2)), [(0, 1), (0, 2), (1, 2)])
 
@@ -69,16 +70,14 @@ def attack_work() -> pd.DataFrame:
         lambda: plots.sorted_norms({"a": RNG.random(5) + 0.1}, "layer"),
         lambda: plots.subset_lines({"a": PAIRS}, LAYERS, "density (%)"),
         lambda: plots.profiles({"model": {"a": profile(PAIRS)}}, LAYERS, "IoU", reference=0),
-        lambda: plots.tradeoff(rates(), *XY, dict(zip(XY, "xy", strict=True))),
-        lambda: plots.sweep(rates(), {"unedited": rates(1).iloc[0]}, "exact_rate"),
-        lambda: plots.methods(rates(), *XY, dict(zip(XY, "xy", strict=True))),
+        lambda: plots.trade_off(rates(), "exact_rate"),
+        lambda: plots.trade_off(rates(), *XY, name="model"),
         lambda: plots.exact_test(RNG.random(255), 0.9, 1 / 256),
         lambda: plots.p_values({"a": RNG.random(9)}),
         lambda: plots.mask(RNG.random((4, 8)) > 0.5, "layer"),
         lambda: plots.exposure_curve(LADDER),
         lambda: plots.similarity_histograms(pd.DataFrame({"kind": ["a", "b"], "similarity": [0.1, 0.9]}), 0.5),
-        lambda: plots.roc({"a": pd.DataFrame({"false_positives": [0, 1], "true_positives": [0, 1]})}, "x", "y"),
-        lambda: plots.extraction_curve(LADDER.assign(model=list("abab"), extracted=[False, True] * 2)),
+        lambda: plots.roc({("a", "x"): ROC}, {("a", "x"): 0.5}),
         lambda: unlearning_plots.attack_curves(attack_work(), (0, 10, 50)),
         lambda: unlearning_plots.relearning(LEARNED),
         lambda: unlearning_plots.recognition(
@@ -95,48 +94,32 @@ def test_axes_say_what_they_show(make):
     assert labelled(make())
 
 
-def test_a_panel_a_contrast_and_a_point_a_setting():
-    figure = plots.sweep(rates(6), {"unedited": rates(1).iloc[0], "twin": rates(1).iloc[0]}, "replication_rate")
-    assert [a.get_title() for a in figure.axes] == [
-        "against the empty prompt",
-        "against ordinary prompts",
-        "density-matched random weights",
-    ]
-    assert "copy metric" in figure.axes[0].get_xlabel()
-    assert [line.get_label() for line in figure.axes[0].lines] == ["unedited", "twin", "first 10 steps"]
-    assert len(figure.axes[0].lines[2].get_xdata()) == 2
-
-
-def test_a_line_a_method():
-    labels = {"exact_rate": "replicated", "relative_alignment": "kept"}
-    figure = plots.methods(rates(6), "exact_rate", "relative_alignment", labels)
-    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["empty", "ordinary", "random"]
-    assert figure.axes[0].get_xlabel() == "replicated (%)"
-
-
-@pytest.mark.parametrize("figure", ["sweep", "methods"])
-def test_rates_that_have_intervals_show_them_and_their_n(figure):
-    frame = rates(6).assign(exact_low=0.1, exact_high=0.9, n=20)
-    if figure == "sweep":
-        axis = plots.sweep(frame, {}, "exact_rate").axes[0]
-    else:
-        labels = {"exact_rate": "replicated", "relative_alignment": "kept"}
-        axis = plots.methods(frame, "exact_rate", "relative_alignment", labels).axes[0]
-    assert axis.get_xlabel().endswith("(thin: 95 % intervals, n = 20)")
+def test_a_line_a_method_through_its_strengths_with_labels_beside_the_points():
+    frame = pd.DataFrame({"method": ["none", "a", "a"], "strength": ["", "1", "2"], "exact_rate": [1.0, 0.5, 0.2]})
+    frame = frame.assign(relative_alignment=[1.0, 0.9, 0.8], exact_low=0.1, exact_high=0.9, n=20)
+    axis = plots.trade_off(frame, "exact_rate").axes[0]
+    lines = [line.get_xdata().tolist() for line in axis.lines if line.get_linewidth() > 1]
+    assert lines == [[100.0], [50.0, 20.0]]
+    assert {text.get_text() for text in axis.texts} == {"none", "1", "a 2"}
+    assert axis.get_xlabel() == f"{plots.MEASURES['exact_rate']}; thin: 95 % intervals, 20 captions"
     ends = [path.vertices[:, 0].tolist() for lines in axis.collections for path in lines.get_paths()]
-    assert ends
-    assert all(x == pytest.approx([10, 90]) for x in ends)
+    assert len(ends) == 3 and all(x == pytest.approx([10, 90]) for x in ends)
 
 
-def test_extraction_is_shown_with_intervals_side_by_side():
-    frame = pd.DataFrame(
-        {"model": ["a", "a", "a", "b", "b", "b"], "exposures": [1, 9, 9] * 2, "extracted": [0, 1, 0] * 2}
-    )
-    axis = plots.extraction_curve(frame).axes[0]
-    assert [t.get_text() for t in axis.get_xticklabels()] == ["1\n(n = 1)", "9\n(n = 2)"]
-    points = {c.get_label(): (c[0].get_xdata(), c[0].get_ydata()) for c in axis.containers}
-    assert [points[name][1].tolist() for name in "ab"] == [[0, 50], [0, 50]]
-    assert (points["a"][0] < points["b"][0]).all()
+def test_similarities_are_shown_as_they_are():
+    axis = plots.trade_off(rates(1).assign(copy_similarity=0.7), "copy_similarity").axes[0]
+    assert axis.lines[0].get_xdata().tolist() == [0.7]
+
+
+def test_labels_lie_over_no_other_and_beside_their_points():
+    _, axis = plt.subplots()
+    axis.plot([0.5] * 6, [0.5] * 6, "o")
+    plots.label_points(axis, [(0.5, 0.5, f"model {i}", "black") for i in range(6)])
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert len(boxes) == 6
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    at = axis.transData.transform((0.5, 0.5))
+    assert not any(box.contains(*at) for box in boxes)
 
 
 def test_an_attack_has_a_panel_for_each_kind_of_pairs_and_a_line_a_model():
@@ -149,16 +132,6 @@ def test_an_attack_has_a_panel_for_each_kind_of_pairs_and_a_line_a_model():
     assert lines == {"a": [50, 100, 100], "twin": [0, 0, 50]}
 
 
-def test_a_bar_a_method_with_its_value():
-    values = pd.Series([1.0, 2.0], pd.MultiIndex.from_tuples([("none", ""), ("random tokens", "1")]))
-    axis = plots.bars(values, "seconds an image").axes[0]
-    assert [t.get_text() for t in axis.get_yticklabels()] == ["random tokens 1", "none"]
-    assert [t.get_text() for t in axis.texts] == ["2.00", "1.00"]
-    assert axis.get_xlabel() == "seconds an image"
-    shown = plots.colours(["random tokens", "none"])
-    assert [bar.get_facecolor()[:3] for bar in axis.patches] == list(shown.values())
-
-
 def test_images_stand_in_labelled_rows():
     images = np.zeros((3, 4, 4, 3), np.uint8)
     figure = plots.image_grid({"training image": images, "seed 0": images}, list("abc"))
@@ -169,6 +142,9 @@ def test_images_stand_in_labelled_rows():
     assert list(labels) == ["training\nimage", "seed 0", "a", "b", "c"]
     assert 0 < labels["training\nimage"][1] < 1 < labels["seed 0"][1] < 2  # beside their rows
     assert [0 < labels[text][0] - j < 1 for j, text in enumerate("abc")] == [True] * 3  # above their columns
+    axis = plots.image_grid({"seed 0": images}, marked={"seed 0": np.array([True, False, True])}).axes[0]
+    assert [patch.get_xy() for patch in axis.patches] == [(0, 0), (2, 0)]
+    assert axis.texts[0].get_text() == "seed 0\n2 of 3"
     with pytest.raises(ValueError, match="rows of one length and a caption a column expected"):
         plots.image_grid({"a": images, "b": images[:2]})
 
@@ -193,12 +169,8 @@ MONEY = "costs $20 or $30, #cash$"
         lambda: plots.exposure_curve(LADDER, LADDER.assign(kind=MONEY)),
         lambda: plots.p_values({MONEY: RNG.random(9)}),
         lambda: plots.mask(RNG.random((4, 8)) > 0.5, MONEY),
-        lambda: plots.tradeoff(rates().assign(model=MONEY), *XY, dict.fromkeys(XY, MONEY)),
-        lambda: plots.sweep(rates().assign(contrast=MONEY), {MONEY: rates(1).iloc[0]}, "exact_rate"),
-        lambda: plots.methods(rates().assign(method=MONEY, strength=MONEY), *XY, dict.fromkeys(XY, MONEY)),
-        lambda: plots.bars(pd.Series([1.0], [MONEY]), MONEY),
-        lambda: plots.extraction_curve(LADDER.assign(model=MONEY, extracted=True)),
-        lambda: plots.roc({MONEY: pd.DataFrame({"false_positives": [0, 1], "true_positives": [0, 1]})}, MONEY, MONEY),
+        lambda: plots.trade_off(rates().assign(method=MONEY, strength=MONEY), "exact_rate"),
+        lambda: plots.roc({(MONEY, MONEY): ROC}, {(MONEY, MONEY): 0.5}),
         lambda: lab_plots.attack_lines({MONEY: [ATTACKED]}, 0.5, MONEY),
         lambda: unlearning_plots.relearning(LEARNED.assign(model=MONEY, taught=MONEY)),
     ],
@@ -265,12 +237,7 @@ def test_lines_are_named_at_their_ends_and_no_name_lies_on_another():
 
 
 def test_legends_lie_beside_the_data():
-    roc = {"a, x": pd.DataFrame({"false_positives": [0, 1], "true_positives": [0, 1]})}
-    for figure in (
-        plots.roc(roc, "x", "y"),
-        plots.p_values({"a": RNG.random(9)}),
-        plots.sweep(rates(), {}, "exact_rate"),
-    ):
-        figure.draw_without_rendering()
-        axis = figure.axes[-1]
-        assert axis.get_legend().get_window_extent().x0 > axis.get_window_extent().x1
+    figure = plots.p_values({"a": RNG.random(9)})
+    figure.draw_without_rendering()
+    axis = figure.axes[-1]
+    assert axis.get_legend().get_window_extent().x0 > axis.get_window_extent().x1

@@ -13,7 +13,7 @@ from memsub.measure.metrics import Metrics
 from memsub.measure.verdict import Judge
 from memsub.models import StableDiffusionDenoiser, fingerprint
 from memsub.prompts import Prompts, disjoint_pairs, subsets
-from memsub_extra.notebooks import notebook03, notebook04
+from memsub_extra.notebooks import notebook03, notebook04, rows
 from memsub_extra.run.model import Model
 from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run
@@ -90,13 +90,24 @@ def test_an_edit_is_reported_on_prompts_that_neither_located_nor_chose_it(run):
 
 def test_the_sweep_and_what_is_reported_share_no_prompt(run, monkeypatch):
     asked = []
-    monkeypatch.setattr(Scores, "evaluate", lambda self, model, places: asked.append(set(places)) or {})
+    monkeypatch.setattr(Scores, "evaluate", lambda self, model, places, *rest, **how: asked.append(set(places)) or {})
+    monkeypatch.setattr(rows, "_intervals", lambda *asked_of: {})
     notebook04.sweep(run)
     swept = set.union(*asked)
     asked.clear()
-    notebook04.models(run)
+    notebook04.pruned_models(run)
     assert swept.isdisjoint(set.union(*asked))
     assert swept.isdisjoint(run.data.split["locate"])
+
+
+def test_unseen_captions_that_choose_are_none_of_those_that_report(run):
+    listed = run.data.prompts.of("heldout")
+    assert run.data.unseen(3) == (0, listed[:3])
+    assert run.data.unseen(3, "choose") == (len(listed) - 3, listed[-3:])
+    with pytest.raises(ValueError, match=rf"but the list holds {len(listed)}: give {2 * len(listed)} of them"):
+        run.data.unseen(len(listed), "choose")
+    chosen_on = run.scores.unseen(run.unedited, 2, part="choose")
+    assert chosen_on["prompt"].tolist() == listed[-2:]
 
 
 def test_groups_are_values_with_labels():

@@ -55,17 +55,21 @@ def test_the_twin_and_what_is_registered_stand_in_the_tables(new_run, monkeypatc
     monkeypatch.setitem(IMAGE_METRICS, "dummy", dummy)
     run = new_run(metrics={"more": ["exact_p", "dummy"]}, baselines=ONE_METHOD)
     run.metrics = load_metrics("tiny", "cpu", more=run.parameters.metrics.more)
-    models, baselines = notebook04.models(run), notebook05.baselines(run)
+    models, baselines = notebook04.pruned_models(run, models=1), notebook05.baselines(run)
     for column, table in {"contrast": notebook04.sweep(run), "model": models, "method": baselines}.items():
         (row,) = table[table[column] == TWIN].to_dict("records")
-        assert row["relative_alignment"] == pytest.approx(1)
-        assert row.get("density", 0.0) == 0.0
-    assert TWIN in notebook05.detection(run)[0].index
-    assert {name for name, _, _ in notebook05.embeddings(run)} >= {"unedited", TWIN}
+        assert row["relative_alignment"] == row["relative_low"] == row["relative_high"] == pytest.approx(1)
+        assert row["density"] == 0.0
+    assert notebook04.wen(run, strengths=[]).empty
+    assert notebook04.wen(run, strengths=[0.4])["strength"].tolist() == ["0.4"]
+    assert TWIN in notebook05.detection(run)[0]["model"].tolist()
+    assert {name for name, _, _ in notebook05.embeddings(run)} == {"pruned", TWIN}
     assert baselines[baselines["method"] == "dummy"]["strength"].tolist() == ["1", "2"]
     assert baselines[baselines["method"] == "dummy"]["replication_rate"].notna().all()
-    assert ("dummy", "1") in notebook05.seconds(run).index
-    assert ("dummy", 2) in notebook05.method_names(run.parameters, has_twin=True)
+    (chosen,) = baselines.loc[baselines["chosen"] & (baselines["method"] == "dummy"), "strength"]
+    timed = notebook05.seconds(run)
+    assert ("dummy", chosen) in timed.index and ("pruning", "1 %") in timed.index
+    assert (timed["least"] <= timed["seconds"]).all() and (timed["seconds"] <= timed["most"]).all()
     assert (models["dummy"] == 7).all() and (baselines["dummy"] == 7).all()
 
 
@@ -73,14 +77,14 @@ def test_a_model_without_a_twin_has_no_such_row(new_run, monkeypatch):
     run = new_run()
     run.info = MODELS["sd14"]
     assert TWIN not in [model.name for model in under_attack(run)]
-    assert TWIN not in dict(notebook05.method_names(run.parameters, has_twin=False))
+    assert TWIN not in [row.labels["method"] for row in notebook05.method_rows(run)]
 
 
 def test_a_second_result_samples_nothing(new_run, rows):
     run = new_run()
-    first = notebook04.models(run)
+    first = notebook04.pruned_models(run)
     rows.clear()
-    assert notebook04.models(run).equals(first)
+    assert notebook04.pruned_models(run).equals(first)
     assert not rows
 
 
@@ -89,7 +93,7 @@ def test_a_second_result_samples_nothing(new_run, rows):
 
 def test_a_baseline_that_there_is_not_is_named(new_run):
     with pytest.raises(ValueError, match=r"baselines\.strengths: unknown 'random token'; expected some of"):
-        notebook05.methods(new_run(baselines={"strengths": {"random token": [1]}}))
+        notebook05.method_rows(new_run(baselines={"strengths": {"random token": [1]}}))
 
 
 def test_a_registered_detection_score_stands_in_the_tables(run, monkeypatch):
@@ -98,8 +102,27 @@ def test_a_registered_detection_score_stands_in_the_tables(run, monkeypatch):
 
     monkeypatch.setitem(detection.SCORES, "dummy", dummy)
     areas, curves = notebook05.detection(run)
-    assert areas["dummy"].tolist() == [0.5] * len(under_attack(run))
-    assert "unedited, dummy: AUC 0.50" in curves
+    assert areas.loc[areas["score"] == "dummy", "area"].tolist() == [0.5] * len(under_attack(run))
+    assert ("unedited", "dummy") in curves
+
+
+def test_captions_are_compared_with_others_like_them():
+    candidates = ["a red heart", "a blue fish and a red ring, poster", "a green moon, a view", "a fish"]
+    assert notebook05.alike(["a gray cross and a pink moon, album"], candidates) == [candidates[1]]
+    assert notebook05.alike(["a moon", "a ring", "a cross"], candidates[:2]) == candidates[:2]  # each once
+
+
+def test_a_method_is_compared_nearest_above_the_level():
+    methods = pd.Series(["none", "a", "a", "a", "b", "b"])
+    chosen = notebook05._at_level(methods, [1.0, 0.95, 0.86, 0.5, 0.7, 0.8])
+    assert chosen.tolist() == [True, False, True, False, False, True]  # b never keeps enough: where it keeps most
+    assert notebook05._at_level(methods[:3], [1.0, 0.95, 0.99]).tolist() == [True, True, False]
+
+
+def test_targets_are_chosen_at_random_among_those_that_are_reported(run):
+    places = notebook05.at_random(run, 2)
+    assert set(places) <= set(run.data.held_out(run.data.split["locate"]))
+    assert places == notebook05.at_random(run, 2)
 
 
 def test_a_registered_notebook_is_run(monkeypatch):

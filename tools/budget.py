@@ -20,10 +20,10 @@ BUDGETS: dict[str, tuple[int, str]] = {
     "01_activation_capture": (8_900, "the grid: 200 prompts and the empty one, ten steps; the same in the twin"),
     "02_memorized_neurons": (9_100, "four subsets of each kind at all fifty steps"),
     "03_subspace_overlap": (3_700, "four subsets of each kind from a second noise, and the conditional half"),
-    "04_pruning": (45_000, "28 memorized and 28 unseen captions a model; sweep, variants, eight models, controls"),
+    "04_pruning": (24_000, "16 memorized and 16 unseen captions a model; sweep, ten models and controls, Wen et al."),
     "05_attack_evaluation": (
-        52_000,
-        "14 methods on 48 captions; extraction; the attack on eight images and three models",
+        24_000,
+        "11 methods on 32 captions, and 16 that choose; extraction; the attack on 20 images and two models",
     ),
     "06_deletion": (17_000, "the attack on 24 images and four models, until they are sampled"),
     "07_explorer": (1_500, "a grid of nine captions, and two short attacks"),

@@ -36,7 +36,7 @@ DOCUMENTS = (
 )
 FORMATS: dict[str, Callable[[Any], str]] = {
     "percent": percent,
-    "rate": lambda f: share(**f),
+    "rate": lambda f: share(f["value"], f["low"], f["high"], f["n"]),
     "number": "{:.2f}".format,
     "one": "{:.1f}".format,
     "count": "{:.0f}".format,

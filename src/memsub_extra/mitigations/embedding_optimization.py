@@ -94,18 +94,22 @@ def _optimize(
         unconditional = denoiser.predict(x, t, empty.expand(len(prompts)))
     embedding.requires_grad_(True)
     optimizer = torch.optim.AdamW([embedding], lr=lr)
+    rows = torch.arange(len(prompts), device=embedding.device)  # those that are not done
     for _ in range(iterations):
-        length = text_magnitude(x, unconditional, denoiser.predict(x, t, text.with_embeddings(embedding)))
+        moved = text[rows.tolist()].with_embeddings(embedding[rows])
+        length = text_magnitude(x[rows], unconditional[rows], denoiser.predict(x[rows], t, moved))
         unfinished = length.detach() > target
         if not unfinished.any():
             break
         (gradient,) = torch.autograd.grad(length.sum(), [embedding])
-        before = embedding.detach().clone()
+        rows, before = rows[unfinished.to(rows.device)], embedding.detach().clone()
         embedding.grad = gradient
         optimizer.step()
         with torch.no_grad():
             # AdamW moves on by momentum: the others are done.
-            embedding.copy_(torch.where(unfinished[:, None, None], embedding, before))
+            done = torch.ones(len(prompts), dtype=torch.bool, device=embedding.device)
+            done[rows] = False
+            embedding.copy_(torch.where(done[:, None, None], before, embedding))
     return text.with_embeddings(embedding.detach())
 
 

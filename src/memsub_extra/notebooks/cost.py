@@ -162,7 +162,8 @@ class _Placeholders(Data):
             return self.world.prompts()
         n, p = self.parameters.grid.memorized, self.parameters
         unseen = max(p.evaluation.real_images, p.baselines.never_seen, p.detection.captions, p.evaluation.captions)
-        unseen = max(unseen, p.embedding_attack.images, p.deletion.targets, p.evaluation.seed_captions)
+        unseen = max(unseen, p.embedding_attack.images, p.deletion.targets)
+        unseen += max(p.evaluation.captions, p.baselines.never_seen)  # those that choose a setting are others
         kinds = ["memorized"] * n + ["ordinary"] * max(n, p.extraction.captions) + ["heldout"] * unseen
         captions = [f"caption {i}" for i in range(len(kinds))]
         return Prompts(pd.DataFrame({"prompt": captions, "kind": kinds}), ("memorized",))

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -39,6 +39,17 @@ VERDICTS = ("holds", "fails", "inconclusive")
 """In the order in which they are counted."""
 Hits = tuple[int, int]
 """Successes, and of how many."""
+
+
+class Span(NamedTuple):
+    """A value with its 95 % interval, written as one: f"{span:.0%}" is "71% (57% to 82%)"."""
+
+    value: float
+    low: float
+    high: float
+
+    def __format__(self, form: str) -> str:
+        return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
 
 
 @dataclass(frozen=True)
@@ -98,11 +109,11 @@ Sampled = tuple[float, float] | Literal["Wilson"] | None
 """A 95 % interval; "Wilson": of hits; None: nothing was sampled."""
 
 
-def at_least(value: float | Hits, bound: float, *, varies: float, interval: Sampled = "Wilson") -> Claim:
+def at_least(value: float | Hits | Span, bound: float, *, varies: float, interval: Sampled = "Wilson") -> Claim:
     """The value is at least the bound.
 
     Args:
-        value: a number, or (successes, n) of a rate.
+        value: a number, (successes, n) of a rate, or a number with its interval.
         varies: how much the value differs between machines.
         interval: the 95 % interval of the value. It may be left out for (successes, n), which have Wilson's. None says
             that nothing was sampled: the value is what it is for these weights, however many prompts there are.
@@ -113,7 +124,7 @@ def at_least(value: float | Hits, bound: float, *, varies: float, interval: Samp
     return _claim(value, bound, 1, varies, interval)
 
 
-def at_most(value: float | Hits, bound: float, *, varies: float, interval: Sampled = "Wilson") -> Claim:
+def at_most(value: float | Hits | Span, bound: float, *, varies: float, interval: Sampled = "Wilson") -> Claim:
     """The value is at most the bound; arguments as of `at_least`."""
     return _claim(value, bound, -1, varies, interval)
 
@@ -123,7 +134,9 @@ def exactly(truth: object) -> Claim:
     return Claim(float(bool(truth)), 1.0, 0, 0.0)
 
 
-def _claim(value: float | Hits, bound: float, sign: int, varies: float, interval: Sampled) -> Claim:
+def _claim(value: float | Hits | Span, bound: float, sign: int, varies: float, interval: Sampled) -> Claim:
+    if isinstance(value, Span):
+        value, interval = value.value, (value.low, value.high)
     if isinstance(value, tuple):
         successes, n = value
         value = successes / n if n else np.nan
@@ -194,9 +207,16 @@ def tally(verdicts: Iterable[str]) -> str:
     return ", ".join(f"{verdict} {counts[verdict]}" for verdict in VERDICTS)
 
 
-def fact(value: float, *, varies: float) -> dict[str, float]:
-    """A number for README or report that another machine finds again within three times `varies`."""
-    return {"value": float(value), "varies": varies}
+def fact(value: float | Span, *, varies: float, n: float | None = None) -> dict[str, float]:
+    """A number for README or report that another machine finds again within three times `varies`.
+
+    Args:
+        value: with its interval, if it is shown with one; `n` is then how many units it is of.
+    """
+    of_units = {} if n is None else {"n": float(n)}
+    if isinstance(value, Span):
+        return {"value": value.value, "low": value.low, "high": value.high, "varies": varies} | of_units
+    return {"value": float(value), "varies": varies} | of_units
 
 
 def plain(value: Any) -> Any:
@@ -251,10 +271,15 @@ def rate(row: Mapping[str, Any], name: str = "replication") -> str:
     return share(row[f"{name}_rate"], row[f"{name}_low"], row[f"{name}_high"], row["n"])
 
 
+def spanned(outcomes: Sequence[bool] | np.ndarray | pd.Series) -> Span:
+    """The share of outcomes with Wilson's interval."""
+    successes, n = hits(outcomes)
+    return Span(successes / n, *wilson_interval(successes, n))
+
+
 def counted(outcomes: Sequence[bool] | np.ndarray | pd.Series) -> str:
     """`share` of outcomes, with Wilson's interval."""
-    successes, n = hits(outcomes)
-    return share(successes / n, *wilson_interval(successes, n), n)
+    return share(*spanned(outcomes), len(outcomes))
 
 
 def compared(a: float, b: float, margin: float, more: str = "more", less: str = "less", same: str = "as much") -> str:

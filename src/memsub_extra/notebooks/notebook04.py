@@ -1,51 +1,66 @@
-"""Notebook 04: set to zero, are other memorized images still replicated, and what is lost?"""
+"""Notebook 04: with the located weights at zero, are other memorized images still replicated, and what is kept?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
-from memsub.measure.distances import fid, kid
-from memsub.measure.evaluation import alignment_each
 from memsub.measure.metrics import Metrics
 from memsub.measure.noise import noise_seeds
 from memsub.models import Sample
-from memsub.neurons import locate
 from memsub_extra.run.model import Model
 from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run
 from memsub_extra.run.specs import Contrast, Group
-from memsub_extra.store import Kind
 
 from . import notebook01
+from .intervals import mean_interval, ratio_interval
 from .listing import Notebook
-from .rows import TWIN, Row, evaluated, twin_row, under_attack
+from .rows import (
+    PAPER,
+    TWIN,
+    Row,
+    baseline_rows,
+    evaluated,
+    of_captions,
+    per_caption,
+    share_interval,
+    twin_row,
+    under_attack,
+)
 
-CONDITIONAL = Kind("conditional")
-DISTANCES = Kind("distances")
 KEPT = 0.85
 """Share of the unedited model's alignment that a recommended edit keeps."""
+WEN = "embedding optimization"
+"""The baseline that the paper compares with (Wen et al., ICLR 2024)."""
+CONTRASTS: tuple[Contrast, ...] = ("empty", "ordinary")
 
 
-def sweep(run: Run) -> pd.DataFrame:
+def sweep(
+    run: Run, sparsities: Sequence[float] | None = None, contrasts: Sequence[Contrast] = CONTRASTS
+) -> pd.DataFrame:
     """Settings of the edit, located on the first third of the memorized prompts and evaluated on the second.
 
-    Contrast x steps x sparsity; density-matched random weights beside the paper's contrast.
+    Contrast x steps (`sweep.steps`) x sparsity; density-matched random weights beside the paper's contrast at the
+    largest sparsity; the unedited model and the twin.
+
+    Args:
+        sparsities: default `sweep.sparsity`; the paper's is always among them.
     """
     p = run.parameters
-    rows = [Row({"contrast": "", "steps": 0, "sparsity": 0.0})]
+    shares = sorted({PAPER, *(p.sweep.sparsity if sparsities is None else sparsities)})
+    rows = [Row({"contrast": "unedited", "steps": 0, "sparsity": 0.0})]
     rows += twin_row(run, contrast=TWIN, steps=0, sparsity=0.0)
-    contrasts: tuple[Contrast, ...] = ("empty", "ordinary")
-    for contrast, steps, sparsity in product(contrasts, p.sweep.steps, p.sweep.sparsity):
+    for contrast, steps, sparsity in product(contrasts, p.sweep.steps, shares):
         setting = {"contrast": contrast, "steps": steps, "sparsity": sparsity}
-        spec = p.spec.changed(**setting)
-        rows.append(Row(setting, spec))
-        if contrast == "empty" and steps == p.edit.steps:
-            rows.append(Row(setting | {"contrast": "random"}, spec.changed(random=0)))
+        rows.append(Row(setting, p.spec.changed(**setting)))
+    largest = {"steps": p.edit.steps, "sparsity": shares[-1]}
+    rows.append(Row({"contrast": "random"} | largest, p.spec.changed(**largest, contrast="empty", random=0)))
     return evaluated(run, rows, "choose", "sweep")
 
 
@@ -65,95 +80,88 @@ def choose(table: pd.DataFrame, p: Parameters) -> pd.Series:
     return kept.sort_values(rate, kind="stable").iloc[0] if len(kept) else ours.iloc[0]
 
 
-def variants(run: Run) -> pd.DataFrame:
-    """The chosen edit with one thing changed at a time, reported on held-out prompts."""
-    spec, smallest = run.parameters.spec, run.parameters.grid.sizes[0]
-    rows = [
-        Row({"variant": "unedited"}),
-        Row({"variant": "as chosen"}, spec),
-        *(Row({"variant": f"r = {r:g}"}, spec.changed(threshold=r)) for r in (0.25, 0.5)),
-        *(Row({"variant": f"{side} layers only"}, spec.changed(layers=(f"{side}_block",))) for side in ("down", "up")),
-        Row(
-            {"variant": f"located on {smallest} prompts"},
-            spec.changed(located_on=Group.subset("memorized", smallest, 0)),
-        ),
-        *twin_row(run, variant=TWIN),
-    ]
-    table = evaluated(run, rows, "report", "variants")
-    held_out = run.data.held_out(run.data.split["locate"])
-    row = {"variant": "conditional half alone"} | run.scores.evaluate(conditional(run), held_out)
-    return pd.concat([table, pd.DataFrame([row])], ignore_index=True)
+TEN, THIRD, AT_PAPER = "pruned, ten prompts each", "pruned, a third of the prompts", "pruned, the paper's 1 %"
+RANDOM, ORDINARY = "pruned at random", "pruned, located on ordinary prompts"
+"""What tables call the models of `model_rows`."""
 
 
-def conditional(run: Run) -> Model:
-    """The model with the edit that activations of the conditional half of guided calls locate, those alone."""
-    spec = run.parameters.spec
-    captions = [run.data.captions("memorized")[i] for i in run.data.split["locate"]]
-    options: dict[str, Any] = {"cfg_half": "cond", "first": spec.steps}
-    stats, null = (run.grid.captured(CONDITIONAL, prompts, **options) for prompts in (captions, [""]))
-    edit = locate(run.pipe, stats, null, spec.sparsity).union(spec.steps, spec.threshold)
-    return Model("conditional half alone", run.pipe, edit.only(spec.layers) if spec.layers else edit)
+def model_rows(run: Run, models: int, controls: int) -> list[Row]:
+    """The unedited model, the twin, and edits: one for each of some subsets of the smallest size, and what they are
+    compared with.
 
-
-def model_rows(run: Run) -> list[Row]:
-    """One pruned model for each subset of the smallest size, some with controls; the unedited model, the twin."""
+    Args:
+        models: subsets that locate an edit each, at the run's sparsity; the first also at the paper's.
+        controls: of them, those that stand beside density-matched random weights and an edit that as many ordinary
+            prompts located.
+    """
     p, spec, size = run.parameters, run.parameters.spec, run.parameters.grid.sizes[0]
-    rows = [Row({"model": "unedited", "subset": -1}), *twin_row(run, model=TWIN, subset=-1)]
-    for i in range(min(p.evaluation.models, p.grid.subsets)):
-        located = spec.changed(located_on=Group.subset("memorized", size, i))
-        rows.append(Row({"model": "pruned, located on memorized prompts", "subset": i}, located))
-        if i < p.evaluation.controls:
-            ordinary = spec.changed(located_on=Group.subset("ordinary", size, i), contrast="empty")
-            rows.append(Row({"model": "pruned, at random", "subset": i}, located.changed(random=i)))
-            rows.append(Row({"model": "pruned, located on ordinary prompts", "subset": i}, ordinary))
+    ten = [spec.changed(located_on=Group.subset("memorized", size, i)) for i in range(min(models, p.grid.subsets))]
+    ordinary = [Group.subset("ordinary", size, i) for i in range(controls)]
+    rows = [Row({"model": "unedited"}), *twin_row(run, model=TWIN)]
+    rows += [Row({"model": TEN}, each) for each in ten]
+    rows += [Row({"model": THIRD}, spec), Row({"model": AT_PAPER}, ten[0].changed(sparsity=PAPER))]
+    rows += [Row({"model": RANDOM}, each.changed(random=i)) for i, each in enumerate(ten[:controls])]
+    rows += [Row({"model": ORDINARY}, spec.changed(located_on=group, contrast="empty")) for group in ordinary]
     return rows
 
 
-def models(run: Run) -> pd.DataFrame:
-    """The pruned models of the paper's Fig. 3, reported on prompts that neither located them nor chose the setting."""
-    return evaluated(run, model_rows(run), "report", "pruned models")
+def pruned_models(run: Run, models: int | None = None) -> pd.DataFrame:
+    """`model_rows` (default: `evaluation.models`), on prompts that neither located nor chose them."""
+    p = run.parameters.evaluation
+    rows = model_rows(run, p.models if models is None else models, p.controls)
+    return evaluated(run, rows, "report", "pruned models").assign(strength="")
 
 
-def by_caption(run: Run) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """What `models` summarizes, a row a caption and a column a kind of model: captions are the independent units.
+def wen(run: Run, strengths: Sequence[float] | None = None) -> pd.DataFrame:
+    """Wen et al. at some strengths (default: those of the parameters), on the same captions."""
+    rows = baseline_rows(run, WEN, strengths, column="model")
+    return evaluated(run, rows, "report", WEN) if rows else pd.DataFrame()
+
+
+def averaged(run: Run) -> pd.DataFrame:
+    """`model_rows`, averaged over the models of one name, with intervals over the captions that they share.
 
     Returns:
-        Shares of a kind's models that replicate each memorized caption by the run's verdict, the same by the copy
-        metric, and mean alignment of each unseen caption.
+        A row a name: models; verdict, copied and kept (alignment over that of the unedited model), each with `_low` and
+        `_high`; and captions, how many they are.
     """
-    n, tables = run.parameters.evaluation.captions, []
-    for row in model_rows(run):
-        located_on = run.data.located_on(row.spec.located_on) if row.spec else []
-        model, places = row.model(run), run.data.held_out(located_on)[:n]
-        scored, unseen = run.scores.memorized(model, places), run.scores.unseen(model, n)
-        verdicts = pd.DataFrame({"prompt": scored["prompt"], "verdict": run.judge.of(scored) * 1.0})
-        verdicts["copied"] = scored["replicated"] * 1.0
-        aligned = pd.DataFrame({"prompt": unseen["prompt"], "alignment": alignment_each(unseen)})
-        tables.append(pd.concat([verdicts, aligned]).assign(model=row.labels["model"]))
-    table = pd.concat(tables)
-    kept = (table.dropna(subset=[column]) for column in ("verdict", "copied", "alignment"))
-    verdict, copied, aligned = (
-        part.pivot_table(index="prompt", columns="model", values=column).dropna()  # captions that all models have
-        for part, column in zip(kept, ("verdict", "copied", "alignment"), strict=True)
-    )
-    return verdict, copied, aligned
+    p = run.parameters.evaluation
+    rows, table = model_rows(run, p.models, p.controls), {}
+    each = per_caption(run, rows, "report")
+    verdict, copied, aligned = (of_captions(each, column) for column in ("verdict", "copied", "alignment"))
+    for name in verdict:
+        entries: dict[str, Any] = {"models": sum(row.labels["model"] == name for row in rows)}
+        for column, values in {"verdict": verdict[name], "copied": copied[name]}.items():
+            entries |= _with_interval(column, values.mean(), share_interval(values))
+        whole = aligned["unedited"]
+        kept = aligned[name].mean() / whole.mean(), ratio_interval(aligned[name], whole, paired=True)
+        entries |= _with_interval("kept", *kept) | {"captions": len(verdict)}
+        table[name] = entries
+    return pd.DataFrame(table).T
+
+
+def _with_interval(name: str, value: float, bounds: tuple[float, float]) -> dict[str, float]:
+    return {name: value, f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
 
 
 def seeds(run: Run) -> pd.DataFrame:
-    """Copy similarity between two seeds of one caption: rows are models, columns kinds of captions."""
-    held_out, n = run.data.held_out(run.data.split["locate"]), run.parameters.evaluation.seed_captions
-    memorized = [run.data.captions("memorized")[i] for i in held_out]
-    captions = {"memorized": memorized[:n], "never seen": run.data.prompts.of("heldout")[:n]}
-    table = {}
-    for model in under_attack(run):
+    """Copy similarity between two seeds of one memorized caption that did not locate the edit, with its interval.
+
+    All models are asked the same captions: a model that never saw them says what captions of their kind have.
+    """
+    places = run.data.held_out(run.data.split["locate"])[: run.parameters.evaluation.seed_captions]
+    captions = [run.data.captions("memorized")[i] for i in places]
+    rows = []
+    for model in tqdm(under_attack(run), desc="two seeds"):
 
         def sample(prompts: Sequence[str], *, seeds: Sequence[int], model: Model = model) -> np.ndarray:
             return run.scores.images(model, prompts, seeds)
 
-        options = {"seeds": 3, "own_noise": run.parameters.evaluation.own_noise}
-        similar = {kind: seed_similarity(sample, run.metrics, part, **options) for kind, part in captions.items()}
-        table[model.name] = {kind: values.mean() for kind, values in similar.items()}
-    return pd.DataFrame(table).T
+        own_noise = run.parameters.evaluation.own_noise
+        similar = seed_similarity(sample, run.metrics, captions, seeds=2, own_noise=own_noise).mean(1)
+        row = {"model": model.name, "captions": len(similar)}
+        rows.append(row | _with_interval("similarity", similar.mean(), mean_interval(similar)))
+    return pd.DataFrame(rows)
 
 
 def seed_similarity(
@@ -171,53 +179,13 @@ def seed_similarity(
     return (features[:, i] * features[:, j]).sum(-1)
 
 
-def distances(run: Run) -> pd.DataFrame:
-    """KID and FID (x 1000) of what is sampled for unseen captions, and of as many real images: the floor.
-
-    All rows have equally many images and are compared with the same others. Without enough real images for both, there
-    is no floor.
-    """
-    n, real = run.parameters.evaluation.real_images, run.scores.real_features
-    enough = len(real) >= 2 * n
-    reference = real[n:] if enough else real
-    sets = {"real pictures": real[:n]} if enough else {}
-    for model in under_attack(run):
-        sets[model.name] = np.stack(run.scores.unseen(model, n)["image_features"])
-    rows: list[dict[str, Any]] = []
-    for name, features in sets.items():
-        kernel, frechet = kid_of(run, reference, features), fid_of(run, reference, features)
-        rows.append({"pictures": name, **kernel, **frechet, "n": len(features)})
-    return pd.DataFrame(rows)
-
-
-def kid_of(run: Run, reference: np.ndarray, features: np.ndarray) -> dict[str, float]:
-    """KID and its deviation over subsets (x 1000) of image features; computed once."""
-    return _distance(run, ["kid", "kid_deviation"], lambda: kid(reference, features), reference, features)
-
-
-def fid_of(run: Run, reference: np.ndarray, features: np.ndarray) -> dict[str, float]:
-    """FID (x 1000) of image features; computed once."""
-    return _distance(run, ["fid"], lambda: (fid(reference, features),), reference, features)
-
-
-def _distance(
-    run: Run, names: list[str], measured: Callable[[], Sequence[float]], reference: np.ndarray, features: np.ndarray
-) -> dict[str, float]:
-    def make() -> pd.DataFrame:
-        return 1000 * pd.DataFrame([measured()], columns=names)
-
-    table = run.store.table(DISTANCES, make, names=names, reference=reference, features=features)
-    return table.iloc[0].to_dict()
-
-
 NOTEBOOK = Notebook(
     "04_pruning",
     experiments={
         "sweep": sweep,
-        "variants": variants,
-        "pruned models and controls": models,
+        "pruned models": pruned_models,
+        "Wen et al.": wen,
         "similarity between seeds": seeds,
-        "KID and FID": distances,
     },
     needs=(notebook01.NAME,),
 )

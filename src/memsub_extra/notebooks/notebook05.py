@@ -1,11 +1,11 @@
-"""Notebook 05: deleted, or hidden? Baselines at inference time, extraction, detection, the embedding attack."""
+"""Notebook 05: what an attacker still gets (extraction, detection, the embedding attack), and how baselines fare."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,145 +13,58 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from memsub.measure.evaluation import summary
-from memsub.models import Conditioning, Sample, as_denoiser
+from memsub.io.images import rgb
+from memsub.measure.distances import fid, kid
+from memsub.measure.evaluation import alignment
+from memsub.models import Conditioning, as_denoiser
 from memsub_extra.attacks import check_extraction, embedding_attack, extract, sample_to_folder
+from memsub_extra.attacks.extraction import image_path
 from memsub_extra.hardware import hardware
-from memsub_extra.mitigations import BASELINES, Context
+from memsub_extra.mitigations import BASELINES
 from memsub_extra.mitigations.detection import SCORES, first_step_scores, roc
 from memsub_extra.run.model import Model
-from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run
 from memsub_extra.store import Kind
 
 from . import notebook01
+from .intervals import auc_interval
 from .listing import Notebook
-from .notebook04 import kid_of
-from .rows import TWIN, gradient_rows, under_attack
+from .notebook04 import KEPT
+from .rows import PAPER, TWIN, Row, baseline_rows, evaluated, gradient_rows, twin_row, under_attack
 
 SECONDS = Kind("seconds")
 EXTRACTION = Kind("extraction")
 DETECTION = Kind("detection")
 EMBEDDINGS = Kind("embeddings")
-
-
-# --- baselines -----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Method:
-    """One way to keep the model from replicating, at one strength.
-
-    Attributes:
-        sample: how it generates, while its `model` is in place.
-        content: what `sample` is a function of, if it is not plain sampling.
-    """
-
-    name: str
-    strength: str
-    model: Model
-    sample: Sample
-    content: dict[str, Any] = field(default_factory=dict)
-
-
-def method_names(p: Parameters, has_twin: bool) -> list[tuple[str, Any]]:
-    """Name and strength of every method that is compared: nothing, pruning, random pruning, baselines; the twin."""
-    names: list[tuple[str, Any]] = [("none", None), *(("pruning", s) for s in p.sweep.sparsity)]
-    names += [(TWIN, None)] if has_twin else []
-    names.append(("random pruning", max(p.sweep.sparsity)))
-    for name, baseline in BASELINES.items():
-        names += [(name, strength) for strength in p.baselines.strengths.get(name, baseline.strengths)]
-    return names
-
-
-def methods(run: Run) -> list[Method]:
-    """The methods of `method_names`."""
-    p = run.parameters
-    options = {"steps": p.capture.steps, "batch_size": p.sampling.batch_size}
-    plain, ordinary = run.scores.sample(run.unedited), run.data.captions("ordinary")
-    context = Context(run.pipe, plain, ordinary, gradient_rows=gradient_rows(run.denoiser), **options)
-    compared = []
-    for name, strength in method_names(p, bool(run.info.twin)):
-        if name == "none":
-            compared.append(Method(name, "", run.unedited, plain))
-        elif name == TWIN:
-            model = Model(TWIN, run.twin_pipe)
-            compared.append(Method(name, "", model, run.scores.sample(model)))
-        elif name in BASELINES:
-            baseline = BASELINES[name]
-            label = baseline.label(strength)
-            content = {"method": name, "strength": label, "version": getattr(baseline, "version", 1)}
-            compared.append(Method(name, label, run.unedited, baseline.make(context, strength), content))
-        else:
-            random = 0 if name == "random pruning" else None
-            model = run.model(p.spec.changed(sparsity=strength, random=random), name)
-            compared.append(Method(name, f"{100 * strength:g} %", model, plain))
-    return compared
-
-
-def baselines(run: Run) -> pd.DataFrame:
-    """`summary` of each method on the same captions and seeds, relative_alignment, and KID of unseen captions."""
-    p = run.parameters.baselines
-    places = run.data.held_out(run.data.split["locate"])[: p.captions]
-    real, rows = run.scores.real_features[p.never_seen :], []
-    for method in tqdm(methods(run), desc="baselines"):
-        how = {"sample": method.sample, **method.content} if method.content else {}
-        unseen = run.scores.unseen(method.model, p.never_seen, **how)
-        entries = summary(run.scores.memorized(method.model, places, **how), unseen)
-        distance = kid_of(run, real, np.stack(unseen["image_features"]))
-        rows.append({"method": method.name, "strength": method.strength} | entries | distance)
-    table = pd.DataFrame(rows)
-    reference = table.set_index("method")["alignment"].get(TWIN, table["alignment"][0])
-    return table.assign(relative_alignment=table["alignment"] / reference)
-
-
-def seconds(run: Run) -> pd.DataFrame:
-    """Seconds an image of each method at its first strength, side by side in turns; medians, any search included.
-
-    Columns seconds, on (the GPU, or how many threads); index method, strength. Timed once: a later run shows the same.
-    """
-    p = run.parameters.baselines
-    places = run.data.held_out(run.data.split["locate"])[: p.timed]
-    captions = [run.data.captions("memorized")[i] for i in places]
-    first = {m.name: m for m in reversed(methods(run)) if m.name != TWIN}
-    content = {"captions": captions, "model": run.unedited, "turns": p.turns, "device": str(run.denoiser.device)}
-    content |= {"methods": [[m.name, m.strength, m.content] for m in first.values()]}
-    content |= run.parameters.sampling.model_dump()
-    table = run.store.table(SECONDS, partial(_timed, run, list(first.values()), captions, p.turns), **content)
-    return table.set_index(["method", "strength"])
-
-
-def _timed(run: Run, compared: list[Method], captions: list[str], turns: int) -> pd.DataFrame:
-    times: dict[tuple[str, str], list[float]] = {(m.name, m.strength): [] for m in compared}
-    for turn in tqdm(range(turns + 1), desc="timing"):
-        for method in compared:
-            with method.model.applied():
-                began = time.perf_counter()
-                method.sample(captions, seeds=[0] * len(captions))
-                if turn:  # the first warms up
-                    times[method.name, method.strength].append((time.perf_counter() - began) / len(captions))
-    rows = [{"method": m, "strength": s, "seconds": float(np.median(took))} for (m, s), took in times.items()]
-    return pd.DataFrame(rows).assign(on=hardware(run.denoiser.device))
+DISTANCES = Kind("distances")
 
 
 # --- extraction and detection ----------------------------------------------------------------------------------------
 
 
+def at_random(run: Run, n: int) -> list[int]:
+    """Places of n memorized prompts under attack, chosen at random among those that neither located the edit nor chose
+    its setting."""
+    places = run.data.held_out(run.data.split["locate"])
+    chosen = np.random.default_rng([run.parameters.seed, 5]).permutation(len(places))[:n]
+    return [places[i] for i in chosen]
+
+
 def attacked(run: Run) -> pd.DataFrame:
-    """Captions under extraction: columns prompt, kind, exposures (where known). None of them located the edit."""
-    n, prompts = run.parameters.extraction.captions, run.data.prompts
-    held_out = run.data.held_out(run.data.split["locate"])[:n]
-    table, kinds = prompts.table, set(prompts.table["kind"])
-    parts = [prompts.memorized_rows.iloc[held_out], table[table["kind"] == "ordinary"][-n:]]
-    if "template" in kinds:
-        parts.append(prompts.rows("template").groupby("group").head(1)[:n])
-    if "ladder" in kinds:
-        parts.append(prompts.rows("ladder").groupby("exposures").head(max(2, n // 5)))
-    return pd.concat(parts, ignore_index=True).reindex(columns=["prompt", "kind", "exposures"])
+    """Captions under extraction, memorized ones (`at_random`) and as many ordinary ones: prompt, kind."""
+    n = run.parameters.extraction.captions
+    memorized = [run.data.captions("memorized")[i] for i in at_random(run, n)]
+    ordinary = run.data.prompts.ordinary[-n:]
+    kinds = ["memorized"] * len(memorized) + ["ordinary"] * len(ordinary)
+    return pd.DataFrame({"prompt": memorized + ordinary, "kind": kinds})
 
 
 def extraction(run: Run) -> pd.DataFrame:
-    """Extraction from each model under attack: a row a caption and model, as `attacks.check_extraction` gives them."""
+    """Extraction from each model under attack: a row a caption and model, as `attacks.extract` gives them.
+
+    Column extracted: a claim that is right. Where the training data are known, it replicates the training image of its
+    caption, by the run's verdict; elsewhere it is near any known training image, by the copy metric.
+    """
     p, under = run.parameters, attacked(run)
     captions = under["prompt"].tolist()
     options = {"images": p.extraction.images, "own_noise": p.evaluation.own_noise} | p.sampling.model_dump(
@@ -163,20 +76,50 @@ def extraction(run: Run) -> pd.DataFrame:
         with model.applied() as pipe:
             sample_to_folder(pipe, captions, folder, batch_size=p.sampling.batch_size, **options)
         claims = extract(folder, threshold=p.extraction.distance, clique=p.extraction.clique)
-        checked = check_extraction(claims, folder, run.metrics.copy, run.scores.corpus_features)
-        tables.append(checked.assign(kind=under["kind"], exposures=under["exposures"], model=model.name))
+        right = _right(run, captions, claims, folder)
+        tables.append(claims.assign(extracted=right, kind=under["kind"], model=model.name))
     return pd.concat(tables, ignore_index=True)
 
 
-def detection(run: Run) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
-    """Area under the ROC curve for each model under attack (rows) and score (columns), and the curves."""
+def _right(run: Run, captions: list[str], claims: pd.DataFrame, folder: Path) -> pd.Series:
+    """Which claims are right (`extraction`)."""
+    if not run.data.world:
+        return check_extraction(claims, folder, run.metrics.copy, run.scores.corpus_features)["extracted"]
+    places = at_random(run, run.parameters.extraction.captions)
+    ordinary = run.data.prompts.images("ordinary", len(places) - len(captions))
+    references = [*(run.data.training_images[i] for i in places), *(image[None] for image in ordinary)]
+    images = np.stack([np.asarray(rgb(image_path(folder, i, seed))) for i, seed in enumerate(claims["seed"])])
+    return claims["claimed"] & run.judge(images, captions, references)
+
+
+def alike(captions: Sequence[str], candidates: Sequence[str]) -> list[str]:
+    """For each caption a candidate of its kind, each once: as many commas (a tail), and the nearest number of words.
+
+    What differs between memorized and other captions is then not how long they are and how much they name.
+    """
+    free, chosen = list(dict.fromkeys(candidates)), []
+    for caption in captions[: len(free)]:
+        apart = [
+            (abs(other.count(",") - caption.count(",")), abs(len(other.split()) - len(caption.split())))
+            for other in free
+        ]
+        chosen.append(free.pop(apart.index(min(apart))))
+    return chosen
+
+
+def detection(run: Run) -> tuple[pd.DataFrame, dict[tuple[str, str], pd.DataFrame]]:
+    """How well the scores of the first steps tell memorized captions from unseen ones like them (`alike`).
+
+    Returns:
+        Columns model, score, area (under the ROC curve), low, high, memorized, unseen (how many captions); and the
+        curve of each model and score.
+    """
     p = run.parameters
-    memorized = [run.data.captions("memorized")[i] for i in run.data.held_out(run.data.split["locate"])]
-    groups = memorized[: p.detection.captions], run.data.prompts.of("heldout")[: p.detection.captions]
+    memorized = [run.data.captions("memorized")[i] for i in at_random(run, p.detection.captions)]
+    groups = memorized, alike(memorized, run.data.prompts.of("heldout"))
     options = p.detection.model_dump(include={"calls", "seeds"}) | p.sampling.model_dump(exclude={"solver"})
-    areas: dict[str, dict[str, float]] = {}
-    curves: dict[str, pd.DataFrame] = {}
-    for model in under_attack(run):
+    rows, curves = [], {}
+    for model in tqdm(under_attack(run), desc="detection"):
 
         def make(captions: list[str], model: Model = model) -> dict[str, np.ndarray]:
             with model.applied() as pipe:
@@ -184,35 +127,29 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
 
         content = {"model": model, "scores": dict(SCORES), **options}
         scores = [run.store.arrays(DETECTION, partial(make, g), captions=g, **content) for g in groups]
-        rocs = {score: roc(scores[0][score], scores[1][score]) for score in scores[0]}
-        areas[model.name] = {score: area for score, (area, _) in rocs.items()}
-        curves |= {f"{model.name}, {score}: AUC {area:.2f}": curve for score, (area, curve) in rocs.items()}
-    return pd.DataFrame(areas).T, curves
+        for score in scores[0]:
+            area, curve = roc(scores[0][score], scores[1][score])
+            low, high = auc_interval(area, *map(len, groups))
+            row = {"model": model.name, "score": score, "area": area, "low": low, "high": high}
+            rows.append(row | {"memorized": len(groups[0]), "unseen": len(groups[1])})
+            curves[model.name, score] = curve
+    return pd.DataFrame(rows), curves
 
 
 # --- the embedding attack --------------------------------------------------------------------------------------------
 
 
-TARGETS = {
-    "training image": ("no attack", "its caption", "a random embedding"),
-    "never trained on": ("no attack", "its caption"),
-}
-"""Images under the embedding attack, and what it begins with."""
-HIDDEN_FROM = (1, 2, 3)
-"""Seeds with which an image that an edit hides is not replicated."""
+TARGETS = ("training image", "never trained on")
+"""Images under the embedding attack."""
 
 
 def targets(run: Run) -> dict[str, tuple[list[str], np.ndarray]]:
-    """Captions and images under the embedding attack: training images, and images the model never saw.
+    """Captions and images under the embedding attack: training images, chosen at random, and images never trained on.
 
-    Of the training images those come first that the pruned model replicates from their captions with the fewest seeds.
+    An embedding has many numbers and may carry any image: those that no model saw say how far that goes.
     """
     n = run.parameters.embedding_attack.images
-    places = run.data.held_out(run.data.split["locate"])[: run.parameters.evaluation.captions]
-    scored = run.scores.memorized(run.model(), places, seeds=HIDDEN_FROM)
-    rates = run.judge.of(scored).to_numpy().reshape(len(places), -1).mean(1)
-    hidden = [places[i] for i in np.argsort(rates, kind="stable")]
-    return dict(zip(TARGETS, (memorized_pairs(run, hidden[:n]), unseen_pairs(run, n)), strict=True))
+    return dict(zip(TARGETS, (memorized_pairs(run, at_random(run, n)), unseen_pairs(run, n)), strict=True))
 
 
 def memorized_pairs(run: Run, places: Sequence[int]) -> tuple[list[str], np.ndarray]:
@@ -226,47 +163,177 @@ def unseen_pairs(run: Run, n: int) -> tuple[list[str], np.ndarray]:
     return run.data.prompts.of("heldout")[: len(real)], real
 
 
-def embeddings(run: Run) -> dict[tuple[str, str, str], np.ndarray]:
-    """What the embedding attack brings up: (model, target, start) to images, with seeds that it did not use."""
-    images, wanted = {}, targets(run)
-    for model in under_attack(run, with_random=False):
-        for target, (captions, target_images) in wanted.items():
-            seeds = run.scores.seeds(captions, 1000)
-            for start in TARGETS[target]:
-                embedded = start != "no attack" and _embedding(run, model, captions, target_images, start)
-                images[model.name, target, start] = run.scores.images(model, embedded or captions, seeds)
+def embeddings(run: Run, iterations: int | None = None) -> dict[tuple[str, str, int], np.ndarray]:
+    """Images before and after the embedding attack on the pruned model and the twin, with seeds that it did not use.
+
+    Args:
+        iterations: default those of the parameters.
+
+    Returns:
+        Model, target (`TARGETS`) and iterations (0: the caption itself) to images.
+    """
+    iterations = run.parameters.embedding_attack.iterations if iterations is None else iterations
+    images = {}
+    for model in under_attack(run)[1:]:
+        for target, (captions, wanted) in targets(run).items():
+            seeds = range(1000, 1000 + len(wanted))
+            moved = _attacked(run, model, captions, wanted, iterations)
+            images[model.name, target, 0] = run.scores.images(model, captions, seeds)
+            images[model.name, target, iterations] = run.scores.images(model, moved, seeds)
     return images
 
 
-def _embedding(run: Run, model: Model, captions: list[str], images: np.ndarray, start: str) -> Conditioning:
-    """The embeddings that the attack ends with."""
-    p, denoiser = run.parameters.embedding_attack, as_denoiser(model.pipe)
+def _attacked(run: Run, model: Model, captions: list[str], images: np.ndarray, iterations: int) -> Conditioning:
+    """The embeddings with which the attack ends, from those of the captions on."""
+    denoiser, options = as_denoiser(model.pipe), {"iterations": iterations}
+    options["noises"] = run.parameters.embedding_attack.noises
     begin = denoiser.embed(captions)
-    if start == "a random embedding":
-        plain = begin.embeddings
-        noise = torch.randn(plain.shape, generator=torch.Generator().manual_seed(0)).to(plain)
-        begin = begin.with_embeddings(noise * plain.std() + plain.mean())
-    options = {"iterations": p.iterations, "noises": p.noises}
 
     def make() -> dict[str, np.ndarray]:
-        more: dict[str, Any] = options | {"batch_size": gradient_rows(denoiser), "progress": False}
         with model.applied() as pipe:
-            ended = embedding_attack(pipe, images, begin, **more)
+            ended = embedding_attack(pipe, images, begin, batch_size=gradient_rows(denoiser), **options)
         return {"embeddings": ended.embeddings.float().cpu().numpy()}
 
-    content = {"model": model, "start": start, "captions": captions, "images": images, **options}
+    content = {"model": model, "start": "its caption", "captions": captions, "images": images, **options}
     stored = run.store.arrays(EMBEDDINGS, make, **content)["embeddings"]
     return begin.with_embeddings(torch.from_numpy(stored).to(denoiser.device, denoiser.dtype))
+
+
+def verdicts(run: Run, attacked: Mapping[tuple[str, str, int], np.ndarray]) -> pd.DataFrame:
+    """What `embeddings` brings up, a row an image: model, target, iterations, replicated (the run's verdict)."""
+    wanted, tables = targets(run), []
+    for (model, target, iterations), images in attacked.items():
+        replicated = run.scores.replicated(images, *wanted[target])
+        columns = {"target": target, "iterations": iterations, "model": model}
+        tables.append(pd.DataFrame({"replicated": replicated}).assign(**columns))
+    return pd.concat(tables, ignore_index=True)
+
+
+# --- baselines -------------------------------------------------------------------------------------------------------
+
+
+PRUNING = "pruning"
+
+
+def method_rows(run: Run) -> list[Row]:
+    """Everything that is compared: nothing, the twin, pruning, random pruning, and every baseline, mildest first."""
+    p = run.parameters
+    rows = [Row({"method": "none", "strength": ""}), *twin_row(run, method=TWIN, strength="")]
+    rows += [_pruning(run, s) for s in sorted({PAPER, *p.sweep.sparsity})]
+    rows.append(_pruning(run, max(p.sweep.sparsity), "random pruning", random=0))
+    return [*rows, *(row for name in BASELINES for row in baseline_rows(run, name))]
+
+
+def _pruning(run: Run, sparsity: float, name: str = PRUNING, **changed: Any) -> Row:
+    spec = run.parameters.spec.changed(sparsity=sparsity, **changed)
+    return Row({"method": name, "strength": f"{100 * sparsity:g} %"}, spec)
+
+
+def baselines(run: Run) -> pd.DataFrame:
+    """Every method at every strength on the same captions and seeds, as `evaluated`.
+
+    Columns chooses: alignment of the unseen captions that choose a strength, relative to the unedited model's; and
+    chosen: the strength at which each method is compared, by alignment there: the one nearest above `KEPT`.
+    """
+    p, rows = run.parameters.baselines, method_rows(run)
+    table = evaluated(run, rows, "report", "baselines", p.captions, p.never_seen)
+    kept = _kept_where_chosen(run, rows)
+    return table.assign(chooses=kept, chosen=_at_level(table["method"], kept))
+
+
+def _kept_where_chosen(run: Run, rows: list[Row]) -> list[float]:
+    """Alignment of other unseen captions than those reported, relative to the unedited model's: what chooses."""
+    n = run.parameters.baselines.never_seen
+    scored = (
+        run.scores.unseen(row.model(run), n, part="choose", **row.how(run)) for row in tqdm(rows, desc="what chooses")
+    )
+    alignments = [alignment(each) for each in scored]
+    return [each / alignments[0] for each in alignments]
+
+
+def _at_level(methods: pd.Series, kept: Sequence[float]) -> pd.Series:
+    """Which row each method is compared at, bool: of those that keep `KEPT` the one that keeps least, or the one that
+    keeps most."""
+    chosen = pd.Series(False, methods.index)
+    for _, of_method in pd.Series(kept, methods.index).groupby(methods, sort=False):
+        enough = of_method[of_method >= KEPT]
+        chosen[enough.idxmin() if len(enough) else of_method.idxmax()] = True
+    return chosen
+
+
+def timed_rows(run: Run) -> list[Row]:
+    """Rows of the table of time and distance: each method at the strength that is compared, and the paper's edit."""
+    rows, chosen = method_rows(run), baselines(run)["chosen"]
+    paper = _pruning(run, PAPER).labels
+    return [row for row, taken in zip(rows, chosen, strict=True) if taken or row.labels == paper]
+
+
+def seconds(run: Run) -> pd.DataFrame:
+    """Seconds an image of each of `timed_rows`, any search included, one method at a time in `baselines.turns` turns.
+
+    Columns seconds (median over turns), least, most, on (the GPU, or how many threads); index method, strength. Timed
+    once: a later run shows the same.
+    """
+    p = run.parameters.baselines
+    places = run.data.held_out(run.data.split["locate"])[: p.timed]
+    captions = [run.data.captions("memorized")[i] for i in places]
+    rows = [row for row in timed_rows(run) if not row.twin]
+    content = {"captions": captions, "model": run.unedited, "turns": p.turns, "device": str(run.denoiser.device)}
+    content |= {"methods": [[*row.labels.values(), str(row.spec)] for row in rows]}
+    content |= run.parameters.sampling.model_dump()
+    table = run.store.table(SECONDS, partial(_timed, run, rows, captions, p.turns), **content)
+    return table.set_index(["method", "strength"])
+
+
+def _timed(run: Run, rows: list[Row], captions: list[str], turns: int) -> pd.DataFrame:
+    times: list[list[float]] = [[] for _ in rows]
+    plain = run.scores.sample(run.unedited)
+    ready = [(row.model(run), row.how(run).get("sample", plain)) for row in rows]
+    for turn in tqdm(range(turns + 1), desc="timing"):
+        for (model, sample), took in zip(ready, times, strict=True):
+            with model.applied():
+                began = time.perf_counter()
+                sample(captions, seeds=range(len(captions)))
+                if turn:  # the first warms up
+                    took.append((time.perf_counter() - began) / len(captions))
+    spread = [{"seconds": float(np.median(took)), "least": min(took), "most": max(took)} for took in times]
+    labelled = [row.labels | measured for row, measured in zip(rows, spread, strict=True)]
+    return pd.DataFrame(labelled).assign(on=hardware(run.denoiser.device))
+
+
+def distances(run: Run) -> pd.DataFrame:
+    """KID and FID (x 1000) of what `timed_rows` sample for unseen captions, and of as many real images: the floor.
+
+    All have equally many images and are compared with the same others. Without enough real images for both, there is no
+    floor. Columns kid, kid_deviation, fid, n; index method, strength.
+    """
+    n, real = run.parameters.evaluation.real_images, run.scores.real_features
+    enough = len(real) >= 2 * n
+    reference, rows = real[n:] if enough else real, []
+    sets = {("real images", ""): real[:n]} if enough else {}
+    for row in timed_rows(run):
+        unseen = run.scores.unseen(row.model(run), n, **row.how(run))
+        sets[row.labels["method"], row.labels["strength"]] = np.stack(unseen["image_features"])
+    for (method, strength), features in tqdm(sets.items(), desc="distances"):
+
+        def make(features: np.ndarray = features) -> pd.DataFrame:
+            numbers = [*kid(reference, features), fid(reference, features)]
+            return 1000 * pd.DataFrame([numbers], columns=["kid", "kid_deviation", "fid"])
+
+        measured = run.store.table(DISTANCES, make, reference=reference, features=features).iloc[0].to_dict()
+        rows.append({"method": method, "strength": strength, **measured, "n": len(features)})
+    return pd.DataFrame(rows).set_index(["method", "strength"])
 
 
 NOTEBOOK = Notebook(
     "05_attack_evaluation",
     experiments={
+        "extraction": extraction,
+        "embedding attack": embeddings,
+        "detection": detection,
         "baselines": baselines,
         "timing": seconds,
-        "extraction": extraction,
-        "detection": detection,
-        "embedding attack": embeddings,
+        "KID and FID": distances,
     },
     needs=(notebook01.NAME,),
 )

@@ -131,6 +131,24 @@ class Data:
             )
         return places
 
+    def unseen(self, n: int, part: str = "report") -> tuple[int, list[str]]:
+        """Unseen captions and the place of the first: n from the beginning of the list, or n from its end for "choose".
+
+        What chooses a setting is thus measured on other captions than those on which the setting is reported.
+
+        Raises:
+            ValueError: the list is too short for both.
+        """
+        listed = self.prompts.of("heldout")
+        if part != "choose":
+            return 0, listed[:n]
+        if len(listed) < 2 * n:
+            raise ValueError(
+                f"{n} unseen captions choose a setting and {n} others report it, but the list holds {len(listed)}: "
+                f"give {2 * n} of them, or lower evaluation.captions and baselines.never_seen."
+            )
+        return len(listed) - n, listed[-n:]
+
     # --- images -------------------------------------------------------------------------------------------------
 
     @property

@@ -126,17 +126,17 @@ class Captured(Part):
 class Sweep(Part):
     """Settings of the edit that are compared."""
 
-    sparsity: Annotated[list[Share], AfterValidator(_once)] = Field([0.05, 0.1, 0.25, 0.5], min_length=1)
+    sparsity: Annotated[list[Share], AfterValidator(_once)] = Field([0.01, 0.1, 0.25, 0.5], min_length=1)
     steps: Annotated[list[Steps], AfterValidator(_once)] = Field([10], min_length=1, description="values of tau")
 
 
 class Evaluation(Part):
     """How much is sampled to evaluate an edit."""
 
-    captions: int = Field(28, ge=2, description="memorized, and as many unseen captions")
-    models: int = Field(8, ge=1, description="pruned models, each located on another subset of the smallest size")
-    controls: int = Field(2, ge=1, description="of them with controls: random weights, ordinary prompts")
-    real_images: int = Field(120, ge=4, description="unseen captions for KID and FID")
+    captions: int = Field(16, ge=2, description="memorized, and as many unseen captions")
+    models: int = Field(10, ge=1, description="pruned models, each located on another subset of the smallest size")
+    controls: int = Field(1, ge=1, description="of them with controls: random weights, ordinary prompts")
+    real_images: int = Field(48, ge=4, description="unseen captions for KID and FID")
     seed_captions: int = Field(10, ge=2, description="captions whose images are compared between seeds")
     own_noise: bool = Field(
         False, description="a noise for each image, by caption and number (default: one a seed, which captions share)"
@@ -146,27 +146,28 @@ class Evaluation(Part):
 class BaselineSetting(Part):
     """The comparison with what can be done at inference time."""
 
-    captions: int = Field(20, ge=2, description="memorized captions")
-    never_seen: int = Field(28, ge=4, description="unseen captions")
+    captions: int = Field(16, ge=2, description="memorized captions")
+    never_seen: int = Field(16, ge=4, description="unseen captions")
     strengths: dict[str, Annotated[list[Strength], AfterValidator(_once)]] = Field(
-        {"value neurons": [None, 0.0]}, description="baseline to its sweep; [] leaves it out (default: its own)"
+        {"embedding optimization": [0.7, 0.4, 0.3, 0.2], "random tokens": [1, 2, 4], "value neurons": []},
+        description="baseline to its sweep; [] leaves it out (default: its own)",
     )
     timed: int = Field(4, ge=1, description="captions that are timed")
-    turns: int = Field(2, ge=1, description="times that the methods are timed, in turns")
+    turns: int = Field(3, ge=1, description="times that the methods are timed, in turns")
 
 
 class Detection(Part):
     """Telling memorized captions before sampling."""
 
-    captions: int = Field(34, ge=2, description="unseen captions, and at most as many memorized ones")
+    captions: int = Field(33, ge=2, description="memorized captions, and as many unseen ones like them")
     calls: int = Field(3, ge=1, description="network calls that score a caption and seed")
-    seeds: int = Field(2, ge=1, description="seeds of a caption")
+    seeds: int = Field(1, ge=1, description="seeds of a caption")
 
 
 class Extraction(Part):
     """Carlini et al.'s attack."""
 
-    captions: int = Field(12, ge=2, description="captions of each kind")
+    captions: int = Field(10, ge=2, description="memorized captions, and as many ordinary ones")
     images: int = Field(4, ge=2, description="images a caption")
     clique: int = Field(3, ge=2, description="near-duplicates that make a claim")
     distance: float = Field(0.1, gt=0, description="tiled distance of near-duplicates")
@@ -175,8 +176,8 @@ class Extraction(Part):
 class EmbeddingAttack(Part):
     """Kowalczuk et al.'s attack."""
 
-    images: int = Field(4, ge=1, description="training images, and as many that were never trained on")
-    iterations: int = Field(50, ge=1, description="steps of the optimization")
+    images: int = Field(10, ge=1, description="training images, and as many that were never trained on")
+    iterations: int = Field(25, ge=1, description="steps of the optimization")
     noises: int = Field(2, ge=1, description="noises an image and step")
 
 

@@ -123,21 +123,22 @@ class Scores:
         references = self.run.data.references_of(places)
         return self.scored(model, captions, references, seeds=seeds, sample=sample, kind=MEMORIZED, **content)
 
-    def unseen(self, model: Model, n: int, sample: Sample | None = None, **content: Any) -> pd.DataFrame:
-        """`memsub.score` of the first n captions the model never saw, a few in memory at a time.
+    def unseen(
+        self, model: Model, n: int, sample: Sample | None = None, part: str = "report", **content: Any
+    ) -> pd.DataFrame:
+        """`memsub.score` of n captions the model never saw (`Data.unseen`), a few in memory at a time.
 
         Those that evaluations take are a part of their own, so that whoever takes more shares them.
         """
-        captions = self.run.data.prompts.of("heldout")[:n]
+        place, captions = self.run.data.unseen(n, part)
         first = min(self.run.parameters.evaluation.captions, len(captions))
         edges = [0, *range(first, len(captions) - 1, CHUNK), len(captions)]  # no part of one caption
         parts = []
-        for start, end in tqdm([*pairwise(edges)], desc="sampling unseen captions", disable=n <= CHUNK):
-            make = partial(self._score_from, start, model, sample, captions[start:end])
-            own_noise = self.run.parameters.evaluation.own_noise
-            content_here = (
-                {"start": start, "own_noise": own_noise} | self._content(model, captions[start:end]) | content
-            )
+        own_noise = self.run.parameters.evaluation.own_noise
+        for begin, end in tqdm([*pairwise(edges)], desc="sampling unseen captions", disable=n <= CHUNK):
+            start, those = place + begin, captions[begin:end]
+            make = partial(self._score_from, start, model, sample, those)
+            content_here = {"start": start, "own_noise": own_noise} | self._content(model, those) | content
             parts.append(self.run.store.table(UNSEEN, make, **content_here))
         return pd.concat(parts, ignore_index=True)
 
@@ -154,26 +155,28 @@ class Scores:
         with model.applied():
             return score(shifted, self.run.metrics, captions, own_noise=False)
 
-    def evaluate(self, model: Model, places: Collection[int]) -> dict[str, float]:
+    def evaluate(
+        self, model: Model, places: Collection[int], n: int | None = None, part: str = "report", **how: Any
+    ) -> dict[str, float]:
         """`memsub.summary` of a model on memorized prompts and unseen ones.
 
         Args:
             places: of memorized prompts that did not locate the model's edit.
+            n: unseen captions (default: `evaluation.captions`), of this `part` of them.
+            how: `sample`, if not plain sampling, and what it is a function of.
 
         Returns:
-            Its entries, relative_alignment (of unseen captions, to that of the twin, or where there is none of the
-            unedited model) and density.
+            Its entries, relative_alignment (of unseen captions, to that of `reference`) and density.
         """
-        n = self.run.parameters.evaluation.captions
-        entries = summary(self.memorized(model, list(places)[:n]), self.unseen(model, n))
-        relative = entries["alignment"] / self.reference_alignment
+        n = n or self.run.parameters.evaluation.captions
+        entries = summary(self.memorized(model, places, **how), self.unseen(model, n, part=part, **how))
+        relative = entries["alignment"] / alignment(self.unseen(self.reference, n, part=part))
         return entries | {"relative_alignment": relative, "density": model.density}
 
-    @cached_property
-    def reference_alignment(self) -> float:
-        """Alignment of unseen captions in the twin, or in the unedited model: what an edit should keep."""
-        model = self.run.twin or self.run.unedited
-        return alignment(self.unseen(model, self.run.parameters.evaluation.captions))
+    @property
+    def reference(self) -> Model:
+        """What alignment is relative to: the twin, or the unedited model where there is none."""
+        return self.run.twin or self.run.unedited
 
     # --- features of images that are known ------------------------------------------------------------------------
 

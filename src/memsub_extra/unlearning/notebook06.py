@@ -125,7 +125,8 @@ def revival(run: Run) -> pd.DataFrame:
 
     One row a model, as `Scores.evaluate` gives it.
     """
-    places, pruned = run.data.held_out(run.data.split["locate"]), run.model()
+    places = run.data.held_out(run.data.split["locate"])[: run.parameters.evaluation.captions]
+    pruned = run.model()
     assert pruned.edit is not None  # for the type checker: a model of a spec has one
     make = partial(imputed, run.pipe, pruned.edit)
     completed = run.store.get(IMPUTED, Edit, make, model=run.unedited, edit=pruned.edit.positions)

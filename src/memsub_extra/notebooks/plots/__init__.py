@@ -1,6 +1,7 @@
 """One function a figure; each returns the matplotlib figure.
 
     image_grid({"training image": a, "seed 0": b}, captions)    # a labelled row for each entry, a column a caption
+    label_points(axis, [(x, y, "pruned", colour)])              # names beside points, none over another
     similarity_histograms(frame, threshold)                     # one panel a kind of caption
     exposure_curve(ladder, others)                              # exposures -> replication rate
     copy_roc(metric)                                            # how the copy metric's threshold was chosen
@@ -14,21 +15,18 @@
     mask(values, title)                                         # which weights of a layer are marked
     layer_label("down_blocks.0.attentions.1....")               # "down 0.1"
 
-    sweep(frame, references, measure)                           # replication and alignment: a panel a contrast
-    tradeoff(frame, x, y, labels)                               # the same, a point a model
-    methods(frame, x, y, labels)                                # the same for other mitigations, a line a method
-    bars(values, label)                                         # a bar a method
+    trade_off(frame, x)                                         # memorization and alignment, a point a model
 
-    extraction_curve(frame)                                     # exposures -> share of captions extracted
-    roc({"unedited": curve, ...}, xlabel, ylabel)               # how well a score separates two kinds of captions
+    roc(curves, areas)                                          # how well a score separates two kinds of captions
 
 `colours(names)` has one colour a method, the same in every figure (`METHOD_COLOURS`).
 """
 
 # ruff: noqa: F401 (all of this is for those who import it)
-from .attacks import extraction_curve, roc
+from .attacks import roc
 from .images import image_grid
+from .labels import label_points
 from .layers import heatmaps, layer_label, mask, profiles, sorted_norms, subset_lines
 from .replication import copy_roc, exact_test, exposure_curve, p_values, similarity_histograms
 from .style import BASELINE_COLOURS, METHOD_COLOURS, colours
-from .tradeoffs import MEASURES, bars, methods, sweep, tradeoff
+from .tradeoffs import MEASURES, trade_off

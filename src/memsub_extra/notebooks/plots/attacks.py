@@ -1,61 +1,36 @@
-"""What extraction and detection find."""
+"""How well a score of the first steps tells memorized captions from others."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import cycle
-from typing import Any
 
-import numpy as np
 import pandas as pd
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from memsub.measure.intervals import interval
-
-from .style import BESIDE, colours, finished, model_styles
-
-
-def extraction_curve(frame: pd.DataFrame) -> Figure:
-    """Share of captions whose training image was extracted, at its exposures, with 95 % intervals; a colour a model.
-
-    Args:
-        frame: columns model, exposures, extracted; one row a caption.
-    """
-    figure, axis = plt.subplots(figsize=(8, 3.8), layout="constrained")
-    rungs = frame.groupby(["model", "exposures"])["extracted"].agg(["sum", "size"])
-    models = list(frame["model"].unique())
-    for k, (model, style) in enumerate(model_styles(models).items()):
-        hits = rungs.loc[model]
-        value = 100 * (hits["sum"] / hits["size"]).to_numpy(float)
-        bounds = 100 * np.array([interval(int(h), int(n)) for h, n in hits.to_numpy()]).T
-        at = np.arange(len(hits)) + 0.7 * ((k + 0.5) / len(models) - 0.5)  # side by side
-        style |= {"linestyle": "none", "markersize": 4, "capsize": 2}
-        axis.errorbar(at, value, yerr=np.maximum([value - bounds[0], bounds[1] - value], 0), **style)
-    axis.set_xticks(range(len(hits)), [f"{e:.0f}\n(n = {n})" for e, n in hits["size"].items()], fontsize=8)
-    axis.set(
-        xlabel="exposures of the pair in training", ylabel="captions extracted (%),\n95 % intervals", ylim=(-3, 103)
-    )
-    axis.legend(**BESIDE)
-    return finished(figure)
+from .labels import label_points
+from .style import colours, finished, panels
 
 
-def roc(lines: Mapping[str, pd.DataFrame], xlabel: str, ylabel: str) -> Figure:
-    """ROC curves, a line an entry: a colour a model, a dash a score.
+def roc(curves: Mapping[tuple[str, str], pd.DataFrame], areas: Mapping[tuple[str, str], float]) -> Figure:
+    """ROC curves: a panel a score, a line a model with its area beside it.
 
     Args:
-        lines: "<model>, <score>" to columns true_positives and false_positives (rates).
+        curves: (model, score) to columns true_positives and false_positives (rates).
+        areas: under these curves.
     """
-    figure, axis = plt.subplots(figsize=(8, 4.2), layout="constrained")
-    models = colours(dict.fromkeys(name.partition(", ")[0] for name in lines))
-    scores = dict.fromkeys(name.partition(", ")[2].partition(":")[0] for name in lines)
-    dashes = dict(zip(scores, cycle(["-", "--", "-.", ":"]), strict=False))
-    for name, curve in lines.items():
-        model, _, score = name.partition(", ")
-        x, y = 100 * curve["false_positives"], 100 * curve["true_positives"]
-        style: dict[str, Any] = {"color": models[model], "linestyle": dashes[score.partition(":")[0]]}
-        axis.plot(x, y, drawstyle="steps-post", label=name, **style)
-    axis.plot([0, 100], [0, 100], ":", color="black", linewidth=1, label="chance")
-    axis.set(xlabel=xlabel, ylabel=ylabel)
-    axis.legend(**BESIDE)
+    scores = list(dict.fromkeys(score for _, score in curves))
+    tones = colours(dict.fromkeys(model for model, _ in curves))
+    figure, axes = panels(len(scores), 4.1, 4)
+    for axis, score in zip(axes[0], scores, strict=True):
+        axis.plot([0, 100], [0, 100], ":", color="black", linewidth=1)
+        texts = [(72.0, 72.0, "chance", "black")]
+        for k, (model, colour) in enumerate(tones.items()):
+            curve = curves[model, score]
+            x, y = 100 * curve["false_positives"], 100 * curve["true_positives"]
+            axis.plot(x, y, color=colour, drawstyle="steps-post")
+            middle = min(len(x) - 1, (k + 1) * len(x) // (len(tones) + 1))
+            texts.append((x.iloc[middle], y.iloc[middle], f"{model}: {areas[model, score]:.2f}", colour))
+        axis.set(title=score, xlabel="unseen captions above the threshold (%)", xlim=(-3, 103), ylim=(-3, 103))
+        label_points(axis, texts, fontsize=9)
+    axes[0, 0].set_ylabel("memorized captions above it (%)")
     return finished(figure)

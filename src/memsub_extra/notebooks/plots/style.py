@@ -8,11 +8,9 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
-from matplotlib.axes import Axes
 from matplotlib.axis import Tick
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -46,12 +44,11 @@ ALIASES = {
     "model": "unedited",
     "pruning": "pruned",
     "memorized": "pruned",
-    "pruned, located on memorized prompts": "pruned",
     "pruned, located on ordinary prompts": "ordinary",
+    "against the empty prompt": "pruned",
     "random": "density-matched random",
     "random pruning": "density-matched random",
     "pruned at random": "density-matched random",
-    "pruned, at random": "density-matched random",
 }
 """What tables call methods besides the names in `METHOD_COLOURS`."""
 BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "fontsize": 8, "frameon": False}
@@ -149,16 +146,3 @@ def shown(text: str, most: int = 300) -> str:
 def panels(n: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
     """Panels side by side that share the vertical axis, and room for a legend beside them; axes of shape (1, n)."""
     return plt.subplots(1, n, figsize=(1.5 + width * n, height), sharey=True, squeeze=False, layout="constrained")
-
-
-def with_intervals(axis: Axes, frame: pd.DataFrame, x: str, y: str, colour: Any) -> None:
-    """The 95 % intervals of a rate, if the frame has them, as thin lines."""
-    low, high = (f"{x.removesuffix('_rate')}_{end}" for end in ("low", "high"))
-    if low in frame:
-        axis.hlines(100 * frame[y], 100 * frame[low], 100 * frame[high], color=colour, linewidth=1, alpha=0.4)
-
-
-def interval_note(frame: pd.DataFrame, x: str) -> str:
-    """What an axis says of these intervals."""
-    shown = f"{x.removesuffix('_rate')}_low" in frame
-    return f"\n(thin: 95 % intervals, n = {int(frame['n'].iloc[0])})" if shown else ""
