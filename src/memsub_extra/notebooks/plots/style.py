@@ -11,6 +11,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.axis import Tick
 from matplotlib.figure import Figure
 from matplotlib.text import Text
