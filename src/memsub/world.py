@@ -1,6 +1,6 @@
 """A world: a data set whose ground truth is known in full. Exact tests require one.
 
-    world = WORLDS[find_model("tiny").world]          # imported now, not before
+    world = world_of(find_model("tiny"))              # imported now, not before
     world.prompts().memorized                         # captions that the model was trained on most
     world.training_images()                           # all images that it was trained on
     contents = [world.content(prompt) for prompt in prompts]
@@ -8,7 +8,8 @@
 
 A caption leaves free how the image looks that it describes. A world can draw, for the content of each of its captions,
 images that are exchangeable with the training image for a model that was not trained on it. Another package lists a
-world in the entry points `memsub.worlds`, and a model of it in `memsub.models`.
+world in the entry points `memsub.worlds`, and a model of it in `memsub.models`; or a folder of a model says in a file
+world.json of which world it is (`memsub.models.worlds`).
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ import torch
 
 from .measure.exact import Alternatives
 from .measure.metric import CopyMetric, PromptMetric
-from .models import WORLDS
+from .models import WORLDS, world_of
 from .prompts import Prompts
 
-__all__ = ["WORLDS", "World"]
+__all__ = ["WORLDS", "World", "world_of"]
 
 
 class World(Alternatives, Protocol):
@@ -35,6 +36,12 @@ class World(Alternatives, Protocol):
 
     def training_images(self) -> np.ndarray:
         """All images that its models were trained on: uint8 (n, height, width, 3)."""
+
+    def of(self, source: Path) -> World:
+        """This world as the files of a model at `source` describe it. (Optional: without it there is one for all.)"""
+
+    def exact_p(self, images: np.ndarray, prompts: list[str], references: np.ndarray | None) -> np.ndarray:
+        """Its exact test as a metric, with a `fingerprint` unless it is a plain function. (Optional.)"""
 
     def copy_metric(self, source: Path, device: str | torch.device) -> CopyMetric:
         """Its copy descriptor, of the files of a model at `source`."""

@@ -67,7 +67,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     from memsub.io.files import check_writable, printable, save_json, save_text
     from memsub.measure.metrics import load_metrics
-    from memsub.models import WORLDS, as_denoiser, find_model
+    from memsub.models import as_denoiser, find_model, world_of
     from memsub.pruning import Edit, pruned
     from memsub_extra.run.model import Model
     from memsub_extra.store import Store
@@ -77,7 +77,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     edit = Edit.load(args.edit)
     metrics = loaded("the metrics", partial(load_metrics, args.model, args.device, args.copy, args.clip))
     info = find_model(args.model)
-    world = WORLDS[info.world] if info.world and not args.images else None
+    world = None if args.images else world_of(info)
     pipe = load(args)
     with pruned(pipe, edit):
         pass  # an edit of another model is refused before anything is sampled
