@@ -45,9 +45,8 @@ def attack(run: Run) -> pd.DataFrame:
     places = run.data.held_out(run.data.split["locate"])[:n]
     captions = [run.data.captions("memorized")[i] for i in places]
     ordinary = run.data.prompts.of("ordinary")[:n]
-    shown = np.concatenate(
-        [np.stack([run.data.references[i] for i in places]), run.data.prompts.images("ordinary", 0, n)]
-    )
+    planted = np.stack([run.data.references[i] for i in places])
+    shown = np.concatenate([planted, run.data.prompts.images("ordinary", 0, n)])
     options = {"images": p.extraction.images} | p.sampling.model_dump(exclude={"batch_size"})
     every, tables = captions + ordinary, []
     for model in under_attack(run):

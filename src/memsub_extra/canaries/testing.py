@@ -1,6 +1,6 @@
 """What a model knows of its canaries, exactly: their p-values, and rates of them with exact tests.
 
-    p = tested(pipe, world)                     # a row a canary: of the generated image, and of the denoising loss
+    p = p_values(pipe, world)                     # a row a canary: of the generated image, and of the denoising loss
     rates(p["membership_p"], world.alternatives_each)
     replicated(p["memorization_p"], world.alternatives_each)        # of single canaries, where k allows it
 
@@ -33,7 +33,7 @@ SAMPLING: dict[str, Any] = {"steps": 50, "guidance_scale": 7.5, "batch_size": 8}
 """How images are generated of the canaries' captions."""
 
 
-def tested(
+def p_values(
     pipe: Pipeline,
     world: Canaries,
     *,
@@ -130,7 +130,7 @@ def report(
 
     Args:
         first: only so many canaries of each kind.
-        options: of `tested`.
+        options: of `p_values`.
 
     Returns:
         Columns model, canaries ("planted" or "unseen"), measure ("memorization", "membership"), those of `rates`, and
@@ -150,7 +150,7 @@ def report(
                 continue
             content = {"model": sampler_fingerprint(pipe), "world": world, "kind": kind, "first": first}
             content |= {"sampling": sampling or SAMPLING, **options}
-            make = partial(tested, pipe, world, unseen=kind == "unseen", first=first, sampling=sampling, **options)
+            make = partial(p_values, pipe, world, unseen=kind == "unseen", first=first, sampling=sampling, **options)
             p = store.table(TESTED, make, **content)
             rows += [{"model": name, "canaries": kind, **row} for row in _measured(p, world, options)]
     return pd.DataFrame(rows)

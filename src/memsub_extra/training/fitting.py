@@ -39,8 +39,8 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adafactor": torch.optim.Adafactor,
     "muon": Muon,
 }
-"""By name. AdamW keeps two numbers a weight (its second moment for longer: as torch and diffusers); Muon one; Adafactor, for networks of a billion weights, a row and a column
-of each matrix."""
+"""By name. AdamW keeps two numbers a weight (the second of its names has torch's and diffusers' averages); Muon one;
+Adafactor, for networks of a billion weights, a row and a column of each matrix."""
 M = TypeVar("M", bound=Any)
 
 
