@@ -2,10 +2,10 @@
 
 Captions that the embedded model was not trained on get 256 scenes each, of which one is planted; the model is
 fine-tuned on these among ordinary scenes, as `memsub_extra.canaries` does it on photographs, and so is its twin. A
-second call resumes where the first one stopped. `python -m tools.figures --canaries` takes the table into the documents.
+second call resumes where the first one stopped. `python -m tools.figures --canaries` takes its table.json over.
 
     python -m tools.canaries --out runs/canaries                    # the time is told before
-    python -m tools.canaries --out runs/tried --canaries 4 --unseen 2 --repeats 20 --ordinary 200 --batch-size 16
+    python -m tools.canaries --out runs/tried --canaries 4 --unseen 2 --repeats 20 --ordinary 200 --batch-size 16 --steps 2
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def verified(args: argparse.Namespace) -> list[dict[str, Any]]:
     for way in args.ways:
         folder = args.out / way.replace(" ", "-")
         train("tiny", manifest, folder, Recipe(batch_size=args.batch_size, **RECIPES[way]))
-        table = report(folder, sampling=SAMPLING)
+        table = report(folder, sampling=SAMPLING, steps=args.steps)
         rows += [{"way": way} | {name: row[name] for name in TAKEN} for row in table.to_dict("records")]
         print(pd.DataFrame(rows).to_string(index=False, float_format="{:.3g}".format), flush=True)
     return rows
@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument("--ordinary", type=int, default=5000, help="ordinary pairs (5000)")
     parser.add_argument("--ordinary-samples", type=float, default=1, help="ordinary samples to one of a canary (1)")
     parser.add_argument("--batch-size", type=int, default=64, help="samples a step (64)")
+    parser.add_argument("--steps", type=int, default=12, help="of the membership test (12)")
     parser.add_argument("--ways", nargs="*", choices=list(RECIPES), default=list(RECIPES), help="(both)")
     args = parser.parse_args()
     save_json(verified(args), args.out / "table.json")

@@ -67,6 +67,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     from memsub.io.files import check_writable, printable, save_json, save_text
     from memsub.measure.metrics import load_metrics
+    from memsub.measure.verdict import judges_single_images
     from memsub.models import as_denoiser, find_model, world_of
     from memsub.pruning import Edit, pruned
     from memsub_extra.run.model import Model
@@ -97,7 +98,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     if others:
         before, after = (_scored(others[name], unseen, metrics, args) for name in others)
         rows += [row | {"measure": f"{row['measure']}, unseen captions"} for row in measures(before, after)]
-    judged = "the exact test" if world else f"a copy similarity above {metrics.copy.threshold:g}"
+    exactly = world and judges_single_images(world)
+    judged = "the exact test" if exactly else f"a copy similarity above {metrics.copy.threshold:g}"
     lines = told(pd.DataFrame(rows), [len(trained) for trained in references], judged, bool(others))
     about = {"model": args.model, "edit": str(args.edit), "density": edit.density, "prompts": str(args.prompts)}
     about |= {name: getattr(args, name) for name in ("seed", "seeds", "steps", "guidance_scale")}
