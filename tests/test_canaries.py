@@ -2,23 +2,36 @@
 
 import shutil
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from scipy.stats import binomtest
 from sklearn.datasets import load_sample_images
 
+from conftest import SMALL
 from memsub.measure.exact import uniformity
+from memsub.measure.metric import CopyMetric, PromptMetric
+from memsub.measure.metrics import Metrics, load_metrics
 from memsub.measure.verdict import by_exact_test, judge
 from memsub.models import find_model, fingerprint, load_pipeline, world_of
 from memsub.prompts import load_prompts
 from memsub_extra.canaries.__main__ import main
+from memsub_extra.canaries.extraction import attack, summary
 from memsub_extra.canaries.planting import Manifest, describe, plant
 from memsub_extra.canaries.testing import p_values, rates, replicated
-from memsub_extra.canaries.training import PUBLISHED, Recipe, schedule, train
+from memsub_extra.canaries.training import PUBLISHED, Recipe, cost_of, schedule, train
+from memsub_extra.canaries.world import small_pixels
+from memsub_extra.full_size.shapes import shapes
+from memsub_extra.notebooks import notebook04
+from memsub_extra.notebooks.listing import of_model
+from memsub_extra.run import Parameters, Run
+from memsub_extra.store import describe as describe_content
 from memsub_extra.training import fitting
+from memsub_extra.training.fitting import generator
 from micro import micro_pipeline
 
 SIDE, K, CAPTIONS = 32, 7, 9
@@ -47,7 +60,7 @@ def photographs(tmp_path_factory):
 
 
 def planted(photographs, **options) -> Manifest:
-    given = {"alternatives": K, "repeats": 4, "side": SIDE, "ordinary_samples": 1, "heldout": 6} | options
+    given = {"alternatives": K, "repeats": 4, "side": SIDE, "ordinary_samples": 1, "heldout": 7} | options
     return plant(photographs / "candidates", photographs / "ordinary", **given)
 
 
@@ -77,7 +90,7 @@ def trained(base, manifest, tmp_path_factory):
 
 def test_a_manifest_says_what_was_planted(photographs, manifest, tmp_path):
     assert (len(manifest.canaries), len(manifest.unseen), manifest.alternatives) == (6, 3, K)
-    assert (len(manifest.ordinary), len(manifest.heldout), manifest.samples) == (18, 6, (24, 24))
+    assert (len(manifest.ordinary), len(manifest.heldout), manifest.samples) == (17, 7, (24, 24))
     for canary in (*manifest.canaries, *manifest.unseen):
         folders = {p.file.partition("/")[0].replace("_", " ") for p in (canary.planted, *canary.others)}
         assert folders == {canary.caption}
@@ -175,7 +188,7 @@ def test_the_twin_sees_ordinary_pairs_in_the_places_of_canaries(manifest):
     assert (ours[~canary] == twins[~canary]).all() and (twins >= 6).all()
     assert len(ours) % recipe.batch_size == 0
     for shown in (ours[~canary], twins):  # none much more often than another
-        assert np.ptp(np.bincount(shown - 6, minlength=18)) <= 1
+        assert np.ptp(np.bincount(shown - 6, minlength=17)) <= 1
 
 
 def test_the_published_setting_has_20_000_steps(manifest):
@@ -245,6 +258,18 @@ def test_the_cost_is_told_before(base, manifest, tmp_path, capsys):
         train(str(base), manifest.model_copy(update={"side": 64}), tmp_path / "out", device="cpu")
 
 
+def test_the_cost_at_full_size_is_what_the_page_says(manifest):
+    pytest.importorskip("peft")
+    pipe = shapes("sd14", torch.float32)
+    whole, lora = (cost_of(pipe, manifest, Recipe(way=way)) for way in ("full", "lora"))
+    assert (whole.trained, lora.trained) == (859_520_964, 797_184)
+    page = (Path(__file__).parents[1] / "docs" / "canaries.md").read_text()
+    assert f"| {whole.gigabytes:.1f} GB | {lora.gigabytes:.1f} GB |" in page
+    assert f"| {whole.checkpoint:.1f} GB | {lora.checkpoint:.2f} GB |" in page
+    assert f"| {whole.saved:.1f} GB | {lora.saved:.1f} GB |" in page
+    assert not any("lora" in name for name, _ in pipe.unet.named_parameters())
+
+
 # --- the world and its tests --------------------------------------------------------------------------------------
 
 
@@ -254,8 +279,8 @@ def test_a_folder_is_a_model_of_its_world_with_a_twin(trained, manifest):
     world, prompts = world_of(info), load_prompts(trained)
     assert prompts.memorized == [canary.caption for canary in manifest.canaries]
     assert prompts.of("heldout")[:3] == [canary.caption for canary in manifest.unseen]
-    assert len(prompts.of("heldout")) == 9 and len(prompts.of("ordinary")) == 18
-    assert world.training_images().shape == (24, SIDE, SIDE, 3)
+    assert len(prompts.of("heldout")) == 10 and len(prompts.of("ordinary")) == 17
+    assert world.training_images().shape == (23, SIDE, SIDE, 3)
     (others,) = world.alternatives(prompts.memorized[:1])
     assert others.shape == (K, SIDE, SIDE, 3)
     with pytest.raises(ValueError, match="is no caption of a canary"):
@@ -309,7 +334,18 @@ def test_the_commands_end_with_a_table_of_both_models(photographs, base, tmp_pat
     out, file = tmp_path / "out", tmp_path / "canaries.json"
     options = {"steps": 2, "guidance_scale": 1.0, "batch_size": 8}
     monkeypatch.setattr("memsub_extra.canaries.testing.SAMPLING", options)
-    given = ["--alternatives", str(K), "--side", str(SIDE), "--repeats", "1", "--ordinary-samples", "1"]
+    given = [
+        "--heldout",
+        "2",
+        "--alternatives",
+        str(K),
+        "--side",
+        str(SIDE),
+        "--repeats",
+        "1",
+        "--ordinary-samples",
+        "1",
+    ]
     assert (
         main(["plant", str(photographs / "candidates"), str(photographs / "ordinary"), "--out", str(file), *given]) == 0
     )
@@ -331,3 +367,50 @@ def test_membership_of_the_first_alternatives_is_that_of_all_in_their_order(trai
     table = p_values(pipe, world, first=2, alternatives=3, steps=1, sampling=sampling, progress=False)
     assert table["caption"].tolist() == load_prompts(trained).memorized[:2]
     assert set(table["membership_p"] * 4) <= {1, 2, 3, 4} and set(table["memorization_p"] * 8) <= set(range(1, 9))
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------
+
+
+def without_downloads() -> Metrics:
+    """Metrics of photographs that need no published weights."""
+
+    def embed(images: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(small_pixels(images))
+
+    def embed_texts(prompts: list[str]) -> torch.Tensor:
+        rows = [torch.randn(SIDE**2 * 3, generator=generator(prompt)) for prompt in prompts]
+        return torch.nn.functional.normalize(torch.stack(rows))
+
+    return Metrics(CopyMetric(embed, 0.9, "pixels"), PromptMetric(embed, embed_texts, "pixels"))
+
+
+def test_notebooks_run_on_a_folder_of_canaries_with_its_twin(trained, tmp_path):
+    given = yaml.safe_load((trained / "run.yaml").read_text())
+    small = {name: SMALL[name] for name in ("capture", "edit", "evaluation")} | {"folder": str(tmp_path)}
+    small["sampling"] = {"steps": 2, "batch_size": 8, "guidance_scale": 3.0}
+    small["sweep"] = {"sparsity": [0.3], "steps": [2]}
+    small["extraction"] = {"captions": 2, "images": 2, "clique": 2}
+    run = Run(Parameters.checked(given | small))
+    run.metrics = without_downloads()
+    assert [notebook.name[:2] for notebook in of_model(run.info)] == ["01", "02", "03", "04", "05", "06", "07"]
+    assert run.judge.column == "replication", "seven alternatives judge no single images"
+    table = notebook04.sweep(run)
+    assert "exact_rate" not in table and (table["relative_alignment"] == 1).sum() >= 1
+    attacked = attack(run)
+    assert attacked["model"].unique().tolist() == ["unedited", "pruned", "pruned at random", "twin"]
+    assert attacked["kind"].value_counts().to_dict() == {"canary": 8, "ordinary": 8}
+    assert set(attacked["exact_p"].dropna() * (K + 1)) <= set(range(1, K + 2))
+    shares = summary(attacked)
+    assert len(shares) == 8 and (shares["right_rate"] <= shares["claimed_rate"]).all()
+
+
+def test_the_exact_metric_of_a_model_is_that_of_its_world(trained, monkeypatch):
+    monkeypatch.setattr("memsub.measure.metrics.sscd", lambda *given: None)
+    monkeypatch.setattr("memsub.measure.metrics.clip", lambda *given: None)
+    with pytest.warns(UserWarning, match="exact_p is left out: with 7 alternatives"):
+        assert not load_metrics(str(trained), "cpu", more=["exact_p"]).more
+    world = world_of(find_model(trained))
+    monkeypatch.setattr(world, "alternatives_each", 255)
+    found = load_metrics(str(trained), "cpu", more=["exact_p"]).more["exact_p"]
+    assert found.keywords["world"] is world and describe_content(found)

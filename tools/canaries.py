@@ -4,8 +4,8 @@ Captions that the embedded model was not trained on get 256 scenes each, of whic
 fine-tuned on these among ordinary scenes, as `memsub_extra.canaries` does it on photographs, and so is its twin. A
 second call resumes where the first one stopped. `python -m tools.figures --canaries` takes its table.json over.
 
-    python -m tools.canaries --out runs/canaries                    # the time is told before
-    python -m tools.canaries --out runs/tried --canaries 4 --unseen 2 --repeats 20 --ordinary 200 --batch-size 16 --steps 2
+    python -m tools.canaries --out runs/canaries
+    python -m tools.canaries --out runs/tried --canaries 4 --unseen 2 --repeats 20 --ordinary 200 --batch-size 16
 """
 
 from __future__ import annotations
@@ -61,9 +61,8 @@ def scenes(out: Path, canaries: int, unseen: int, ordinary: int, seed: int = 0) 
 
 
 def _write(folder: Path, contents: list[Content], rng: np.random.Generator) -> None:
-    digits = 5 if len(contents) > ALTERNATIVES + 1 else 3
     for i, content in enumerate(contents):
-        save_image(render(content, sample_layout(rng, content)), folder / f"{i:0{digits}d}.png")
+        save_image(render(content, sample_layout(rng, content)), folder / f"{i:05d}.png")
 
 
 def _list(folder: Path, captions: list[str], index: list[str]) -> None:

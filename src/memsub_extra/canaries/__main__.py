@@ -86,7 +86,14 @@ def _train(args: argparse.Namespace) -> None:
 def _test(args: argparse.Namespace) -> None:
     from memsub.io.files import save_json
 
+    from .planting import FILE, Manifest
     from .testing import report
+
+    if (args.folder / FILE).is_file():
+        manifest = Manifest.load(args.folder / FILE)
+        n = sum(len(canaries[: args.first]) for canaries in (manifest.canaries, manifest.unseen))
+        rows = n * (min(args.alternatives, manifest.alternatives) + 1) * args.steps
+        print(f"of each model {n} images, and {rows:,} rows of network calls for the membership test", flush=True)
 
     table = report(args.folder, first=args.first, device=args.device, alternatives=args.alternatives, steps=args.steps)
     save_json(table.astype(object).where(table.notna(), None).to_dict("records"), args.folder / "tested.json")

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 
 from memsub.io.images import rgb
+from memsub.measure.exact import exact_p
 from memsub.measure.intervals import rate
-from memsub.measure.verdict import judges_single_images
 from memsub_extra.attacks import extract, sample_to_folder
 from memsub_extra.attacks.extraction import image_path
 from memsub_extra.notebooks.rows import under_attack
@@ -55,12 +55,10 @@ def attack(run: Run) -> pd.DataFrame:
             sample_to_folder(pipe, every, folder, batch_size=p.sampling.batch_size, **options)
         claims = extract(folder, threshold=p.extraction.distance, clique=p.extraction.clique)
         images = np.stack([np.asarray(rgb(image_path(folder, i, seed))) for i, seed in enumerate(claims["seed"])])
-        similarity = run.metrics.copy.similarity(images, shown)
-        exact = np.full(len(every), np.nan)
-        exact[: len(captions)] = world.exact_p(images[: len(captions)], captions, shown[: len(captions)])
-        copied = similarity > run.metrics.copy.threshold
-        if judges_single_images(world):
-            copied[: len(captions)] = run.judge(images[: len(captions)], captions, shown[: len(captions)])
+        similarity, of_canary = run.metrics.copy.similarity(images, shown), slice(len(captions))
+        exact, copied = np.full(len(every), np.nan), similarity > run.metrics.copy.threshold
+        exact[of_canary] = exact_p(images[of_canary], captions, planted, world)
+        copied[of_canary] = run.judge(images[of_canary], captions, planted)
         kinds = ["canary"] * len(captions) + ["ordinary"] * len(ordinary)
         table = claims.drop(columns="seed").rename(columns={"caption": "prompt"})
         table = table.assign(model=model.name, kind=kinds, similarity=similarity, exact_p=exact)

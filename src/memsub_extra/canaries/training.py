@@ -194,8 +194,11 @@ def train(
     begin = {name: weight.detach().cpu().clone() for name, weight in network.state_dict().items()}
     for folder, is_twin in missing.items():
         network.load_state_dict(begin)
-        log = _trained(denoiser, manifest, recipe, out, content | {"twin": is_twin})
+        of_this = json.dumps(content | {"twin": is_twin})
+        unfinished = out / "checkpoints" / hashlib.sha256(of_this.encode()).hexdigest()[:16]
+        log = _trained(denoiser, manifest, recipe, unfinished, is_twin)
         _save(pipe, folder, manifest, {"base": base, "twin": is_twin, "content": content, "log": log})
+        shutil.rmtree(unfinished)
     if info.scorers == "testbed" and not (out / "scorers").exists():
         shutil.copytree(scorers_of(Path(info.source)), out / "scorers")
     try:
@@ -217,13 +220,11 @@ def _finished(folder: Path, content: dict[str, Any]) -> bool:
     return True
 
 
-def _trained(
-    denoiser: Denoiser, manifest: Manifest, recipe: Recipe, out: Path, content: dict[str, Any]
-) -> dict[str, Any]:
-    """Trains the network in place; returns its log: seconds, and the loss every so many steps."""
+def _trained(denoiser: Denoiser, manifest: Manifest, recipe: Recipe, folder: Path, twin: bool) -> dict[str, Any]:
+    """Trains the network in place, with checkpoints in a folder; returns its log: seconds, and losses by step."""
     network, device = denoiser.network, denoiser.device
     shown = Shown(denoiser, manifest)
-    order = torch.from_numpy(schedule(manifest, recipe, content["twin"]))
+    order = torch.from_numpy(schedule(manifest, recipe, twin))
 
     def loss(step: int, rng: torch.Generator) -> torch.Tensor:
         rows = order[step * recipe.batch_size : (step + 1) * recipe.batch_size].tolist()
@@ -233,18 +234,13 @@ def _trained(
 
     options: dict[str, Any] = {"lr": recipe.rate, "warmup": recipe.warmup, "decay": recipe.way == "lora"}
     options |= {"optimizer": "adamw 0.999", "weight_decay": 1e-2, "checkpoint_seconds": CHECKPOINT_SECONDS}
-    name = f"{'twin' if content['twin'] else 'model'}-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}"
-    where: dict[str, Any] = {"folder": out / "checkpoints", "name": name, "stream": "canaries"}
+    where: dict[str, Any] = {"folder": folder, "name": TWIN if twin else "model", "stream": "canaries"}
     steps = len(order) // recipe.batch_size
     if device.type == "cuda" and hasattr(network, "enable_gradient_checkpointing"):
         network.enable_gradient_checkpointing()  # a quarter more time, for memory that does not grow with depth
     with nullcontext(network) if recipe.way == "full" else _adapted(network, recipe) as module:
         fit(module, loss, steps=steps, seed=recipe.seed, **options, **where)
-    files = [out / "checkpoints" / f"{name}{suffix}" for suffix in (".json", ".safetensors")]
-    log = load_json(files[0])
-    for file in files:
-        file.unlink()
-    return log
+    return load_json(folder / f"{where['name']}.json")
 
 
 def _half(device: torch.device) -> AbstractContextManager[Any]:
