@@ -29,19 +29,17 @@ __all__ = ["WORLDS", "World", "world_of"]
 
 
 class World(Alternatives, Protocol):
-    """What a data set with known ground truth offers."""
+    """What a data set with known ground truth offers.
+
+    It may also have `of(source)`, which returns the world as the files of the model at that path describe it (else it
+    is the same for all models), and `exact_p`, its exact test as a metric (`measure.metrics.IMAGE_METRICS`).
+    """
 
     def prompts(self) -> Prompts:
         """Its captions by kind, with their training images."""
 
     def training_images(self) -> np.ndarray:
         """All images that its models were trained on: uint8 (n, height, width, 3)."""
-
-    def of(self, source: Path) -> World:
-        """This world as the files of a model at `source` describe it. (Optional: without it there is one for all.)"""
-
-    def exact_p(self, images: np.ndarray, prompts: list[str], references: np.ndarray | None) -> np.ndarray:
-        """Its exact test as a metric, with a `fingerprint` unless it is a plain function. (Optional.)"""
 
     def copy_metric(self, source: Path, device: str | torch.device) -> CopyMetric:
         """Its copy descriptor, of the files of a model at `source`."""
