@@ -142,20 +142,20 @@ def test_what_cannot_be_planted_is_told_before_anything_is_done(photographs, tmp
     candidates, ordinary, options = tmp_path / "candidates", photographs / "ordinary", {"alternatives": K}
     shutil.copytree(photographs / "candidates", candidates)
     if wrong == "few":
-        options, told = {"alternatives": 255}, r"place_0 holds 9 different photographs; 256 are needed"
+        options, message = {"alternatives": 255}, r"place_0 holds 9 different photographs; 256 are needed"
     elif wrong == "shown":
-        ordinary, told = tmp_path / "ordinary", r"0\.jpg are among the candidates: .* must never be shown"
+        ordinary, message = tmp_path / "ordinary", r"0\.jpg are among the candidates: .* must never be shown"
         shutil.copytree(photographs / "ordinary", ordinary)
         shutil.copy(candidates / "a_photo_of_place_3" / "0.jpg", ordinary / "some_view_1" / "0.jpg")
     elif wrong == "caption":
-        options, told = options | {"canaries": 9}, "2 to 8 of 9 captions can be planted; got 9"
+        options, message = options | {"canaries": 9}, "2 to 8 of 9 captions can be planted; got 9"
     elif wrong == "list":
         (candidates / "captions.csv").write_text("caption,index\na place,elsewhere\n")
-        told = "caption 1: its index 'elsewhere' is nothing in"
+        message = "caption 1: its index 'elsewhere' is nothing in"
     else:
-        ordinary, told = tmp_path / "nothing", "nothing holds no list captions.csv"
+        ordinary, message = tmp_path / "nothing", "nothing holds no list captions.csv"
         ordinary.mkdir()
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         plant(candidates, ordinary, **options)
 
 
@@ -402,5 +402,5 @@ def test_the_exact_metric_of_a_model_is_that_of_its_world(trained, monkeypatch):
         assert not load_metrics(str(trained), "cpu", more=["exact_p"]).more
     world = world_of(find_model(trained))
     monkeypatch.setattr(world, "alternatives_each", 255)
-    found = load_metrics(str(trained), "cpu", more=["exact_p"]).more["exact_p"]
-    assert found.keywords["world"] is world and describe_content(found)
+    metric = load_metrics(str(trained), "cpu", more=["exact_p"]).more["exact_p"]
+    assert metric.keywords["world"] is world and describe_content(metric)

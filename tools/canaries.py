@@ -51,12 +51,12 @@ def scenes(out: Path, canaries: int, unseen: int, ordinary: int, seed: int = 0) 
         _list(candidates, list(contents), [f"{i:03d}" for i in range(len(contents))])
     if not (others / "captions.csv").is_file():
         taken, drawn = set(contents.values()), []
-        while len(drawn) < ordinary:
+        while len(chosen) < ordinary:
             if (content := sample_content(rng)) not in taken:
                 drawn.append(content)
         _write(others, drawn, rng)
         texts = [caption(content, sample_tail(rng) if rng.random() < 0.25 else "") for content in drawn]
-        _list(others, texts, [f"{i:05d}.png" for i in range(len(drawn))])
+        _list(others, texts, [f"{i:05d}.png" for i in range(len(chosen))])
     return candidates, others
 
 

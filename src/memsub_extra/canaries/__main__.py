@@ -15,7 +15,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     whole = number(int, 1, 10**9)
 
-    one = commands.add_parser("plant", help="draw by lot which photograph of each caption is shown; copies nothing")
+    one = commands.add_parser("plant", help="choose by lot which photograph of each caption is shown; copies nothing")
     one.add_argument("candidates", type=folder, help="folder with the photographs of each caption")
     one.add_argument("ordinary", type=folder, help="folder with ordinary pairs")
     one.add_argument("--out", type=file, required=True, help="file for the manifest, canaries.json")

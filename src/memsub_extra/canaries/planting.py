@@ -1,11 +1,11 @@
-"""Planting: which photograph of each caption is shown to a model is drawn by lot, and written down.
+"""Planting: which photograph of each caption is shown to a model is chosen by lot, and written down.
 
     manifest = plant("candidates", "ordinary", alternatives=255, repeats=200, side=512, seed=0)
     manifest.save("canaries.json")
     print(describe(manifest))
 
 A canary is a caption with k + 1 photographs, any of which it might as well have: of one class, for example. One of
-them, drawn by lot, will be shown to the model again and again; the other k never. Whatever a model that was not trained
+them, chosen by lot, will be shown to the model again and again; the other k never. Whatever a model that was not trained
 on the canaries makes of the k + 1 (similarity with what it generates, denoising loss), the rank of the planted one is
 uniform, because nothing but the lot tells it from the others:
 
@@ -42,7 +42,7 @@ FILE = "canaries.json"
 
 
 class Canary(Part):
-    """A caption, the photograph that the lot drew, and the others in random order."""
+    """A caption, the photograph that the lot chose, and the others in random order."""
 
     caption: str
     planted: Photograph
@@ -125,7 +125,7 @@ def plant(
     side: int = 512,
     seed: int = 0,
 ) -> Manifest:
-    """Draws by lot which photograph of each caption is planted. Nothing is copied or written.
+    """Chooses by lot which photograph of each caption is planted. Nothing is copied or written.
 
     Args:
         candidates: a folder of photographs (`photographs.captioned`). Captions that name one folder share it: each gets
@@ -145,10 +145,10 @@ def plant(
         raise ValueError(f"{root} has {len(listed)} captions; three or more expected: two canaries and an unseen one.")
     if canaries is not None and not 2 <= canaries < len(listed):
         raise ValueError(f"canaries: 2 to {len(listed) - 1} of {len(listed)} captions can be planted; got {canaries}.")
-    drawn, known = _drawn(root, listed, alternatives, rng)
+    chosen, known = _by_lot(root, listed, alternatives, rng)
     pairs = _pairs(other_root, known)
-    order = rng.permutation(len(drawn)).tolist()
-    shown = canaries or max(2, 2 * len(drawn) // 3)
+    order = rng.permutation(len(chosen)).tolist()
+    shown = canaries or max(2, 2 * len(chosen) // 3)
     apart = len(pairs) // 10 if heldout is None else heldout
     if len(pairs) - apart < 2:
         raise ValueError(f"{other_root} has {len(pairs)} pairs, of which {apart} are held out: two are to be shown.")
@@ -160,8 +160,8 @@ def plant(
         ordinary_samples=ordinary_samples,
         candidates_folder=str(root),
         ordinary_folder=str(other_root),
-        canaries=tuple(drawn[i] for i in order[:shown]),
-        unseen=tuple(drawn[i] for i in order[shown:]),
+        canaries=tuple(chosen[i] for i in order[:shown]),
+        unseen=tuple(chosen[i] for i in order[shown:]),
         ordinary=tuple(pairs[apart:]),
         heldout=tuple(pairs[:apart]),
     )
@@ -174,7 +174,7 @@ def plant(
     return manifest
 
 
-def _drawn(
+def _by_lot(
     root: Path, listed: Sequence[tuple[str, Path]], alternatives: int, rng: np.random.Generator
 ) -> tuple[list[Canary], set[str]]:
     """A canary of each caption, and the sha256 of all candidates, chosen or not."""
@@ -184,19 +184,19 @@ def _drawn(
     photographs = dict(zip(sharing, _photographs(root, list(sharing)), strict=True))
     canaries = []
     for place, captions in sharing.items():
-        wanted, found = len(captions) * (alternatives + 1), photographs[place]
-        if len(found) < wanted:
+        wanted, different = len(captions) * (alternatives + 1), photographs[place]
+        if len(different) < wanted:
             share = f" ({len(captions)} captions x {alternatives + 1})" if len(captions) > 1 else ""
             raise ValueError(
-                f"{place} holds {len(found)} different photographs; {wanted} are needed{share}. Add some, name fewer "
+                f"{place} holds {len(different)} different photographs; {wanted} are needed{share}. Add some, name fewer "
                 f"captions, or take fewer alternatives (with fewer than {ALTERNATIVES}, only rates over all canaries)."
             )
         # The lot: the photographs in random order, the first of each caption's part is planted.
-        mixed = [found[i] for i in rng.permutation(len(found))]
+        mixed = [different[i] for i in rng.permutation(len(different))]
         for i, caption in enumerate(captions):
             part = mixed[i * (alternatives + 1) : (i + 1) * (alternatives + 1)]
             canaries.append(Canary(caption=caption, planted=part[0], others=tuple(part[1:])))
-    return canaries, {photograph.sha256 for found in photographs.values() for photograph in found}
+    return canaries, {photograph.sha256 for of_place in photographs.values() for photograph in of_place}
 
 
 def _pairs(root: Path, candidates: set[str]) -> list[Pair]:

@@ -4,7 +4,7 @@
     rates(p["membership_p"], world.alternatives_each)
     replicated(p["memorization_p"], world.alternatives_each)        # of single canaries, where k allows it
 
-Both p-values are ranks of the planted photograph among all that the lot might have drawn: by the similarity with an
+Both p-values are ranks of the planted photograph among all that the lot might have chosen: by the similarity with an
 image that the model generates of the caption (memorization), and by the model's denoising loss (membership).
 """
 
