@@ -50,13 +50,13 @@ def scenes(out: Path, canaries: int, unseen: int, ordinary: int, seed: int = 0) 
             _write(candidates / f"{i:03d}", [content] * (ALTERNATIVES + 1), rng)
         _list(candidates, list(contents), [f"{i:03d}" for i in range(len(contents))])
     if not (others / "captions.csv").is_file():
-        taken, drawn = set(contents.values()), []
-        while len(chosen) < ordinary:
+        taken, shown = set(contents.values()), []
+        while len(shown) < ordinary:
             if (content := sample_content(rng)) not in taken:
-                drawn.append(content)
-        _write(others, drawn, rng)
-        texts = [caption(content, sample_tail(rng) if rng.random() < 0.25 else "") for content in drawn]
-        _list(others, texts, [f"{i:05d}.png" for i in range(len(chosen))])
+                shown.append(content)
+        _write(others, shown, rng)
+        texts = [caption(content, sample_tail(rng) if rng.random() < 0.25 else "") for content in shown]
+        _list(others, texts, [f"{i:05d}.png" for i in range(len(shown))])
     return candidates, others
 
 

@@ -5,9 +5,9 @@
     print(describe(manifest))
 
 A canary is a caption with k + 1 photographs, any of which it might as well have: of one class, for example. One of
-them, chosen by lot, will be shown to the model again and again; the other k never. Whatever a model that was not trained
-on the canaries makes of the k + 1 (similarity with what it generates, denoising loss), the rank of the planted one is
-uniform, because nothing but the lot tells it from the others:
+them, chosen by lot, will be shown to the model again and again; the other k never. Whatever a model that was not
+trained on the canaries makes of the k + 1 (similarity with what it generates, denoising loss), the rank of the planted
+one is uniform, because nothing but the lot tells it from the others:
 
     P(p <= a) <= a,  p = rank / (k + 1).
 
@@ -188,8 +188,9 @@ def _by_lot(
         if len(different) < wanted:
             share = f" ({len(captions)} captions x {alternatives + 1})" if len(captions) > 1 else ""
             raise ValueError(
-                f"{place} holds {len(different)} different photographs; {wanted} are needed{share}. Add some, name fewer "
-                f"captions, or take fewer alternatives (with fewer than {ALTERNATIVES}, only rates over all canaries)."
+                f"{place} holds {len(different)} different photographs; {wanted} are needed{share}. Add some, name "
+                f"fewer captions, or take fewer alternatives (with fewer than {ALTERNATIVES}, only rates over all "
+                "canaries)."
             )
         # The lot: the photographs in random order, the first of each caption's part is planted.
         mixed = [different[i] for i in rng.permutation(len(different))]
