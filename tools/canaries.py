@@ -50,7 +50,8 @@ def scenes(out: Path, canaries: int, unseen: int, ordinary: int, seed: int = 0) 
             _write(candidates / f"{i:03d}", [content] * (ALTERNATIVES + 1), rng)
         _list(candidates, list(contents), [f"{i:03d}" for i in range(len(contents))])
     if not (others / "captions.csv").is_file():
-        taken, shown = set(contents.values()), []
+        taken: set[Content] = set(contents.values())
+        shown: list[Content] = []
         while len(shown) < ordinary:
             if (content := sample_content(rng)) not in taken:
                 shown.append(content)

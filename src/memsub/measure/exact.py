@@ -96,17 +96,17 @@ def exact_p(
     """
     if references is None:
         return np.full(len(images), np.nan)
-    features = features or getattr(world, "features", blurred_pixels)
+    described: Features = features or getattr(world, "features", blurred_pixels)
     p = np.empty(len(images))
     every, starts = flat(references)
-    generated, trained = features(images), features(every)
+    generated, trained = described(images), described(every)
     counts = np.diff([*starts, len(every)])
     similar = np.maximum.reduceat((generated.repeat(counts, axis=0) * trained).sum(1), starts)
     contents = [world.content(prompt) for prompt in prompts]
     distinct = list(dict.fromkeys(contents))
     for content, alternatives in zip(distinct, world.alternatives(distinct, seed), strict=True):
         rows = [i for i, other in enumerate(contents) if other == content]
-        to_alternatives = features(alternatives) @ generated[rows].T  # (N, rows)
+        to_alternatives = described(alternatives) @ generated[rows].T  # (N, rows)
         p[rows] = (1 + (to_alternatives >= similar[rows] - _TIE).sum(0)) / (len(alternatives) + 1)
     return p
 

@@ -148,9 +148,9 @@ def load_pipeline(
     dtype = dtype or (torch.float32 if device.type == "cpu" else getattr(torch, info.gpu_dtype))
     pipe = _read(getattr(diffusers, contents.kind), contents, dtype)
     _check_whole(pipe, contents)
-    prediction_type, config = contents.prediction_type, pipe.scheduler.config
-    if prediction_type and prediction_type != config.get("prediction_type"):
-        pipe.scheduler = type(pipe.scheduler).from_config(config, prediction_type=prediction_type)
+    wanted, scheduler = contents.prediction_type, pipe.scheduler
+    if wanted and wanted != scheduler.config.get("prediction_type"):
+        pipe.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=wanted)
     pipe.register_to_config(_name_or_path=info.source)
     pipe.set_progress_bar_config(disable=True)  # `generate` shows one bar for all batches
     return pipe.to(device)

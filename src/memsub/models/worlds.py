@@ -40,7 +40,7 @@ def of_folder(row: ModelInfo) -> ModelInfo:
     folder = Path(row.source)
     about = load_json(folder / FILE)
     name = about.get("world") if isinstance(about, dict) else None
-    if name not in WORLDS:
+    if not isinstance(name, str) or name not in WORLDS:
         raise ValueError(f"{folder / FILE} names no world that is known; expected one of {', '.join(WORLDS)}.")
     twin = folder / "twin"
     return replace(row, world=name, twin=str(twin) if (twin / "model_index.json").is_file() else "")

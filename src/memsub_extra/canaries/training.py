@@ -222,7 +222,8 @@ def _finished(folder: Path, content: dict[str, Any]) -> bool:
 
 def _trained(denoiser: Denoiser, manifest: Manifest, recipe: Recipe, folder: Path, twin: bool) -> dict[str, Any]:
     """Trains the network in place, with checkpoints in a folder; returns its log: seconds, and losses by step."""
-    network, device = denoiser.network, denoiser.device
+    network: Any = denoiser.network
+    device = denoiser.device
     shown = Shown(denoiser, manifest)
     order = torch.from_numpy(schedule(manifest, recipe, twin))
 
@@ -279,7 +280,7 @@ class Shown:
 
 
 @contextmanager
-def _adapted(network: nn.Module, recipe: Recipe, fuse: bool = True) -> Iterator[nn.ParameterDict]:
+def _adapted(network: Any, recipe: Recipe, fuse: bool = True) -> Iterator[nn.ParameterDict]:
     """The weights of a LoRA on some layers of a network, by name; fused into it on leaving, or taken away.
 
     Raises:
