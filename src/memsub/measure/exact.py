@@ -96,7 +96,7 @@ def exact_p(
     """
     if references is None:
         return np.full(len(images), np.nan)
-    described: Features = features or getattr(world, "features", blurred_pixels)
+    described = getattr(world, "features", blurred_pixels) if features is None else features
     p = np.empty(len(images))
     every, starts = flat(references)
     generated, trained = described(images), described(every)
