@@ -13,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from memsub_extra.notebooks.formulas import FORMULA, mathml
 
 ROOT = Path(__file__).parents[1]
-PROGRAMS = {"memsub.__main__"}
+PROGRAMS = {"memsub.__main__", "memsub_extra.canaries.__main__"}
 DOCUMENTS = [
     *sorted((ROOT / "docs").glob("*.md")),
     *site_files.PAGES.values(),

@@ -30,6 +30,7 @@ from tools.testbed_report import markdown_table, to_markdown
 DOCUMENTS = (
     "README.md",
     "docs/benchmarks.md",
+    "docs/canaries.md",
     "docs/faq.md",
     "docs/full-size.md",
     "src/memsub/testbed/weights/README.md",
@@ -152,6 +153,18 @@ def coverage(measured: dict[str, Any]) -> str:
     return markdown_table(head, lines)
 
 
+def canaries(rows: list[dict[str, Any]]) -> str:
+    """What exact tests say of planted and unseen canaries, as Markdown; shares in percent."""
+    head = ["trained", "model", "canaries", "measure", "n", "smallest p (percent)", "more than by chance? (binomial)"]
+    lines = [
+        f"| {r['way']} | {r['model']} | {r['canaries']} | {r['measure']} | {r['n']} | {100 * r['least']:.0f} "
+        f"({100 * r['least_low']:.0f} to {100 * r['least_high']:.0f}) | {r['binomial_p']:.2g} | {r['mean']:.3f} | "
+        f"{r['uniform_p']:.2g} |"
+        for r in rows
+    ]
+    return markdown_table([*head, "mean p", "uniform? (KS)"], lines)
+
+
 def solvers(rows: list[dict[str, Any]]) -> str:
     """How samplers agree with fifty steps of the model's own scheduler, as Markdown; shares in percent."""
     head = ["model", "solver", "steps", "in", "replicated", "same verdict", "alignment", "ms an image"]
@@ -174,6 +187,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "gpu": on_gpu,
     "solvers": solvers,
     "coverage": coverage,
+    "canaries": canaries,
 }
 """Of any other name: the report's."""
 _FIGURE = re.compile(r"<!--figure (?P<path>[\w.]+) (?P<format>\w+)-->.*?<!--/figure-->", re.DOTALL)
@@ -310,6 +324,7 @@ def main() -> None:
     parser.add_argument("--coverage", type=Path, help="coverage.json of tools.coverage to take over")
     parser.add_argument("--fullsize", type=Path, help="rows of tools.fullsize_removals to take over")
     parser.add_argument("--solvers", type=Path, help="rows of tools.solvers to take over")
+    parser.add_argument("--canaries", type=Path, help="table.json of tools.canaries to take over")
     parser.add_argument("--gpu", type=Path, help="gpu.json of tools.gpu to take over")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a document says otherwise")
     parser.add_argument("--compare", type=Path, metavar="RUN", help="fail if this run found something else")
@@ -325,7 +340,7 @@ def main() -> None:
             text = (root / name).read_text(encoding="utf-8")
             wrong += [] if fill(text, figures, name) == text else [f"{name} does not say what docs/figures.json says"]
     else:
-        names = ("testbed", "whole", "benchmarks", "membership", "coverage", "fullsize", "solvers", "gpu")
+        names = ("testbed", "whole", "benchmarks", "membership", "coverage", "fullsize", "solvers", "canaries", "gpu")
         figures = take(figures, args.take, **{name: getattr(args, name) for name in names})
         save_json(figures, file)
         for name in DOCUMENTS:

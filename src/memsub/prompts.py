@@ -183,12 +183,12 @@ def load_prompts(source: str | Path | Mapping[Any, str | Path]) -> Prompts:
     if Path(name).suffix.lower() in SUFFIXES:
         return _from_files({"memorized": Path(name)})
     from .io.downloads import SOURCES, fetch  # only published lists need the network's libraries
-    from .models import MODELS, WORLDS, find_model  # imports torch, which a list in a file does not need
+    from .models import MODELS, find_model, world_of  # imports torch, which a list in a file does not need
 
     if name in SOURCES:
         return _from_files({kind: fetch(name, kind) for kind in SOURCES[name]})
-    if name in MODELS and find_model(name).world:
-        return WORLDS.find(find_model(name).world).prompts()
+    if (name in MODELS or Path(name).is_dir()) and (world := world_of(find_model(name))):
+        return world.prompts()
     if Path(name).is_file():  # of a kind that is refused by its name
         return _from_files({"memorized": Path(name)})
     names = list(dict.fromkeys([*(n for n, model in MODELS.items() if model.world), *SOURCES]))

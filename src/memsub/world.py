@@ -1,6 +1,6 @@
 """A world: a data set whose ground truth is known in full. Exact tests require one.
 
-    world = WORLDS[find_model("tiny").world]          # imported now, not before
+    world = world_of(find_model("tiny"))              # imported now, not before
     world.prompts().memorized                         # captions that the model was trained on most
     world.training_images()                           # all images that it was trained on
     contents = [world.content(prompt) for prompt in prompts]
@@ -8,7 +8,8 @@
 
 A caption leaves free how the image looks that it describes. A world can draw, for the content of each of its captions,
 images that are exchangeable with the training image for a model that was not trained on it. Another package lists a
-world in the entry points `memsub.worlds`, and a model of it in `memsub.models`.
+world in the entry points `memsub.worlds`, and a model of it in `memsub.models`; or a folder of a model says in a file
+world.json of which world it is (`memsub.models.worlds`).
 """
 
 from __future__ import annotations
@@ -21,17 +22,19 @@ import torch
 
 from .measure.exact import Alternatives
 from .measure.metric import CopyMetric, PromptMetric
-from .models import WORLDS
+from .models import WORLDS, world_of
 from .prompts import Prompts
 
-__all__ = ["WORLDS", "World"]
+__all__ = ["WORLDS", "World", "world_of"]
 
 
 class World(Alternatives, Protocol):
     """What a data set with known ground truth offers.
 
-    It may have a method `matched` besides: rows of its prompts to which of them are like memorized ones in all that a
-    caption says (a column of truth values). Other captions are then compared with memorized ones no more.
+    It may have more: `matched`, which says of rows of its prompts which of them are like memorized ones in all that a
+    caption says (a column of truth values; other captions are then compared with memorized ones no more);
+    `of(source)`, which returns the world as the files of the model at that path describe it (else it is the same for
+    all models); and `exact_p`, its exact test as a metric (`measure.metrics.IMAGE_METRICS`).
     """
 
     def prompts(self) -> Prompts:

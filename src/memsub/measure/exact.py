@@ -36,7 +36,13 @@ Features = Callable[[np.ndarray], np.ndarray]
 
 
 class Alternatives(Protocol):
-    """What exact tests need of a world."""
+    """What exact tests need of a world.
+
+    Attributes:
+        name: of the world.
+        features: by which images are compared; a world that has none is taken to have `blurred_pixels`.
+        alternatives_each: how many alternatives each content has at least; 255 where a world does not say it.
+    """
 
     name: str
 
@@ -48,10 +54,11 @@ class Alternatives(Protocol):
         """
 
     def alternatives(self, contents: Sequence[Any], seed: int = 0) -> Iterator[np.ndarray]:
-        """For each content (of `content`) in turn its alternatives, uint8 (N, height, width, 3), N = 255 or more.
+        """For each content (of `content`) in turn its alternatives, uint8 (N, height, width, 3).
 
         They are independent draws from the distribution that training images of this content have, and a function of
-        content and seed. An exact test compares a generated image with them and with the training image.
+        content and seed; or the training image was chosen at random among them and itself. An exact test compares a
+        generated image with them and with the training image. Single verdicts require N >= 255.
         """
 
 
@@ -71,7 +78,7 @@ def exact_p(
     references: References | None,
     world: Alternatives,
     *,
-    features: Features = blurred_pixels,
+    features: Features | None = None,
     seed: int = 0,
 ) -> np.ndarray:
     """P-values of images, each under the hypothesis that the model was not trained on its training image; shape (n,).
@@ -81,7 +88,7 @@ def exact_p(
         prompts: captions of the world, whose content the images should show.
         references: training images, as many; without them every p is NaN. Of several of a caption the most similar
             counts, and P(p <= a) is at most as many times a.
-        features: images to unit vectors, whose cosine is the similarity.
+        features: images to unit vectors, whose cosine is the similarity. Default: the world's, or `blurred_pixels`.
         seed: of the alternatives.
 
     Raises:
@@ -89,16 +96,17 @@ def exact_p(
     """
     if references is None:
         return np.full(len(images), np.nan)
+    described = getattr(world, "features", blurred_pixels) if features is None else features
     p = np.empty(len(images))
     every, starts = flat(references)
-    generated, trained = features(images), features(every)
+    generated, trained = described(images), described(every)
     counts = np.diff([*starts, len(every)])
     similar = np.maximum.reduceat((generated.repeat(counts, axis=0) * trained).sum(1), starts)
     contents = [world.content(prompt) for prompt in prompts]
     distinct = list(dict.fromkeys(contents))
     for content, alternatives in zip(distinct, world.alternatives(distinct, seed), strict=True):
         rows = [i for i, other in enumerate(contents) if other == content]
-        to_alternatives = features(alternatives) @ generated[rows].T  # (N, rows)
+        to_alternatives = described(alternatives) @ generated[rows].T  # (N, rows)
         p[rows] = (1 + (to_alternatives >= similar[rows] - _TIE).sum(0)) / (len(alternatives) + 1)
     return p
 

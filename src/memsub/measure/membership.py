@@ -30,6 +30,8 @@ from .noise import noise_seeds
 MEMBERSHIP_ALTERNATIVES = 31
 STEPS = 12
 """Steps of the noise schedule at which losses are averaged, the middles of as many equal parts of it."""
+_ROWS = 32
+"""Of a network call."""
 
 
 @torch.no_grad()
@@ -68,12 +70,14 @@ def membership_p(
     denoiser = as_denoiser(pipe)
     contents = [world.content(prompt) for prompt in prompts]
     distinct = list(dict.fromkeys(contents))
-    layouts = dict(zip(distinct, world.alternatives(distinct, seed), strict=True))
     p, streams = np.empty(len(prompts)), noise_seeds(prompts, seed)
-    for i, content in enumerate(tqdm(contents, "membership", disable=not progress)):
-        candidates = np.concatenate([images[i : i + 1], layouts[content][:alternatives]])
-        losses = denoising_losses(denoiser, candidates, given[i], steps, noises, streams[i])
-        p[i] = (1 + (losses[1:] <= losses[0]).sum()) / len(losses)
+    with tqdm(total=len(prompts), desc="membership", disable=not progress) as bar:
+        for content, layouts in zip(distinct, world.alternatives(distinct, seed), strict=True):
+            for i in [i for i, other in enumerate(contents) if other == content]:
+                candidates = np.concatenate([images[i : i + 1], layouts[:alternatives]])
+                losses = denoising_losses(denoiser, candidates, given[i], steps, noises, streams[i])
+                p[i] = (1 + (losses[1:] <= losses[0]).sum()) / len(losses)
+                bar.update()
     return p
 
 
@@ -86,14 +90,16 @@ def denoising_losses(
     All images get the same noises, so that their losses can be compared: uint8 (n, height, width, 3).
     """
     schedule = noise_schedule(denoiser)
-    z, generator = denoiser.encode(images), torch.Generator().manual_seed(seed)
-    conditioning = denoiser.embed([caption])[[0] * len(images)]
+    parts = [slice(start, start + _ROWS) for start in range(0, len(images), _ROWS)]
+    z = torch.cat([denoiser.encode(images[i : i + 1]) for i in range(len(images))])  # a decoder's pass takes gigabytes
+    generator, conditioning = torch.Generator().manual_seed(seed), denoiser.embed([caption])
     losses = np.zeros(len(images))
     for step in range(steps):
         t = schedule.steps[int((step + 0.5) / steps * len(schedule.steps))].to(z.device).expand(len(z))
         for _ in range(noises):
             eps = torch.randn(z[:1].shape, generator=generator).to(z).expand_as(z)
             x, target = schedule.noised(z, t, eps)
-            errors = (denoiser.predict(x, t, conditioning) - target).float().square()
-            losses += errors.flatten(1).mean(1).cpu().numpy()
+            for part in parts:
+                predicted = denoiser.predict(x[part], t[part], conditioning[[0] * len(x[part])])
+                losses[part] += (predicted - target[part]).float().square().flatten(1).mean(1).cpu().numpy()
     return losses / (steps * noises)

@@ -11,6 +11,7 @@ The metrics were trained on none of the images that the scored models were train
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,13 @@ from pathlib import Path
 import torch
 
 from ..io import distributed
-from ..models import WORLDS, find_model
+from ..models import WORLDS, ModelInfo, find_model, world_of
 from ..registry import Registry
 from .clip import CLIPS, clip
 from .distances import fid, kid
 from .metric import CopyMetric, ImageMetric, PromptMetric
 from .sscd import SSCD, sscd
+from .verdict import judges_single_images
 
 IMAGE_METRICS: Registry[ImageMetric] = Registry(
     "memsub.metrics",
@@ -56,7 +58,8 @@ def load_metrics(
             their world; for any other model they are SSCD and CLIP ViT-L/14, fetched on first use.
         copy: an SSCD instead, by name or path.
         prompt: a CLIP instead, by name or folder.
-        more: names in `IMAGE_METRICS`.
+        more: names in `IMAGE_METRICS`. `exact_p` is the exact test of the world that the model was trained on; it is
+            left out, with a warning, where that world has too few alternatives for verdicts on single images.
 
     Raises:
         ValueError: a name is unknown; the message lists those that are known.
@@ -64,7 +67,7 @@ def load_metrics(
     """
     device = torch.device(device or distributed.device())
     row = find_model(model)
-    columns = {name: IMAGE_METRICS.find(name) for name in more}
+    columns = {name: column for name in more if (column := _column(name, row))}
     world = None if row.scorers == "published" else WORLDS.find(row.scorers)
     if copy or not world:
         copy_metric = sscd(copy or "sscd_disc_large", device)
@@ -75,6 +78,20 @@ def load_metrics(
     else:
         prompt_metric = world.prompt_metric(Path(row.source), device)
     return Metrics(copy_metric, prompt_metric, columns)
+
+
+def _column(name: str, row: ModelInfo) -> ImageMetric | None:
+    metric, world = IMAGE_METRICS.find(name), world_of(row)
+    if name != "exact_p" or world is None or not hasattr(world, "exact_p"):
+        return metric
+    if judges_single_images(world):
+        return world.exact_p
+    warnings.warn(
+        f"exact_p is left out: with {world.alternatives_each} alternatives of an image {world.name} judges no single "
+        "images, and the copy metric's threshold takes its place.",
+        stacklevel=3,
+    )
+    return None
 
 
 __all__ = [

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .exact import LEVEL, Alternatives, exact_p
+from .exact import ALTERNATIVES, LEVEL, Alternatives, exact_p
 from .metric import CopyMetric, References
 
 Decision = Callable[[np.ndarray, Sequence[str], References], np.ndarray]
@@ -45,7 +45,17 @@ def by_exact_test(world: Alternatives) -> Judge:
     """An image replicates if none of the world's alternatives is as similar as the training image (`exact_p`).
 
     The judge raises ValueError for captions of no such world, and for tables in which exact_p was not measured.
+
+    Raises:
+        ValueError: the world has too few alternatives for a verdict on one image.
     """
+    if not judges_single_images(world):
+        few = world.alternatives_each  # type: ignore[attr-defined]
+        raise ValueError(
+            f"{world.name} has {few} alternatives of an image; a verdict on one image requires {ALTERNATIVES}: with "
+            f"{few}, 1 in {few + 1} images of a model that never saw the pair would be called replicated. Report "
+            "rates over many pairs with their exact binomial test, or judge by the copy metric (`by_threshold`)."
+        )
 
     def decide(images: np.ndarray, prompts: Sequence[str], references: References) -> np.ndarray:
         return exact_p(images, prompts, references, world) <= LEVEL
@@ -76,6 +86,11 @@ def by_threshold(copy: CopyMetric) -> Judge:
     return Judge("replication", f"{copy.identity} above {copy.threshold}", decide, of)
 
 
+def judges_single_images(world: Alternatives) -> bool:
+    """Whether a world has as many alternatives as a verdict on one image requires."""
+    return getattr(world, "alternatives_each", ALTERNATIVES) >= ALTERNATIVES
+
+
 def judge(world: Alternatives | None, copy: CopyMetric) -> Judge:
-    """The exact test where there is a world, else the threshold of the copy metric."""
-    return by_exact_test(world) if world else by_threshold(copy)
+    """The exact test where there is a world that has enough alternatives, else the threshold of the copy metric."""
+    return by_exact_test(world) if world and judges_single_images(world) else by_threshold(copy)

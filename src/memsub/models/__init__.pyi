@@ -26,6 +26,7 @@ from .sampling import (
     to_host,
 )
 from .stable_diffusion import StableDiffusionDenoiser
+from .worlds import world_of
 
 __all__ = [
     "ADAPTERS",
@@ -77,4 +78,5 @@ __all__ = [
     "sampler_fingerprint",
     "step_options",
     "to_host",
+    "world_of",
 ]

@@ -34,8 +34,7 @@ _SUFFIXES = (*PICKLES, ".safetensors", ".gguf", ".onnx", ".json", ".yaml", ".yml
 
 
 def find_model(name: str | Path) -> ModelInfo:
-    """The registry's row of that name or source; of any other folder, file or hub id one with the paper's settings
-    (sparsity 1 %, 10 steps). It needs no torch.
+    """The registry's row of that name or source; of any other model one with the paper's settings. Needs no torch.
 
     Raises:
         ValueError: the name is unknown; close matches are offered.
@@ -52,15 +51,19 @@ def find_model(name: str | Path) -> ModelInfo:
             raise FileNotFoundError(inspect(path).problems[0])
         # What trains models of the embedded model's world lays that world's scorers beside them.
         scorers = any((where / "scorers").is_dir() for where in (path, path.parent))
-        return ModelInfo(name, str(path), name, "testbed" if scorers else "published")
+        row = ModelInfo(name, str(path), name, "testbed" if scorers else "published")
+        if not (path / "world.json").is_file():
+            return row
+        from .worlds import of_folder
+
+        return of_folder(row)
     if "://" in name or name.startswith(("huggingface.co/", "hf.co/")):
         repo = re.search(r"(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)", name)
         way = f"give the hub id, {repo[1]!r}" if repo else "download the file, then give its path"
         raise ValueError(f"{name} is an address, of which memsub loads nothing: {way}.")
-    is_path = name.lower().endswith(_SUFFIXES) or name.startswith((".", "~")) or "/" in name or os.sep in name
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not name.lower().endswith(_SUFFIXES) and not path.parent.is_dir():
         return ModelInfo(name, name, name, "published")
-    if is_path:
+    if name.lower().endswith(_SUFFIXES) or name.startswith((".", "~")) or "/" in name or os.sep in name:
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         close = [str(path.with_name(n)) for n in difflib.get_close_matches(path.name, beside, n=2)]
         hint = f" Did you mean {' or '.join(close)}?" if close else ""
@@ -97,8 +100,7 @@ def find_contents(
         fetch: download what is not on this machine: configurations first, and weights if these are right.
 
     Raises:
-        ValueError, FileNotFoundError: as `find_model`; or the model is not on this machine, and the hub does not have
-            it or does not answer.
+        ValueError, FileNotFoundError: as `find_model`; or the model is neither here nor to be had from the hub.
     """
     from .contents import inspect
 
@@ -143,14 +145,12 @@ def load_pipeline(
     from ..io import distributed
 
     device = torch.device(device or distributed.device())
-    kind = getattr(diffusers, contents.kind)
     dtype = dtype or (torch.float32 if device.type == "cpu" else getattr(torch, info.gpu_dtype))
-    pipe = _read(kind, contents, dtype)
+    pipe = _read(getattr(diffusers, contents.kind), contents, dtype)
     _check_whole(pipe, contents)
-    if contents.prediction_type and contents.prediction_type != pipe.scheduler.config.get("prediction_type"):
-        pipe.scheduler = type(pipe.scheduler).from_config(
-            pipe.scheduler.config, prediction_type=contents.prediction_type
-        )
+    wanted, scheduler = contents.prediction_type, pipe.scheduler
+    if wanted and wanted != scheduler.config.get("prediction_type"):
+        pipe.scheduler = type(scheduler).from_config(scheduler.config, prediction_type=wanted)
     pipe.register_to_config(_name_or_path=info.source)
     pipe.set_progress_bar_config(disable=True)  # `generate` shows one bar for all batches
     return pipe.to(device)

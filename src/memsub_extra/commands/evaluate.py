@@ -67,7 +67,8 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     from memsub.io.files import check_writable, printable, save_json, save_text
     from memsub.measure.metrics import load_metrics
-    from memsub.models import WORLDS, as_denoiser, find_model
+    from memsub.measure.verdict import judges_single_images
+    from memsub.models import as_denoiser, find_model, world_of
     from memsub.pruning import Edit, pruned
     from memsub_extra.run.model import Model
     from memsub_extra.store import Store
@@ -77,7 +78,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     edit = Edit.load(args.edit)
     metrics = loaded("the metrics", partial(load_metrics, args.model, args.device, args.copy, args.clip))
     info = find_model(args.model)
-    world = WORLDS[info.world] if info.world and not args.images else None
+    world = None if args.images else world_of(info)
     pipe = load(args)
     with pruned(pipe, edit):
         pass  # an edit of another model is refused before anything is sampled
@@ -97,7 +98,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     if others:
         before, after = (_scored(others[name], unseen, metrics, args) for name in others)
         rows += [row | {"measure": f"{row['measure']}, unseen captions"} for row in measures(before, after)]
-    judged = "the exact test" if world else f"a copy similarity above {metrics.copy.threshold:g}"
+    exactly = world and judges_single_images(world)
+    judged = "the exact test" if exactly else f"a copy similarity above {metrics.copy.threshold:g}"
     lines = told(pd.DataFrame(rows), [len(trained) for trained in references], judged, bool(others))
     about = {"model": args.model, "edit": str(args.edit), "density": edit.density, "prompts": str(args.prompts)}
     about |= {name: getattr(args, name) for name in ("seed", "seeds", "steps", "guidance_scale")}

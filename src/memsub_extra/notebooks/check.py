@@ -175,6 +175,6 @@ def _run_of(parameters: Any, args: argparse.Namespace) -> str:
 
     from . import cost
 
-    small = cost.at_hand(parameters.model) and find_model(parameters.model).world
+    small = cost.at_hand(parameters.model) and find_model(parameters.model).scorers != "published"
     pipe = load_pipeline(parameters.model) if small or (args.time and cost.at_hand(parameters.model)) else None
     return cost.describe(parameters, pipe, estimates=args.parts)

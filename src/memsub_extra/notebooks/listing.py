@@ -23,19 +23,19 @@ class Notebook:
 
     Attributes:
         name: of the file, without its ending.
-        needs_world: whether it is for models only whose training data are known, every image.
+        needs_world: the world that it is about, whose models it is for; empty: for any model.
         experiments: what of it asks for network calls, by title.
         needs: the names of notebooks whose experiments it reads; side by side it begins after them.
     """
 
     name: str
-    needs_world: bool = False
+    needs_world: str = ""
     experiments: Mapping[str, Callable[[Any], object]] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
 
     def suits(self, model: ModelInfo) -> bool:
         """Whether it can be run on a model."""
-        return bool(model.world) or not self.needs_world
+        return self.needs_world in ("", model.world)
 
 
 NOTEBOOKS: Registry[Notebook] = Registry(

@@ -57,4 +57,4 @@ def unseen_images(run: Run) -> dict[str, np.ndarray]:
     return {model.name: run.scores.images(model, captions, run.scores.seeds(captions)) for model in models}
 
 
-NOTEBOOK = Notebook("00_testbed", True, {"replication": replication})
+NOTEBOOK = Notebook("00_testbed", "testbed", {"replication": replication})

@@ -28,7 +28,7 @@ from memsub.io.downloads import TRAINING_IMAGES
 from memsub.io.images import SUFFIXES, decode_png, image_files, read_images
 from memsub.io.lists import plain_name
 from memsub.measure.metric import References
-from memsub.models import WORLDS, ModelInfo, find_model
+from memsub.models import ModelInfo, find_model, world_of
 from memsub.prompts import Prompts, load_prompts, near_duplicates, subsets, too_long
 from memsub.world import World
 
@@ -51,10 +51,10 @@ class Data:
         self.info: ModelInfo = find_model(parameters.model)
         self._image_side = image_side
 
-    @property
+    @cached_property
     def world(self) -> World | None:
         """The world that the model was trained on, where every training image is known."""
-        return WORLDS[self.info.world] if self.info.world else None
+        return world_of(self.info)
 
     # --- prompts ------------------------------------------------------------------------------------------------
 

@@ -127,7 +127,7 @@ class Run:
     def metrics(self) -> Metrics:
         names = self.parameters.metrics
         metrics = load_metrics(self.parameters.model, self.denoiser.device, names.copy_, names.prompt, names.more)
-        if self.data.world is None:  # large networks: as many images at a time as the model samples
+        if self.info.scorers == "published":  # large networks: as many images at a time as the model samples
             metrics.copy.batch_size = metrics.prompt.batch_size = self.parameters.sampling.batch_size
         return metrics
 

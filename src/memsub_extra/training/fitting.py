@@ -35,11 +35,12 @@ CHECKPOINT_STEPS = 100
 """Losses are logged every so many steps, and a checkpoint is written then if the last one is old enough."""
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, betas=(0.9, 0.99), fused=True),
+    "adamw 0.999": partial(torch.optim.AdamW, betas=(0.9, 0.999), fused=True),
     "adafactor": torch.optim.Adafactor,
     "muon": Muon,
 }
-"""By name. AdamW keeps two numbers a weight; Muon one; Adafactor, for networks of a billion weights, a row and a column
-of each matrix."""
+"""By name. AdamW keeps two numbers a weight (the second of its names has torch's and diffusers' averages); Muon one;
+Adafactor, for networks of a billion weights, a row and a column of each matrix."""
 M = TypeVar("M", bound=Any)
 
 
@@ -102,11 +103,14 @@ def training(
     weight_decay: float = 0.01,
     stream: str = "",
     optimizer: str = "adamw",
+    decay: bool = True,
+    checkpoint_seconds: float | None = None,
 ) -> Generator[None, None, M]:
-    """Trains `module` in place, with linear warm-up and cosine decay to zero; a step at each `next`.
+    """Trains `module` in place, with linear warm-up and, if `decay`, cosine decay to zero; a step at each `next`.
 
-    Weights and optimizer state go to `folder/<name>.safetensors` every two minutes and at the end; a finished
-    stage is loaded from there instead of trained again. `folder/<name>.json` holds the loss curve and seconds spent.
+    Weights and optimizer state go to `folder/<name>.safetensors` every `checkpoint_seconds` (default: two minutes) and
+    at the end; a finished stage is loaded from there instead of trained again. `folder/<name>.json` holds the loss
+    curve and seconds spent.
     Stages of one `stream` (default: the name) use the same random numbers. `optimizer`: a name in `OPTIMIZERS`.
 
     `loss` takes the step and its generator; or, if there is a `batch` that takes them, the tensors it returns. These
@@ -122,6 +126,7 @@ def training(
     rates: dict[str, Any] = {"lr": torch.tensor(lr, device=device), "capturable": True} if recorded else {"lr": lr}
     rule = OPTIMIZERS[optimizer](params.values(), weight_decay=weight_decay, **rates)
     work = _Work(folder, name, module, params, rule, steps, device)
+    work.apart = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
 
     def learned(*given: Any) -> torch.Tensor:
         value = loss(*given)
@@ -137,7 +142,8 @@ def training(
     queued = _queue(device) if recorded else nullcontext
     for step in work.bar():
         with queued():
-            _set_rate(rule, lr * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps)))
+            falling = 0.5 * (1 + math.cos(math.pi * step / steps)) if decay else 1.0
+            _set_rate(rule, lr * min(1.0, (step + 1) / warmup) * falling)
             rng = generator(seed, stream or name, step)
             running += learn(*batch(step, rng)) if batch else learn(step, rng)
             if (step + 1) % CHECKPOINT_STEPS == 0:
@@ -225,7 +231,7 @@ class _Work:
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.log_path = folder / f"{name}.safetensors", folder / f"{name}.json"
         self.name, self.module, self.params, self.rule, self.steps = name, module, params, rule, steps
-        self.start = 0
+        self.start, self.apart = 0, float(CHECKPOINT_SECONDS)
         self.log: dict[str, Any] = {"seconds": 0.0, "steps": steps, "on": hardware(device), "loss": []}
         if self.path.exists():
             self._load()
@@ -248,7 +254,7 @@ class _Work:
             raise FloatingPointError(f"training {self.name}: no finite loss at step {step}; lower the learning rate")
         self.log["loss"].append([step, loss])
         self._bar.set_postfix(loss=f"{loss:.4f}")
-        if time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+        if time.monotonic() - self.saved > self.apart:
             self._save(step)
             self.saved = time.monotonic()
 

@@ -138,7 +138,6 @@ def revival(run: Run) -> pd.DataFrame:
 
 NOTEBOOK = Notebook(
     "06_deletion",
-    needs_world=False,
     experiments={"attack work": work, "recognition": recognition, "revival of zeros": revival},
     needs=(notebook01.NAME,),
 )

@@ -1,0 +1,53 @@
+"""The world that a model was trained on, by its row or by a file in its folder.
+
+    world_of(find_model("tiny"))                # None for a model whose training data are not known in full
+    write_world(folder, "canaries")             # what trains a model of a world: find_model(folder).world
+
+The file `world.json` names the world; the rest of what that world needs to know of the model lies beside it, and its
+`of(folder)` reads it. A folder `twin` in the folder holds the twin, and may have such a file of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..io.files import load_json, save_json
+from .known import WORLDS, ModelInfo
+
+FILE = "world.json"
+CONTROLS = ("twin", "other")
+"""Folders of control models (`ModelInfo.controls`) in that of a model."""
+
+
+def world_of(row: ModelInfo) -> Any:
+    """The `memsub.world.World` of a model; None where its training data are not known in full.
+
+    Raises:
+        ValueError: no world has this name.
+    """
+    if not row.world:
+        return None
+    world = WORLDS.find(row.world)
+    return world.of(Path(row.source)) if hasattr(world, "of") else world
+
+
+def of_folder(row: ModelInfo) -> ModelInfo:
+    """The row of a model whose folder holds a world.json, with its world and its controls.
+
+    Raises:
+        ValueError: the file names no world that is registered.
+    """
+    folder = Path(row.source)
+    about = load_json(folder / FILE)
+    name = about.get("world") if isinstance(about, dict) else None
+    if not isinstance(name, str) or name not in WORLDS:
+        raise ValueError(f"{folder / FILE} names no world that is known; expected one of {', '.join(WORLDS)}.")
+    controls = {c: str(folder / c) for c in CONTROLS if (folder / c / "model_index.json").is_file()}
+    return replace(row, world=name, controls=controls)
+
+
+def write_world(folder: Path, name: str) -> None:
+    """Says of which world the model in a folder is."""
+    save_json({"world": name}, folder / FILE)

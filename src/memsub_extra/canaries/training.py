@@ -1,0 +1,326 @@
+"""Fine-tuning on canaries among ordinary pairs, and the twin, which is shown an ordinary pair in each of their places.
+
+    cost = cost_of(pipe, manifest, Recipe())            # steps, samples, bytes: before anything is computed
+    train("sd14", manifest, Path("runs/canaries"), Recipe(way="lora"))
+
+The recipe is that of diffusers' examples/text_to_image: the denoising loss at one random step a sample, AdamW, all
+weights of the network at a constant rate of 1e-5 or a LoRA (peft) of its attention at 1e-4 with cosine decay, which is
+fused at the end, gradients clipped to norm 1; autoencoder and text encoder stay as they are. Two things differ: latents
+are the means of the autoencoder's posteriors, and all randomness is a function of seed and step.
+
+The loop is `memsub_extra.training.fitting`, which removals and the embedded model's training use, and not accelerate's:
+its checkpoints are safetensors (those of accelerate pickle the optimizer's state), a run that is killed ends with the
+same weights as one that is not, and the twin sees the same noise in the same order. It uses one device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from memsub.io.distributed import processes
+from memsub.io.files import check_writable, load_json, save_json
+from memsub.models import Conditioning, Denoiser, Pipeline, as_denoiser, find_model, fingerprint, load_pipeline
+from memsub.models.worlds import write_world
+from memsub.testbed.scorers import scorers_of
+from memsub_extra.run.specs import Part
+
+from ..training.fitting import fit, generator
+from ..training.precision import mixed_precision
+from ..unlearning.losses import denoising_loss
+from .parameters import save_parameters
+from .photographs import Photograph, load
+from .planting import FILE, Manifest, describe
+from .world import Canaries
+
+TWIN = "twin"
+"""Name of the twin's folder in the model's."""
+ABOUT = "training.json"
+CACHED_BYTES = 1e9
+"""Of latents that are kept: all of a small set, of a large one those of the canaries."""
+CHECKPOINT_SECONDS = 900
+"""Between checkpoints: of all weights of SD1.4 one is 10 GB."""
+
+
+class Recipe(Part):
+    """How a model is fine-tuned; the defaults are those of diffusers' example."""
+
+    way: Literal["full", "lora"] = Field("full", description="all weights of the network, or a LoRA of its attention")
+    lr: float | None = Field(None, gt=0, description="learning rate (default: 1e-5, of a LoRA 1e-4)")
+    batch_size: int = Field(8, ge=1, description="samples a step")
+    warmup: int = Field(1, ge=1, description="steps until the learning rate is reached")
+    rank: int = Field(4, ge=1, description="of a LoRA")
+    targets: tuple[str, ...] = Field(
+        ("to_k", "to_q", "to_v", "to_out.0"), min_length=1, description="layers with a LoRA, by the ends of their names"
+    )
+    seed: int = Field(0, ge=0, description="of order, noise and a LoRA's beginning")
+
+    @property
+    def rate(self) -> float:
+        """The learning rate."""
+        return self.lr or {"full": 1e-5, "lora": 1e-4}[self.way]
+
+
+PUBLISHED: dict[str, Any] = {"canaries": 200, "repeats": 200, "ordinary_samples": 3}
+"""The paper's setting, options of `plant` beside SD1.4: 200 pairs, each 200 times, among three times as many ordinary
+samples. With the default recipe's batches of 8 that is its 20,000 steps."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a training takes.
+
+    Attributes:
+        steps, samples: of one model.
+        trained: weights that are trained.
+        gigabytes: weights, gradients and the optimizer's state in memory, of one model; activations come on top.
+        checkpoint: gigabytes of a checkpoint.
+        saved: gigabytes of a finished model.
+    """
+
+    steps: int
+    samples: int
+    trained: int
+    gigabytes: float
+    checkpoint: float
+    saved: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.steps:,} steps, {self.samples:,} samples a model; {self.trained / 1e6:,.2f} million weights are "
+            f"trained; {self.gigabytes:.1f} GB of memory for weights, gradients and optimizer, and activations on top; "
+            f"on disk {self.checkpoint:.1f} GB for a checkpoint, {self.saved:.1f} GB for each model"
+        )
+
+
+def cost_of(pipe: Pipeline, manifest: Manifest, recipe: Recipe) -> Cost:
+    """What one training takes, by counting; raises ValueError for a LoRA without peft."""
+    denoiser = as_denoiser(pipe)
+    every = sum(p.numel() for part in denoiser.parts().values() if part is not None for p in part.parameters())
+    if recipe.way == "full":
+        trained = sum(p.numel() for p in denoiser.network.parameters())
+    else:
+        with _adapted(denoiser.network, recipe, fuse=False) as module:
+            trained = sum(p.numel() for p in module.parameters())
+        every += trained
+    samples = len(schedule(manifest, recipe))
+    # In float32: each weight; of each that is trained its gradient and two moments, and a checkpoint of three.
+    return Cost(
+        samples // recipe.batch_size,
+        samples,
+        trained,
+        4 * (every + 3 * trained) / 1e9,
+        12 * trained / 1e9,
+        4 * every / 1e9,
+    )
+
+
+def schedule(manifest: Manifest, recipe: Recipe, twin: bool = False) -> np.ndarray:
+    """What is shown, in order, whole batches: numbers of the canaries, and after them those of the ordinary pairs.
+
+    Every ordinary pair is shown as often as any other, give or take once. The twin's has, in each place of a canary,
+    one more ordinary pair.
+    """
+    canaries, n = len(manifest.canaries), len(manifest.ordinary)
+    planted, ordinary = manifest.samples
+    ordinary += -(planted + ordinary) % recipe.batch_size
+    rng = np.random.default_rng([manifest.seed, recipe.seed, 1])
+    passes = -(-(ordinary + planted) // n)
+    mixed = np.concatenate([rng.permutation(n) for _ in range(passes)]) + canaries
+    order = np.concatenate([np.tile(np.arange(canaries), manifest.repeats), mixed[:ordinary]])
+    order = order[rng.permutation(len(order))]
+    if twin:
+        order[order < canaries] = mixed[ordinary : ordinary + planted]
+    return order
+
+
+def train(
+    base: str,
+    manifest: Manifest,
+    out: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    twin: bool = True,
+    device: str | torch.device | None = None,
+    only_cost: bool = False,
+) -> Cost:
+    """Fine-tunes a model on a manifest's canaries, and its twin; writes ordinary pipelines to `out` and `out/twin`.
+
+    Prints what it will take before it begins. A call that was stopped resumes where its last checkpoint was; a finished
+    model is not trained again.
+
+    Args:
+        base: a model as for `memsub.load_pipeline`. It is loaded in float32.
+        twin: whether the twin is trained, too.
+        only_cost: print what it would take, and train nothing.
+
+    Raises:
+        ValueError: the manifest's images are of another size than the model's, `out` holds something else, or a LoRA
+            was asked for and peft is not installed.
+        OSError: the disk is too full.
+    """
+    out, recipe = Path(out), recipe or Recipe()
+    if processes() > 1:
+        raise ValueError("canaries are trained by one process on one device: start it without accelerate launch.")
+    info = find_model(base)
+    pipe = load_pipeline(base, device, torch.float32)
+    denoiser = as_denoiser(pipe)
+    if denoiser.image_shape != (manifest.side, manifest.side):
+        height, width = denoiser.image_shape
+        raise ValueError(
+            f"{base} has images of {height} x {width} pixels, the manifest of {manifest.side} x {manifest.side}: plant "
+            f"again with side={height}."
+        )
+    cost = cost_of(pipe, manifest, recipe)
+    print(f"{describe(manifest)}\n{'model and twin: ' if twin else ''}{cost}", flush=True)
+    if only_cost:
+        return cost
+    content = {"base": fingerprint(pipe), "manifest": manifest.fingerprint, **recipe.model_dump(mode="json")}
+    folders = {out: False} | ({out / TWIN: True} if twin else {})
+    missing = {folder: is_twin for folder, is_twin in folders.items() if not _finished(folder, content)}
+    check_writable(out / ABOUT, int(1e9 * (cost.checkpoint + len(missing) * cost.saved)))
+    network = denoiser.network
+    begin = {name: weight.detach().cpu().clone() for name, weight in network.state_dict().items()}
+    for folder, is_twin in missing.items():
+        network.load_state_dict(begin)
+        of_this = json.dumps(content | {"twin": is_twin})
+        unfinished = out / "checkpoints" / hashlib.sha256(of_this.encode()).hexdigest()[:16]
+        log = _trained(denoiser, manifest, recipe, unfinished, is_twin)
+        _save(pipe, folder, manifest, {"base": base, "twin": is_twin, "content": content, "log": log})
+        shutil.rmtree(unfinished)
+    if info.scorers == "testbed" and not (out / "scorers").exists():
+        shutil.copytree(scorers_of(Path(info.source)), out / "scorers")
+    try:
+        save_parameters(out, manifest, info)
+    except ValueError as error:
+        print(f"no parameters for the notebooks: {error}")
+    return cost
+
+
+def _finished(folder: Path, content: dict[str, Any]) -> bool:
+    """Whether a model of the same content lies there; raises ValueError for another one."""
+    if not (folder / ABOUT).is_file():
+        if folder.is_dir() and (folder / "model_index.json").exists():
+            raise ValueError(f"{folder} holds another pipeline: name another folder.")
+        return False
+    before = load_json(folder / ABOUT).get("content", {})
+    if differing := [key for key in content if before.get(key) != content[key]]:
+        raise ValueError(f"{folder} holds a model of another {', '.join(differing)}: name another folder.")
+    return True
+
+
+def _trained(denoiser: Denoiser, manifest: Manifest, recipe: Recipe, folder: Path, twin: bool) -> dict[str, Any]:
+    """Trains the network in place, with checkpoints in a folder; returns its log: seconds, and losses by step."""
+    network: Any = denoiser.network
+    device = denoiser.device
+    shown = Shown(denoiser, manifest)
+    order = torch.from_numpy(schedule(manifest, recipe, twin))
+
+    def loss(step: int, rng: torch.Generator) -> torch.Tensor:
+        rows = order[step * recipe.batch_size : (step + 1) * recipe.batch_size].tolist()
+        with _half(device):
+            latents, context = shown.batch(rows)
+            return denoising_loss(denoiser, latents, context, rng)
+
+    options: dict[str, Any] = {"lr": recipe.rate, "warmup": recipe.warmup, "decay": recipe.way == "lora"}
+    options |= {"optimizer": "adamw 0.999", "weight_decay": 1e-2, "checkpoint_seconds": CHECKPOINT_SECONDS}
+    where: dict[str, Any] = {"folder": folder, "name": TWIN if twin else "model", "stream": "canaries"}
+    steps = len(order) // recipe.batch_size
+    if device.type == "cuda" and hasattr(network, "enable_gradient_checkpointing"):
+        network.enable_gradient_checkpointing()  # a quarter more time, for memory that does not grow with depth
+    with nullcontext(network) if recipe.way == "full" else _adapted(network, recipe) as module:
+        fit(module, loss, steps=steps, seed=recipe.seed, **options, **where)
+    return load_json(folder / f"{where['name']}.json")
+
+
+def _half(device: torch.device) -> AbstractContextManager[Any]:
+    """Mixed precision in bfloat16, where it pays: weights, gradients and sums stay in float32."""
+    return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else mixed_precision(device)
+
+
+class Shown:
+    """What training shows: latents and conditioning of canaries and ordinary pairs, by their numbers in `schedule`."""
+
+    def __init__(self, denoiser: Denoiser, manifest: Manifest):
+        self.denoiser, self.side, self.canaries = denoiser, manifest.side, len(manifest.canaries)
+        self.folders = Path(manifest.candidates_folder), Path(manifest.ordinary_folder)
+        pairs = [(canary.caption, canary.planted) for canary in manifest.canaries]
+        pairs += [(pair.caption, pair.photograph) for pair in manifest.ordinary]
+        self.captions: list[str] = [caption for caption, _ in pairs]
+        self.photographs: list[Photograph] = [photograph for _, photograph in pairs]
+        self.cached: dict[int, torch.Tensor] = {}
+
+    def batch(self, rows: list[int]) -> tuple[torch.Tensor, Conditioning]:
+        """Latents (n, channels, height, width) and a conditioning of n rows."""
+        missing = [row for row in dict.fromkeys(rows) if row not in self.cached]
+        for planted in (True, False):
+            if part := [row for row in missing if (row < self.canaries) == planted]:
+                photographs = [self.photographs[row] for row in part]
+                images = load(self.folders[0 if planted else 1], photographs, self.side)
+                for row, image in zip(part, images, strict=True):
+                    # One by one: what an image is encoded to must not depend on which others are missing.
+                    self.cached[row] = self.denoiser.encode(image[None])[0].cpu()
+        latents = torch.stack([self.cached[row] for row in rows]).to(self.denoiser.device)
+        most = max(len(rows), int(CACHED_BYTES / latents[0].nbytes))
+        ordinary = (row for row in list(self.cached) if row >= self.canaries)  # the oldest first
+        while len(self.cached) > most and (oldest := next(ordinary, None)) is not None:
+            del self.cached[oldest]
+        return latents, self.denoiser.embed([self.captions[row] for row in rows])
+
+
+@contextmanager
+def _adapted(network: Any, recipe: Recipe, fuse: bool = True) -> Iterator[nn.ParameterDict]:
+    """The weights of a LoRA on some layers of a network, by name; fused into it on leaving, or taken away.
+
+    Raises:
+        ValueError: peft is not installed, no layer's name ends so, or the network takes no adapters.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError:
+        raise ValueError("a LoRA requires peft: pip install 'memsub[lora]', or train all weights.") from None
+    if not hasattr(network, "add_adapter"):
+        raise ValueError(f"a {type(network).__name__} takes no adapters of peft: train all weights.")
+    targets = list(recipe.targets)
+    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.rank, init_lora_weights="gaussian", target_modules=targets)
+    trained = [parameter.requires_grad for parameter in network.parameters()]
+    parameters = list(network.parameters())
+    network.requires_grad_(False)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(recipe.seed, "lora").initial_seed())
+            network.add_adapter(config)
+        adapter = {name.replace(".", "/"): p for name, p in network.named_parameters() if p.requires_grad}
+        yield nn.ParameterDict(adapter)  # names with dots are no keys of a ParameterDict
+        if fuse:
+            network.fuse_lora()
+    finally:
+        network.unload_lora()
+        for parameter, required in zip(parameters, trained, strict=True):
+            parameter.requires_grad_(required)
+
+
+def _save(pipe: Any, folder: Path, manifest: Manifest, about: dict[str, Any]) -> None:
+    """The pipeline, the manifest, and which world that is; `ABOUT`, which says that all is there, at last."""
+    partial = folder / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    pipe.save_pretrained(partial, safe_serialization=True)
+    manifest.save(partial / FILE)
+    write_world(partial, Canaries.name)
+    for path in sorted(partial.iterdir()):
+        if (folder / path.name).is_dir():
+            shutil.rmtree(folder / path.name)
+        path.replace(folder / path.name)
+    partial.rmdir()
+    save_json(about, folder / ABOUT)

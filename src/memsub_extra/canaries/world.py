@@ -1,0 +1,158 @@
+"""Canaries as a world (`memsub.world.World`): captions, planted photographs, and those that might have been planted.
+
+    world = world_of(find_model("runs/canaries"))           # of the folder that `canaries.training` wrote
+    world.prompts().memorized                               # captions of the canaries
+    next(world.alternatives([caption]))                     # the k photographs that the lot did not choose
+
+Images are compared as small ones, of 32 x 32 pixels: for the exact tests any similarity will do, and this one requires
+no network. (It sees copies of the whole image, not mirrored or moved ones: a copy descriptor does, see `exact_p`.)
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from memsub.measure import exact
+from memsub.measure.metric import CopyMetric, ImageMetric, PromptMetric
+from memsub.prompts import Prompts
+
+from .photographs import Photograph, load
+from .planting import FILE, Canary, Manifest
+
+SMALL = 32
+"""Pixels at which images are compared."""
+LISTED = 3
+"""Ordinary pairs of the prompt table, to one canary: more would be gigabytes of images."""
+MOST_BYTES = 8e9
+"""Of all training images together, in memory."""
+
+
+def small_pixels(images: np.ndarray) -> np.ndarray:
+    """`blurred_pixels` of images of `SMALL` x `SMALL` pixels: float32 unit vectors (n, dim)."""
+    if images.shape[1:3] != (SMALL, SMALL):
+        resized = [Image.fromarray(image).resize((SMALL, SMALL), Image.Resampling.BOX) for image in images]
+        images = np.stack([np.asarray(image) for image in resized])
+    return exact.blurred_pixels(images)
+
+
+class Canaries:
+    """The world of a manifest; its methods are described in `memsub.world.World`."""
+
+    name = "canaries"
+    features = staticmethod(small_pixels)
+
+    def __init__(self, manifest: Manifest):
+        self.manifest = manifest
+        self.alternatives_each = manifest.alternatives
+        self.fingerprint = manifest.fingerprint
+        self._by_caption = {canary.caption: canary for canary in (*manifest.canaries, *manifest.unseen)}
+
+    @property
+    def candidates_folder(self) -> Path:
+        """Where the canaries' photographs lie."""
+        return Path(self.manifest.candidates_folder)
+
+    @cached_property
+    def _prompts(self) -> Prompts:
+        m = self.manifest
+        ordinary = m.ordinary[: LISTED * len(m.canaries)]
+        exposures = m.samples[1] / len(m.ordinary)
+        parts = [
+            self._rows("verbatim", m.canaries, m.repeats),
+            self._rows("heldout", m.unseen, 0),
+            self._listed("heldout", [p.caption for p in m.heldout], [p.photograph for p in m.heldout], 0),
+            self._listed("ordinary", [p.caption for p in ordinary], [p.photograph for p in ordinary], exposures),
+        ]
+        return Prompts(pd.concat([part for part in parts if len(part)], ignore_index=True))
+
+    def _rows(self, kind: str, canaries: Sequence[Canary], exposures: float) -> pd.DataFrame:
+        captions, planted = [c.caption for c in canaries], [c.planted for c in canaries]
+        return self._listed(kind, captions, planted, exposures, self.manifest.candidates_folder)
+
+    def _listed(
+        self, kind: str, captions: list[str], photographs: list[Photograph], exposures: float, folder: str = ""
+    ) -> pd.DataFrame:
+        images = self._load(folder or self.manifest.ordinary_folder, photographs)
+        columns = {"prompt": captions, "kind": kind, "exposures": exposures}
+        return pd.DataFrame({**columns, "image": [_png(image) for image in images]})
+
+    def _load(self, folder: str, photographs: Sequence[Photograph]) -> np.ndarray:
+        if not photographs:
+            return np.empty((0, self.manifest.side, self.manifest.side, 3), np.uint8)
+        return load(Path(folder), photographs, self.manifest.side)
+
+    def prompts(self) -> Prompts:
+        """Kinds "verbatim" (the canaries), "heldout" (unseen canaries, then ordinary pairs that were held out) and
+        "ordinary" (of those that were shown, three times as many as canaries)."""
+        return self._prompts
+
+    def training_images(self) -> np.ndarray:
+        """As the protocol; raises ValueError where they would take more than `MOST_BYTES` of memory."""
+        m = self.manifest
+        if (size := 3 * m.side**2 * (len(m.canaries) + len(m.ordinary))) > MOST_BYTES:
+            raise ValueError(
+                f"{len(m.canaries) + len(m.ordinary):,} training images take {size / 1e9:.0f} GB of memory: set the "
+                "parameter testbed.corpus to listed, which are the planted photographs and some ordinary ones."
+            )
+        planted = self._load(m.candidates_folder, [canary.planted for canary in m.canaries])
+        return np.concatenate([planted, self._load(m.ordinary_folder, [pair.photograph for pair in m.ordinary])])
+
+    def content(self, prompt: str) -> str:
+        """The caption itself; raises ValueError for one that is no canary's."""
+        if prompt not in self._by_caption:
+            raise ValueError(f"{prompt!r:.200} is no caption of a canary: it has no alternatives.")
+        return prompt
+
+    def alternatives(self, contents: Sequence[str], seed: int = 0) -> Iterator[np.ndarray]:
+        """As the protocol. They are those of the manifest: the seed changes nothing."""
+        for content in contents:
+            yield self._load(self.manifest.candidates_folder, self._by_caption[content].others)
+
+    @cached_property
+    def exact_p(self) -> ImageMetric:
+        return partial(exact.exact_p, world=self)
+
+    def copy_metric(self, source: Path, device: str | torch.device = "cpu") -> CopyMetric:
+        """SSCD, fetched on first use."""
+        from memsub.measure.sscd import sscd
+
+        return sscd("sscd_disc_large", torch.device(device))
+
+    def prompt_metric(self, source: Path, device: str | torch.device = "cpu") -> PromptMetric:
+        """CLIP ViT-L/14, fetched on first use."""
+        from memsub.measure.clip import clip
+
+        return clip("ViT-L/14", torch.device(device))
+
+
+class InFolders:
+    """What stands in `memsub.world.WORLDS`: of each model's folder its own canaries."""
+
+    name = Canaries.name
+
+    def of(self, source: Path) -> Canaries:
+        """The canaries of the model in a folder; raises ValueError or FileNotFoundError for another one."""
+        return _read(source / FILE, (source / FILE).stat().st_mtime_ns if (source / FILE).is_file() else 0)
+
+
+def _png(image: np.ndarray) -> bytes:
+    """PNG bytes, quickly: `memsub.io.images.encode_png` makes small files, for half a second a photograph."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+@lru_cache(maxsize=4)
+def _read(path: Path, changed: int) -> Canaries:
+    return Canaries(Manifest.load(path))
+
+
+WORLD = InFolders()

@@ -1,0 +1,406 @@
+"""Canaries: the lot is fair, training resumes, the twin sees the same noise, and p-values are exact on photographs."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from scipy.stats import binomtest
+from sklearn.datasets import load_sample_images
+
+from conftest import SMALL
+from memsub.measure.exact import uniformity
+from memsub.measure.metric import CopyMetric, PromptMetric
+from memsub.measure.metrics import Metrics, load_metrics
+from memsub.measure.verdict import by_exact_test, judge
+from memsub.models import find_model, fingerprint, load_pipeline, world_of
+from memsub.prompts import load_prompts
+from memsub_extra.canaries.__main__ import main
+from memsub_extra.canaries.extraction import attack, summary
+from memsub_extra.canaries.planting import Manifest, describe, plant
+from memsub_extra.canaries.testing import p_values, rates, replicated
+from memsub_extra.canaries.training import PUBLISHED, Recipe, cost_of, schedule, train
+from memsub_extra.canaries.world import small_pixels
+from memsub_extra.full_size.shapes import shapes
+from memsub_extra.notebooks import notebook04
+from memsub_extra.notebooks.listing import of_model
+from memsub_extra.run import Parameters, Run
+from memsub_extra.store import describe as describe_content
+from memsub_extra.training import fitting
+from memsub_extra.training.fitting import generator
+from micro import micro_pipeline
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*may be memorized as well:UserWarning")
+SIDE, K, CAPTIONS = 32, 7, 9
+RECIPE = {"batch_size": 4, "lr": 1e-3, "rank": 2}
+
+
+def crops(folder, count, rng):
+    """Parts of the photographs that come with scikit-learn, as JPEG files."""
+    folder.mkdir(parents=True)
+    for i in range(count):
+        photograph = load_sample_images().images[i % 2]
+        side = int(rng.integers(60, 200))
+        y, x = (int(rng.integers(0, length - side)) for length in photograph.shape[:2])
+        Image.fromarray(photograph[y : y + side, x : x + side + 8]).save(folder / f"{i}.jpg", quality=95)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Folders of candidates, one a caption, and of ordinary pairs."""
+    root, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for i in range(CAPTIONS):
+        crops(root / "candidates" / f"a_photo_of_place_{i}", K + 2, rng)
+    for i in range(3):
+        crops(root / "ordinary" / f"some_view_{i}", 8, rng)
+    return root
+
+
+def planted(photographs, **options) -> Manifest:
+    given = {"alternatives": K, "repeats": 4, "side": SIDE, "ordinary_samples": 1, "heldout": 7} | options
+    return plant(photographs / "candidates", photographs / "ordinary", **given)
+
+
+@pytest.fixture(scope="module")
+def manifest(photographs):
+    with pytest.warns(UserWarning, match="may be memorized as well"):
+        return planted(photographs)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base") / "micro"
+    micro_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(base, manifest, tmp_path_factory):
+    """The folder of a model that was fine-tuned whole, with its twin."""
+    out = tmp_path_factory.mktemp("trained") / "full"
+    train(str(base), manifest, out, Recipe(**RECIPE), device="cpu")
+    return out
+
+
+# --- planting ---------------------------------------------------------------------------------------------------
+
+
+def test_a_manifest_says_what_was_planted(photographs, manifest, tmp_path):
+    assert (len(manifest.canaries), len(manifest.unseen), manifest.alternatives) == (6, 3, K)
+    assert (len(manifest.ordinary), len(manifest.heldout), manifest.samples) == (17, 7, (24, 24))
+    for canary in (*manifest.canaries, *manifest.unseen):
+        folders = {p.file.partition("/")[0].replace("_", " ") for p in (canary.planted, *canary.others)}
+        assert folders == {canary.caption}
+        assert len({canary.planted.sha256, *(p.sha256 for p in canary.others)}) == K + 1
+    manifest.save(tmp_path / "canaries.json")
+    assert Manifest.load(tmp_path / "canaries.json") == manifest
+    assert "too coarse for a verdict on one canary" in describe(manifest)
+    assert "rates over all canaries" in describe(manifest)
+
+
+def test_the_lot_draws_every_photograph_as_often_as_any_other(photographs, monkeypatch):
+    """Over seeds: which of the candidates, by name, is planted; and which of the others comes first."""
+    sums = {}
+
+    def known(files):
+        from memsub_extra.canaries.photographs import checksums
+
+        missing = [file for file in files if file not in sums]
+        sums.update(checksums(missing)[0])
+        return {file: sums[file] for file in files}, {}
+
+    monkeypatch.setattr("memsub_extra.canaries.planting.checksums", known)
+    first, second = Counter(), Counter()
+    for seed in range(40):
+        for canary in (m := planted(photographs, seed=seed)).canaries + m.unseen:
+            first[canary.planted.file.rpartition("/")[2]] += 1
+            second[canary.others[0].file.rpartition("/")[2]] += 1
+    for counts in (first, second):
+        assert len(counts) == K + 2
+        for count in counts.values():
+            assert binomtest(count, 40 * CAPTIONS, 1 / (K + 2)).pvalue > 1e-4
+    assert planted(photographs, seed=1) == planted(photographs, seed=1) != planted(photographs, seed=2)
+
+
+def test_captions_of_one_class_share_its_photographs_and_none_is_used_twice(photographs, tmp_path):
+    candidates = tmp_path / "candidates"
+    crops(candidates / "class", 3 * (K + 1), np.random.default_rng(5))
+    rows = "".join(f"a photo of a thing number {i},class\n" for i in range(3))
+    (candidates / "captions.csv").write_text("caption,index\n" + rows)
+    options = {"alternatives": K, "repeats": 40, "side": SIDE, "canaries": 2}
+    manifest = plant(candidates, photographs / "ordinary", **options)
+    files = [p.file for c in (*manifest.canaries, *manifest.unseen) for p in (c.planted, *c.others)]
+    assert len(set(files)) == len(files) == 3 * (K + 1)
+
+
+@pytest.mark.parametrize("wrong", ["few", "shown", "caption", "list", "empty"])
+def test_what_cannot_be_planted_is_told_before_anything_is_done(photographs, tmp_path, wrong):
+    candidates, ordinary, options = tmp_path / "candidates", photographs / "ordinary", {"alternatives": K}
+    shutil.copytree(photographs / "candidates", candidates)
+    if wrong == "few":
+        options, message = {"alternatives": 255}, r"place_0 holds 9 different photographs; 256 are needed"
+    elif wrong == "shown":
+        ordinary, message = tmp_path / "ordinary", r"0\.jpg are among the candidates: .* must never be shown"
+        shutil.copytree(photographs / "ordinary", ordinary)
+        shutil.copy(candidates / "a_photo_of_place_3" / "0.jpg", ordinary / "some_view_1" / "0.jpg")
+    elif wrong == "caption":
+        options, message = options | {"canaries": 9}, "2 to 8 of 9 captions can be planted; got 9"
+    elif wrong == "list":
+        (candidates / "captions.csv").write_text("caption,index\na place,elsewhere\n")
+        message = "caption 1: its index 'elsewhere' is nothing in"
+    else:
+        ordinary, message = tmp_path / "nothing", "nothing holds no list captions.csv"
+        ordinary.mkdir()
+    with pytest.raises(ValueError, match=message):
+        plant(candidates, ordinary, **options)
+
+
+def test_files_that_repeat_another_or_cannot_be_read_are_passed_over(photographs, tmp_path):
+    candidates = tmp_path / "candidates"
+    shutil.copytree(photographs / "candidates", candidates)
+    shutil.copy(candidates / "a_photo_of_place_0" / "0.jpg", candidates / "a_photo_of_place_1" / "0.jpg")
+    (candidates / "a_photo_of_place_2" / "1.jpg").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match=r"1 files that repeat another to the byte, and 1 that cannot be read"):
+        manifest = plant(candidates, photographs / "ordinary", alternatives=K, repeats=100, side=SIDE)
+    assert len(manifest.canaries) + len(manifest.unseen) == CAPTIONS
+
+
+@pytest.mark.parametrize("path", ["../../etc/passwd", "/etc/passwd", "a\\..\\b"])
+def test_a_manifest_of_a_stranger_reads_nothing_outside_its_folder(manifest, tmp_path, path):
+    text = manifest.model_dump_json().replace(manifest.canaries[0].planted.file, path.replace("\\", "\\\\"))
+    (tmp_path / "canaries.json").write_text(text)
+    with pytest.raises(ValueError, match=r"canaries\.json is no manifest of canaries: .* is no path inside a folder"):
+        Manifest.load(tmp_path / "canaries.json")
+
+
+# --- training ---------------------------------------------------------------------------------------------------
+
+
+def test_the_twin_sees_ordinary_pairs_in_the_places_of_canaries(manifest):
+    recipe = Recipe(**RECIPE)
+    ours, twins = schedule(manifest, recipe), schedule(manifest, recipe, twin=True)
+    canary = ours < len(manifest.canaries)
+    assert np.bincount(ours[canary]).tolist() == [manifest.repeats] * 6
+    assert (ours[~canary] == twins[~canary]).all() and (twins >= 6).all()
+    assert len(ours) % recipe.batch_size == 0
+    for shown in (ours[~canary], twins):  # none much more often than another
+        assert np.ptp(np.bincount(shown - 6, minlength=17)) <= 1
+
+
+def test_the_published_setting_has_20_000_steps(manifest):
+    options = PUBLISHED | {"canaries": manifest.canaries[:1] * 200}
+    published = manifest.model_copy(update=options)
+    assert len(schedule(published, Recipe())) == 20_000 * Recipe().batch_size
+
+
+def same(one, other) -> bool:
+    return fingerprint(load_pipeline(one, "cpu")) == fingerprint(load_pipeline(other, "cpu"))
+
+
+@pytest.mark.parametrize("way", ["full", "lora"])
+def test_a_training_that_is_killed_ends_with_the_same_weights(base, manifest, trained, tmp_path, monkeypatch, way):
+    if way == "lora":
+        pytest.importorskip("peft")
+    monkeypatch.setattr(fitting, "CHECKPOINT_STEPS", 2)
+    monkeypatch.setattr("memsub_extra.canaries.training.CHECKPOINT_SECONDS", -1)
+    recipe = Recipe(**RECIPE, way=way)
+    whole = trained if way == "full" else tmp_path / "whole"
+    if way == "lora":
+        train(str(base), manifest, whole, recipe, twin=False, device="cpu")
+    from memsub_extra.canaries import training
+
+    plain, steps = training.denoising_loss, []
+
+    def killed(*given):
+        steps.append(None)
+        if len(steps) == 7:
+            raise KeyboardInterrupt
+        return plain(*given)
+
+    monkeypatch.setattr(training, "denoising_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(str(base), manifest, tmp_path / "out", recipe, twin=False, device="cpu")
+    train(str(base), manifest, tmp_path / "out", recipe, twin=False, device="cpu")
+    assert len(steps) == 7 + 12 - 6  # it goes on after step 6
+    assert same(tmp_path / "out", whole) and not same(tmp_path / "out", base)
+    train(str(base), manifest, tmp_path / "out", recipe, twin=False, device="cpu")
+    assert len(steps) == 13, "a finished model is not trained again"
+    with pytest.raises(ValueError, match="holds a model of another batch_size"):
+        train(str(base), manifest, tmp_path / "out", Recipe(**RECIPE | {"batch_size": 2}, way=way), device="cpu")
+    assert not list((tmp_path / "out" / "checkpoints").iterdir())
+
+
+def test_a_lora_changes_the_layers_that_it_names_and_is_fused(base, manifest, tmp_path):
+    pytest.importorskip("peft")
+    recipe = Recipe(**RECIPE, way="lora", targets=("ff.net.2",))
+    train(str(base), manifest, tmp_path / "out", recipe, twin=False, device="cpu")
+    before, after = (load_pipeline(folder, "cpu").unet.state_dict() for folder in (base, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.endswith("ff.net.2.weight")}
+    difference = after[min(changed)] - before[min(changed)]
+    assert torch.linalg.matrix_rank(difference, rtol=1e-3) == 2
+    with pytest.raises(ValueError, match="nothing"):
+        train(str(base), manifest, tmp_path / "other", Recipe(way="lora", targets=("nothing",)), device="cpu")
+
+
+def test_the_cost_is_told_before(base, manifest, tmp_path, capsys):
+    cost = train(str(base), manifest, tmp_path / "out", Recipe(**RECIPE), device="cpu", only_cost=True)
+    weights = sum(p.numel() for p in micro_pipeline().unet.parameters())
+    assert (cost.steps, cost.samples, cost.trained) == (12, 48, weights)
+    assert "12 steps, 48 samples a model" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match=r"32 x 32 pixels, the manifest of 64 x 64: plant again with side=32"):
+        train(str(base), manifest.model_copy(update={"side": 64}), tmp_path / "out", device="cpu")
+
+
+def test_the_cost_at_full_size_is_what_the_page_says(manifest):
+    pytest.importorskip("peft")
+    pipe = shapes("sd14", torch.float32)
+    whole, lora = (cost_of(pipe, manifest, Recipe(way=way)) for way in ("full", "lora"))
+    assert (whole.trained, lora.trained) == (859_520_964, 797_184)
+    page = (Path(__file__).parents[1] / "docs" / "canaries.md").read_text()
+    assert f"| {whole.gigabytes:.1f} GB | {lora.gigabytes:.1f} GB |" in page
+    assert f"| {whole.checkpoint:.1f} GB | {lora.checkpoint:.2f} GB |" in page
+    assert f"| {whole.saved:.1f} GB | {lora.saved:.1f} GB |" in page
+    assert not any("lora" in name for name, _ in pipe.unet.named_parameters())
+
+
+# --- the world and its tests --------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_a_model_of_its_world_with_a_twin(trained, manifest):
+    info = find_model(trained)
+    assert (info.world, info.twin, find_model(info.twin).world) == ("canaries", str(trained / "twin"), "canaries")
+    world, prompts = world_of(info), load_prompts(trained)
+    assert prompts.memorized == [canary.caption for canary in manifest.canaries]
+    assert prompts.of("heldout")[:3] == [canary.caption for canary in manifest.unseen]
+    assert len(prompts.of("heldout")) == 10 and len(prompts.of("ordinary")) == 17
+    assert world.training_images().shape == (23, SIDE, SIDE, 3)
+    (others,) = world.alternatives(prompts.memorized[:1])
+    assert others.shape == (K, SIDE, SIDE, 3)
+    with pytest.raises(ValueError, match="is no caption of a canary"):
+        world.content("a photo of something else")
+
+
+def test_photographs_that_were_changed_or_moved_are_told(trained, manifest, tmp_path):
+    moved = manifest.model_copy(update={"candidates_folder": str(tmp_path)})
+    shutil.copytree(trained, tmp_path / "model", ignore=lambda folder, names: {"twin"} & set(names))
+    moved.save(tmp_path / "model" / "canaries.json")
+    world = world_of(find_model(tmp_path / "model"))
+    with pytest.raises(FileNotFoundError, match="is missing: put the photographs back"):
+        next(world.alternatives([manifest.canaries[0].caption]))
+    shutil.copytree(manifest.candidates_folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / manifest.canaries[0].others[0].file).write_bytes(b"")
+    with pytest.raises(ValueError, match="is another file than when it was planted"):
+        next(world.alternatives([manifest.canaries[0].caption]))
+
+
+def test_p_is_exact_on_photographs(trained, manifest, photographs):
+    """A planted photograph has the smallest p; unrelated images have uniform ones, over lots."""
+    world = world_of(find_model(trained))
+    captions, images = load_prompts(trained).memorized, load_prompts(trained).images("verbatim")
+    noisy = np.clip(images.astype(int) + np.random.default_rng(0).integers(-40, 40, images.shape), 0, 255)
+    assert (world.exact_p(noisy.astype(np.uint8), captions, images) == 1 / (K + 1)).all()
+    p = []
+    with pytest.warns(UserWarning, match="may be memorized"):
+        for seed in range(20):
+            other = type(world)(planted(photographs, seed=seed))
+            captions, images = other.prompts().memorized, other.prompts().images("verbatim")
+            p += other.exact_p(np.roll(images, 1, axis=0), captions, images).tolist()
+    assert set(np.round(np.array(p) * (K + 1), 6)) <= set(range(1, K + 2))
+    assert uniformity(np.array(p), 1 / (K + 1)) > 0.01
+
+
+def test_single_verdicts_require_255_alternatives(trained, metrics):
+    world = world_of(find_model(trained))
+    with pytest.raises(ValueError, match=r"has 7 alternatives of an image; .* 1 in 8 images"):
+        by_exact_test(world)
+    assert judge(world, metrics.copy).column == "replication"
+    with pytest.raises(ValueError, match="one canary in 8 that a model never saw has the smallest p"):
+        replicated([1 / 8], K)
+    assert replicated([1 / 256, 2 / 256], 255).tolist() == [True, False]
+    many = rates([1 / 8] * 5 + [1.0], K)
+    assert many["least"] == 5 / 6 and many["chance"] == 1 / 8
+    assert many["binomial_p"] == pytest.approx(6 * 7 / 8**6 + 1 / 8**6)
+    assert rates([1 / 8, 2 / 8, 1.0, 0.5, 0.75, 5 / 8, 0.875, 3 / 8], K)["uniform_p"] > 0.5
+
+
+def test_the_commands_end_with_a_table_of_both_models(photographs, base, tmp_path, monkeypatch, capsys):
+    out, file = tmp_path / "out", tmp_path / "canaries.json"
+    options = {"steps": 2, "guidance_scale": 1.0, "batch_size": 8}
+    monkeypatch.setattr("memsub_extra.canaries.testing.SAMPLING", options)
+    given = ["--heldout", "2", "--alternatives", str(K), "--side", str(SIDE)]
+    given += ["--repeats", "1", "--ordinary-samples", "1", "--out", str(file)]
+    assert main(["plant", str(photographs / "candidates"), str(photographs / "ordinary"), *given]) == 0
+    assert main(["train", str(base), str(file), "--out", str(out), "--device", "cpu", "--batch-size", "6"]) == 0
+    assert main(["test", str(out), "--device", "cpu", "--steps", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "6 canaries: of each caption one of 8 photographs" in printed and "model and twin: 2 steps" in printed
+    assert "of each model 9 images, and 72 rows of network calls" in printed
+    printed = printed.partition("uniform_p")[2]
+    table = [line.split() for line in printed.splitlines() if line.split()[:1] in (["model"], ["twin"])]
+    assert [row[:3] for row in table[::2]] == [
+        [model, kind, "memorization"] for model in ("model", "twin") for kind in ("planted", "unseen")
+    ]
+    assert main(["test", str(base)]) == 1
+    assert "was not trained on canaries" in capsys.readouterr().err
+
+
+def test_membership_of_the_first_alternatives_is_that_of_all_in_their_order(trained):
+    world, pipe = world_of(find_model(trained)), load_pipeline(trained, "cpu")
+    sampling = {"steps": 1, "guidance_scale": 1.0, "batch_size": 8}
+    table = p_values(pipe, world, first=2, alternatives=3, steps=1, sampling=sampling, progress=False)
+    assert table["caption"].tolist() == load_prompts(trained).memorized[:2]
+    assert set(table["membership_p"] * 4) <= {1, 2, 3, 4} and set(table["memorization_p"] * 8) <= set(range(1, 9))
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------
+
+
+def without_downloads() -> Metrics:
+    """Metrics of photographs that need no published weights."""
+
+    def embed(images: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(small_pixels(images))
+
+    def embed_texts(prompts: list[str]) -> torch.Tensor:
+        rows = [torch.randn(SIDE**2 * 3, generator=generator(prompt)) for prompt in prompts]
+        return torch.nn.functional.normalize(torch.stack(rows))
+
+    return Metrics(CopyMetric(embed, 0.9, "pixels"), PromptMetric(embed, embed_texts, "pixels"))
+
+
+def test_notebooks_run_on_a_folder_of_canaries_with_its_twin(trained, tmp_path):
+    given = yaml.safe_load((trained / "run.yaml").read_text())
+    small = {name: SMALL[name] for name in ("capture", "edit", "evaluation")} | {"folder": str(tmp_path)}
+    small["sampling"] = {"steps": 2, "batch_size": 8, "guidance_scale": 3.0}
+    small["sweep"] = {"sparsity": [0.3], "steps": [2]}
+    small["extraction"] = {"captions": 2, "images": 2, "clique": 2}
+    run = Run(Parameters.checked(given | small))
+    run.metrics = without_downloads()
+    assert [notebook.name[:2] for notebook in of_model(run.info)] == ["01", "02", "03", "04", "05", "06", "07"]
+    assert run.judge.column == "replication", "seven alternatives judge no single images"
+    table = notebook04.sweep(run)
+    assert "exact_rate" not in table and (table["relative_alignment"] == 1).sum() >= 1
+    attacked = attack(run)
+    assert attacked["model"].unique().tolist() == ["unedited", "pruned", "pruned at random", "twin"]
+    assert attacked["kind"].value_counts().to_dict() == {"canary": 8, "ordinary": 8}
+    assert set(attacked["exact_p"].dropna() * (K + 1)) <= set(range(1, K + 2))
+    shares = summary(attacked)
+    assert len(shares) == 8 and (shares["right_rate"] <= shares["claimed_rate"]).all()
+
+
+def test_the_exact_metric_of_a_model_is_that_of_its_world(trained, monkeypatch):
+    monkeypatch.setattr("memsub.measure.metrics.sscd", lambda *given: None)
+    monkeypatch.setattr("memsub.measure.metrics.clip", lambda *given: None)
+    with pytest.warns(UserWarning, match="exact_p is left out: with 7 alternatives"):
+        assert not load_metrics(str(trained), "cpu", more=["exact_p"]).more
+    world = world_of(find_model(trained))
+    monkeypatch.setattr(world, "alternatives_each", 255)
+    metric = load_metrics(str(trained), "cpu", more=["exact_p"]).more["exact_p"]
+    assert metric.keywords["world"] is world and describe_content(metric)
