@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .io.lists import SUFFIXES, read_rows
+from .io.lists import KEPT, SUFFIXES, read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -89,12 +89,12 @@ def read_prompts(path: str | Path) -> pd.DataFrame:
     """A published prompt list.
 
     Reads what `io.lists.FORMS` says: text, tables and JSON with a column `caption` (or `prompt`, or `text`). Addresses
-    (`url`), numbers (`index`) and types (`type` or `overfit_type`) are kept. Rows without a caption are passed over,
-    with a warning that names them.
+    (`url`), numbers (`index`), types (`type`, `overfit_type` or `kind`), their statistics (`mean_sscd`, `max_sscd`) and
+    other wordings (`rephrased`) are kept. Rows without a caption are passed over, with a warning that names them.
 
     Returns:
-        Columns prompt, kind ("verbatim", "template", or "memorized" where the list does not say), and url and index
-        where the list has them. Rows that the list marks as not memorized (type N) are left out.
+        Columns prompt, kind ("verbatim", "template", or "memorized" where the list does not say), and those of
+        `io.lists.KEPT` that the list has. Rows that the list marks as not memorized (type N) are left out.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -104,14 +104,16 @@ def read_prompts(path: str | Path) -> pd.DataFrame:
     table = table.assign(prompt=table["prompt"].astype(str), kind="memorized")
     if "type" in table:
         table = table[(table["type"] != "N").fillna(True)]
-        table = table.assign(kind=table["type"].map(_TYPES).fillna("memorized"))
+        table = table.assign(kind=table["type"].replace(_TYPES).where(lambda kinds: kinds.isin(KINDS), "memorized"))
     if table.empty:
         raise ValueError(f"{path} holds no captions that it does not mark as not memorized (type N).")
-    return table[[c for c in ("prompt", "kind", "url", "index") if c in table]].reset_index(drop=True)
+    return table[[c for c in ("prompt", "kind", *KEPT) if c in table and c != "type"]].reset_index(drop=True)
 
 
 _TYPES = {"VM": "verbatim", "MV": "verbatim", "RV": "verbatim", "TM": "template", "TV": "template"}
 """Types of the published lists: matching, retrieved and template verbatims."""
+KINDS = ("verbatim", "template", "memorized")
+"""Of memorized captions; of the last one nothing more is known."""
 
 
 def near_duplicates(captions: Sequence[str], threshold: float = 0.8) -> list[int | None]:
@@ -133,11 +135,6 @@ def too_long(captions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> dic
     """Captions that the tokenizer cuts: their index, and their length in tokens (the start and the end counted)."""
     lengths = map(len, tokenizer(list(captions)).input_ids)
     return {i: n for i, n in enumerate(lengths) if n > tokenizer.model_max_length}
-
-
-def other_wording(captions: Sequence[str]) -> list[str]:
-    """The captions up to their first comma: the same content without the words that trigger memorization."""
-    return [caption.partition(", ")[0] or caption for caption in captions]
 
 
 def subsets(prompts: int, size: int, count: int, seed: int = 0) -> list[list[int]]:
@@ -200,4 +197,4 @@ def load_prompts(source: str | Path | Mapping[Any, str | Path]) -> Prompts:
 def _from_files(files: dict[str, Path]) -> Prompts:
     parts = [read_prompts(path) for path in files.values()]
     parts = [p if kind == "memorized" else p.assign(kind=kind) for kind, p in zip(files, parts, strict=True)]
-    return Prompts(pd.concat(parts, ignore_index=True), ("verbatim", "template", "memorized"))
+    return Prompts(pd.concat(parts, ignore_index=True), KINDS)

@@ -44,6 +44,8 @@ SOURCES: dict[str, dict[str, str]] = {
     },
 }
 """Public prompt lists: model, kind of prompts, address."""
+TYPES = {"sd14": _NEMO + "prompts/memorized_laion_prompts.csv"}
+"""Published types and statistics of the memorized prompts: model, address."""
 PUBLISHED = {
     "sdv1_bb_edge_groundtruth.parquet": "md5:72c2dded275dda496de9c3f7c33c4f3d",
     "sdv2_bb_edge_groundtruth.parquet": "md5:c700ae1d156a9330940d339a24740ed1",

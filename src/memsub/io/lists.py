@@ -20,6 +20,8 @@ Row = dict[str, Any]
 Rows = tuple[str, Iterator[tuple[int, Row]]]
 """What the rows of a form are called, and each with its number."""
 
+KEPT = ("url", "urls", "index", "type", "mean_sscd", "max_sscd", "rephrased", "file")
+"""Columns of a list that are kept besides its captions; `rephrased` holds other wordings, a line each."""
 FORMS = (
     "a caption a line (.txt); a table whose header has one column caption, prompt or text (.csv, .tsv, .parquet); or "
     "JSON: strings, or objects with such a key, one a line (.jsonl) or in an array, or an object of columns (.json)"
@@ -76,7 +78,7 @@ def _read_rows(path: Path) -> list[Row]:
     for number, row in numbered:
         if kept := _kept(row, f"{path}, {unit} {number},"):
             rows.append(kept)
-            size += len(kept["prompt"]) + len(kept.get("url") or "")
+            size += sum(len(value) for value in kept.values() if isinstance(value, str))
         else:
             empty.append(number)
         if len(rows) + len(empty) > MOST_ROWS or size > MOST_BYTES:
@@ -96,12 +98,12 @@ def too_large(path: Path) -> ValueError:
 
 
 def _kept(row: Row, where: str) -> Row:
-    """The caption as `prompt`, and index, url and type if the row has them; empty if there is no caption.
+    """The caption as `prompt`, and those of `KEPT` that the row has; empty if there is no caption.
 
     Raises:
         ValueError: the caption is no text, a value no number or text or too long, or the index no plain name.
     """
-    values: Row = {column: row[column] for column in ("caption", "url", "index", "type") if column in row}
+    values: Row = {column: row[column] for column in ("caption", *KEPT) if column in row}
     for column, value in values.items():
         if value is None or value != value or value == "":  # not a number: how tables write a missing one
             values[column] = None
@@ -116,7 +118,7 @@ def _kept(row: Row, where: str) -> Row:
             raise ValueError(f"{where} has the {error}") from None
         if re.fullmatch(r"0|-?[1-9][0-9]{0,17}", values["index"]):
             values["index"] = int(values["index"])  # whatever the form: one list's numbers are the other's
-    for column in values.keys() & {"url", "type"}:
+    for column in values.keys() - {"caption", "index"}:
         values[column] = None if values[column] is None else str(values[column])
     caption = (values.pop("caption", None) or "").strip()
     if re.search("[\0\ud800-\udfff]", caption):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,16 @@ from pyarrow import parquet
 from . import lists
 from .lists import LONGEST, Row, Rows, lines_of, text_of, too_large
 
-_ALIASES = {"caption": ("caption", "captions", "prompt", "prompts", "text", "texts"), "type": ("type", "overfit_type")}
-_COLUMNS = {alias: column for column in ("caption", "url", "index", "type") for alias in _ALIASES.get(column, [column])}
+_ALIASES = {
+    "caption": ("caption", "captions", "prompt", "prompts", "text", "texts", "raw_prompt"),
+    "type": ("type", "overfit_type", "kind"),
+    "file": ("file", "file_name", "filename", "ref_file"),
+    **{column: (column,) for column in ("url", "urls", "index", "mean_sscd", "max_sscd")},
+}
+_COLUMNS = {alias: column for column, aliases in _ALIASES.items() for alias in aliases}
 """Names of columns, as published lists write them and in lower case, to what they are called here."""
+_REPHRASED = re.compile(r"(rephrased|rephrasing|paraphrased?)s?(_(prompt|caption)s?)?_?\d*|caption_?\d+")
+"""Columns of other wordings of the caption: of them there may be several."""
 _SEPARATORS = ",;\t"
 
 
@@ -46,15 +54,29 @@ def _columns(names: Sequence[Any], where: str) -> list[str]:
     Raises:
         ValueError: no column holds captions, or two columns mean the same.
     """
-    columns = [_COLUMNS.get(str(name).strip().lower(), "") for name in names]
+    lower = [str(name).strip().lower() for name in names]
+    columns = ["rephrased" if _REPHRASED.fullmatch(name) else _COLUMNS.get(name, "") for name in lower]
     if "caption" not in columns:
         listed = ", ".join(str(name)[:40].lower() for name in names[:20]) + " ..." * (len(names) > 20)
         raise ValueError(f"{where} has no column 'caption'; its columns are: {listed}.")
-    for column in filter(None, dict.fromkeys(columns)):
-        if columns.count(column) > 1:
+    for column in dict.fromkeys(columns):
+        if column not in ("", "rephrased") and columns.count(column) > 1:
             same = [repr(name) for name, other in zip(names, columns, strict=True) if other == column]
             raise ValueError(f"{where} has the columns {' and '.join(same)}, which mean the same: keep one of them.")
     return columns
+
+
+def _row(columns: Sequence[str], values: Sequence[Any]) -> Row:
+    """A row by its columns; other wordings of its caption, from one cell or several, as one text, a line each."""
+    row, wordings = dict(zip(columns, values, strict=True)), list[Any]()
+    for column, value in zip(columns, values, strict=True):
+        if column == "rephrased":
+            wordings += value if isinstance(value, list) else [value]
+    if wordings and all(wording is None or isinstance(wording, str) for wording in wordings):
+        size = sum(len(wording) + 1 for wording in wordings if wording)
+        # What is too long is refused by its length: it is not put together.
+        row["rephrased"] = "\n".join(filter(None, wordings)) if size <= 2 * LONGEST else " " * size
+    return row
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
@@ -76,7 +98,7 @@ def _json_row(value: Any, where: str) -> Row:
     """A line of JSON, or an item of an array."""
     if isinstance(value, _Pairs):
         columns = _columns([name for name, _ in value], where)
-        return dict(zip(columns, [v for _, v in value], strict=True))
+        return _row(columns, [v for _, v in value])
     if value is None or isinstance(value, str):
         return {"caption": value}
     raise ValueError(f"{where} is no JSON object and no string: {json.dumps(value)[:80]}.")
@@ -125,7 +147,7 @@ def _document_rows(document: Any, path: Path, line: int) -> Rows:
     if len(set(sizes)) > 1:
         told = ", ".join(f"{column}: {size}" for column, size in zip(row, sizes, strict=True))
         raise ValueError(f"{path} has columns of several lengths ({told}): each needs a value a caption.")
-    return "item", enumerate((dict(zip(row, cells, strict=True)) for cells in zip(*values, strict=True)), 1)
+    return "item", enumerate((_row(list(row), cells) for cells in zip(*values, strict=True)), 1)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -160,7 +182,7 @@ def _table_row(values: list[str], columns: list[str], separator: str, number: in
             f"{path}, line {number}, has {len(values)} values and the header {len(columns)}: put a caption that "
             f"contains {separator!r} between quotes."
         )
-    return dict(zip(columns, values, strict=True))
+    return _row(columns, values)
 
 
 def _table_rows(text: str, separator: str, path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -188,16 +210,19 @@ def _read_parquet(path: Path) -> Rows:
             values = max([about.num_rows, *(chunk.num_values for chunk in kept)])
             if values > lists.MOST_ROWS or sum(chunk.total_uncompressed_size for chunk in kept) > lists.MOST_BYTES:
                 raise too_large(path)
-        repeated = {chunk.path_in_schema for chunk in kept} & wanted.keys()
-        with parquet.ParquetFile(path, read_dictionary=list(repeated)) as file:
+        repeated = [chunk.path_in_schema for chunk in kept if chunk.physical_type == "BYTE_ARRAY"]
+        with parquet.ParquetFile(path, read_dictionary=repeated) as file:
             table = file.read(list(wanted))
             cells = [[v for chunk in table[name].chunks for v in _python(chunk)] for name in wanted]
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is truncated or no parquet file: {error}.") from error
-    return "row", enumerate((dict(zip(wanted.values(), row, strict=True)) for row in zip(*cells, strict=True)), 1)
+    return "row", enumerate((_row(list(wanted.values()), row) for row in zip(*cells, strict=True)), 1)
 
 
 def _python(chunk: Any) -> list[Any]:
+    if pyarrow.types.is_list(chunk.type):
+        values = iter(_python(chunk.flatten()))
+        return [None if n is None else [next(values) for _ in range(n)] for n in chunk.value_lengths().to_pylist()]
     if not pyarrow.types.is_dictionary(chunk.type):
         return chunk.to_pylist()
     values = chunk.dictionary.to_pylist()
