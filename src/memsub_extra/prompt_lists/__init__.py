@@ -1,0 +1,1 @@
+"""What published lists say besides captions: types, other wordings, and folders of training images."""

@@ -1,0 +1,182 @@
+"""Kinds of memorized captions: joined from the published types, with what a table by kind has to say about them.
+
+    table = with_types(load_prompts("sd14").table, read_prompts("memorized_laion_prompts.csv"))
+    table[["prompt", "kind", "max_sscd"]]       # as many rows as before, in their order
+    for note in notes(table, "replication"): print(note)
+
+A list of captions and a table of types join by index and caption, then by caption alone. No row is lost or doubled.
+Where the two disagree, nothing is guessed: a warning names the caption, and its kind stays "memorized".
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from memsub.io.downloads import TYPES, fetch_url
+from memsub.io.lists import plain_name, read_rows
+from memsub.prompts import KINDS, read_prompts
+
+ALL = "all"
+"""The row of a table by kind that has every caption."""
+STATISTICS = ("mean_sscd", "max_sscd")
+_SHOWN = 3
+
+
+def published_types(name: str) -> Path | None:
+    """The file of the published types of a list's captions, fetched on first use; None: there are none.
+
+    Raises:
+        ConnectionError, ValueError: as `memsub.io.downloads.fetch_url`.
+    """
+    if name not in TYPES:
+        return None
+    url = TYPES[name]
+    return fetch_url(url, f"types of the prompts of {name}", f"{name}-types-{url.rsplit('/', 1)[-1]}", check=read_rows)
+
+
+def read_types(path: str | Path) -> pd.DataFrame:
+    """A table of types: columns prompt, kind, and index, mean_sscd and max_sscd where it has them.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_prompts`; or the table says no type, or a statistic is no number.
+    """
+    table = read_prompts(path)
+    if set(table["kind"]) <= {"memorized"}:
+        raise ValueError(f"{path} says no type of its captions: a column 'type' with VM or TM (or 'kind') is expected.")
+    for name in table.columns.intersection(STATISTICS):
+        try:
+            table[name] = pd.to_numeric(table[name]).astype(float)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: the column {name!r} is expected to hold numbers ({error}).") from None
+    return table
+
+
+def with_types(table: pd.DataFrame, types: pd.DataFrame, source: str = "the table of types") -> pd.DataFrame:
+    """The prompts with the kinds and statistics of a table of types; only rows of memorized kinds are touched.
+
+    Args:
+        table: as `Prompts.table`.
+        types: as `read_types`.
+        source: what messages call the types.
+
+    Returns:
+        The same rows in the same order; columns mean_sscd and max_sscd more (NaN where nothing is known).
+
+    Raises:
+        ValueError: a caption has two types, in the table of types or there and in the list; or no caption is in it.
+    """
+    by_both, by_caption, by_index = _lookups(types, source)
+    found: dict[int, dict[str, Any]] = {}
+    other: list[str] = []
+    memorized = table.index[table["kind"].isin(KINDS)]
+    for place in memorized:
+        caption, index = _text(table.at[place, "prompt"]), _name(table, place)
+        row = by_both.get((index, caption)) or by_caption.get(caption)
+        if row is not None:
+            found[place] = row
+        elif index is not None and index in by_index:
+            other.append(f"index {index}: {caption[:60]!r}, and there {by_index[index][:60]!r}")
+    if not found:
+        raise ValueError(f"{source} holds none of the {len(memorized)} memorized captions: is it of another list?")
+    _check_kinds(table, found, source)
+    if missing := len(memorized) - len(found):
+        first = next(_text(table.at[place, "prompt"]) for place in memorized if place not in found)
+        warnings.warn(
+            f"{source} says nothing of {missing} of {len(memorized)} memorized captions, such as {first[:60]!r}: their "
+            "kind stays as it is." + (f" An index of another caption: {shortened(other)}." if other else ""),
+            stacklevel=2,
+        )
+    typed = table.copy()
+    typed["kind"] = [found[place]["kind"] if place in found else table.at[place, "kind"] for place in table.index]
+    for name in STATISTICS:
+        typed[name] = [found.get(place, {}).get(name, float("nan")) for place in table.index]
+    return typed
+
+
+def _text(caption: Any) -> str:
+    return " ".join(str(caption).split())
+
+
+def _name(table: pd.DataFrame, place: Any) -> str | None:
+    """The index of a row, whatever type it has; None: it has none."""
+    if "index" not in table or pd.isna(table.at[place, "index"]):
+        return None
+    return plain_name(table.at[place, "index"])
+
+
+def _lookups(types: pd.DataFrame, source: str) -> tuple[dict, dict, dict[str, str]]:
+    """Rows of the types by (index, caption) and by a caption that has one type; captions by index."""
+    by_both: dict[tuple[str | None, str], dict[str, Any]] = {}
+    of_caption: dict[str, list[dict[str, Any]]] = {}
+    by_index: dict[str, str] = {}
+    for place in types.index:
+        caption, index = _text(types.at[place, "prompt"]), _name(types, place)
+        row = {name: types.at[place, name] for name in ("kind", *STATISTICS) if name in types}
+        first = by_both.setdefault((index, caption), row)
+        if first["kind"] != row["kind"]:
+            raise ValueError(f"{source} has two types of {caption[:60]!r}: {first['kind']} and {row['kind']}.")
+        of_caption.setdefault(caption, []).append(row)
+        if index is not None:
+            by_index.setdefault(index, caption)
+    by_caption = {caption: rows[0] for caption, rows in of_caption.items() if len({row["kind"] for row in rows}) == 1}
+    return by_both, by_caption, by_index
+
+
+def _check_kinds(table: pd.DataFrame, found: dict[int, dict[str, Any]], source: str) -> None:
+    for place, row in found.items():
+        if table.at[place, "kind"] not in ("memorized", row["kind"]):
+            raise ValueError(
+                f"the prompt list calls {_text(table.at[place, 'prompt'])[:60]!r} {table.at[place, 'kind']}, and "
+                f"{source} {row['kind']}: leave one of the two out."
+            )
+
+
+def shortened(items: Sequence[str]) -> str:
+    """The first items of a list that may be long."""
+    return "; ".join(items[:_SHOWN]) + f"; and {len(items) - _SHOWN} more" * (len(items) > _SHOWN)
+
+
+# --- what a table by kind says ----------------------------------------------------------------------------------------
+
+
+def kinds_in(kinds: Iterable[str]) -> list[str]:
+    """The kinds of captions in the order of tables, then "all"; none where there is one kind alone."""
+    present = [kind for kind in KINDS if kind in set(kinds)]
+    return [*present, ALL] if len(present) > 1 else []
+
+
+def counted(rows: pd.DataFrame) -> str:
+    """ "112 verbatim, 388 template": how many captions of each kind."""
+    counts = rows["kind"].value_counts()
+    return ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if kind in counts)
+
+
+def notes(rows: pd.DataFrame, judge: str) -> list[str]:
+    """What a table of replication by kind has to say of itself.
+
+    Args:
+        rows: the memorized captions; columns kind, and max_sscd where it is known.
+        judge: `Judge.column` of the verdict: "replication" is by whole-image copy similarity.
+    """
+    said = []
+    by_kind = rows["max_sscd"].groupby(rows["kind"]) if "max_sscd" in rows else {}
+    known = {kind: values.dropna() for kind, values in by_kind}
+    verbatim, template = (known.get(kind, pd.Series(dtype=float)) for kind in ("verbatim", "template"))
+    if len(verbatim) and len(template) and verbatim.min() > template.max():
+        said.append(
+            "The type is itself an SSCD threshold: by the published statistics the maximal SSCD of an unedited model's "
+            f"images is {verbatim.min():.3f} or more for every verbatim caption (n = {len(verbatim)}) and "
+            f"{template.max():.3f} or less for every template (n = {len(template)}). That the unedited model "
+            "replicates verbatim captions more, by SSCD, follows from that and is no finding."
+        )
+    if judge == "replication" and (rows["kind"] == "template").any():
+        said.append(
+            "SSCD of whole images cannot judge a template: what a template repeats is a part of the training image, "
+            "and the rest varies. A low rate or similarity of templates does not say that nothing is replicated."
+        )
+    return said

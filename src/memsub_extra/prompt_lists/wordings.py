@@ -1,0 +1,143 @@
+"""Other wordings of captions, and whether an edit holds under them.
+
+    wordings_of(rows)                           # of each row: the column `rephrased` of a list, `content` of a world
+    required(captions, wordings, "SISS")        # one each, or an error that says what column to add
+
+    listed = wordings_in(rows)                  # a row a prompt: prompt, image, is_caption
+    by_wording(scored, listed)                  # scored: model to a row an image; replication by wording
+
+A list has other wordings in a column `rephrased` (several: one a line, or columns caption1, caption2, ...), or is one
+of wordings itself: MemBench's, each prompt with the addresses of the images that it brings back. There an image's unit
+is all prompts that share an address, directly or by way of others.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+CAPTION, OTHER, ANY = "the caption", "other wordings", "any wording of the image"
+"""The rows of `by_wording`."""
+
+
+def wordings_of(rows: pd.DataFrame) -> list[list[str]]:
+    """Other wordings of each row's caption; empty where there is none."""
+    column = next((name for name in ("rephrased", "content") if name in rows), None)
+    if column is None:
+        return [[] for _ in range(len(rows))]
+    cells = rows[column].where(rows[column].notna(), "").astype(str)
+    found = []
+    for caption, cell in zip(rows["prompt"], cells, strict=True):
+        lines = dict.fromkeys(line.strip() for line in cell.splitlines())
+        found.append([line for line in lines if line and line != str(caption).strip()])
+    return found
+
+
+def required(captions: Sequence[str], wordings: Sequence[Sequence[str]], what: str) -> list[str]:
+    """The first other wording of each caption.
+
+    Args:
+        what: needs it, for the message.
+
+    Raises:
+        ValueError: a caption has none; says how many, and what column to add.
+    """
+    of_each = list(wordings) or [[] for _ in captions]
+    if without := [caption for caption, others in zip(captions, of_each, strict=True) if not others]:
+        raise ValueError(
+            f"{what} needs the content of each caption in other words, and {len(without)} of {len(captions)} captions "
+            f"have none, such as {without[0][:60]!r}. Add a column 'rephrased' to the prompt list, with a caption that "
+            "describes the same image in other words."
+        )
+    return [others[0] for others in of_each]
+
+
+def wordings_in(rows: pd.DataFrame) -> pd.DataFrame:
+    """The prompts of a list by the image that they are of.
+
+    Returns:
+        Columns prompt, image (number of the unit), row (place in the list, whose training images the prompt has) and
+        is_caption. A caption with other wordings is a unit. Where the list says addresses (`urls`, as MemBench), all
+        its prompts are other wordings, and a unit is what shares an address. A prompt that stands there twice counts
+        for the first of its images.
+
+    Raises:
+        ValueError: the list has neither other wordings nor addresses, or addresses that cannot be read.
+    """
+    if "urls" in rows and rows["urls"].notna().any():
+        prompts = rows["prompt"].tolist()
+        units = _units([_addresses(cell, prompt) for cell, prompt in zip(rows["urls"], prompts, strict=True)])
+        table = pd.DataFrame({"prompt": prompts, "image": units, "row": range(len(rows)), "is_caption": False})
+        return table.drop_duplicates("prompt", ignore_index=True)
+    listed = []
+    for row, (caption, others) in enumerate(zip(rows["prompt"], wordings_of(rows), strict=True)):
+        if others:
+            listed += [(caption, row, row, True), *((other, row, row, False) for other in others)]
+    if not listed:
+        raise ValueError("the list has no other wordings: a column 'rephrased' is expected, or 'urls' as MemBench has.")
+    table = pd.DataFrame(listed, columns=["prompt", "image", "row", "is_caption"])
+    return table.drop_duplicates("prompt", ignore_index=True)
+
+
+def _addresses(cell: object, prompt: str) -> list[str]:
+    """MemBench writes a list of Python: "['http://a', 'http://b']"."""
+    text = "" if pd.isna(cell) else str(cell).strip()
+    if not text.startswith("["):
+        return [text] if text else []
+    try:
+        addresses = ast.literal_eval(text)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        addresses = None
+    if not isinstance(addresses, list) or not all(isinstance(address, str) for address in addresses):
+        raise ValueError(f"the addresses of {prompt[:60]!r} are no list of texts: {text[:80]!r}.")
+    return addresses
+
+
+def _units(addresses: Sequence[Sequence[str]]) -> list[int]:
+    """Numbers of the units of prompts that share an address, by way of others too; no address: a unit of its own."""
+    import networkx
+
+    graph = networkx.Graph()
+    for i, of_prompt in enumerate(addresses):
+        graph.add_node(i)
+        graph.add_edges_from((i, address) for address in of_prompt)
+    number: dict[int, int] = {}
+    for unit, nodes in enumerate(networkx.connected_components(graph)):
+        number |= {node: unit for node in nodes if isinstance(node, int)}
+    return [number[i] for i in range(len(addresses))]
+
+
+def by_wording(scored: Mapping[str, pd.DataFrame], listed: pd.DataFrame) -> pd.DataFrame:
+    """How much is replicated under the caption, under other wordings, and under any wording of an image.
+
+    Args:
+        scored: model to a row an image: columns prompt and replicated (NaN: the prompt has no training image).
+        listed: as `wordings_in`.
+
+    Returns:
+        A row a model and wording: the share of replicated images, or for "any wording" of units with a replicated
+        image; low and high (95 %, units being what is independent), images (units with a training image), wordings.
+    """
+    from memsub.measure.intervals import interval
+    from memsub_extra.notebooks.intervals import mean_interval
+
+    rows = []
+    for model, table in scored.items():
+        rates = table.groupby("prompt")["replicated"].agg(["mean", "max"]).dropna()
+        known = listed.merge(rates, left_on="prompt", right_index=True)
+        parts = {CAPTION: known[known["is_caption"]], OTHER: known[~known["is_caption"]], ANY: known}
+        for wording, part in parts.items():
+            if part.empty:
+                continue
+            units = part.groupby("image")
+            each = (units["max"].max() > 0) if wording == ANY else units["mean"].mean()
+            low, high = mean_interval(each.to_numpy())
+            if wording != ANY and each.nunique() == 1:  # a bootstrap has no width there: each counts as one outcome
+                low, high = interval(round(float(each.sum())), len(each))
+            counts = {"images": len(each), "wordings": len(part)}
+            rows.append(
+                {"model": model, "wording": wording, "rate": float(each.mean()), "low": low, "high": high} | counts
+            )
+    return pd.DataFrame(rows, columns=["model", "wording", "rate", "low", "high", "images", "wordings"])
