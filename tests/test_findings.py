@@ -85,7 +85,7 @@ def test_a_number_without_its_interval_is_an_error():
 
 
 def test_checks_are_printed_counted_and_recorded(tmp_path, capsys):
-    run = SimpleNamespace(folder=tmp_path, network_rows=7)
+    run = SimpleNamespace(folder=tmp_path, network_rows=7, by_kind={})
     run.record = partial(Run.record, run)
     claims = {
         "most": at_least(0.9, 0.5, varies=0.01, interval=(0.6, np.float64(1.0))),

@@ -214,7 +214,9 @@ def data_of(tmp_path, table: dict, **more) -> Data:
 
 def put(path: Path, colour: str, form: str | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (80, 70), colour).save(path, form)
+    image = Image.new("RGB", (80, 70), colour)
+    image.paste("purple", (40, 40, 80, 70))  # images of one colour are no training images
+    image.save(path, form)
 
 
 def test_all_images_of_an_index_count(tmp_path):
@@ -287,10 +289,10 @@ def test_the_exact_test_takes_the_most_similar():
 @pytest.mark.parametrize(
     ("table", "layout", "told"),
     [
-        ({}, {"3/0.png": "red"}, r"no column 'index', which names the folder .*it holds '3'"),
-        ({"index": None}, {}, r"no column 'index'.*there is no such folder"),
+        ({}, {"0/0.png": "red"}, r"for example .*gt/1, .*it holds '0'"),  # without indices, from 1
+        ({"index": None}, {}, r"for example .*gt/1, .*there is no such folder"),
         ({"index": range(6)}, {"0000_x.png": "red"}, r"expected .*gt/<index>/\*\.png .*it holds '0000_x\.png'"),
-        ({"index": range(6)}, {"sd1/0/0.png": "red"}, r"for example .*gt/0; it holds 'sd1'"),
+        ({"index": range(6)}, {"sd1/0/0.png": "red"}, r"for example .*gt/0, .*it holds 'sd1'"),
         ({"index": range(6)}, {f"x{i}.png": "red" for i in range(9)}, r"'x4\.png' and 4 more"),
         ({"index": ["../x", *range(5)]}, {"a.png": "red"}, r"caption 1 has the index '\.\./x', which is no plain name"),
         ({"index": ["/etc", *range(5)]}, {"a.png": "red"}, "caption 1 has the index '/etc'"),

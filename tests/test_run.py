@@ -314,7 +314,7 @@ def test_training_images_of_a_published_list(new_run, tmp_path):
         run.data.references  # noqa: B018
     report = run.data.split["report"]
     for i in report[:2]:
-        save_image(np.full((20, 10, 3), 9, np.uint8), tmp_path / "gt" / str(7 + i) / "0.png")
+        save_image(np.random.default_rng(i).integers(0, 256, (20, 10, 3), np.uint8), tmp_path / "gt" / f"{7 + i}/0.png")
     assert sorted(run.data.references) == sorted(report[:2])
     assert run.data.references[report[0]].shape == (32, 32, 3)
     assert run.data.held_out([]) == report[:2]

@@ -34,6 +34,7 @@ from memsub.io.distributed import is_main, processes
 from memsub.io.files import exclusive, load_json, printable, save_json, save_text, write_atomically
 from memsub.measure.sscd import SSCD, sscd_file
 from memsub.models import ModelInfo, find_model, load_pipeline
+from memsub_extra.prompt_lists.kinds import read_types
 from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run
 
@@ -171,7 +172,7 @@ def _folder(parameters: Parameters, stem: str, out: Path | None, names: int) -> 
 def _named_files(parameters: Parameters) -> dict[str, Path]:
     """The files and folders that parameters name, by key; they lie where notebooks find them."""
     p = parameters
-    named = {"model": p.model, "data.real": p.data.real, "metrics.copy": p.metrics.copy_}
+    named = {"model": p.model, "data.real": p.data.real, "metrics.copy": p.metrics.copy_, "data.types": p.data.types}
     named |= {"metrics.prompt": p.metrics.prompt}
     lists = p.data.prompts if isinstance(p.data.prompts, dict) else {"list": p.data.prompts}
     named |= {f"data.prompts.{kind}": path for kind, path in lists.items()}
@@ -184,6 +185,8 @@ def _check_files(parameters: Parameters) -> None:
     for key, path in _named_files(parameters).items():
         if key.startswith("deletion.edits.") and not path.is_file():
             raise FileNotFoundError(f"{printable(key)} names {path}, where no file is.")
+    if types := _named_files(parameters).get("data.types"):
+        read_types(types)
     if copy := parameters.metrics.copy_:
         sscd_file(copy if copy in SSCD else project() / "notebooks" / copy)
 

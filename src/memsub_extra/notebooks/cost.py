@@ -166,7 +166,9 @@ class _Placeholders(Data):
         unseen += max(p.evaluation.captions, p.baselines.never_seen)  # those that choose a setting are others
         kinds = ["memorized"] * n + ["ordinary"] * max(n, p.extraction.captions) + ["heldout"] * unseen
         captions = [f"caption {i}" for i in range(len(kinds))]
-        return Prompts(pd.DataFrame({"prompt": captions, "kind": kinds}), ("memorized",))
+        # With other wordings: what is left out where a list has none is counted.
+        table = pd.DataFrame({"prompt": captions, "kind": kinds, "rephrased": "other words"})
+        return Prompts(table, ("memorized",))
 
     @cached_property
     def training_images(self) -> dict[int, np.ndarray]:
@@ -258,7 +260,7 @@ def known_work(p: Parameters) -> pd.DataFrame:
 
 def digest(p: Parameters) -> str:
     """sha256 of parameters, but for where files lie, and of what is registered, by other packages too."""
-    content = p.model_dump(mode="json", exclude={"folder": True, "data": {"images", "real"}})
+    content = p.model_dump(mode="json", exclude={"folder": True, "data": {"images", "real", "types"}})
     content |= {"registered": [sorted(names) for names in (NOTEBOOKS, BASELINES, SCORES)]}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -17,6 +17,7 @@ images would decide it. Intervals of means, differences and ratios are in `memsu
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -166,7 +167,16 @@ def checks(run: Run, notebook: str, claims: Mapping[str, Claim], **facts: Any) -
         claims={sentence: _recorded(claim) for sentence, claim in claims.items()},
         facts={name: plain(value) for name, value in facts.items()},
         network_rows=run.network_rows,
+        **({"by_kind": _by_kind(run)} if run.by_kind else {}),
     )
+
+
+def _by_kind(run: Run) -> dict[str, Any]:
+    """The tables by kind that a notebook's experiments noted, and what they do not say; NaN is None."""
+    from .kinds import notes_of
+
+    tables = {title: json.loads(table.to_json(orient="split", index=False)) for title, table in run.by_kind.items()}
+    return {"notes": notes_of(run), "tables": tables}
 
 
 def read_findings(path: Path) -> dict[str, Any]:
@@ -179,6 +189,11 @@ def read_findings(path: Path) -> dict[str, Any]:
             if not known or any(not isinstance(n, (int, float)) for n in numbers if n is not None):
                 raise ValueError("a claim of it is none; execute its notebook again.")
         findings["facts"].items()
+        by_kind = findings.get("by_kind", {"notes": [], "tables": {}})
+        for table in by_kind["tables"].values():
+            if any(len(row) != len(table["columns"]) for row in table["data"]):
+                raise ValueError("a table by kind of it is none; execute its notebook again.")
+        "".join(by_kind["notes"])
     return findings
 
 

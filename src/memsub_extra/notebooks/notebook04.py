@@ -20,6 +20,7 @@ from memsub_extra.run.specs import Contrast, Group
 
 from . import notebook01
 from .intervals import mean_interval, ratio_interval
+from .kinds import kinds_of, listed, note, references
 from .listing import Notebook
 from .rows import (
     PAPER,
@@ -159,9 +160,22 @@ def seeds(run: Run) -> pd.DataFrame:
 
         own_noise = run.parameters.evaluation.own_noise
         similar = seed_similarity(sample, run.metrics, captions, seeds=2, own_noise=own_noise).mean(1)
+        _note_seeds(run, model.name, similar, places)
         row = {"model": model.name, "captions": len(similar)}
         rows.append(row | _with_interval("similarity", similar.mean(), mean_interval(similar)))
     return pd.DataFrame(rows)
+
+
+def _note_seeds(run: Run, model: str, similar: np.ndarray, places: list[int]) -> None:
+    """Notes the mean similarity of seeds by kind; `similar` has a value for each of the captions at `places`."""
+    of_part, rows = listed(run, run.data.split["locate"]), []
+    for kind in kinds_of(run):
+        values = [
+            value for value, place in zip(similar, places, strict=True) if run.data.memorized.of_kind([place], kind)
+        ]
+        row = {"model": model, "kind": kind, "n": len(values), **references(run, of_part, kind)}
+        rows.append(row | ({"copy similarity of two seeds": float(np.mean(values))} if values else {}))
+    note(run, "similarity between seeds", rows)
 
 
 def seed_similarity(

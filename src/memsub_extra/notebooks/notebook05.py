@@ -28,6 +28,7 @@ from memsub_extra.store import Kind
 
 from . import notebook01
 from .intervals import auc_interval
+from .kinds import kinds_of, listed, note, note_outcomes, references
 from .listing import Notebook
 from .notebook04 import KEPT
 from .rows import PAPER, TWIN, Row, baseline_rows, evaluated, gradient_rows, twin_row, under_attack
@@ -78,6 +79,10 @@ def extraction(run: Run) -> pd.DataFrame:
         claims = extract(folder, threshold=p.extraction.distance, clique=p.extraction.clique)
         right = _right(run, captions, claims, folder)
         tables.append(claims.assign(extracted=right, kind=under["kind"], model=model.name))
+        outcomes = dict(
+            zip(at_random(run, p.extraction.captions), right, strict=False)
+        )  # the first captions are theirs
+        note_outcomes(run, "extraction", {"model": model.name}, outcomes, "extracted", _under_attack_listed(run))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -115,7 +120,8 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[tuple[str, str], pd.DataFram
         curve of each model and score.
     """
     p = run.parameters
-    memorized = [run.data.captions("memorized")[i] for i in at_random(run, p.detection.captions)]
+    places = at_random(run, p.detection.captions)
+    memorized = [run.data.captions("memorized")[i] for i in places]
     groups = memorized, alike(memorized, run.data.prompts.of("heldout"))
     options = p.detection.model_dump(include={"calls", "seeds"}) | p.sampling.model_dump(exclude={"solver"})
     rows, curves = [], {}
@@ -127,6 +133,7 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[tuple[str, str], pd.DataFram
 
         content = {"model": model, "scores": dict(SCORES), **options}
         scores = [run.store.arrays(DETECTION, partial(make, g), captions=g, **content) for g in groups]
+        _note_detection(run, model.name, places, *scores)
         for score in scores[0]:
             area, curve = roc(scores[0][score], scores[1][score])
             low, high = auc_interval(area, *map(len, groups))
@@ -134,6 +141,27 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[tuple[str, str], pd.DataFram
             rows.append(row | {"memorized": len(groups[0]), "unseen": len(groups[1])})
             curves[model.name, score] = curve
     return pd.DataFrame(rows), curves
+
+
+def _under_attack_listed(run: Run) -> list[int]:
+    """Places of all memorized prompts that could be under attack (`at_random`), with a training image or without."""
+    return listed(run, run.data.split["locate"])
+
+
+def _note_detection(
+    run: Run, model: str, places: list[int], memorized: dict[str, np.ndarray], unseen: dict[str, np.ndarray]
+) -> None:
+    """Notes the area under the curve of each score by kind; `memorized` has a value for each caption at `places`."""
+    of_part, rows = _under_attack_listed(run), []
+    for kind in kinds_of(run):
+        chosen = [i for i, place in enumerate(places) if run.data.memorized.of_kind([place], kind)]
+        row: dict[str, Any] = {"model": model, "kind": kind, "n": len(chosen), **references(run, of_part, kind)}
+        for score, values in memorized.items() if chosen else ():
+            area, _ = roc(values[chosen], unseen[score])
+            low, high = auc_interval(area, len(chosen), len(unseen[score]))
+            row |= {f"{score}, AUC": area, f"{score}, low": low, f"{score}, high": high}
+        rows.append(row)
+    note(run, "detection", rows)
 
 
 # --- the embedding attack --------------------------------------------------------------------------------------------
@@ -205,6 +233,10 @@ def verdicts(run: Run, attacked: Mapping[tuple[str, str, int], np.ndarray]) -> p
     for (model, target, iterations), images in attacked.items():
         replicated = run.scores.replicated(images, *wanted[target])
         columns = {"target": target, "iterations": iterations, "model": model}
+        if target == TARGETS[0]:
+            outcomes = dict(zip(at_random(run, run.parameters.embedding_attack.images), replicated, strict=True))
+            labels = {"model": model, "iterations": iterations}
+            note_outcomes(run, "embedding attack", labels, outcomes, "replicated", _under_attack_listed(run))
         tables.append(pd.DataFrame({"replicated": replicated}).assign(**columns))
     return pd.concat(tables, ignore_index=True)
 

@@ -59,6 +59,7 @@ def write_report(notebooks: Sequence[Path], out: Path, title: str, parameters: M
         ValueError: findings are not those of their notebook, or not as they were recorded.
     """
     formulas: dict[str, str] = {}
+    findings = [path.parent / "findings" / f"{path.stem}.json" for path in notebooks]
     bodies, contents = [], []
     for path in notebooks:
         notebook = nbformat.read(path, as_version=4)
@@ -73,7 +74,7 @@ def write_report(notebooks: Sequence[Path], out: Path, title: str, parameters: M
         title=html.escape(title),
         policy=_policy(template),
         contents="".join(map(_links, contents)),
-        verdicts=verdicts([path.parent / "findings" / f"{path.stem}.json" for path in notebooks]),
+        verdicts=verdicts(findings) + by_kind(findings),
         about=provenance(parameters or {}),
         body=text,
     )
@@ -117,6 +118,33 @@ def verdicts(findings: Sequence[Path]) -> str:
                 f"<td>{html.escape(sentence)}</td><td>{_value(claim)}</td></tr>"
             )
     return _VERDICTS.format(n=len(rows), counts=tally(counted), rows="".join(rows)) if rows else ""
+
+
+def by_kind(findings: Sequence[Path]) -> str:
+    """Tables by kind of memorized caption, as HTML, with what they do not say; empty where no list knows kinds."""
+    notes: dict[str, None] = {}
+    tables = []
+    for path in findings:
+        found = read_findings(path).get("by_kind") if path.is_file() else None
+        if not found:
+            continue
+        notes |= dict.fromkeys(found["notes"])
+        for title, table in found["tables"].items():
+            head = "".join(f"<th>{html.escape(str(column))}</th>" for column in table["columns"])
+            rows = ("".join(f"<td>{_cell(value)}</td>" for value in row) for row in table["data"])
+            body = "".join(f"<tr>{row}</tr>" for row in rows)
+            tables.append(
+                f"<h3><a href='#{path.stem}'>{path.stem[:2]}</a> {html.escape(title)}</h3>"
+                f"<div class='scroll'><table><tr>{head}</tr>{body}</table></div>"
+            )
+    said = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
+    return _BY_KIND.format(notes=said, tables="".join(tables)) if tables else ""
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else html.escape(str(value))
 
 
 def _value(claim: Mapping[str, Any]) -> str:
@@ -235,4 +263,11 @@ _VERDICTS = """<h2 id="verdicts">Verdicts of {n} claims: {counts}</h2>
 it varies by between machines. It <em>fails</em> if both are true on the other side, and is <em>inconclusive</em>
 otherwise. Claims without an interval are of quantities that are not sampled.</p>
 <div class="scroll"><table><tr><th>verdict</th><th>in</th><th>claim</th><th>value</th></tr>{rows}</table></div>
+"""
+_BY_KIND = """<h2 id="kinds">By kind of memorized caption</h2>
+<p>What the notebooks' tables say of verbatim and template captions, each for itself: n images (or captions) behind a
+rate with its 95 % interval; references: captions of the kind that have a training image, of those listed in the part
+that is evaluated.</p>
+<ul>{notes}</ul>
+{tables}
 """

@@ -28,6 +28,7 @@ from memsub_extra.run.specs import EditSpec
 
 from .findings import Span
 from .intervals import Values, mean_interval, ratio_interval
+from .kinds import listed, note_evaluated, references
 
 PAPER = 0.01
 """The paper's sparsity: a row of every table."""
@@ -94,6 +95,9 @@ def evaluated(
 ) -> pd.DataFrame:
     """`Scores.evaluate` of each row on prompts that did not locate its edit, with 95 % intervals of all three axes.
 
+    Without a world, columns references and listed say how many such prompts have a training image, and how many there
+    are. What the table says of each kind of captions is noted under the description (`notebooks.kinds`).
+
     Args:
         part: "choose" or "report": memorized and unseen captions of one are none of the other.
         captions, unseen: memorized and unseen captions (default: `evaluation.captions`).
@@ -102,6 +106,9 @@ def evaluated(
     for row in tqdm(rows, desc=description):
         model, places, how = row.model(run), row.held_out(run, part)[: captions or n], row.how(run)
         entries = run.scores.evaluate(model, places, unseen or n, part, **how)
+        of_part = listed(run, run.data.located_on(row.spec.located_on) if row.spec else [], part)
+        note_evaluated(run, description, row.labels, model, places, of_part, **how)
+        entries |= references(run, of_part) if run.data.world is None else {}
         table.append(row.labels | entries | _intervals(run, row, places, unseen or n, part))
     return pd.DataFrame(table)
 
@@ -155,6 +162,7 @@ READ = {
     "copy_similarity": "copy similarity",
     "relative_alignment": "relative alignment (%)",
     "n": "captions",
+    "references": "with a training image",
 }
 """What tables call what `evaluated` measures."""
 
@@ -183,6 +191,8 @@ def _read(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield READ["copy_similarity"], f"{span(row, 'copy_similarity'):.2f}"
     yield READ["relative_alignment"], f"{span(row, 'relative_alignment', 100):.0f}"
     yield READ["n"], f"{row['n']:.0f}"
+    if "references" in row:
+        yield READ["references"], f"{row['references']:.0f} of {row['listed']:.0f}"
 
 
 def span(row: Mapping[str, Any] | pd.Series, name: str, scale: float = 1) -> Span:

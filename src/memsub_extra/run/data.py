@@ -5,6 +5,7 @@
     data.matched("heldout")                     # unseen captions that match them
     data.references[3]                          # the training image of memorized prompt 3, or the first of several
     data.references_of([3, 4])                  # all, for whatever compares images with them: the best counts
+    data.memorized.kinds[3]                     # "verbatim", "template", or "memorized" where the list does not say
     data.split                                  # {"locate": [...], "choose": [...], "report": [...]}: thirds
     data.located_on(Group.subset("memorized", 10, 0))
 
@@ -31,12 +32,40 @@ from memsub.measure.metric import References
 from memsub.models import ModelInfo, find_model, world_of
 from memsub.prompts import Prompts, load_prompts, near_duplicates, subsets, too_long
 from memsub.world import World
+from memsub_extra.prompt_lists.images import match_images, read_matched
+from memsub_extra.prompt_lists.kinds import ALL, published_types, read_types, with_types
+from memsub_extra.prompt_lists.wordings import wordings_of
 
 from .parameters import Parameters
 from .specs import Group, Kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+class Memorized:
+    """What a list says of memorized prompts besides their captions, by their places in it.
+
+    Attributes:
+        rows: of the list; columns prompt, kind, and those of `memsub.io.lists.KEPT` that it has.
+    """
+
+    def __init__(self, rows: pd.DataFrame):
+        self.rows = rows
+
+    @cached_property
+    def kinds(self) -> list[str]:
+        """The kind of each: verbatim, template, or memorized where nothing more is known."""
+        return self.rows["kind"].tolist()
+
+    @cached_property
+    def wordings(self) -> list[list[str]]:
+        """Other wordings of each; empty where there is none."""
+        return wordings_of(self.rows)
+
+    def of_kind(self, places: Collection[int], kind: str) -> list[int]:
+        """Those of the places that are of a kind, or of any ("all")."""
+        return [place for place in places if kind in (ALL, self.kinds[place])]
 
 
 class Data:
@@ -60,8 +89,23 @@ class Data:
 
     @cached_property
     def prompts(self) -> Prompts:
-        prompts = load_prompts(self.parameters.data.prompts or self.info.prompts)
+        """The prompts of the run; the memorized ones with their published kinds, where there are some."""
+        given, types = self.parameters.data.prompts, self.parameters.data.types
+        prompts = load_prompts(given or self.info.prompts)
+        if "image" not in prompts.table:
+            table = prompts.table.assign(row=prompts.table.groupby("kind").cumcount())
+            memorized = table["kind"].isin(prompts.memorized_kinds)
+            table.loc[memorized, "row"] = range(memorized.sum())  # in the list, also where others are left out
+            file = types or (None if given else published_types(self.info.prompts))
+            if file:
+                table = with_types(table, read_types(file), str(file))
+            prompts = Prompts(table, prompts.memorized_kinds)
         return prompts.without_near_duplicates() if self.parameters.data.near_duplicates == "drop" else prompts
+
+    @cached_property
+    def memorized(self) -> Memorized:
+        """What the list says of the memorized prompts of this run."""
+        return Memorized(self.prompts.memorized_rows[: self.parameters.grid.memorized])
 
     def captions(self, kind: Kind) -> list[str]:
         """The memorized prompts of this run, or the ordinary ones: equally many.
@@ -172,8 +216,9 @@ class Data:
         """Training images of memorized prompts by the prompt's place in `captions`, as large as the model's images:
         stacks (k, height, width, 3), as a prompt of a published list may have several.
 
-        Those of published lists are fetched into the folder `data.images`; most of their addresses are dead, so many
-        are missing. A file that cannot be read is passed over with a warning.
+        Those of published lists are fetched into the folder `data.images`, unless it is there, in any layout that
+        `match_images` knows; most of their addresses are dead, so many are missing. Files that cannot be read and
+        placeholders are passed over with a warning.
 
         Raises:
             ValueError: there is none at all, an index is no plain name, or two captions share one; names the folder.
@@ -181,53 +226,25 @@ class Data:
         rows = self.prompts.memorized_rows[: self.parameters.grid.memorized]
         if "image" in rows:
             return {i: decode_png(png)[None] for i, png in enumerate(rows["image"])}
-        folder, names = self.images_folder, self._image_names(rows)
+        folder = self.images_folder
+        match_images(rows, folder)  # raises for what is wrong with the list, before anything is fetched
         with first_on_each_machine():
-            if not folder.is_dir() and "url" in rows:
+            if not folder.is_dir() and "url" in rows and "index" in rows:
                 for fetch in TRAINING_IMAGES.values():
                     print(fetch(rows, folder))
-        broken: dict[Path, str] = {}
-        images = {i: self._read(image_files(folder / name), broken) for i, name in names.items()}
-        _tell(broken, str(folder))
-        known = {i: of_one for i, of_one in images.items() if len(of_one)}
-        if not known:
+        matched = match_images(rows, folder)
+        found = read_matched(matched, self._image_side())
+        _tell(found.broken, str(folder))
+        for sentence in found.told:
+            warnings.warn(sentence, stacklevel=2)
+        if not found.images:
+            name = rows["index"].dropna().iloc[0] if "index" in rows and rows["index"].notna().any() else 1
             raise ValueError(
                 f"{folder} holds no training image of these prompts; expected {folder}/<index>/*.png (or "
-                f"{', '.join(SUFFIXES[1:])}), for example {folder / next(iter(names.values()))}; {_content(folder)}."
+                f"{', '.join(SUFFIXES[1:])}), for example {folder / plain_name(name)}, or a layout of docs/images.md; "
+                f"{_content(folder)}."
             )
-        return known
-
-    def _image_names(self, rows: pd.DataFrame) -> dict[int, str]:
-        """Place of a prompt to its folder of training images.
-
-        Raises:
-            ValueError: as `training_images`.
-        """
-        if "index" not in rows or rows["index"].isna().all():
-            raise ValueError(
-                f"the prompt list has no column 'index', which names the folder of a caption's training images in "
-                f"{self.images_folder}: add it; {_content(self.images_folder)}."
-            )
-        names: dict[int, str] = {}
-        first: dict[str, int] = {}
-        for i, index in enumerate(rows["index"]):
-            if pd.isna(index):
-                continue
-            try:
-                names[i] = plain_name(index)
-            except ValueError as error:
-                raise ValueError(f"memorized caption {i + 1} has the {error}") from None
-            earlier = first.setdefault(names[i], i)
-            # One address: two captions of one image. Else nobody can tell whose image is whose in the folder.
-            if earlier != i and ("url" not in rows or str(rows["url"][earlier]) != str(rows["url"][i])):
-                raise ValueError(
-                    f"memorized captions {earlier + 1} and {i + 1} have one index, {names[i]!r}, and no common url: "
-                    "which of the images in its folder is whose? Give each caption another index."
-                )
-        return names
-
-    def _read(self, files: list[Path], broken: dict[Path, str]) -> np.ndarray:
-        return read_images(files, self._image_side(), broken) if files else np.empty(0)
+        return found.images
 
     @cached_property
     def corpus(self) -> np.ndarray:

@@ -59,11 +59,14 @@ class Data(Part):
     prompts: str | dict[Literal["memorized", "ordinary", "heldout"], str] | None = Field(
         None, description="a list by name, or files (default: the lists that belong to the model)"
     )
+    types: str | None = Field(
+        None, description="table of the memorized prompts' types (default: the published one of the model's own list)"
+    )
     near_duplicates: Literal["keep", "drop"] = Field(
         "keep", description="memorized captions that nearly repeat another"
     )
     images: str | None = Field(
-        None, description="folder of training images, <index>/*.png (default: gt_images in `folder`)"
+        None, description="folder of training images, see docs/images.md (default: gt_images in `folder`)"
     )
     real: str | None = Field(None, description="folder of images for KID and FID, such as COCO's")
 

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from memsub.io.files import save_json
@@ -43,6 +44,7 @@ class Run:
         folder: of artifacts, notebooks, findings and report.
         network_rows: latents that networks were called with so far, each half of a guided call for itself: what a
             notebook costs, on whatever machine.
+        by_kind: tables by kind of memorized caption, of experiments so far (`memsub_extra.notebooks.kinds`).
 
     Raises:
         ValueError, FileNotFoundError: the model is not there; before anything is loaded.
@@ -56,6 +58,7 @@ class Run:
         self.info: ModelInfo = self.data.info
         self.grid, self.scores = Grid(self), Scores(self)
         self.network_rows = 0
+        self.by_kind: dict[str, pd.DataFrame] = {}
 
     @classmethod
     def from_notebook(cls, variables: MutableMapping[str, Any]) -> Run:

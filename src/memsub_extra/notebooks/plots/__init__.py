@@ -15,6 +15,7 @@
     mask(values, title)                                         # which weights of a layer are marked
     layer_label("down_blocks.0.attentions.1....")               # "down 0.1"
 
+    by_kind(run.by_kind["pruned models"], "replication")        # a rate by kind of memorized caption: a panel a kind
     trade_off(frame, x)                                         # memorization and alignment, a point a model
 
     roc(curves, areas)                                          # how well a score separates two kinds of captions
@@ -25,6 +26,7 @@
 # ruff: noqa: F401 (all of this is for those who import it)
 from .attacks import roc
 from .images import image_grid
+from .kinds import by_kind
 from .labels import label_points
 from .layers import heatmaps, layer_label, mask, profiles, sorted_norms, subset_lines
 from .replication import copy_roc, exact_test, exposure_curve, p_values, similarity_histograms

@@ -1,0 +1,116 @@
+"""What the notebooks' tables say of each kind of memorized caption: verbatim, template, and all.
+
+    evaluated(run, rows, ...)                   # the table as a notebook shows it; by kind it is noted beside
+    run.by_kind["pruned models"]                # columns of the table, kind, n, references, listed, rates
+    figure = plots.by_kind(run.by_kind["pruned models"], run.judge.column)
+
+Experiments note their tables by kind as they compute them, for lists that know kinds (`Data.memorized`). The function
+`findings.checks` records them with the notebook's findings, and the report shows them with what they do not say
+(`prompt_lists.kinds`). Nothing more is sampled for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import pandas as pd
+
+from memsub.measure.evaluation import alignment
+from memsub.measure.intervals import rate
+from memsub_extra.prompt_lists.kinds import ALL, counted, kinds_in, notes
+from memsub_extra.run.model import Model
+from memsub_extra.run.run import Run
+
+
+def kinds_of(run: Run) -> list[str]:
+    """The kinds of a run's memorized captions, in the order of tables, then "all"; none where there is one alone."""
+    return kinds_in(run.data.memorized.kinds)
+
+
+def listed(run: Run, located_on: Collection[int], part: str = "report") -> list[int]:
+    """Places of a part's memorized prompts that did not locate an edit, with a training image or without."""
+    return [place for place in run.data.split[part] if place not in set(located_on)]
+
+
+def note(run: Run, title: str, rows: list[dict[str, Any]]) -> None:
+    """Adds rows to a table by kind, but for those that are there already, from an earlier call."""
+    if not rows:
+        return
+    earlier = [run.by_kind[title]] if title in run.by_kind else []
+    table = pd.concat([*earlier, pd.DataFrame(rows)], ignore_index=True)
+    run.by_kind[title] = table.drop_duplicates(ignore_index=True)  # several models may have one name
+
+
+def note_scored(
+    run: Run,
+    title: str,
+    labels: Mapping[str, Any],
+    scored: pd.DataFrame,
+    places: Collection[int],
+    of_part: Collection[int],
+) -> None:
+    """Notes what a table of `Scores.memorized` says of each kind.
+
+    Args:
+        labels: what the row is called, by column.
+        scored: one row an image of the captions at `places`.
+        of_part: places of all captions that could have been evaluated, had they a training image.
+    """
+    captions, rows = run.data.captions("memorized"), []
+    for kind in kinds_of(run):
+        of_kind = {captions[place] for place in run.data.memorized.of_kind(places, kind)}
+        part = scored[scored["prompt"].isin(of_kind)]
+        row = {**labels, "kind": kind, "n": len(part), **references(run, of_part, kind)}
+        if len(part):
+            row |= rate("replication", part["replicated"])
+            if run.judge.column == "exact":
+                row |= rate("exact", run.judge.of(part))
+            row["copy_similarity"] = float(part["copy_similarity"].mean())
+            row["memorized_alignment"] = alignment(part)
+        rows.append(row)
+    note(run, title, rows)
+
+
+def note_evaluated(
+    run: Run,
+    title: str,
+    labels: Mapping[str, Any],
+    model: Model,
+    places: Collection[int],
+    of_part: Collection[int],
+    **how: Any,
+) -> None:
+    """`note_scored` of what `Scores.evaluate` scored with the same arguments; nothing where there is one kind alone."""
+    if kinds_of(run):
+        note_scored(run, title, labels, run.scores.memorized(model, places, **how), places, of_part)
+
+
+def note_outcomes(
+    run: Run, title: str, labels: Mapping[str, Any], outcomes: Mapping[int, bool], name: str, of_part: Collection[int]
+) -> None:
+    """Notes a rate of each kind, of one outcome a caption: place to whether it happened, called `name`."""
+    rows = []
+    for kind in kinds_of(run):
+        hits = [outcomes[place] for place in run.data.memorized.of_kind(list(outcomes), kind)]
+        row = {**labels, "kind": kind, "n": len(hits), **references(run, of_part, kind)}
+        rows.append(row | (rate(name, hits) if hits else {}))
+    note(run, title, rows)
+
+
+def references(run: Run, of_part: Collection[int], kind: str = ALL) -> dict[str, int]:
+    """How many captions of a kind there are among those at these places, and how many have a training image."""
+    of_kind = run.data.memorized.of_kind(of_part, kind)
+    return {"references": sum(place in run.data.references for place in of_kind), "listed": len(of_kind)}
+
+
+def notes_of(run: Run) -> list[str]:
+    """What every table by kind of a run has to say of itself: kinds and references of its list, and `kinds.notes`."""
+    rows = run.data.memorized.rows
+    if not kinds_in(rows["kind"]):
+        return []
+    places = range(len(rows))
+    counts = {kind: references(run, places, kind) for kind in kinds_in(rows["kind"])}
+    known = ", ".join(f"{count['references']} of {count['listed']} {kind}" for kind, count in counts.items())
+    said = f"The list has {counted(rows)} captions. Training images: {known}; only captions that have one are judged."
+    return [said, *notes(rows, run.judge.column)]
