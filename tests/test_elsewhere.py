@@ -54,7 +54,7 @@ def pipe(request):
 
 @pytest.fixture
 def pairs():
-    return Pairs(CAPTIONS, np.zeros((2, 32, 32, 3), np.uint8))
+    return Pairs(CAPTIONS, np.zeros((2, 32, 32, 3), np.uint8), [["a heart"], ["a fish"]])
 
 
 def test_the_stand_in_refuses_what_a_gpu_refuses():

@@ -14,9 +14,9 @@ from memsub.measure.exact import LEVEL
 from memsub.measure.intervals import interval
 from memsub.measure.verdict import by_exact_test
 from memsub.models import Conditioning, as_denoiser, fingerprint, generate
-from memsub.prompts import other_wording
 from memsub.pruning import Edit, pruned
 from memsub.testbed.world import WORLD
+from memsub_extra.prompt_lists.wordings import wordings_of
 from memsub_extra.unlearning import audit, fine_tuning, plots, pruning, shipped
 from memsub_extra.unlearning.attack_work import attack_curve, attack_work, log_rank, starts
 from memsub_extra.unlearning.fine_tuning import dropped, either, fine_tuned, teacher_of
@@ -33,7 +33,9 @@ JUDGE = by_exact_test(WORLD)
 
 @pytest.fixture(scope="module")
 def memorized(prompts):
-    return Pairs(prompts.of("verbatim")[:6], prompts.images("verbatim", 0, 6))
+    return Pairs(
+        prompts.of("verbatim")[:6], prompts.images("verbatim", 0, 6), wordings_of(prompts.rows("verbatim")[:6])
+    )
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +267,7 @@ def test_statistics_of_embeddings_are_those_of_their_captions(exact_micro, memor
 
 def test_the_mirrored_teacher_says_what_the_twin_says(pipe, twin, prompts):
     """Of a training image other wording is not enough: the model recognizes it. The mirrored one it does not."""
-    captions, images = other_wording(prompts.of("verbatim")[:40]), prompts.images("verbatim", 0, 40)
+    captions, images = prompts.rows("verbatim")["content"].tolist()[:40], prompts.images("verbatim", 0, 40)
 
     def error(model, mirrored=False):
         context = as_denoiser(model).embed(captions)

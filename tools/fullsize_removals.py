@@ -26,6 +26,7 @@ from memsub.io.files import load_json, save_json
 from memsub.models import as_denoiser
 from memsub.prompts import load_prompts
 from memsub_extra.hardware import hardware
+from memsub_extra.prompt_lists.wordings import wordings_of
 from memsub_extra.unlearning import pruning
 from memsub_extra.unlearning.pairs import Pairs
 from memsub_extra.unlearning.removals import REMOVALS
@@ -52,7 +53,7 @@ def one(model: Any, name: str) -> dict[str, Any]:
 
     def pairs(kind: str) -> Pairs:
         images = rng.integers(0, 256, (PAIRS, *denoiser.image_shape, 3), dtype=np.uint8)
-        return Pairs(prompts.of(kind)[:PAIRS], images)
+        return Pairs(prompts.of(kind)[:PAIRS], images, wordings_of(prompts.rows(kind))[:PAIRS])
 
     options = next((few for start, few in FEWER.items() if name.startswith(start)), {})
     if REMOVALS[name].objective:

@@ -36,6 +36,7 @@ from memsub.pruning import Edit, pruned
 from memsub.testbed import dataset
 from memsub.testbed.world import WORLD
 from memsub_extra.attacks import embedding_attack
+from memsub_extra.prompt_lists.wordings import wordings_of
 from memsub_extra.store import Kind, Store
 from memsub_extra.unlearning import shipped
 from memsub_extra.unlearning.attack_work import ITERATIONS, STARTS, attack_work, starts
@@ -61,7 +62,7 @@ def subjects(prompts: Prompts) -> Subjects:
 
     def pairs(kind: str, start: int, stop: int) -> Pairs:
         rows = prompts.rows(kind)[start:stop]
-        return Pairs(rows["prompt"].tolist(), prompts.images(kind, start, stop))
+        return Pairs(rows["prompt"].tolist(), prompts.images(kind, start, stop), wordings_of(rows))
 
     corpus = dataset.build()
     kept = corpus.ordinary[:ORDINARY]

@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 import torch
 
 from memsub.models import Conditioning, Pipeline, as_denoiser, noise_schedule
-from memsub.prompts import other_wording
 from memsub.pruning import Edit
 from memsub_extra.attacks import EmbeddingAttack
 
@@ -63,7 +62,7 @@ class Distillation:
         self.mirrored = self.denoiser.encode(mirror(memorized.images))
         self.beginnings, self.empty = starts(pipe, memorized.captions, seed), self.denoiser.embed([""])
         self.captions = self.beginnings["its caption"]
-        self.other_wording = self.denoiser.embed(other_wording(memorized.captions))
+        self.other_wording = self.denoiser.embed(memorized.other_wording("adversarial distillation"))
         self.schedule, self.weights = noise_schedule(self.denoiser), step_weights(self.denoiser)
         self.attacks: dict[int, EmbeddingAttack] = {}
 
@@ -126,5 +125,12 @@ class Distillation:
 
 
 REMOVAL, LOCATED, RANDOM = fine_tunings(
-    "adversarial distillation", Distillation, "this project", where="transformers", epochs=80, lr=5e-4, warmup=20
+    "adversarial distillation",
+    Distillation,
+    "this project",
+    needs_wording=True,
+    where="transformers",
+    epochs=80,
+    lr=5e-4,
+    warmup=20,
 )

@@ -57,13 +57,20 @@ def variant(name: str, where: str) -> str:
 
 
 def fine_tunings(
-    name: str, objective: Callable[..., Loss], source: str, *, where: str = "all", **options: Any
+    name: str,
+    objective: Callable[..., Loss],
+    source: str,
+    *,
+    where: str = "all",
+    needs_wording: bool = False,
+    **options: Any,
 ) -> tuple[Removal, Removal, Removal]:
     """A fine-tuning as it is meant, of the located weights alone, and of density-matched random ones.
 
     Args:
         objective: (pipe, memorized, ordinary, *, located, seed, ...) -> Loss; `located()` is METHOD's edit.
         where: what it trains if it is not restricted.
+        needs_wording: whether the objective needs other wordings of the captions.
         options: of `fine_tuned` (epochs or steps, lr, fresh) and of the objective.
     """
 
@@ -71,7 +78,7 @@ def fine_tunings(
         return fine_tuned(pipe, memorized, ordinary, objective, name=name, **given)
 
     whole, located, random = (
-        Removal(f"trains {WHERE[part]}", make, source, options | {"where": part}, objective)
+        Removal(f"trains {WHERE[part]}", make, source, options | {"where": part}, objective, needs_wording)
         for part in (where, "located", "random")
     )
     return whole, located, random

@@ -7,22 +7,24 @@ revival(run)                                # zeros that are filled: what comes 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 from memsub.models import as_denoiser, fingerprint
-from memsub.prompts import other_wording
 from memsub.pruning import Edit
 from memsub_extra.run.model import Model
 from memsub_extra.run.run import Run
 from memsub_extra.store import Kind
 
 from ..notebooks import notebook01
+from ..notebooks.kinds import listed, note_evaluated, note_outcomes
 from ..notebooks.listing import Notebook
 from ..notebooks.notebook05 import memorized_pairs, unseen_pairs
 from ..notebooks.rows import gradient_rows
@@ -62,8 +64,12 @@ def _edit(run: Run, file: str | Path, place: int) -> Edit:
 
 def removed(run: Run) -> Pairs:
     """The memorized pairs under attack: as many as the parameter `deletion.targets` says."""
-    places = list(run.data.references)[: run.parameters.deletion.targets]
-    return Pairs(*memorized_pairs(run, places))
+    places = _attacked_places(run)
+    return Pairs(*memorized_pairs(run, places), [run.data.memorized.wordings[place] for place in places])
+
+
+def _attacked_places(run: Run) -> list[int]:
+    return list(run.data.references)[: run.parameters.deletion.targets]
 
 
 def work(run: Run) -> pd.DataFrame:
@@ -84,6 +90,9 @@ def work(run: Run) -> pd.DataFrame:
             content = {"model": model, "captions": pairs.captions, "images": pairs.images, "judge": run.judge}
             table = run.store.table(ATTACK_WORK, make, **content, **options)
             tables.append(table.assign(model=model.name, pairs=kind))
+            if kind == "removed":
+                sampled = dict(zip(_attacked_places(run), table["iterations"] < np.inf, strict=True))
+                note_outcomes(run, "attack work", {"model": model.name}, sampled, "sampled", list(sampled))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -98,14 +107,15 @@ def recognition(run: Run) -> pd.DataFrame:
     """How well memorized images are denoised (`denoising_error`): columns model, given, t, error.
 
     Given their captions, the same content in other words, and that for the mirrored image, which no model has seen.
+    Where the prompt list lacks other wordings, the last two are left out, with a warning.
     """
     pairs, tables = removed(run), []
-    others = other_wording(pairs.captions)
-    questions = (
-        ("its caption", pairs.captions, False),
-        ("other wording", others, False),
-        ("other wording, mirrored", others, True),
-    )
+    questions = [("its caption", pairs.captions, False)]
+    try:
+        others = pairs.other_wording("recognition")
+        questions += [("other wording", others, False), ("other wording, mirrored", others, True)]
+    except ValueError as error:
+        warnings.warn(f"{error} What it would show is left out.", stacklevel=2)
     for model in models(run):
         for given, captions, mirrored in questions:
             make = partial(_recognized, model, pairs, captions, mirrored)
@@ -125,15 +135,19 @@ def revival(run: Run) -> pd.DataFrame:
 
     One row a model, as `Scores.evaluate` gives it.
     """
-    places = run.data.held_out(run.data.split["locate"])[: run.parameters.evaluation.captions]
-    pruned = run.model()
+    located_on, pruned = run.data.split["locate"], run.model()
+    places = run.data.held_out(located_on)[: run.parameters.evaluation.captions]
     assert pruned.edit is not None  # for the type checker: a model of a spec has one
     make = partial(imputed, run.pipe, pruned.edit)
     completed = run.store.get(IMPUTED, Edit, make, model=run.unedited, edit=pruned.edit.positions)
     filled = dict(zip(FILLED, (completed, revived(run.pipe, completed)), strict=True))
     compared = [run.unedited, pruned]
     compared += [Model(f"pruned, zeros {name}", run.pipe, edit) for name, edit in filled.items()]
-    return pd.DataFrame([{"model": model.name} | run.scores.evaluate(model, places) for model in compared])
+    rows = []
+    for model in compared:
+        note_evaluated(run, "revival", {"model": model.name}, model, places, listed(run, located_on))
+        rows.append({"model": model.name} | run.scores.evaluate(model, places))
+    return pd.DataFrame(rows)
 
 
 NOTEBOOK = Notebook(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from memsub.activations import capture
 from memsub.models import Pipeline, as_denoiser
 from memsub.neurons import locate
 from memsub.overlap import pairwise_iou
-from memsub.prompts import other_wording, subsets
+from memsub.prompts import subsets
 from memsub.pruning import Edit, pruned
 from memsub_extra.attacks import embedding_attack
 
@@ -43,20 +44,21 @@ def prune(
         layers: only this many, those in which sets of memorized prompts overlap most; default all.
 
     Raises:
-        ValueError: an unknown contrast.
+        ValueError: an unknown contrast, or other wordings are needed and a caption has none.
     """
-    contrasts = {
-        "empty": [""],
-        "ordinary": ordinary.captions[: len(memorized)],
-        "other wording": other_wording(memorized.captions),
+    contrasts: dict[str, Callable[[], list[str]]] = {
+        "empty": lambda: [""],
+        "ordinary": lambda: ordinary.captions[: len(memorized)],
+        "other wording": lambda: memorized.other_wording("pruning against other wording"),
     }
     if contrast not in contrasts:
         raise ValueError(f"unknown contrast {contrast!r}; expected one of {', '.join(contrasts)}.")
+    against = contrasts[contrast]()
     groups = {str(i): part for i, part in enumerate(subsets(len(memorized), max(1, len(memorized) // 4), 4, seed))}
     groups["all"] = list(range(len(memorized)))
     options = CAPTURE | {"progress": progress, "first": steps if layers is None else None}
     stats = capture(pipe, memorized.captions, groups=groups, **options)
-    null = capture(pipe, contrasts[contrast], **options)
+    null = capture(pipe, against, **options)
     edit = locate(pipe, stats, null, sparsity, "all").union(steps)
     if layers is None:
         return edit
@@ -95,6 +97,6 @@ def prune_under_attack(
 
 PRUNING = Removal("weights to zero", prune, PAPER, {})
 AGAINST_ORDINARY = Removal("weights to zero", prune, PAPER, {"contrast": "ordinary"})
-AGAINST_OTHER_WORDING = Removal("weights to zero", prune, PAPER, {"contrast": "other wording"})
+AGAINST_OTHER_WORDING = Removal("weights to zero", prune, PAPER, {"contrast": "other wording"}, needs_wording=True)
 HALF_OF_THE_LAYERS = Removal("weights to zero", prune, PAPER, {"layers": 8})
 UNDER_ATTACK = Removal("weights to zero", prune_under_attack, "this project", {})

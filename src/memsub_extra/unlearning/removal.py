@@ -27,6 +27,7 @@ class Removal:
         source: where it was published.
         options: of `make`.
         objective: the loss of one that trains.
+        needs_wording: whether it needs each caption's content in other words (`Pairs.wordings`).
         version: raised when the code makes another edit than before; stored edits belong to it.
     """
 
@@ -35,8 +36,15 @@ class Removal:
     source: str
     options: dict[str, Any]
     objective: Callable[..., Any] | None = None
+    needs_wording: bool = False
     version: int = 1
 
     def edit(self, pipe: Pipeline, memorized: Pairs, ordinary: Pairs, **options: Any) -> Edit:
-        """Makes the edit; `options` go before the removal's own."""
+        """Makes the edit; `options` go before the removal's own.
+
+        Raises:
+            ValueError: it needs other wordings, and a caption has none; before anything is computed.
+        """
+        if self.needs_wording:
+            memorized.other_wording(f"this removal ({self.changes})")
         return self.make(pipe, memorized, ordinary, **self.options | options)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 from memsub.models import Pipeline, as_denoiser, generate
-from memsub.prompts import other_wording
 from memsub.pruning import Edit, pruned
 
 from .pairs import SAMPLING, Pairs
@@ -38,7 +37,7 @@ def unlike(pipe: Pipeline, memorized: Pairs, *, seeds: int = 8, seed: int = 0) -
 
     Of `seeds` images those least like the training image: now and then the model replicates it all the same.
     """
-    images = sampled(pipe, other_wording(memorized.captions), seeds, seed)
+    images = sampled(pipe, memorized.other_wording("sampling what is unlike the training images"), seeds, seed)
     order = _distance(pipe, memorized, images).argsort(0, descending=True)[: seeds * 3 // 4]
     return np.stack([images[row, range(len(memorized))] for row in order.numpy()])
 
