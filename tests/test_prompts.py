@@ -460,6 +460,7 @@ def server(tmp_path, monkeypatch):
 
 def sources(monkeypatch, server, name: str) -> None:
     monkeypatch.setitem(downloads.SOURCES, "sd14", {"memorized": server.address + name})
+    monkeypatch.delitem(downloads.TYPES, "sd14")
 
 
 def test_a_list_is_fetched_once_and_its_checksum_kept(server, monkeypatch):

@@ -7,7 +7,7 @@ images: images of one caption replicate together. A killed evaluation resumes: i
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from memsub.measure.metrics import Metrics
+    from memsub_extra.prompt_lists.images import Matched
     from memsub_extra.run.model import Model
 
 RECORD, SAMPLES = "evaluation.json", "samples"
@@ -35,8 +36,11 @@ def add(commands: argparse._SubParsersAction) -> None:
     add_model(judge)
     judge.add_argument("--edit", type=file, required=True, help="what `locate` wrote")
     judge.add_argument("--prompts", type=file, required=True, help="memorized captions, a list as for `locate`")
-    layout = "training images: FOLDER/INDEX/*.png, INDEX being the list's, or 1 for the first caption, 2 for the next"
-    judge.add_argument("--images", type=folder, metavar="FOLDER", help=layout)
+    layout = "training images: FOLDER/INDEX/*.png, INDEX being the list's, or 1 for the first caption, 2 for the next;"
+    judge.add_argument("--images", type=folder, metavar="FOLDER", help=f"{layout} other layouts: docs/images.md")
+    judge.add_argument("--types", type=file, help="types of the captions (verbatim, template), if the list has none")
+    others = "a list with other wordings (column rephrased) or of wordings (MemBench's): does the edit hold for them?"
+    judge.add_argument("--wordings", type=file, help=others)
     unseen = "captions that are not memorized: can the model still follow them?"
     judge.add_argument("--unseen", type=file, help=unseen)
     judge.add_argument("--seeds", type=number(int, 1, 1000), default=4, help="images a caption (4)")
@@ -51,10 +55,21 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 @dataclass
 class Listed:
-    """Captions, each once, and files of the training images of each; none where there is none."""
+    """Captions, each once.
+
+    Attributes:
+        captions: as they are sampled.
+        kinds: of each.
+        places: rows of the list that have a caption.
+        matched: files of training images by row of the list.
+        notes: what the list says of its kinds.
+    """
 
     captions: list[str]
-    files: list[list[Path]]
+    kinds: list[str]
+    places: list[list[int]]
+    matched: Matched
+    notes: list[str]
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -74,6 +89,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from memsub_extra.store import Store
 
     from .page import page
+    from .wordings import save_by_wording
 
     edit = Edit.load(args.edit)
     metrics = loaded("the metrics", partial(load_metrics, args.model, args.device, args.copy, args.clip))
@@ -83,7 +99,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     with pruned(pipe, edit):
         pass  # an edit of another model is refused before anything is sampled
     side = as_denoiser(pipe).image_shape[0]
-    references = _of_world(world, listed.captions) if world else _read(listed, side)
+    references = of_world(world, listed.captions) if world else _read(listed, side)
     unseen = unseen or (world.prompts().of("heldout")[:UNSEEN] if world else [])
     count = 2 * (len(listed.captions) + len(unseen)) * args.seeds
     check_writable(args.out / SAMPLES / "x", count * side * side * 3)
@@ -91,16 +107,18 @@ def _evaluate(args: argparse.Namespace) -> None:
     metrics.prompt.text_features([*listed.captions, *unseen])  # a world's metric knows its own captions alone
 
     store, models = Store(args.out / SAMPLES), (Model("before", pipe), Model("after", pipe, edit))
-    images = {model.name: _sampled(store, model, listed.captions, args) for model in models}
-    others = {model.name: _sampled(store, model, unseen, args) for model in models} if unseen else {}
+    images = {model.name: sampled(store, model, listed.captions, args) for model in models}
+    others = {model.name: sampled(store, model, unseen, args) for model in models} if unseen else {}
     scored = {name: _scored(images[name], listed.captions, metrics, args, references, world) for name in images}
     rows = measures(scored["before"], scored["after"])
+    rows += measures_by_kind(scored["before"], scored["after"], dict(zip(listed.captions, listed.kinds, strict=True)))
     if others:
         before, after = (_scored(others[name], unseen, metrics, args) for name in others)
         rows += [row | {"measure": f"{row['measure']}, unseen captions"} for row in measures(before, after)]
     exactly = world and judges_single_images(world)
     judged = "the exact test" if exactly else f"a copy similarity above {metrics.copy.threshold:g}"
-    lines = told(pd.DataFrame(rows), [len(trained) for trained in references], judged, bool(others))
+    lines = told(pd.DataFrame(rows), [len(trained) for trained in references], judged, bool(others)) + listed.notes
+    lines += save_by_wording(args, models, store, metrics, world) if args.wordings else []
     about = {"model": args.model, "edit": str(args.edit), "density": edit.density, "prompts": str(args.prompts)}
     about |= {name: getattr(args, name) for name in ("seed", "seeds", "steps", "guidance_scale")}
     each = pd.concat([table.assign(model=name) for name, table in scored.items()])
@@ -117,45 +135,47 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _checked(args: argparse.Namespace) -> Listed:
     """The list, after all has been checked that needs no model; raises ValueError or OSError."""
     from memsub.io.files import check_artifact, check_writable
-    from memsub.io.images import image_files
     from memsub.prompts import read_prompts
+    from memsub_extra.prompt_lists.images import Matched, match_images
+    from memsub_extra.prompt_lists.kinds import kinds_in, notes, read_types, with_types
+
+    from .wordings import check_wordings
 
     check_artifact(args.edit, "Edit")
     if args.out.is_dir() and any(args.out.iterdir()) and not {RECORD, SAMPLES} & {p.name for p in args.out.iterdir()}:
         raise ValueError(f"--out {args.out} holds other files: name a new folder, or that of an earlier evaluation.")
     check_writable(args.out / RECORD)
     table = read_prompts(args.prompts)
-    names = (table["index"] if "index" in table else table.index + 1).tolist()
-    files: dict[str, list[Path]] = {}
-    for caption, name in zip(table["prompt"], names, strict=True):
-        inside = image_files(args.images / str(name)) if args.images else []
-        files[caption] = [*files.get(caption, []), *inside]
-    if args.images and not any(files.values()):
+    if args.types:
+        table = with_types(table, read_types(args.types), str(args.types))
+    matched = match_images(table, args.images, one_image_each=False) if args.images else Matched(Path())
+    if args.images and not matched.files:
+        name = table["index"].tolist()[0] if "index" in table else 1
         raise ValueError(
-            f"{args.images} holds no training image of these captions: expected {args.images}/{names[0]}/*.png."
+            f"{args.images} holds no training image of these captions: expected {args.images}/{name}/*.png."
         )
-    if len(files) < 2:
+    places: dict[str, list[int]] = {}
+    for place, caption in enumerate(table["prompt"]):
+        places.setdefault(caption, []).append(place)
+    if len(places) < 2:
         raise ValueError(
             f"{args.prompts} holds one caption: alignment is measured against the caption of another. Add a second one."
         )
-    return Listed(list(files), list(files.values()))
+    if args.wordings:
+        check_wordings(args)
+    kinds = [table["kind"].tolist()[of_caption[0]] for of_caption in places.values()]
+    said = notes(table, "replication") if args.images and kinds_in(kinds) else []
+    return Listed(list(places), kinds, list(places.values()), matched, said)
 
 
 def _read(listed: Listed, side: int) -> list[np.ndarray]:
-    """Training images of each caption, uint8 (k, side, side, 3) each; a file that cannot be read is told."""
-    import warnings
-
-    from memsub.io.images import read_images
-
-    broken: dict[Path, str] = {}
-    references = [read_images(files, side, broken) for files in listed.files]
-    for sentence in broken.values():
-        warnings.warn(f"{sentence} It is passed over.", stacklevel=2)
-    return references
+    """Training images of each caption, uint8 (k, side, side, 3) each; what cannot be read or is none is told."""
+    images = read_told(listed.matched, side)
+    return [joined([images[place] for place in places if place in images], side) for places in listed.places]
 
 
-def _of_world(world: Any, captions: Sequence[str]) -> list[np.ndarray]:
-    """The same from a world's own list; none for captions that are not in it."""
+def of_world(world: Any, captions: Sequence[str]) -> list[np.ndarray]:
+    """Training images of each caption from a world's own list; none for captions that are not in it."""
     import numpy as np
 
     from memsub.io.images import decode_png
@@ -169,7 +189,7 @@ def _of_world(world: Any, captions: Sequence[str]) -> list[np.ndarray]:
 # --- what is measured -------------------------------------------------------------------------------------------------
 
 
-def _sampled(store: Any, model: Model, captions: list[str], args: argparse.Namespace) -> np.ndarray:
+def sampled(store: Any, model: Model, captions: list[str], args: argparse.Namespace) -> np.ndarray:
     """Images of captions, each with every seed and a noise of its own: uint8 (captions * seeds, height, width, 3)."""
     import numpy as np
     from tqdm.auto import tqdm
@@ -192,6 +212,25 @@ def _sampled(store: Any, model: Model, captions: list[str], args: argparse.Names
 
         parts.append(store.arrays(Kind("images"), make, model=model, prompts=prompts, seeds=each, **how)["images"])
     return np.concatenate(parts)
+
+
+def read_told(matched: Matched, side: int) -> dict[int, np.ndarray]:
+    """Training images by row of a list, uint8 (k, side, side, 3); what cannot be read or is none is told."""
+    import warnings
+
+    from memsub_extra.prompt_lists.images import read_matched
+
+    found = read_matched(matched, side)
+    for sentence in (*(f"{broken} It is passed over." for broken in found.broken.values()), *found.told):
+        warnings.warn(sentence, stacklevel=3)
+    return found.images
+
+
+def joined(images: Sequence[np.ndarray], side: int) -> np.ndarray:
+    """Several stacks of images as one, uint8 (k, side, side, 3), also of none."""
+    import numpy as np
+
+    return np.concatenate([np.empty((0, side, side, 3), np.uint8), *images])
 
 
 def _scored(
@@ -247,6 +286,18 @@ def measures(before: pd.DataFrame, after: pd.DataFrame) -> list[dict[str, Any]]:
     rows |= {"copy similarity": by_caption["copy_similarity"], "alignment": by_caption["alignment"]}
     rows |= {"sharpness": by_caption["sharpness"], "likeness of a caption's images": by_caption["likeness"]}
     return [_row(name, *values) for name, values in rows.items() if len(values[0])]
+
+
+def measures_by_kind(before: pd.DataFrame, after: pd.DataFrame, kinds: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What `measures` says of replication for the captions of each kind, where there are several kinds."""
+    from memsub_extra.prompt_lists.kinds import kinds_in
+
+    rows = []
+    for kind in kinds_in(kinds.values())[:-1]:
+        pair = [table[table["prompt"].map(kinds) == kind] for table in (before, after)]
+        wanted = ("captions with a replicated image", "replicated images", "copy similarity")
+        rows += [row | {"measure": f"{row['measure']}, {kind}"} for row in measures(*pair) if row["measure"] in wanted]
+    return rows
 
 
 def _row(name: str, a: np.ndarray, b: np.ndarray) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The command `memsub fetch`: published prompt lists, metric and training images, and their checksums."""
+"""The command `memsub fetch`: published prompt lists and types, metric and training images, and their checksums."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ def _fetch(args: argparse.Namespace) -> None:
         check_writable(args.images / "0" / "0.png")
     from memsub.measure.sscd import SSCD
     from memsub.prompts import load_prompts
+    from memsub_extra.prompt_lists.kinds import published_types
 
     files = [fetch(args.model, kind) for kind in SOURCES[args.model]]
+    files += [types] if (types := published_types(args.model)) else []
     files.append(fetch_url(SSCD["sscd_disc_large"], "copy descriptor"))
     for file in files:
         print(f"{verify(file)}  {file.stat().st_size / 1e6:8.2f} MB  {printable(file)}")
