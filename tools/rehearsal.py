@@ -88,7 +88,9 @@ def prepare(name: Any, folder: Path, sample_size: int = 8) -> Path:
     # A program of unknown content is not executed unless somebody consents to it.
     os.environ[CONSENT] = hashlib.sha256((folder / "sscd.torchscript.pt").read_bytes()).hexdigest()
     prompts, rng = load_prompts("tiny"), np.random.default_rng(0)
-    rows = [{"caption": c, "index": i, "url": "http://localhost/gone"} for i, c in enumerate(prompts.memorized[:12])]
+    listed = prompts.memorized_rows[["prompt", "content"]][:12].itertuples()
+    rows = [{"caption": r.prompt, "rephrased": r.content, "index": r.Index} for r in listed]
+    rows = [row | {"type": "TM" if i % 3 else "VM", "url": "http://localhost/gone"} for i, row in enumerate(rows)]
     save_text("".join(json.dumps(row) + "\n" for row in rows), folder / "memorized.jsonl")
     save_text("\n".join(prompts.ordinary[:12]) + "\n", folder / "ordinary.txt")
     save_text("caption\n" + "\n".join(f'"{c}"' for c in prompts.of("heldout")[:8]) + "\n", folder / "heldout.csv")
