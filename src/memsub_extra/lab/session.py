@@ -29,6 +29,7 @@ from memsub.prompts import disjoint_pairs
 from memsub.pruning import Edit, pruned
 from memsub_extra.attacks import EmbeddingAttack
 from memsub_extra.mitigations.detection import step_scores
+from memsub_extra.run.data import images_folder
 from memsub_extra.run.run import Run
 from memsub_extra.run.specs import EditSpec, Group
 
@@ -89,7 +90,7 @@ class Lab:
         if "image" in table and "exposures" in table:
             shown = table[table["exposures"] > 0]
             return dict(zip(shown["prompt"], shown["image"], strict=True))
-        known = data.training_images if "image" in table or data.images_folder.is_dir() else {}
+        known = data.training_images if "image" in table or images_folder(data.parameters).is_dir() else {}
         return {data.captions("memorized")[i]: images for i, images in known.items()}
 
     def _training_images(self, caption: str) -> np.ndarray | None:

@@ -195,11 +195,6 @@ class Data:
 
     # --- images -------------------------------------------------------------------------------------------------
 
-    @property
-    def images_folder(self) -> Path:
-        """Where the training images of published lists are, or will be."""
-        return Path(self.parameters.data.images or Path(self.parameters.folder) / "gt_images")
-
     @cached_property
     def references(self) -> dict[int, np.ndarray]:
         """A training image of each memorized prompt by the prompt's place in `captions`, (height, width, 3): of several
@@ -226,7 +221,7 @@ class Data:
         rows = self.prompts.memorized_rows[: self.parameters.grid.memorized]
         if "image" in rows:
             return {i: decode_png(png)[None] for i, png in enumerate(rows["image"])}
-        folder = self.images_folder
+        folder = images_folder(self.parameters)
         match_images(rows, folder)  # raises for what is wrong with the list, before anything is fetched
         with first_on_each_machine():
             if not folder.is_dir() and "url" in rows and "index" in rows:
@@ -284,6 +279,11 @@ class Data:
             f"data.real: a folder of images, such as COCO's, is needed for KID and FID; got {real!r}, in which no file "
             f"({', '.join(SUFFIXES)}) can be read."
         )
+
+
+def images_folder(parameters: Parameters) -> Path:
+    """Where the training images of published lists are, or will be."""
+    return Path(parameters.data.images or Path(parameters.folder) / "gt_images")
 
 
 def _tell(broken: dict[Path, str], where: str) -> None:
