@@ -236,8 +236,8 @@ def main() -> None:
             removal(name)  # the first unknown name is an error, before anything is loaded
     except ValueError as error:
         parser.error(str(error))
-    names = ("iterations", "attacked", "noises", "rates", "looks", "seeds", "membership_steps")
-    options = {name: getattr(args, name) for name in names} | {"begin": args.starts}
+    passed = ("iterations", "attacked", "noises", "rates", "looks", "seeds", "membership_steps")
+    options = {name: getattr(args, name) for name in passed} | {"begin": args.starts}
     tables, names = {}, ["twin", "unedited", *args.only]
     if args.processes > 1:
         whole = shipped.whole(names)

@@ -269,7 +269,7 @@ def _relearned_at_last(learned: pd.DataFrame) -> tuple[tuple[float, float, float
     table = learned[learned["taught"] == TAUGHT]
     last = table[(table["lr"] == table["lr"].max()) & (table["steps"] == table["steps"].max())]
     if "share" in last:
-        return tuple(last[["share", "low", "high"]].iloc[0]), None  # type: ignore[return-value]
+        return tuple(last[["share", "low", "high"]].iloc[0]), None
     hits = last.sort_values("target")["replicated"].to_numpy(bool)
     return (float(hits.mean()), *clustered(hits, range(len(hits)))), hits
 
@@ -306,8 +306,8 @@ def _answers(audit: Tables, reference: Tables, at: int) -> dict[str, Equivalence
     for name, each in _alignments(audit).items():
         answers[LABELS[name]] = equivalence(each, aligned[name], "alignment")
     if "membership" in audit and "membership" in reference:
-        p = [tables["membership"].sort_values("target")["p"].to_numpy() for tables in (audit, reference)]
-        answers["membership"] = equivalence(*p, "mean p")
+        p, expected_p = (each["membership"].sort_values("target")["p"].to_numpy() for each in (audit, reference))
+        answers["membership"] = equivalence(p, expected_p, "mean p")
     return answers
 
 
