@@ -125,8 +125,8 @@ def test_labels_lie_over_no_other_and_beside_their_points():
 def test_an_attack_has_a_panel_for_each_kind_of_pairs_and_a_line_a_model():
     figure = unlearning_plots.attack_curves(attack_work(), (0, 10, 50))
     assert [a.get_title() for a in figure.axes] == [
-        "memorized images, n = 2 a model",
-        "images never trained on, n = 2 a model",
+        "forget set, n = 2 a model",
+        "unseen, n = 2 a model",
     ]
     lines = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].lines}
     assert lines == {"a": [50, 100, 100], "twin": [0, 0, 50]}
