@@ -486,12 +486,12 @@ def test_an_edit_of_another_model_is_told_before_anything_is_sampled(
 def test_a_rate_of_captions_that_are_all_alike_has_a_width():
     def scored(hits):
         prompts = np.repeat(["a", "b", "c"], 2)
-        return pd.DataFrame({"prompt": prompts, "replicated": hits, "copy_similarity": hits, "sharpness": 1.0,
-                             "likeness": np.nan, "prompt_similarity": 1.0, "chance": 0.5})  # fmt: skip
+        return pd.DataFrame({"prompt": prompts, "seed": [0, 1] * 3, "replicated": hits, "copy_similarity": hits,
+                             "sharpness": 1.0, "likeness": np.nan, "prompt_similarity": 1, "chance": 0.5})  # fmt: skip
 
     rows = {row["measure"]: row for row in evaluate.measures(scored([1.0] * 6), scored([0, 0, 0, 0, 1.0, 0]))}
     images, captions = rows["replicated images"], rows["captions with a replicated image"]
     assert (images["before"], images["after"]) == (1, pytest.approx(1 / 6))
     assert captions["after"] == pytest.approx(1 / 3)
     assert images["before_low"] < 0.6 and images["before_high"] == 1  # three captions, not six images
-    assert -1 <= images["change_low"] < images["change"] < images["change_high"] < 0
+    assert -1 <= images["change_low"] < images["change"] < images["change_high"] < 0.1

@@ -70,7 +70,7 @@ class Report:
         yield self._calibration("never-trained pairs", self.sampled, captions, self.real)
         if self.twin is not None:
             yield from self._twin_calibration()
-        yield self._calibrated()
+            yield self._calibrated()
         yield from self._memorized("verbatim", 4, 0.95)
         yield self._without_tails()
         for kind in ("template", "template_new"):

@@ -141,9 +141,13 @@ class Evaluation(Part):
     controls: int = Field(1, ge=1, description="of them with controls: random weights, ordinary prompts")
     real_images: int = Field(48, ge=4, description="unseen captions for KID and FID")
     seed_captions: int = Field(10, ge=2, description="captions whose images are compared between seeds")
-    own_noise: bool = Field(
-        False, description="a noise for each image, by caption and number (default: one a seed, which captions share)"
+    noise: Literal["own", "shared"] = Field(
+        "shared", description="of each image, by its caption and number, or of each seed, which captions share"
     )
+
+    @property
+    def own_noise(self) -> bool:
+        return self.noise == "own"
 
 
 class BaselineSetting(Part):

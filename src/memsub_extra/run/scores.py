@@ -97,7 +97,7 @@ class Scores:
         Args:
             references: training images of the captions.
             seeds: each caption is sampled with each; default: once. (Of captions that share a noise many replicate or
-                few do: with the parameter `evaluation.own_noise` each image has its own.)
+                few do: with the parameter `evaluation.noise` "own" each image has its own.)
             sample: something else than plain sampling; `content` says what it is a function of.
         """
 
