@@ -90,7 +90,7 @@ def work(run: Run) -> pd.DataFrame:
             content = {"model": model, "captions": pairs.captions, "images": pairs.images, "judge": run.judge}
             table = run.store.table(ATTACK_WORK, make, **content, **options)
             tables.append(table.assign(model=model.name, pairs=kind))
-            if kind == "removed":
+            if kind == FORGET_SET:
                 sampled = dict(zip(_attacked_places(run), table["iterations"] < np.inf, strict=True))
                 note_outcomes(run, "attack work", {"model": model.name}, sampled, "sampled", list(sampled))
     return pd.concat(tables, ignore_index=True)
