@@ -54,6 +54,13 @@ def test_its_edit_is_the_runs(lab):
     assert not all(random.positions[n].equal(p) for n, p in theirs.positions.items())
 
 
+def test_captions_whose_training_image_is_known_come_first(lab):
+    held_out = lab.captions["memorized, held out"]
+    other = Lab(lab.run)
+    other.__dict__["_references"] = {held_out[-1]: lab.reference(held_out[-1])[None]}
+    assert other.captions["memorized, held out"] == [held_out[-1], *held_out[:-1]]
+
+
 def test_every_field_of_a_spec_counts(lab):
     spec = lab.spec.changed(sparsity=0.3, steps=2)
     densities = {None: lab.edit(spec).density}

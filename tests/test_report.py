@@ -49,6 +49,14 @@ def run_folder(tmp_path):
     return write_notebook(tmp_path / "04_pruning.ipynb", cells)
 
 
+def test_a_notice_is_the_first_line(tmp_path):
+    page = write_report(
+        [run_folder(tmp_path)], tmp_path / "report.html", "memsub", notice="weights <are> random"
+    ).read_text()
+    text = re.sub(r"<[^>]+>", "", page.partition("<body>")[2])
+    assert text.strip().startswith("weights &lt;are&gt; random")
+
+
 def test_what_fails_stands_on_top(tmp_path):
     table = verdicts([run_folder(tmp_path).parent / "findings" / "04_pruning.json", tmp_path / "missing.json"])
     assert "Verdicts of 4 claims: holds 2, fails 1, inconclusive 1" in table

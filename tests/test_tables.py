@@ -13,7 +13,7 @@ from memsub_extra.mitigations import BASELINES, Baseline, detection
 from memsub_extra.notebooks import batch, cost, notebook04, notebook05
 from memsub_extra.notebooks import listing as notebooks
 from memsub_extra.notebooks.listing import NOTEBOOKS, Notebook
-from memsub_extra.notebooks.rows import TWIN, under_attack
+from memsub_extra.notebooks.rows import TWIN, Row, under_attack
 from memsub_extra.run.parameters import Parameters
 
 
@@ -145,3 +145,26 @@ def test_the_rule_that_chooses_an_edit(run):
     assert notebook04.choose(exact, run.parameters)["sparsity"] == 0.1  # the sparsest of equals
     worse = table.assign(relative_alignment=[1.0] + [0.5] * 5)
     assert notebook04.choose(worse, run.parameters)["sparsity"] == 0.1  # none keeps enough: the sparsest
+
+
+def test_a_run_without_real_images_has_no_kid_and_a_control_of_its_own(new_run, monkeypatch):
+    run = new_run(evaluation={"captions": 2, "models": 1, "controls": 1, "real_images": 0, "seed_captions": 2})
+    plain = Row({"method": "none", "strength": ""})
+    monkeypatch.setattr(notebook05, "timed_rows", lambda run: [plain])
+    (row,) = notebook05.distances(run).to_dict("records")
+    assert row.pop("n") == row.pop("fid_n") == 0
+    assert list(row) == ["kid", "kid_deviation", "fid"] and np.isnan(list(row.values())).all()
+    monkeypatch.setattr(type(run.data), "has_real_images", False)
+    captions, images = notebook05.unseen_pairs(run, 2)
+    assert captions == run.data.prompts.of("heldout")[:2]
+    assert (images == run.scores.images(run.unedited, captions, [2000, 2001])).all()
+
+
+def test_fid_has_a_number_of_images_of_its_own(new_run, monkeypatch):
+    counts = {"captions": 2, "models": 1, "controls": 1, "real_images": 4, "fid_images": 6, "seed_captions": 2}
+    run = new_run(evaluation=counts)
+    monkeypatch.setattr(notebook05, "timed_rows", lambda run: [Row({"method": "none", "strength": ""})])
+    table = notebook05.distances(run)
+    assert table.index.tolist() == [("real images", ""), ("none", "")]
+    assert table[["n", "fid_n"]].to_numpy().tolist() == [[4, 6]] * 2
+    assert table.notna().all(axis=None)

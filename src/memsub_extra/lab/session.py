@@ -72,11 +72,16 @@ class Lab:
 
     @cached_property
     def captions(self) -> dict[str, list[str]]:
-        """Captions to choose from, by kind: memorized ones that did not locate the edit first."""
+        """Captions to choose from, by kind: memorized ones that did not locate the edit first.
+
+        Of these, those come first whose training image is known: there is no verdict on others.
+        """
         data = self.run.data
         memorized, table = data.captions("memorized"), data.prompts.table
         by_kind = {
-            "memorized, held out": [memorized[i] for i in data.split["report"]],
+            "memorized, held out": sorted(
+                (memorized[i] for i in data.split["report"]), key=lambda caption: caption not in self._references
+            ),
             "memorized, locating the edit": [memorized[i] for i in data.split["locate"]],
         }
         others = [kind for kind in table["kind"].unique() if kind not in data.prompts.memorized_kinds]
@@ -236,7 +241,8 @@ class Lab:
         if reference is None:
             raise ValueError(f"{caption!r} has no training image to attack: choose a memorized caption.")
         run, edit = self.run, self.edit(spec)
-        options = {"noises": run.parameters.embedding_attack.noises, "batch_size": gradient_rows(run.denoiser)}
+        rows = gradient_rows(run.denoiser, run.parameters.sampling.batch_size)
+        options = {"noises": run.parameters.embedding_attack.noises, "batch_size": rows}
         attack = EmbeddingAttack(run.pipe, reference[None], run.denoiser.embed([caption]), **options)
         for iteration in range(0, iterations + 1, every):
             with pruned(run.pipe, edit):

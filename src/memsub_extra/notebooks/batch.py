@@ -103,7 +103,12 @@ def find_notebooks(model: ModelInfo, only: Sequence[str] = ()) -> list[Notebook]
 
 
 def run(
-    names: Sequence[str], out: Path | None = None, only: Sequence[str] = (), fresh: bool = False, jobs: int = 1
+    names: Sequence[str],
+    out: Path | None = None,
+    only: Sequence[str] = (),
+    fresh: bool = False,
+    jobs: int = 1,
+    notice: str = "",
 ) -> list[Path]:
     """Executes the notebooks of each parameter file, and returns the paths of the HTML reports (in the main process).
 
@@ -115,6 +120,7 @@ def run(
         fresh: also those that were executed before.
         jobs: notebooks side by side, which share out the cores. A small model uses two cores better in two kernels
             than in two threads; what fills a GPU alone needs one.
+        notice: first line of the reports.
 
     Raises:
         ValueError, FileNotFoundError: parameters or model are not right, or fewer than one job; nothing was executed.
@@ -147,7 +153,7 @@ def run(
             _execute_all(notebooks, parameters, folder, fresh, jobs)
             executed = [folder / f"{notebook.name}.ipynb" for notebook in notebooks]
             title = f"memsub: {folder.name}" if len(names) > 1 else f"memsub: {parameters.model}"
-            reports.append(write_report(executed, folder / "report.html", title, parameters.dump()))
+            reports.append(write_report(executed, folder / "report.html", title, parameters.dump(), notice))
     if len(wanted) > 1:
         table = compared(list(wanted))
         print(table.to_string())
@@ -182,6 +188,8 @@ def _named_files(parameters: Parameters) -> dict[str, Path]:
 
 def _check_files(parameters: Parameters) -> None:
     """Raises ValueError or FileNotFoundError for what a run would end with after hours: a missing file, or consent."""
+    if missing := parameters.missing_images():
+        raise ValueError(f"{missing}.")
     for key, path in _named_files(parameters).items():
         if key.startswith("deletion.edits.") and not path.is_file():
             raise FileNotFoundError(f"{printable(key)} names {path}, where no file is.")

@@ -33,6 +33,7 @@ from memsub.io.files import save_text
 
 from .findings import digest_of, read_findings, tally
 from .formulas import FORMULA, mathml
+from .published import section
 
 LIBRARIES = ("memsub", "torch", "diffusers", "transformers", "numpy")
 """Whose versions the report states."""
@@ -48,12 +49,15 @@ _TAGS = frozenset(_TEXT | _TABLES | {f"h{level}" for level in range(1, 7)})
 _FIRST = ("fails", "inconclusive", "holds")
 
 
-def write_report(notebooks: Sequence[Path], out: Path, title: str, parameters: Mapping[str, Any] | None = None) -> Path:
+def write_report(
+    notebooks: Sequence[Path], out: Path, title: str, parameters: Mapping[str, Any] | None = None, notice: str = ""
+) -> Path:
     """Writes the page, with what the run folder's `findings/` says of the notebooks' claims on top.
 
     Args:
         notebooks: executed ones, in one run folder.
         parameters: of the run, by the names that YAML files use.
+        notice: what a reader has to know before anything else, as the first line.
 
     Raises:
         ValueError: findings are not those of their notebook, or not as they were recorded.
@@ -67,14 +71,17 @@ def write_report(notebooks: Sequence[Path], out: Path, title: str, parameters: M
         contents.append(_with_anchors(notebook, path.stem))
         bodies.append(f"<section>{_body(notebook, path.stem, title, formulas)}</section>")
     text = "\n".join(bodies)
+    folders = dict.fromkeys(path.parent for path in notebooks)
     for token, formula in formulas.items():
         text = text.replace(token, formula)
     template = (files(__package__) / "report.html").read_text(encoding="utf-8")
     page = Template(template).substitute(
         title=html.escape(title),
+        notice=f"<p class='notice'>{html.escape(notice)}</p>" if notice else "",
         policy=_policy(template),
         contents="".join(map(_links, contents)),
         verdicts=verdicts(findings) + by_kind(findings),
+        published="".join(section(folder, parameters or {}) for folder in folders),
         about=provenance(parameters or {}),
         body=text,
     )

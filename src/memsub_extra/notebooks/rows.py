@@ -75,7 +75,8 @@ def _context(run: Run) -> Context:
     p = run.parameters
     options = {"steps": p.capture.steps, "batch_size": p.sampling.batch_size}
     plain, ordinary = run.scores.sample(run.unedited), run.data.captions("ordinary")
-    return Context(run.pipe, plain, ordinary, gradient_rows=gradient_rows(run.denoiser), **options)
+    rows = gradient_rows(run.denoiser, p.sampling.batch_size)
+    return Context(run.pipe, plain, ordinary, gradient_rows=rows, **options)
 
 
 def twin_row(run: Run, **labels: Any) -> list[Row]:
@@ -214,6 +215,10 @@ def under_attack(run: Run) -> list[Model]:
     return [run.unedited, run.model(), *([run.twin] if run.twin else [])]
 
 
-def gradient_rows(denoiser: Denoiser) -> int:
-    """Rows of a network call that keeps its activations for a gradient: four at 64 x 64 latents, about 10 GB."""
-    return max(4, 4 * 64**2 // denoiser.latent_shape[1] ** 2)
+def gradient_rows(denoiser: Denoiser, batch_size: int) -> int:
+    """Rows of a network call that keeps its activations for a gradient: four at 64 x 64 latents, about 10 GB.
+
+    Args:
+        batch_size: of sampling; half of it at most, so that a small one keeps all of a run small.
+    """
+    return min(max(4, 4 * 64**2 // denoiser.latent_shape[1] ** 2), max(1, batch_size // 2))

@@ -68,7 +68,7 @@ class Data(Part):
     images: str | None = Field(
         None, description="folder of training images, see docs/images.md (default: gt_images in `folder`)"
     )
-    real: str | None = Field(None, description="folder of images for KID and FID, such as COCO's")
+    real: str | None = Field(None, description="folder of images never trained on, such as COCO's: for KID and FID")
 
 
 class MetricNames(Part):
@@ -139,7 +139,10 @@ class Evaluation(Part):
     captions: int = Field(16, ge=2, description="memorized, and as many unseen captions")
     models: int = Field(10, ge=1, description="pruned models, each located on another subset of the smallest size")
     controls: int = Field(1, ge=1, description="of them with controls: random weights, ordinary prompts")
-    real_images: int = Field(48, ge=4, description="unseen captions for KID and FID")
+    real_images: int = Field(48, ge=0, description="unseen captions for KID, four or more; 0: no KID")
+    fid_images: int | None = Field(
+        None, ge=0, description="unseen captions for FID (default: of a known world those of KID, else none)"
+    )
     seed_captions: int = Field(10, ge=2, description="captions whose images are compared between seeds")
     noise: Literal["own", "shared"] = Field(
         "shared", description="of each image, by its caption and number, or of each seed, which captions share"
@@ -255,6 +258,9 @@ class Parameters(Part):
         located, grid = self.edit.located_on, self.grid
         if located.part == "subset" and not (located.size in grid.sizes and 0 <= located.index < grid.subsets):
             raise ValueError(f"edit.located_on: the grid has no subset {located}")
+        for name, count in {"real_images": self.evaluation.real_images, "fid_images": self.fid_images}.items():
+            if 0 < count < 4:
+                raise ValueError(f"evaluation.{name}: a distance needs four images or more, got {count}; 0 for none")
         if self.extraction.clique > self.extraction.images:
             raise ValueError(f"extraction.clique is {self.extraction.clique} of {self.extraction.images} images")
         return self
@@ -283,6 +289,34 @@ class Parameters(Part):
     def mask_sparsity(self) -> float:
         """Of the masks that are shown: the parameter, or the edit's."""
         return self.grid.sparsity or self.spec.sparsity or 0.0
+
+    @property
+    def fid_images(self) -> int:
+        """Images of FID: the parameter, or those of KID where that costs nothing more than their features; else 0."""
+        asked = self.evaluation.fid_images
+        if asked is None:
+            return self.evaluation.real_images if find_model(self.model).world else 0
+        return asked
+
+    @property
+    def distance_images(self) -> int:
+        """Unseen captions that are sampled for KID and FID together, which share them."""
+        return max(self.evaluation.real_images, self.fid_images)
+
+    def missing_images(self) -> str:
+        """What has to be there for KID and FID and is not named; "" where nothing is missing.
+
+        A parquet file of prompts may hold images of its own.
+        """
+        needed, lists = self.distance_images, self.data.prompts
+        files = lists.values() if isinstance(lists, dict) else [lists or ""]
+        if not needed or self.data.real or find_model(self.model).world or any(f.endswith(".parquet") for f in files):
+            return ""
+        return (
+            f"data.real names no folder, but KID and FID need {needed:,} images that the model was not trained on, and "
+            f"{needed:,} more for their floor, such as COCO's; evaluation.real_images: 0 and evaluation.fid_images: 0 "
+            "leave them out"
+        )
 
     @classmethod
     def checked(cls, given: Mapping[str, Any], source: str = "parameters") -> Parameters:

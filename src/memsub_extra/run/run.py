@@ -24,6 +24,7 @@ from memsub.measure.verdict import Judge, judge
 from memsub.models import Denoiser, ModelInfo, Pipeline, as_denoiser, load_pipeline
 from memsub_extra.store import Store
 
+from ..hardware import decode_one_by_one
 from .data import Data
 from .grid import Grid
 from .model import Model
@@ -100,6 +101,8 @@ class Run:
     def _load(self, name: str) -> Pipeline:
         dtype = getattr(torch, self.parameters.dtype) if self.parameters.dtype else None
         pipe = load_pipeline(name, dtype=dtype)
+        if self.data.world is None:
+            decode_one_by_one(pipe)
 
         def count(network: torch.nn.Module, args: tuple) -> None:
             self.network_rows += len(args[0])

@@ -99,8 +99,9 @@ def work(run: Run) -> pd.DataFrame:
 def _attacked(run: Run, model: Model, pairs: Pairs, options: dict[str, Any]) -> pd.DataFrame:
     denoiser = as_denoiser(model.pipe)
     start = denoiser.embed(pairs.captions)
+    rows = gradient_rows(denoiser, run.parameters.sampling.batch_size)
     with model.applied() as pipe:
-        return attack_work(pipe, pairs, start, run.judge, batch_size=gradient_rows(denoiser), **options)
+        return attack_work(pipe, pairs, start, run.judge, batch_size=rows, **options)
 
 
 def recognition(run: Run) -> pd.DataFrame:
