@@ -16,6 +16,7 @@ from memsub.models import Contents
 from memsub_extra.full_size.shapes import AUTOENCODER, UNETS
 from memsub_extra.notebooks import check, cost
 from memsub_extra.notebooks.batch import find_parameters
+from memsub_extra.unlearning.price import describe, price
 from single_file import save_single_file
 
 
@@ -101,8 +102,8 @@ def test_a_model_is_checked_without_torch(saved):
 
 
 def test_memory_is_what_shapes_say():
-    """Of sampling, as `memsub_extra.full_size.memory` has it: 9.3 GB for 16 images of SD1.4, 11.0 for 8 of SD2.0."""
-    for name, million, batch, gigabytes in (("sd14", 1066.2, 16, 9.3), ("sd20", 1289.9, 8, 11.0)):
+    """Of sampling, times the measured factor: on a GPU 16 images of SD1.4 took 12.4 GB, 8 of SD2.0 14.1."""
+    for name, million, batch, gigabytes in (("sd14", 1066.2, 16, 12.4), ("sd20", 1289.9, 8, 14.1)):
         contents = Contents(Path(name), kind="StableDiffusionPipeline")
         contents.configs = {
             "unet": UNETS[name],
@@ -150,7 +151,59 @@ def test_what_is_known_of_a_shipped_file_is_what_counting_says(monkeypatch):
     known = cost.known_work(parameters)
     assert known.equals(cost.work(parameters)), "call `python -m tools.costs`"
     monkeypatch.setattr(cost, "work", lambda p: pytest.fail("counted again"))
-    assert [cost.known_work(find_parameters(name)[0])["steps"].sum() > 0 for name in costs.FILES] == [True] * 4
+    assert [cost.known_work(find_parameters(name)[0])["steps"].sum() > 0 for name in costs.FILES] == [True] * len(
+        costs.FILES
+    )
+
+
+@pytest.mark.parametrize("name", ["sd14-quick", "sd20-quick"])
+def test_a_first_result_takes_half_an_hour_and_nine_gigabytes(name, capsys):
+    assert main(["check", name]) == 0
+    told = capsys.readouterr().out
+    parameters, _ = find_parameters(name)
+    table = cost.known_work(parameters)
+    assert table["steps"].sum() <= 25_000
+    asked = table.set_index("part")["steps"]
+    assert asked.pop("05 KID and FID") == 0
+    assert asked.pop("01 capture in control models") == 0  # there are none
+    assert (asked > 0).all()  # all else of the paper's figures is there
+    assert parameters.missing_images() == "" and "requires:" not in told
+    assert parameters.sampling.batch_size <= 4
+    assert max(cost._known(parameters)["memory"].values()) <= 9
+    assert "minutes: network calls alone on one NVIDIA H200" in told
+    assert "on a GPU, peak gigabytes from shapes, times 1.35: sampling" in told
+
+
+def test_removals_tell_their_price_before_they_begin():
+    regrowth = price("regrowth", "sd14", 500)
+    assert (regrowth.steps, regrowth.pairs, regrowth.gigabytes) == (1800, 500, 19.1)
+    assert price("SISS", "sd14", 33).steps == 40 * 3  # epochs of three batches
+    assert price("pruning", "sd14", 33).minutes is None  # it trains nothing
+    assert price("regrowth", "sd20", 500).gigabytes is None  # of a GPU nobody has measured it
+    text = describe(find_parameters("sd14")[0])
+    assert "which nobody has made on these weights" in text and "not measured" in text
+    assert describe(find_parameters("tiny")[0]) == ""
+
+
+def test_what_halves_a_run_is_half_of_it(capsys):
+    table = cost.pd.DataFrame(
+        {"part": ["01 capture of the grid", "05 KID and FID", "04 sweep", "05 timing"], "steps": [40, 41, 10, 9]}
+    )
+    told = cost.halved(table)
+    assert "05 KID and FID (evaluation.real_images: 0, evaluation.fid_images: 0); 04 sweep (sweep.sparsity)" in told
+    assert told.endswith("51% of the steps") and "timing" not in told
+    assert main(["check", "sd14"]) == 0
+    assert "requires: data.real names no folder" in capsys.readouterr().out
+
+
+def test_fid_is_asked_for_by_itself():
+    asked = {"evaluation": {"real_images": 8, "fid_images": 40}, "model": "sd14"}
+    parameters = cost.Parameters.checked(asked)
+    assert (parameters.fid_images, parameters.distance_images) == (40, 40)
+    assert cost.Parameters.checked({"model": "sd14"}).fid_images == 0
+    assert cost.Parameters.checked({"model": "tiny"}).fid_images == 120  # of a world they cost nothing more
+    with pytest.raises(ValueError, match="real_images: a distance needs four images or more, got 2"):
+        cost.Parameters.checked({"evaluation": {"real_images": 2}})
 
 
 def test_another_parameter_or_baseline_is_counted(monkeypatch):

@@ -59,7 +59,7 @@ PARTS = [
 
 def estimated(monkeypatch, sides):
     monkeypatch.setattr(memory, "SIDES", sides)
-    monkeypatch.setattr(memory, "gradient_rows", lambda denoiser: 4)
+    monkeypatch.setattr(memory, "gradient_rows", lambda denoiser, batch_size: 4)
     return memory.memory(Parameters.checked({"model": "sd14", "sampling": {"batch_size": 4}}))
 
 
@@ -88,7 +88,10 @@ def test_peak_memory_is_estimated_from_shapes(monkeypatch):
     assert (table["64 pixels"] > table["32 pixels"]).all()
     monkeypatch.setattr(memory, "memory", lambda parameters: table)
     text = memory.describe(Parameters())
-    assert text.startswith("on a GPU, peak gigabytes from shapes (weights included):\n")
+    assert text.startswith("on a GPU, peak gigabytes from shapes (weights included), times 1.35:\n")
+    monkeypatch.setattr(memory, "memory", lambda parameters, sides: table)
+    of_run = memory.of_run(Parameters.checked({"model": "sd14"}))
+    assert of_run.to_dict() == (1.35 * table.iloc[:3, 0]).to_dict()  # a run trains nothing
 
 
 @pytest.mark.slow

@@ -1,25 +1,63 @@
-"""What runs of the shipped parameter files cost, for `memsub check`: `python -m tools.costs`, two minutes of one core.
+"""What runs of the shipped parameter files cost, for `memsub check`: `python -m tools.costs`, five minutes of one core.
 
-It counts the calls of every experiment anew (`memsub_extra.notebooks.cost.work`) and writes `costs.json` beside it.
+    python -m tools.costs sd14-quick            # this file alone
+
+It counts the calls of every experiment anew (`memsub_extra.notebooks.cost.work`), takes the memory of each part from
+shapes, and what a step takes on a GPU as `tools.gpu` and `tools.fullsize_removals` measured it. It writes `costs.json`
+beside that module.
 """
 
 from __future__ import annotations
 
-from memsub.io.files import save_json
-from memsub_extra.notebooks.batch import find_parameters
+import argparse
+from typing import Any
+
+from memsub.io.files import load_json, save_json
+from memsub_extra.full_size import memory
+from memsub_extra.notebooks.batch import find_parameters, project
 from memsub_extra.notebooks.cost import KNOWN, digest, work
 
-FILES = ("quick", "tiny", "sd14", "sd20")
+FILES = ("quick", "tiny", "sd14-quick", "sd20-quick", "sd14", "sd20")
+
+
+def cost_of(name: str) -> dict[str, Any]:
+    """What a run of a parameter file takes, for `costs.json`."""
+    parameters, _ = find_parameters(name)
+    peak = memory.of_run(parameters)
+    return {
+        "digest": digest(parameters),
+        "work": work(parameters).to_dict("list"),
+        "memory": None if peak is None else peak.round(2).to_dict(),
+    }
+
+
+def measured() -> dict[str, Any]:
+    """The GPU that docs/figures.json has numbers of, and milliseconds of a guided step on it, by model."""
+    gpu = load_json(project() / "docs" / "figures.json")["gpu"]
+    return {"name": gpu["gpu"], "step_ms": {m: row["step_ms"] for m, row in gpu.items() if isinstance(row, dict)}}
+
+
+def of_removals() -> dict[str, dict[str, float]]:
+    """Gigabytes of a step of each removal on a GPU, by model, as `tools.fullsize_removals` measured them."""
+    rows = load_json(project() / "docs" / "figures.json")["fullsize"]
+    peak: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if "thread" not in row["on"]:
+            peak.setdefault(row["model"], {})[row["removal"]] = round(row["gigabytes"], 1)
+    return peak
 
 
 def main() -> None:
     """Writes the file."""
-    known = {}
-    for name in FILES:
-        parameters, _ = find_parameters(name)
-        known[digest(parameters)] = work(parameters).to_dict("list")
-        print(f"{name}: {sum(known[digest(parameters)]['steps']):,} guided steps", flush=True)
-    save_json(known, KNOWN)
+    parser = argparse.ArgumentParser(prog="python -m tools.costs", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", choices=[[], *FILES], help=f"which (default: all): {', '.join(FILES)}")
+    args = parser.parse_args()
+    known: dict[str, Any] = {"gpu": measured(), "removals": of_removals()}
+    known["runs"] = load_json(KNOWN)["runs"] if args.names else {}
+    for name in args.names or FILES:
+        known["runs"][name] = cost_of(name)
+        print(f"{name}: {sum(known['runs'][name]['work']['steps']):,} guided steps", flush=True)
+        save_json(known, KNOWN)
 
 
 if __name__ == "__main__":

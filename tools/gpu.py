@@ -25,6 +25,7 @@ from memsub.prompts import load_prompts
 from memsub.pruning import pruned
 from memsub_extra.full_size import memory
 from memsub_extra.full_size.device import size
+from memsub_extra.hardware import decode_one_by_one
 from memsub_extra.notebooks.batch import find_parameters
 from memsub_extra.notebooks.cost import seconds_per_step, work
 from memsub_extra.run.parameters import Parameters
@@ -109,6 +110,7 @@ def measured(name: Any) -> dict[str, Any]:
     """Everything of one model."""
     parameters, _ = find_parameters(name)
     pipe = random_pipeline(name, UNETS[name]["sample_size"], dtype=torch.float16, complete=True).to("cuda")
+    decode_one_by_one(pipe)  # as a run does
     prompts = load_prompts("tiny").memorized[: parameters.sampling.batch_size]
     rows, pixels = len(prompts), 8 * UNETS[name]["sample_size"]
     step = seconds_per_step(pipe, rows)

@@ -29,7 +29,7 @@ class ModelInfo:
         scorers: of its images: "published", or the name of a world that has its own.
         gpu_dtype: name of the torch.dtype that it is loaded with on a GPU.
         parameters: parameter file in papermill_params/, if it has one.
-        sparsity, steps: the recommended edit: share of a row that may be memorized, steps that are united (tau).
+        sparsity, steps: the edit, chosen on the embedded model, else the paper's: share of a row, steps united (tau).
         neurons: of all its second feed-forward maps together.
         world: name in `WORLDS` of the data it was trained on, whose ground truth is known in full; or "".
         controls: names of models that were trained alike, but never on its memorized pairs, by what tables call them.

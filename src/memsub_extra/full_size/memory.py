@@ -1,13 +1,14 @@
 """Peak memory of a run on a GPU, before it begins, from the shapes of SD1.4 or SD2.0.
 
 memory(parameters)                          # gigabytes of each part, at 512 and 768 pixels
-describe(parameters)                        # the same as lines of the cost estimate
+describe(parameters)                        # the same as lines of the cost estimate, times what sampling took more
+of_run(parameters)                          # ... of what a run does, at the size of its model
 parts(pipe, parameters)                     # one step of each part that fills a GPU, as functions
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -20,12 +21,16 @@ from memsub.models import Pipeline, as_denoiser, find_model, generate
 from memsub_extra.attacks import EmbeddingAttack
 from memsub_extra.run.parameters import Parameters
 
+from ..hardware import decode_one_by_one
+from ..notebooks.check import MEASURED
 from ..notebooks.rows import gradient_rows
 from .device import Elsewhere, size
 from .shapes import UNETS, shapes
 
 SIDES = (512, 768)
 """Of the images, in pixels."""
+TRAINING = "fine-tuning"
+"""What a run does not do, of `parts`."""
 
 
 def describe(p: Parameters) -> str:
@@ -33,22 +38,36 @@ def describe(p: Parameters) -> str:
     peak = memory(p)
     if peak is None:
         return ""
-    return f"on a GPU, peak gigabytes from shapes (weights included):\n{peak.round(1).to_string()}"
+    told = (MEASURED * peak).round(1).to_string()
+    return f"on a GPU, peak gigabytes from shapes (weights included), times {MEASURED}:\n{told}"
 
 
-def memory(p: Parameters) -> pd.DataFrame | None:
+def of_run(p: Parameters) -> pd.Series | None:
+    """Gigabytes of the parts of a run, at its model's size of images, times `MEASURED`; None for other models."""
+    name = find_model(p.model).name
+    if name not in UNETS:
+        return None
+    peak = memory(p, sides=(8 * UNETS[name]["sample_size"],))
+    assert peak is not None  # of published models there is one
+    of_parts = MEASURED * peak.iloc[:, 0]
+    return of_parts[[part for part in of_parts.index if not part.startswith(TRAINING)]]
+
+
+def memory(p: Parameters, sides: Sequence[int] | None = None) -> pd.DataFrame | None:
     """Gigabytes at once on a GPU, weights included, from the shapes of SD1.4 or SD2.0; None for other models.
 
-    Index: parts at the batch sizes of the parameters; columns: 512 and 768 pixels. Memory of the GPU's own libraries is
-    not in it; attention is taken to be a flash kernel.
+    Index: parts at the batch sizes of the parameters; columns: 512 and 768 pixels, or other `sides`. Memory of the
+    GPU's own libraries is not in it; attention is taken to be a flash kernel.
     """
     name = find_model(p.model).name
     if name not in UNETS:
         return None
     columns: dict[str, dict[str, float]] = {}
-    with tqdm(total=len(SIDES) * 4, desc="memory, from shapes", leave=False) as bar:
-        for side in SIDES:
+    sides = sides or SIDES
+    with tqdm(total=len(sides) * 4, desc="memory, from shapes", leave=False) as bar:
+        for side in sides:
             pipe = shapes(cast(Any, name), getattr(torch, find_model(name).gpu_dtype), side // 8)
+            decode_one_by_one(pipe)  # as a run does
             columns[f"{side} pixels"] = {}
             for part, work in parts(pipe, p).items():
                 with Elsewhere(number=max(512, side)) as device:
@@ -61,7 +80,8 @@ def memory(p: Parameters) -> pd.DataFrame | None:
 def parts(pipe: Pipeline, p: Parameters) -> dict[str, Callable[[], object]]:
     """One step of each part that fills a GPU."""
     denoiser = as_denoiser(pipe)
-    rows, batch = gradient_rows(denoiser), p.sampling.batch_size
+    batch = p.sampling.batch_size
+    rows = gradient_rows(denoiser, batch)
     options: dict[str, Any] = {"steps": 1, "batch_size": batch, "progress": False}
     images = np.zeros((max(1, rows // p.embedding_attack.noises), *denoiser.image_shape, 3), np.uint8)
 
@@ -82,5 +102,5 @@ def parts(pipe: Pipeline, p: Parameters) -> dict[str, Callable[[], object]]:
         f"sampling, {batch} images": lambda: generate(pipe, [""] * batch, **options),
         f"capture, {batch} prompts": lambda: capture(pipe, [""] * batch, **options),
         f"embedding attack, {rows} rows": attack,
-        f"fine-tuning all weights (AdamW), {rows} pairs": training,
+        f"{TRAINING} all weights (AdamW), {rows} pairs": training,
     }

@@ -26,7 +26,8 @@ DECODING = 3.5
 """Tensors of the largest decoder map that decoding an image takes at once: 3.4 of Stable Diffusion 1.4, 3.5 of 2.0, by
 their shapes on PyTorch's meta device (`memsub_extra.full_size.memory`)."""
 MEASURED = 1.35
-"""What sampling was measured to take on a GPU, against what its shapes say: 12.4 against 9.3 GB (docs/full-size.md)."""
+"""What sampling was measured to take on a GPU, against what its shapes say: 12.4 against 9.3 GB (docs/full-size.md).
+All that is said of memory is what shapes say, times this."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -98,7 +99,9 @@ def described(model: str | Path, config: Path | None = None, prediction_type: st
         yield f"{info.source} is on the hub, not on this machine: loading downloads configurations, then weights"
         if info.name in PUBLISHED:
             yield f"as published: {PUBLISHED[info.name]}; 16 feed-forward layers with {info.neurons:,} neurons"
-            yield f"prompts: `memsub fetch {info.name}`; recommended: sparsity {info.sparsity:g}, {info.steps} steps"
+            yield f"prompts: `memsub fetch {info.name}`"
+            yield f"the paper's edit: sparsity {info.sparsity:g}, {info.steps} steps"
+            yield "what an edit does on these weights nobody has shown with memsub: docs/your-model.md, What to do"
         return
     yield from _facts(contents, info.gpu_dtype)
     if contents.width and not contents.config:
@@ -132,8 +135,8 @@ def _facts(contents: Contents, gpu_dtype: str) -> Iterator[str]:
         told = ", ".join(f"{gigabytes:.1f}" for gigabytes in sizes)
         batches = ", ".join(map(str, BATCHES))
         yield (
-            f"memory to sample batches of {batches} on a GPU ({gpu_dtype}): {told} GB, from shapes; up to "
-            f"{MEASURED} times as much was measured"
+            f"memory to sample batches of {batches} on a GPU ({gpu_dtype}): {told} GB, from shapes, times the "
+            f"{MEASURED} that was measured"
         )
 
 
@@ -156,7 +159,7 @@ def _count(tensors: Iterable[TensorInfo]) -> float:
 def memory(contents: Contents, parts: Mapping[str, Any], gpu_dtype: str) -> list[float]:
     """Gigabytes at once for each of `BATCHES`, weights included: the peak of sampling is the decoding of its images.
 
-    Empty if the configurations are not there.
+    From shapes, times `MEASURED`. Empty if the configurations are not there.
     """
     vae, unet = contents.configs.get("vae", {}), contents.configs.get("unet", {})
     widths, side = vae.get("block_out_channels"), unet.get("sample_size")
@@ -166,7 +169,7 @@ def memory(contents: Contents, parts: Mapping[str, Any], gpu_dtype: str) -> list
     pixels = (side * 2 ** (len(widths) - 1)) ** 2
     image = DECODING * pixels * widths[min(1, len(widths) - 1)] * each
     weights = sum(1e6 * _count(found) for found in parts.values()) * each
-    return [(weights + batch * image) / 1e9 for batch in BATCHES]
+    return [MEASURED * (weights + batch * image) / 1e9 for batch in BATCHES]
 
 
 def _run_of(parameters: Any, args: argparse.Namespace) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 def add(commands: argparse._SubParsersAction) -> None:
     """Adds the command to the others of `python -m memsub`."""
     run = commands.add_parser("run", help="execute the notebooks in order, then write an HTML report")
-    names = "names in papermill_params/ (quick, tiny, sd14, sd20), or YAML files"
+    names = "names in papermill_params/ (quick, tiny, sd14-quick, sd14, ...), or YAML files"
     run.add_argument("parameters", nargs="+", help=names)
     run.add_argument("--out", type=Path, help="run folder (default: runs/NAME); of several, the folder that holds them")
     run.add_argument("--notebooks", nargs="+", metavar="NN", help="only those whose names begin so, such as 00 01")

@@ -52,6 +52,7 @@ from memsub_extra.run.data import Data
 from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run
 
+from .check import MEASURED
 from .listing import NOTEBOOKS, of_model
 
 ESTIMATES: Registry[Callable[[Parameters], str]] = Registry("memsub.estimates", "estimate", {})
@@ -161,7 +162,7 @@ class _Placeholders(Data):
         if self.world and not self.parameters.data.prompts:
             return self.world.prompts()
         n, p = self.parameters.grid.memorized, self.parameters
-        unseen = max(p.evaluation.real_images, p.baselines.never_seen, p.detection.captions, p.evaluation.captions)
+        unseen = max(p.distance_images, p.baselines.never_seen, p.detection.captions, p.evaluation.captions)
         unseen = max(unseen, p.embedding_attack.images, p.deletion.targets)
         unseen += max(p.evaluation.captions, p.baselines.never_seen)  # those that choose a setting are others
         kinds = ["memorized"] * n + ["ordinary"] * max(n, p.extraction.captions) + ["heldout"] * unseen
@@ -179,7 +180,7 @@ class _Placeholders(Data):
         return np.zeros((2, 4, 4, 3), np.uint8)
 
     def real_images(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        whole = 2 * max(self.parameters.evaluation.real_images, self.parameters.baselines.never_seen) + 2
+        whole = 2 * max(self.parameters.distance_images, self.parameters.baselines.never_seen) + 2
         return np.zeros((len(range(whole)[start:stop]), 4, 4, 3), np.uint8)
 
 
@@ -249,12 +250,18 @@ def work(p: Parameters) -> pd.DataFrame:
 
 
 KNOWN = Path(__file__).with_name("costs.json")
-"""What `work` says of the parameter files that ship: `python -m tools.costs` writes it."""
+"""What the parameter files that ship take, and how long a step takes on a GPU: `python -m tools.costs` writes it."""
+
+
+def _known(p: Parameters) -> Mapping[str, Any]:
+    """What is known of these parameters; empty if they are none that ship."""
+    wanted = digest(p)
+    return next((run for run in load_json(KNOWN)["runs"].values() if run["digest"] == wanted), {})
 
 
 def known_work(p: Parameters) -> pd.DataFrame:
     """As `work`, without the half minute that it takes at full size where it is known of the same parameters."""
-    known = load_json(KNOWN).get(digest(p))
+    known = _known(p).get("work")
     return work(p) if known is None else pd.DataFrame(known)
 
 
@@ -308,20 +315,71 @@ def seconds_per_step(pipe: Pipeline, batch_size: int) -> float:
     return call(4) / batch_size
 
 
+SMALLER = {
+    "replication": "testbed.never_seen",
+    "capture at all steps": "captured.subsets",
+    "a second noise, and the conditional half": "captured.subsets",
+    "sweep": "sweep.sparsity",
+    "pruned models": "evaluation.models",
+    "Wen et al.": "baselines.strengths",
+    "similarity between seeds": "evaluation.seed_captions",
+    "KID and FID": "evaluation.real_images: 0, evaluation.fid_images: 0",
+    "baselines": "baselines.strengths",
+    "timing": "baselines.timed",
+    "extraction": "extraction.captions, extraction.images",
+    "detection": "detection.captions",
+    "embedding attack": "embedding_attack.iterations",
+    "attack work": "deletion.targets, deletion.iterations",
+}
+"""The parameter that leaves a part out, or makes it smaller."""
+
+
+def halved(table: pd.DataFrame) -> str:
+    """What to leave out so that half of the steps are left: the fewest parts, each with the parameter that it hangs on.
+
+    Args:
+        table: of `work`.
+    """
+    parts = table[table["part"].str[3:].isin(SMALLER)].sort_values("steps", ascending=False, kind="stable")
+    total, left_out = table["steps"].sum(), 0
+    named = []
+    for part, steps in zip(parts["part"], parts["steps"], strict=True):
+        if 2 * left_out >= total:
+            break
+        left_out += steps
+        named.append(f"{part} ({SMALLER[part[3:]]})")
+    return f"to halve it, leave out or make smaller: {'; '.join(named)}: {left_out / max(1, total):.0%} of the steps"
+
+
 def describe(p: Parameters, pipe: Pipeline | None, estimates: bool = True) -> str:
-    """The estimate as text; without a pipeline, without times; with `ESTIMATES` if they are asked for."""
-    table, lines = known_work(p).drop(columns=["notebook", "rows"]), []
+    """The estimate as text; without a pipeline, with times of a GPU that was measured; `ESTIMATES` if asked for."""
+    counted = known_work(p)
+    table, lines = counted.drop(columns=["notebook", "rows"]), []
+    gpu = load_json(KNOWN)["gpu"]
+    milliseconds = gpu["step_ms"].get(find_model(p.model).name)
     if pipe is not None:
-        seconds = seconds_per_step(pipe, min(p.sampling.batch_size, 8))
-        table["minutes"] = (table["steps"] * seconds / 60).round(1)
-        lines.append(f"calibration: {1000 * seconds:.1f} ms an image and step on {as_denoiser(pipe).device}")
+        milliseconds = 1000 * seconds_per_step(pipe, min(p.sampling.batch_size, 8))
+        lines.append(f"calibration: {milliseconds:.1f} ms an image and step on {as_denoiser(pipe).device}")
     else:
         why = "`--time` loads the model for it" if at_hand(p.model) else "the model is not on this machine yet"
         lines.append(f"no time estimate: {why}")
+        if milliseconds:
+            lines.append(
+                f"minutes: network calls alone on one {gpu['name']}, {milliseconds:.1f} ms an image and step as "
+                "measured with random weights; on another GPU in proportion"
+            )
+    if milliseconds:
+        table["minutes"] = (table["steps"] * milliseconds / 60_000).round(1)
     total = table.drop(columns="part").sum()
-    lines += [table.to_string(index=False), "together: " + ", ".join(f"{v:,.6g} {k}" for k, v in total.items())]
+    lines += [table.to_string(index=False), "together: " + ", ".join(f"{v:,.7g} {k}" for k, v in total.items())]
+    lines.append(halved(counted))
+    if missing := p.missing_images():
+        lines.append(f"requires: {missing}")
     if statistics := disk(p):
         lines.append(f"on disk: {statistics / 1e6:,.0f} MB of statistics, besides images and masks")
+    if peak := _known(p).get("memory"):
+        told = ", ".join(f"{part} {gigabytes:.1f}" for part, gigabytes in peak.items())
+        lines.append(f"on a GPU, peak gigabytes from shapes, times {MEASURED}: {told}")
     if estimates:
         lines += [text for estimate in ESTIMATES.values() if (text := estimate(p))]
     return "\n".join(lines)
