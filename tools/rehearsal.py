@@ -1,8 +1,11 @@
 """The whole chain of notebooks on Stable Diffusion 1.4 and 2.0 at full size, with random weights: `make rehearse`.
 
-For each model a local folder with everything that a real run fetches (pipeline, prompt lists, training images, metrics,
-real images), then `memsub run` on it with small latents, few steps and few prompts. What the notebooks *show* means
-nothing here; that they run from loading to the report, and what that takes, does.
+For each parameter file of these models a local folder with everything that a real run fetches (pipeline, prompt
+lists, training images, metrics, real images where the file needs them), then `memsub run` of the file on it, with small
+latents, few steps and few prompts. What the notebooks *show* means nothing here, and the report's first line says so;
+that they run from loading to the report, and what that takes, does.
+
+    python -m tools.rehearsal sd14-quick          # one of them
 """
 
 from __future__ import annotations
@@ -33,16 +36,19 @@ from memsub.measure.sscd import CONSENT
 from memsub.prompts import load_prompts
 from memsub.testbed.dataset import weights_folder
 from memsub_extra.notebooks import batch
-from tools.fullsize import UNETS, random_pipeline
+from tools.fullsize import random_pipeline
 
+FILES = ("sd14-quick", "sd20-quick", "sd14", "sd20")
+NOTICE = "The weights of this run are random: it shows that everything runs, and nothing else."
+MEMORIZED = 15
+"""Prompts: notebook 07 shows five of the third that reports."""
 SMALL: dict[str, Any] = {
-    "metrics": {"more": ["sharpness"]},
-    "sampling": {"steps": 2, "solver": "own", "batch_size": 4, "guidance_scale": 7.5},
+    "sampling": {"steps": 2, "batch_size": 4},
     "capture": {"steps": 2},
-    "grid": {"memorized": 12, "subsets": 2, "sizes": [2]},
+    "grid": {"memorized": MEMORIZED, "subsets": 2, "sizes": [2]},
     "edit": {"steps": 2},
     "sweep": {"sparsity": [0.01], "steps": [2]},
-    "evaluation": {"captions": 2, "models": 1, "controls": 1, "real_images": 4, "seed_captions": 2},
+    "evaluation": {"captions": 2, "models": 1, "controls": 1, "seed_captions": 2},
     "baselines": {
         "captions": 2,
         "never_seen": 4,
@@ -56,6 +62,7 @@ SMALL: dict[str, Any] = {
     "embedding_attack": {"images": 2, "iterations": 2, "noises": 2},
     "deletion": {"targets": 2, "iterations": [0, 2], "noises": 2},
 }
+"""How much of each; what a parameter file switches on or off (solver, contrast, metrics, KID) stays."""
 
 
 class MeanColours(torch.nn.Module):
@@ -79,35 +86,42 @@ def save_small_clip(folder: Path, seed: int = 0) -> None:
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
 
 
-def prepare(name: Any, folder: Path, sample_size: int = 8) -> Path:
-    """Everything that a run on this model fetches, as files; returns those of its parameters."""
-    pipe = random_pipeline(name, sample_size, dtype=torch.float16, complete=True)
+def smaller(name: str, folder: Path) -> dict[str, Any]:
+    """The parameters of a file in papermill_params/, of the data in a folder, with as little of each as runs."""
+    given = yaml.safe_load((batch.project() / "papermill_params" / f"{name}.yaml").read_text(encoding="utf-8"))
+    parts = {part: given[part] | fewer for part, fewer in SMALL.items()}
+    if needs_real := bool(given["evaluation"]["real_images"]):  # then FID is rehearsed, too
+        parts["evaluation"] |= {"real_images": 4, "fid_images": 4}
+    files = {"memorized": "memorized.jsonl", "ordinary": "ordinary.txt", "heldout": "heldout.csv"}
+    data = given["data"] | {
+        "prompts": {kind: str(folder / file) for kind, file in files.items()},
+        "images": str(folder / "gt_images"),
+        "real": str(folder / "real") if needs_real else None,
+    }
+    metrics = given["metrics"] | {"copy": str(folder / "sscd.torchscript.pt"), "prompt": str(folder / "clip")}
+    return given | parts | {"model": str(folder / "model"), "data": data, "metrics": metrics}
+
+
+def prepare(name: str, folder: Path, sample_size: int = 8) -> Path:
+    """Everything that a run of a parameter file fetches, as files; returns those of its parameters."""
+    model: Any = name.partition("-")[0]
+    pipe = random_pipeline(model, sample_size, dtype=torch.float16, complete=True)
     pipe.save_pretrained(folder / "model", safe_serialization=True)
     save_small_clip(folder / "clip")
     torch.jit.script(MeanColours()).save(str(folder / "sscd.torchscript.pt"))
     # A program of unknown content is not executed unless somebody consents to it.
     os.environ[CONSENT] = hashlib.sha256((folder / "sscd.torchscript.pt").read_bytes()).hexdigest()
     prompts, rng = load_prompts("tiny"), np.random.default_rng(0)
-    listed = prompts.memorized_rows[["prompt", "content"]][:12].itertuples()
+    listed = prompts.memorized_rows[["prompt", "content"]][:MEMORIZED].itertuples()
     rows = [{"caption": r.prompt, "rephrased": r.content, "index": r.Index} for r in listed]
     rows = [row | {"type": "TM" if i % 3 else "VM", "url": "http://localhost/gone"} for i, row in enumerate(rows)]
     save_text("".join(json.dumps(row) + "\n" for row in rows), folder / "memorized.jsonl")
-    save_text("\n".join(prompts.ordinary[:12]) + "\n", folder / "ordinary.txt")
+    save_text("\n".join(prompts.ordinary[:MEMORIZED]) + "\n", folder / "ordinary.txt")
     save_text("caption\n" + "\n".join(f'"{c}"' for c in prompts.of("heldout")[:8]) + "\n", folder / "heldout.csv")
-    for i in range(12):
+    for i in range(MEMORIZED):
         save_image(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8), folder / "gt_images" / str(i) / "0.png")
         save_image(rng.integers(0, 256, (90, 120, 3), dtype=np.uint8), folder / "real" / f"{i}.png")
-    files = {"memorized": "memorized.jsonl", "ordinary": "ordinary.txt", "heldout": "heldout.csv"}
-    given = SMALL | {
-        "model": str(folder / "model"),
-        "data": {
-            "prompts": {kind: str(folder / file) for kind, file in files.items()},
-            "images": str(folder / "gt_images"),
-            "real": str(folder / "real"),
-        },
-        "metrics": SMALL["metrics"] | {"copy": str(folder / "sscd.torchscript.pt"), "prompt": str(folder / "clip")},
-    }
-    save_text(yaml.safe_dump(given), folder / f"{name}.yaml")
+    save_text(yaml.safe_dump(smaller(name, folder)), folder / f"{name}.yaml")
     return folder / f"{name}.yaml"
 
 
@@ -127,18 +141,18 @@ def foreign_findings(report: str, notebooks: list[Path]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.rehearsal", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", choices=[[], *UNETS], help=f"which (default: all): {', '.join(UNETS)}")
+    parser.add_argument("names", nargs="*", choices=[[], *FILES], help=f"which (default: all): {', '.join(FILES)}")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/rehearsal"), help="folder (runs/rehearsal); emptied first"
     )
     args = parser.parse_args()
     shutil.rmtree(args.out, ignore_errors=True)
-    for name in args.names or UNETS:
+    for name in args.names or FILES:
         began = time.monotonic()
         folder = (args.out / name).resolve()
         parameters = prepare(name, folder)
         gc.collect()
-        [report] = batch.run([str(parameters)], folder / "run")
+        [report] = batch.run([str(parameters)], folder / "run", notice=NOTICE)
         text = html.unescape(re.sub(r"<[^>]+>", "", report.read_text(encoding="utf-8")))
         if foreign := foreign_findings(text, sorted((batch.project() / "notebooks").glob("*.ipynb"))):
             raise SystemExit(f"{report} states what was found on the embedded model: {foreign[0]!r}")
