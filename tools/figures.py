@@ -33,6 +33,7 @@ DOCUMENTS = (
     "docs/canaries.md",
     "docs/faq.md",
     "docs/full-size.md",
+    "docs/your-model.md",
     "src/memsub/testbed/weights/README.md",
 )
 FORMATS: dict[str, Callable[[Any], str]] = {
@@ -59,6 +60,25 @@ def removals(rows: list[dict[str, Any]]) -> str:
         f"| {displayed(r['model'])} | {100 * r['forget_set']:.0f} | {100 * r['held_out']:.0f} | "
         f"{100 * r['attacked']:.0f} | {100 * r['relearned']:+.0f} | {100 * r['alignment']:.0f} | "
         + (f"{r['minutes'] * r['threads']:.1f} | {r['bytes'] / 1e6:.1f} |" if r["bytes"] else "| |")
+        for r in rows
+        if r["model"] in shown
+    ]
+    return markdown_table(head, lines)
+
+
+def choice(rows: list[dict[str, Any]]) -> str:
+    """What each removal gives against whom, and at what price, as Markdown: shares in percent, with 95 % intervals."""
+    head = ["", "who prompts: forget set", "who prompts: held-out memorized", "who holds the weights: attack"]
+    head += ["... relearning", "alignment kept", "price"]
+
+    def cell(row: dict[str, Any], name: str) -> str:
+        return f"{100 * row[name]:.0f} ({100 * row[f'{name}_low']:.0f} to {100 * row[f'{name}_high']:.0f})"
+
+    shown = shipped.whole(r["model"] for r in rows)
+    lines = [
+        f"| {displayed(r['model'])} | {cell(r, 'forget_set')} | {cell(r, 'held_out')} | {cell(r, 'attacked')} | "
+        f"{100 * r['relearned']:+.0f} | {cell(r, 'alignment')} | "
+        + (f"{r['minutes'] * r['threads']:.1f} |" if r["bytes"] else "|")
         for r in rows
         if r["model"] in shown
     ]
@@ -182,6 +202,7 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "whole_stages": stages,
     "whole_pruned": trained_again,
     "removals": removals,
+    "choice": choice,
     "membership": membership,
     "fullsize": fullsize,
     "gpu": on_gpu,
@@ -190,6 +211,8 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "canaries": canaries,
 }
 """Of any other name: the report's."""
+FROM = {"choice": "removals"}
+"""Tables that show rows of another name."""
 _FIGURE = re.compile(r"<!--figure (?P<path>[\w.]+) (?P<format>\w+)-->.*?<!--/figure-->", re.DOTALL)
 _TABLE = re.compile(r"<!--table (?P<name>\w+)-->.*?<!--/table-->", re.DOTALL)
 
@@ -291,9 +314,10 @@ def fill(text: str, figures: dict[str, Any], source: str) -> str:
         return f"<!--figure {path} {how}-->{FORMATS[how](value)}<!--/figure-->"
 
     def table(match: re.Match) -> str:
-        if match["name"] not in figures:
-            raise ValueError(f"{source}: no table {match['name']!r} in docs/figures.json.")
-        made = TABLES.get(match["name"], to_markdown)(figures[match["name"]])
+        rows = FROM.get(match["name"], match["name"])
+        if rows not in figures:
+            raise ValueError(f"{source}: no table {rows!r} in docs/figures.json.")
+        made = TABLES.get(match["name"], to_markdown)(figures[rows])
         return f"<!--table {match['name']}-->\n\n{made}\n<!--/table-->"
 
     return _TABLE.sub(table, _FIGURE.sub(figure, text))

@@ -21,7 +21,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     find.add_argument(
         "--sparsity",
         type=number(float, 0, 1, above=True),
-        help="share of a row that may be memorized (default: recommended for the model, else 0.01)",
+        help="share of a row that may be memorized (default: chosen for the embedded model, else the paper's 0.01)",
     )
     find.add_argument("--tau", type=number(int, 1), default=10, help="unite the masks of the first TAU steps (10)")
     shares = number(float, 0, math.nextafter(1, 0))

@@ -50,6 +50,9 @@ def _prune(args: argparse.Namespace) -> None:
     how = "set to new values" if any(v.any() for v in edit.values.values()) else "set to zero"
     what = f"{args.model} with {edit.density:.2%} of the weights in {len(edit.positions)} layers {how}."
     print(printable(f"{out}: {what}"))
+    print(
+        "An edit hides images from captions; who has the weights may bring them back (docs/your-model.md, What to do)."
+    )
 
 
 def _at_least(model: Path) -> int:
