@@ -154,7 +154,7 @@ def test_a_run_without_real_images_has_no_kid_and_a_control_of_its_own(new_run, 
     (row,) = notebook05.distances(run).to_dict("records")
     assert row.pop("n") == row.pop("fid_n") == 0
     assert list(row) == ["kid", "kid_deviation", "fid"] and np.isnan(list(row.values())).all()
-    monkeypatch.setattr(type(run.data), "has_real_images", False)
+    monkeypatch.setattr(notebook05, "has_real_images", lambda run: False)
     captions, images = notebook05.unseen_pairs(run, 2)
     assert captions == run.data.prompts.of("heldout")[:2]
     assert (images == run.scores.images(run.unedited, captions, [2000, 2001])).all()

@@ -191,6 +191,12 @@ def memorized_pairs(run: Run, places: Sequence[int]) -> tuple[list[str], np.ndar
     return [run.data.captions("memorized")[i] for i in places], np.stack([run.data.references[i] for i in places])
 
 
+def has_real_images(run: Run) -> bool:
+    """Whether the run has images that the model was not trained on, or cannot do without: KID and FID need them."""
+    p = run.parameters
+    return bool(run.data.world or p.data.real or p.distance_images or "image" in run.data.prompts.table)
+
+
 def unseen_pairs(run: Run, n: int) -> tuple[list[str], np.ndarray]:
     """Captions and images that the model was never trained on.
 
@@ -199,7 +205,7 @@ def unseen_pairs(run: Run, n: int) -> tuple[list[str], np.ndarray]:
     the stronger control.
     """
     unseen = run.data.prompts.of("heldout")[:n]
-    if not run.data.has_real_images:
+    if not has_real_images(run):
         return unseen, run.scores.images(run.unedited, unseen, range(2000, 2000 + len(unseen)))
     real = run.data.real_images(0, n)
     return unseen[: len(real)], real

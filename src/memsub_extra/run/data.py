@@ -252,12 +252,6 @@ class Data:
         listed = self.prompts.table
         return np.stack([decode_png(image) for image in listed["image"][listed["exposures"] > 0]])
 
-    @property
-    def has_real_images(self) -> bool:
-        """Whether the run has images that the model was not trained on, or cannot do without: KID and FID need them."""
-        p = self.parameters
-        return bool(self.world or p.data.real or p.distance_images or "image" in self.prompts.table)
-
     @cached_property
     def _real_files(self) -> list[Path]:
         real = self.parameters.data.real
