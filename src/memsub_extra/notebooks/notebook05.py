@@ -247,8 +247,8 @@ def _share_generated(run: Run, attacked: Mapping[tuple[str, str, int], np.ndarra
 
 def _attacked(run: Run, model: Model, captions: list[str], images: np.ndarray, iterations: int) -> Conditioning:
     """The embeddings with which the attack ends, from those of the captions on."""
-    denoiser, options = as_denoiser(model.pipe), {"iterations": iterations}
-    options["noises"] = run.parameters.embedding_attack.noises
+    denoiser = as_denoiser(model.pipe)
+    options: dict[str, Any] = {"iterations": iterations, "noises": run.parameters.embedding_attack.noises}
     begin = denoiser.embed(captions)
 
     def make() -> dict[str, np.ndarray]:
