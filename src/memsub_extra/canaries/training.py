@@ -32,7 +32,7 @@ from torch import nn
 from memsub.io.distributed import processes
 from memsub.io.files import check_writable, load_json, save_json
 from memsub.models import Conditioning, Denoiser, Pipeline, as_denoiser, find_model, fingerprint, load_pipeline
-from memsub.models.worlds import write_world
+from memsub.models.worlds import FILE as WORLD_FILE
 from memsub.testbed.scorers import scorers_of
 from memsub_extra.run.specs import Part
 
@@ -176,12 +176,7 @@ def train(
     info = find_model(base)
     pipe = load_pipeline(base, device, torch.float32)
     denoiser = as_denoiser(pipe)
-    if denoiser.image_shape != (manifest.side, manifest.side):
-        height, width = denoiser.image_shape
-        raise ValueError(
-            f"{base} has images of {height} x {width} pixels, the manifest of {manifest.side} x {manifest.side}: plant "
-            f"again with side={height}."
-        )
+    _check_size(denoiser, manifest)
     cost = cost_of(pipe, manifest, recipe)
     print(f"{describe(manifest)}\n{'model and twin: ' if twin else ''}{cost}", flush=True)
     if only_cost:
@@ -206,6 +201,16 @@ def train(
     except ValueError as error:
         print(f"no parameters for the notebooks: {error}")
     return cost
+
+
+def _check_size(denoiser: Denoiser, manifest: Manifest) -> None:
+    """Raises ValueError if photographs are not cut to the size of the model's images."""
+    if denoiser.image_shape != (manifest.side, manifest.side):
+        height, width = denoiser.image_shape
+        raise ValueError(
+            f"the model has images of {height} x {width} pixels, the manifest of {manifest.side} x {manifest.side}: "
+            f"plant again with side={height}."
+        )
 
 
 def _finished(folder: Path, content: dict[str, Any]) -> bool:
@@ -317,7 +322,7 @@ def _save(pipe: Any, folder: Path, manifest: Manifest, about: dict[str, Any]) ->
     shutil.rmtree(partial, ignore_errors=True)
     pipe.save_pretrained(partial, safe_serialization=True)
     manifest.save(partial / FILE)
-    write_world(partial, Canaries.name)
+    save_json({"world": Canaries.name}, partial / WORLD_FILE)
     for path in sorted(partial.iterdir()):
         if (folder / path.name).is_dir():
             shutil.rmtree(folder / path.name)
