@@ -15,11 +15,12 @@ from safetensors import SafetensorError
 
 import memsub
 from memsub.__main__ import COMMANDS, main
-from memsub.io.files import check_writable, printable
+from memsub.io.files import printable
 from memsub.io.images import save_image
 from memsub.measure.noise import noise_seeds
 from memsub_extra.commands import detect, evaluate
 from memsub_extra.commands.page import page
+from memsub_extra.files import check_writable
 from memsub_extra.mitigations import detection
 
 

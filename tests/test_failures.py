@@ -22,10 +22,11 @@ from PIL import Image
 
 from conftest import SMALL
 from memsub.activations import _unit_squares_on_device, capture, unit_squares
-from memsub.io.files import save_table, save_tensors, save_text
+from memsub.io.files import save_tensors, save_text
 from memsub.io.images import read_images, save_image
 from memsub.models import StableDiffusionDenoiser, as_denoiser
 from memsub_extra.attacks import sample_to_folder
+from memsub_extra.files import save_table
 from memsub_extra.notebooks.listing import NOTEBOOKS
 from micro import micro_pipeline
 

@@ -25,13 +25,10 @@ from memsub.activations import ActivationStats, capture
 from memsub.io import files
 from memsub.io.files import (
     FORMAT,
-    check_writable,
     exclusive,
     load_json,
-    load_table,
     printable,
     save_json,
-    save_table,
     save_tensors,
     save_text,
     write_atomically,
@@ -40,6 +37,7 @@ from memsub.measure.sscd import CONSENT, KNOWN, SSCD, sscd
 from memsub.neurons import WeightMasks
 from memsub.pruning import Edit
 from memsub_extra.archives.hub import card
+from memsub_extra.files import check_writable, load_table, save_table
 from memsub_extra.lab import plots as lab_plots
 from memsub_extra.notebooks import batch, plots
 from memsub_extra.notebooks.findings import read_findings, say

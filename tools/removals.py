@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from memsub.io.files import load_json, load_table, save_json, save_table
+from memsub.io.files import load_json, save_json
 from memsub.measure.metrics import load_metrics
 from memsub.measure.noise import noise_seeds
 from memsub.measure.verdict import by_exact_test
@@ -36,6 +36,7 @@ from memsub.pruning import Edit, pruned
 from memsub.testbed import dataset
 from memsub.testbed.world import WORLD
 from memsub_extra.attacks import embedding_attack
+from memsub_extra.files import load_table, save_table
 from memsub_extra.prompt_lists.wordings import wordings_of
 from memsub_extra.store import Kind, Store
 from memsub_extra.unlearning import shipped

@@ -22,7 +22,6 @@ import torch
 from tqdm.auto import tqdm
 
 from memsub.activations import capture
-from memsub.io.files import save_table
 from memsub.measure.evaluation import alignment, score
 from memsub.measure.metrics import Metrics, load_metrics
 from memsub.measure.verdict import by_exact_test
@@ -32,6 +31,7 @@ from memsub.prompts import Prompts, load_prompts
 from memsub.pruning import pruned
 from memsub.testbed.dataset import weights_folder
 from memsub.testbed.world import WORLD
+from memsub_extra.files import save_table
 from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run
 from memsub_extra.training.train import train_widths

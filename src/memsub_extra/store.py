@@ -30,7 +30,8 @@ import pandas as pd
 import torch
 
 from memsub.io.distributed import is_main, wait
-from memsub.io.files import load_table, load_tensors, save_artifact, save_json, save_table
+from memsub.io.files import load_tensors, save_artifact, save_json
+from memsub_extra.files import load_table, save_table
 
 
 class Artifact(Protocol):

@@ -1,10 +1,10 @@
 """Artifacts on disk: written atomically, read with a check of what they are.
 
-    save_table(table, "runs/tiny/sweep.parquet")
-    table = load_table("runs/tiny/sweep.parquet")
+    save_json({"steps": 10}, "runs/tiny/edit.json")
+    about = load_json("runs/tiny/edit.json")
 
-After a failure or a kill a file is either complete or as it was before. Tensors are safetensors, tables parquet, the
-rest JSON and text (images: `memsub.io.images`). Nothing is pickled, and what is read may be anybody's: whatever a file
+After a failure or a kill a file is either complete or as it was before. Tensors are safetensors, the rest JSON
+and text (images: `memsub.io.images`). Nothing is pickled, and what is read may be anybody's: whatever a file
 holds, the error is a ValueError that names it.
 """
 
@@ -23,7 +23,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow
 from safetensors import SafetensorError, safe_open
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 """Version of the names inside artifacts: files of another version are refused."""
-_LONGEST_NAME = 200
+LONGEST_NAME = 200
 """Bytes; most disks take 255, and checkpoints beside a file have longer names than the file."""
 _TIDY: set[Path] = set()
 """Folders in which this process has looked for what killed writers left."""
@@ -118,26 +117,6 @@ def number_of_weights(layer: str, shape: object) -> int:
     raise ValueError(f"layer {printable(layer)} of this edit: {reprlib.repr(shape)} is no shape of a layer.")
 
 
-def save_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Writes parquet, atomically; folders are made as needed."""
-    write_atomically(Path(path), lambda temporary: table.to_parquet(temporary))
-
-
-def load_table(path: str | Path) -> pd.DataFrame:
-    """Reads parquet.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or something else.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no table at {path}.")
-    try:
-        return pd.read_parquet(path)
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError) as error:  # the last of pandas' metadata
-        raise ValueError(f"{path} is truncated or no parquet file: {error}.") from error
-
-
 def load_json(path: str | Path) -> Any:
     """Reads JSON.
 
@@ -168,32 +147,6 @@ def save_json(value: Any, path: str | Path) -> None:
     save_text(json.dumps(value, indent=1) + "\n", path)
 
 
-def check_writable(path: str | Path, size: int = 0) -> None:
-    """To be called before expensive work: nothing is left behind, no folder is made.
-
-    Args:
-        size: bytes that the file will take at least.
-
-    Raises:
-        OSError: a file cannot be written there, or the disk is too full for it; says why.
-    """
-    path = Path(path).absolute()
-    if len(os.fsencode(path.name)) > _LONGEST_NAME:
-        raise OSError(f"{path} cannot be written: File name too long, more than {_LONGEST_NAME} bytes.")
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} cannot be written: it is a folder. Name a file.")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise PermissionError(f"{path} cannot be written: it is read-only. Name another file.")
-    try:
-        folder = next(folder for folder in path.parents if folder.exists())
-        with _beside(folder / path.name):
-            pass
-    except OSError as error:
-        raise OSError(f"{path} cannot be written: {error.strerror}.") from error
-    if (free := shutil.disk_usage(folder).free) < size:
-        raise OSError(f"{path} takes {size / 1e6:,.0f} MB, but {free / 1e6:,.0f} MB are free there: make room first.")
-
-
 def printable(text: object) -> str:
     """Text for a terminal, in one line: characters that are not to be seen, such as terminal escapes, by their code."""
     line = " ".join(part.strip() for part in str(text).splitlines())
@@ -208,7 +161,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         OSError: the file could not be written, on a full disk for example. What was at `path` is still there.
     """
     try:
-        with _beside(path) as temporary:
+        with beside(path) as temporary:
             write(temporary)
             # safetensors makes files that nobody else may read; all of ours have the mode that the user's umask asks.
             temporary.chmod(temporary.with_name("mode").stat().st_mode & 0o777)
@@ -218,7 +171,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
+def beside(path: Path) -> Iterator[Path]:
     """The path of a temporary file in a folder of its own, of a name that nobody can know before, on the same disk.
 
     The folder is locked while its writer lives, so that one that is not can be removed by whoever comes next. (Names

@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plant(args: argparse.Namespace) -> None:
-    from memsub.io.files import check_writable
+    from memsub_extra.files import check_writable
 
     from .planting import describe, plant
     from .training import PUBLISHED

@@ -30,10 +30,11 @@ from pydantic import Field
 from torch import nn
 
 from memsub.io.distributed import processes
-from memsub.io.files import check_writable, load_json, save_json
+from memsub.io.files import load_json, save_json
 from memsub.models import Conditioning, Denoiser, Pipeline, as_denoiser, find_model, fingerprint, load_pipeline
 from memsub.models.worlds import FILE as WORLD_FILE
 from memsub.testbed.scorers import scorers_of
+from memsub_extra.files import check_writable
 from memsub_extra.run.specs import Part
 
 from ..training.fitting import fit, generator

@@ -103,7 +103,7 @@ def check_model(args: argparse.Namespace) -> None:
 
 def check_output(out: Path, *inputs: Path | None) -> None:
     """Raises OSError or ValueError if a file cannot be written there, or would take the place of an input."""
-    from memsub.io.files import check_writable
+    from memsub_extra.files import check_writable
 
     check_writable(out)
     for given in inputs:

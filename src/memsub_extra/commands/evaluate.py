@@ -80,11 +80,12 @@ def _evaluate(args: argparse.Namespace) -> None:
     check_model(args)
     import pandas as pd
 
-    from memsub.io.files import check_writable, printable, save_json, save_text
+    from memsub.io.files import printable, save_json, save_text
     from memsub.measure.metrics import load_metrics
     from memsub.measure.verdict import judges_single_images
     from memsub.models import as_denoiser, find_model, world_of
     from memsub.pruning import Edit, pruned
+    from memsub_extra.files import check_writable
     from memsub_extra.run.model import Model
     from memsub_extra.store import Store
 
@@ -134,8 +135,9 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _checked(args: argparse.Namespace) -> Listed:
     """The list, after all has been checked that needs no model; raises ValueError or OSError."""
-    from memsub.io.files import check_artifact, check_writable
+    from memsub.io.files import check_artifact
     from memsub.prompts import read_prompts
+    from memsub_extra.files import check_writable
     from memsub_extra.prompt_lists.images import Matched, match_images
     from memsub_extra.prompt_lists.kinds import kinds_in, notes, read_types, with_types
 

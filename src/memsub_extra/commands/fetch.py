@@ -19,7 +19,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def _fetch(args: argparse.Namespace) -> None:
     from memsub.io.downloads import SOURCES, TRAINING_IMAGES, fetch, fetch_url, lock_file, verify
-    from memsub.io.files import check_writable, printable
+    from memsub.io.files import printable
+    from memsub_extra.files import check_writable
 
     if args.model not in SOURCES:
         raise ValueError(f"{args.model!r} has no published lists; expected one of {', '.join(SOURCES)}.")

@@ -43,10 +43,11 @@ def _locate(args: argparse.Namespace) -> None:
     contrast = captions_of(args.contrast) if args.contrast else [""]
     check_model(args)
     from memsub.activations import capture
-    from memsub.io.files import check_writable, printable
+    from memsub.io.files import printable
     from memsub.models import as_denoiser, find_model
     from memsub.neurons import locate
     from memsub.prompts import load_prompts, too_long
+    from memsub_extra.files import check_writable
 
     info = find_model(args.model)
     sparsity = info.sparsity if args.sparsity is None else args.sparsity

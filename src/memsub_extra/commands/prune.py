@@ -20,7 +20,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _prune(args: argparse.Namespace) -> None:
-    from memsub.io.files import check_artifact, check_writable, printable
+    from memsub.io.files import check_artifact, printable
+    from memsub_extra.files import check_writable
 
     out = args.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

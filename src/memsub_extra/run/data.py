@@ -2,7 +2,6 @@
 
     data = Data(parameters, image_side=lambda: 32)
     data.captions("memorized")                  # as many of each kind; ordinary ones match memorized ones
-    data.matched("heldout")                     # unseen captions that match them
     data.references[3]                          # the training image of memorized prompt 3, or the first of several
     data.references_of([3, 4])                  # all, for whatever compares images with them: the best counts
     data.memorized.kinds[3]                     # "verbatim", "template", or "memorized" where the list does not say
@@ -113,7 +112,7 @@ class Data:
         Raises:
             ValueError: the model's list holds fewer than the parameter `grid.memorized` asks for.
         """
-        listed = self.prompts.memorized if kind == "memorized" else self.matched(kind)
+        listed = self.prompts.memorized if kind == "memorized" else self._matched(kind)
         wanted = self.parameters.grid.memorized
         if len(listed) < wanted:
             raise ValueError(
@@ -121,7 +120,7 @@ class Data:
             )
         return listed[:wanted]
 
-    def matched(self, kind: str) -> list[str]:
+    def _matched(self, kind: str) -> list[str]:
         """Captions of a kind to compare with memorized ones: of a world's own prompts those that it calls matched (in
         all that a caption says like memorized ones), of any other list all.
         """

@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from memsub.io.files import load_json, load_table, load_tensors, save_artifact, save_json, save_table
+from memsub.io.files import load_json, load_tensors, save_artifact, save_json
 from memsub.models import ModelInfo
 from memsub.testbed.dataset import weights_folder
+from memsub_extra.files import load_table, save_table
 
 from .pairs import FORGET_SET, HELD_OUT, UNSEEN
 
