@@ -23,9 +23,10 @@ from memsub.io import downloads, lists
 from memsub.io.lists import FORMS, plain_name, read_rows
 from memsub.measure.metrics import SSCD
 from memsub.models import MODELS, ModelInfo
-from memsub.prompts import Prompts, load_prompts, near_duplicates, read_prompts, too_long
+from memsub.prompts import Prompts, load_prompts, read_prompts
 from memsub.world import WORLDS
 from memsub_extra.archives import recovery, session
+from memsub_extra.prompt_lists.captions import near_duplicates, too_long, without_near_duplicates
 
 CAPTIONS = ["A red house; by night", 'The "Best" Podcast', "Ein Haus am Wasser, Öl"]
 
@@ -220,7 +221,7 @@ def test_near_duplicates_and_captions_that_are_cut(pipe):
     assert near_duplicates(captions) == [None, None, 0]
     assert list(too_long(["a red heart", "a red heart " * 20], pipe.tokenizer)) == [1]
     table = pd.DataFrame({"prompt": [*captions, captions[0]], "kind": ["memorized"] * 3 + ["heldout"]})
-    kept = Prompts(table, ("memorized",)).without_near_duplicates()
+    kept = without_near_duplicates(Prompts(table, ("memorized",)))
     assert kept.memorized == captions[:2]
     assert kept.of("heldout") == captions[:1]
 

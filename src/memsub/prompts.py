@@ -16,15 +16,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from .io.lists import KEPT, SUFFIXES, read_rows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -78,12 +75,6 @@ class Prompts:
 
         return np.array([decode_png(png) for png in self.rows(kind)["image"][start:stop]])
 
-    def without_near_duplicates(self) -> Prompts:
-        """The same without memorized captions that nearly repeat an earlier one."""
-        memorized = self.table[self.table["kind"].isin(self.memorized_kinds)]
-        repeats = [i is not None for i in near_duplicates(memorized["prompt"].tolist())]
-        return Prompts(self.table.drop(memorized.index[repeats]).reset_index(drop=True), self.memorized_kinds)
-
 
 def read_prompts(path: str | Path) -> pd.DataFrame:
     """A published prompt list.
@@ -114,27 +105,6 @@ _TYPES = {"VM": "verbatim", "MV": "verbatim", "RV": "verbatim", "TM": "template"
 """Types of the published lists: matching, retrieved and template verbatims."""
 KINDS = ("verbatim", "template", "memorized")
 """Of memorized captions; of the last one nothing more is known."""
-
-
-def near_duplicates(captions: Sequence[str], threshold: float = 0.8) -> list[int | None]:
-    """The earlier caption that each nearly repeats, or None.
-
-    Captions nearly repeat each other if the cosine of their TF-IDF of character 3- to 5-grams is above `threshold`.
-    """
-    from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to import
-
-    vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5)).fit_transform(captions)
-    repeated: list[int | None] = []
-    for i in range(len(captions)):
-        alike = (vectors[:i] @ vectors[i].T).toarray()[:, 0] if i else np.empty(0)
-        repeated.append(int(alike.argmax()) if len(alike) and alike.max() > threshold else None)
-    return repeated
-
-
-def too_long(captions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> dict[int, int]:
-    """Captions that the tokenizer cuts: their index, and their length in tokens (the start and the end counted)."""
-    lengths = map(len, tokenizer(list(captions)).input_ids)
-    return {i: n for i, n in enumerate(lengths) if n > tokenizer.model_max_length}
 
 
 def subsets(prompts: int, size: int, count: int, seed: int = 0) -> list[list[int]]:

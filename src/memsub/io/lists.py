@@ -1,4 +1,4 @@
-"""Prompt lists as people have them in files: text here, tables and JSON in `memsub.io.tables`.
+"""Prompt lists as people have them in files: text here, tables and JSON in `memsub.io.tables`; parquet is in the extra package.
 
     rows = read_rows(Path("list.csv"))      # a dict a caption: prompt, and url, index and type where it has them
     folder / plain_name(row["index"])       # of its training images
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from ..registry import Registry
 
 Row = dict[str, Any]
 """Column to value; empty for an empty line."""
@@ -33,6 +35,13 @@ LONGEST = 10_000
 """Characters of a caption or an address. (CLIP reads 77 tokens, some 300 characters.)"""
 LONGEST_NAME = 200
 """Bytes of an index: file systems take 255."""
+READERS: Registry[Callable[[Path], Rows]] = Registry(
+    "memsub.prompt_files",
+    "kind of prompt file",
+    dict.fromkeys((".jsonl", ".json"), "memsub.io.tables:read_json")
+    | dict.fromkeys((".csv", ".tsv"), "memsub.io.tables:read_table"),
+)
+"""Of all but text, by suffix; each gives what its rows are called, and the rows."""
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _OTHER = {
     b"\x1f\x8b": "gzip",
@@ -72,8 +81,6 @@ def _read_rows(path: Path) -> list[Row]:
     if suffix == ".txt":
         unit, numbered = _read_text(path)
     else:
-        from .tables import READERS
-
         unit, numbered = READERS[suffix](path)
     for number, row in numbered:
         if kept := _kept(row, f"{path}, {unit} {number},"):

@@ -1,7 +1,6 @@
 """Prompt lists that are tables or JSON: `memsub.io.lists` imports it for such a file.
 
-read = READERS[".csv"]
-unit, rows = read(Path("list.csv"))      # "line", and each row with its number
+unit, rows = read_table(Path("list.csv"))      # "line", and each row with its number
 """
 
 from __future__ import annotations
@@ -10,15 +9,11 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow
-from pyarrow import parquet
-
-from . import lists
-from .lists import LONGEST, Row, Rows, lines_of, text_of, too_large
+from .lists import LONGEST, Row, Rows, lines_of, text_of
 
 _ALIASES = {
     "caption": ("caption", "captions", "prompt", "prompts", "text", "texts", "raw_prompt"),
@@ -48,7 +43,7 @@ def check_text(path: Path, lines: Sequence[str], filled: Sequence[str]) -> None:
             raise ValueError(f"{path} begins with the header of a table, {filled[0][:80]!r}: name it .csv or .tsv.")
 
 
-def _columns(names: Sequence[Any], where: str) -> list[str]:
+def columns_of(names: Sequence[Any], where: str) -> list[str]:
     """Names of columns as they are called here: the published lists write some of them in several ways.
 
     Raises:
@@ -66,7 +61,7 @@ def _columns(names: Sequence[Any], where: str) -> list[str]:
     return columns
 
 
-def _row(columns: Sequence[str], values: Sequence[Any]) -> Row:
+def row_of(columns: Sequence[str], values: Sequence[Any]) -> Row:
     """A row by its columns; other wordings of its caption, from one cell or several, as one text, a line each."""
     row, wordings = dict(zip(columns, values, strict=True)), list[Any]()
     for column, value in zip(columns, values, strict=True):
@@ -97,14 +92,14 @@ def _parsed(text: str, path: Path, line: int) -> Any:
 def _json_row(value: Any, where: str) -> Row:
     """A line of JSON, or an item of an array."""
     if isinstance(value, _Pairs):
-        columns = _columns([name for name, _ in value], where)
-        return _row(columns, [v for _, v in value])
+        columns = columns_of([name for name, _ in value], where)
+        return row_of(columns, [v for _, v in value])
     if value is None or isinstance(value, str):
         return {"caption": value}
     raise ValueError(f"{where} is no JSON object and no string: {json.dumps(value)[:80]}.")
 
 
-def _read_json(path: Path) -> Rows:
+def read_json(path: Path) -> Rows:
     """JSON lines, or a document: the suffix does not tell, as programs write either under both."""
     lines = lines_of(text_of(path))
     filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -147,7 +142,7 @@ def _document_rows(document: Any, path: Path, line: int) -> Rows:
     if len(set(sizes)) > 1:
         told = ", ".join(f"{column}: {size}" for column, size in zip(row, sizes, strict=True))
         raise ValueError(f"{path} has columns of several lengths ({told}): each needs a value a caption.")
-    return "item", enumerate((_row(list(row), cells) for cells in zip(*values, strict=True)), 1)
+    return "item", enumerate((row_of(list(row), cells) for cells in zip(*values, strict=True)), 1)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -162,7 +157,7 @@ def _holds_captions(header: Sequence[str]) -> bool:
     return any(_COLUMNS.get(name.strip().lower()) == "caption" for name in header)
 
 
-def _read_table(path: Path) -> Rows:
+def read_table(path: Path) -> Rows:
     text = text_of(path)
     if not text.strip():
         raise ValueError(f"{path} is no table: it is empty.")
@@ -170,7 +165,7 @@ def _read_table(path: Path) -> Rows:
     headers = {separator: _cells(first, separator) for separator in _SEPARATORS}
     separator = max(headers, key=lambda s: (_holds_captions(headers[s]), len(headers[s])))
     rows = _table_rows(text, separator, path)
-    columns = _columns(next(values for _, values in rows if any(map(str.strip, values))), str(path))
+    columns = columns_of(next(values for _, values in rows if any(map(str.strip, values))), str(path))
     return "line", ((number, _table_row(values, columns, separator, number, path)) for number, values in rows)
 
 
@@ -182,7 +177,7 @@ def _table_row(values: list[str], columns: list[str], separator: str, number: in
             f"{path}, line {number}, has {len(values)} values and the header {len(columns)}: put a caption that "
             f"contains {separator!r} between quotes."
         )
-    return _row(columns, values)
+    return row_of(columns, values)
 
 
 def _table_rows(text: str, separator: str, path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -195,44 +190,3 @@ def _table_rows(text: str, separator: str, path: Path) -> Iterator[tuple[int, li
             first = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"{path}, line {first}, is no row of values separated by {separator!r}: {error}.") from None
-
-
-def _read_parquet(path: Path) -> Rows:
-    try:
-        with parquet.ParquetFile(path) as file:
-            names, about = file.schema_arrow.names, file.metadata
-            columns = _columns(names, str(path))
-            wanted = {name: column for name, column in zip(names, columns, strict=True) if column}
-            groups = [about.row_group(i) for i in range(about.num_row_groups)]
-            chunks = [group.column(j) for group in groups for j in range(group.num_columns)]
-            kept = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in wanted]
-            # Values of a list count as well. What repeats is small in the file: it stays one object in memory.
-            values = max([about.num_rows, *(chunk.num_values for chunk in kept)])
-            if values > lists.MOST_ROWS or sum(chunk.total_uncompressed_size for chunk in kept) > lists.MOST_BYTES:
-                raise too_large(path)
-        repeated = [chunk.path_in_schema for chunk in kept if chunk.physical_type == "BYTE_ARRAY"]
-        with parquet.ParquetFile(path, read_dictionary=repeated) as file:
-            table = file.read(list(wanted))
-            cells = [[v for chunk in table[name].chunks for v in _python(chunk)] for name in wanted]
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is truncated or no parquet file: {error}.") from error
-    return "row", enumerate((_row(list(wanted.values()), row) for row in zip(*cells, strict=True)), 1)
-
-
-def _python(chunk: Any) -> list[Any]:
-    if pyarrow.types.is_list(chunk.type):
-        values = iter(_python(chunk.flatten()))
-        return [None if n is None else [next(values) for _ in range(n)] for n in chunk.value_lengths().to_pylist()]
-    if not pyarrow.types.is_dictionary(chunk.type):
-        return chunk.to_pylist()
-    values = chunk.dictionary.to_pylist()
-    return [None if i is None else values[i] for i in chunk.indices.to_pylist()]
-
-
-READERS: dict[str, Callable[[Path], Rows]] = {
-    ".jsonl": _read_json,
-    ".json": _read_json,
-    ".csv": _read_table,
-    ".tsv": _read_table,
-    ".parquet": _read_parquet,
-}

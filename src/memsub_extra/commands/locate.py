@@ -46,8 +46,9 @@ def _locate(args: argparse.Namespace) -> None:
     from memsub.io.files import printable
     from memsub.models import as_denoiser, find_model
     from memsub.neurons import locate
-    from memsub.prompts import load_prompts, too_long
+    from memsub.prompts import load_prompts
     from memsub_extra.files import check_writable
+    from memsub_extra.prompt_lists.captions import too_long
 
     info = find_model(args.model)
     sparsity = info.sparsity if args.sparsity is None else args.sparsity

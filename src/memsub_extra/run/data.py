@@ -29,8 +29,9 @@ from memsub.io.images import SUFFIXES, decode_png, image_files, read_images
 from memsub.io.lists import plain_name
 from memsub.measure.metric import References
 from memsub.models import ModelInfo, find_model, world_of
-from memsub.prompts import Prompts, load_prompts, near_duplicates, subsets, too_long
+from memsub.prompts import Prompts, load_prompts, subsets
 from memsub.world import World
+from memsub_extra.prompt_lists.captions import near_duplicates, too_long, without_near_duplicates
 from memsub_extra.prompt_lists.images import match_images, read_matched
 from memsub_extra.prompt_lists.kinds import ALL, published_types, read_types, with_types
 from memsub_extra.prompt_lists.wordings import wordings_of
@@ -99,7 +100,7 @@ class Data:
             if file:
                 table = with_types(table, read_types(file), str(file))
             prompts = Prompts(table, prompts.memorized_kinds)
-        return prompts.without_near_duplicates() if self.parameters.data.near_duplicates == "drop" else prompts
+        return without_near_duplicates(prompts) if self.parameters.data.near_duplicates == "drop" else prompts
 
     @cached_property
     def memorized(self) -> Memorized:
