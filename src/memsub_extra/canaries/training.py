@@ -176,12 +176,7 @@ def train(
     info = find_model(base)
     pipe = load_pipeline(base, device, torch.float32)
     denoiser = as_denoiser(pipe)
-    if denoiser.image_shape != (manifest.side, manifest.side):
-        height, width = denoiser.image_shape
-        raise ValueError(
-            f"{base} has images of {height} x {width} pixels, the manifest of {manifest.side} x {manifest.side}: plant "
-            f"again with side={height}."
-        )
+    _check_size(denoiser, manifest)
     cost = cost_of(pipe, manifest, recipe)
     print(f"{describe(manifest)}\n{'model and twin: ' if twin else ''}{cost}", flush=True)
     if only_cost:
@@ -206,6 +201,16 @@ def train(
     except ValueError as error:
         print(f"no parameters for the notebooks: {error}")
     return cost
+
+
+def _check_size(denoiser: Denoiser, manifest: Manifest) -> None:
+    """Raises ValueError if photographs are not cut to the size of the model's images."""
+    if denoiser.image_shape != (manifest.side, manifest.side):
+        height, width = denoiser.image_shape
+        raise ValueError(
+            f"the model has images of {height} x {width} pixels, the manifest of {manifest.side} x {manifest.side}: "
+            f"plant again with side={height}."
+        )
 
 
 def _finished(folder: Path, content: dict[str, Any]) -> bool:

@@ -108,9 +108,8 @@ def training(
 ) -> Generator[None, None, M]:
     """Trains `module` in place, with linear warm-up and, if `decay`, cosine decay to zero; a step at each `next`.
 
-    Weights and optimizer state go to `folder/<name>.safetensors` every `checkpoint_seconds` (default: two minutes) and
-    at the end; a finished stage is loaded from there instead of trained again. `folder/<name>.json` holds the loss
-    curve and seconds spent.
+    Weights and optimizer state go to `folder/<name>.safetensors` every `checkpoint_seconds` (two minutes) and at the
+    end; a finished stage is loaded from there, not trained again. `<name>.json` holds the loss curve and the seconds.
     Stages of one `stream` (default: the name) use the same random numbers. `optimizer`: a name in `OPTIMIZERS`.
 
     `loss` takes the step and its generator; or, if there is a `batch` that takes them, the tensors it returns. These
@@ -125,8 +124,7 @@ def training(
     recorded = batch is not None and device.type == "cuda"
     rates: dict[str, Any] = {"lr": torch.tensor(lr, device=device), "capturable": True} if recorded else {"lr": lr}
     rule = OPTIMIZERS[optimizer](params.values(), weight_decay=weight_decay, **rates)
-    work = _Work(folder, name, module, params, rule, steps, device)
-    work.apart = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
+    work = _Work(folder, name, module, params, rule, steps, device, checkpoint_seconds)
 
     def learned(*given: Any) -> torch.Tensor:
         value = loss(*given)
@@ -142,8 +140,7 @@ def training(
     queued = _queue(device) if recorded else nullcontext
     for step in work.bar():
         with queued():
-            falling = 0.5 * (1 + math.cos(math.pi * step / steps)) if decay else 1.0
-            _set_rate(rule, lr * min(1.0, (step + 1) / warmup) * falling)
+            _set_rate(rule, lr * _share(step, warmup, steps if decay else None))
             rng = generator(seed, stream or name, step)
             running += learn(*batch(step, rng)) if batch else learn(step, rng)
             if (step + 1) % CHECKPOINT_STEPS == 0:
@@ -206,6 +203,12 @@ def _queue(device: torch.device) -> Callable[[], AbstractContextManager]:
     return lambda: torch.cuda.stream(queue)
 
 
+def _share(step: int, warmup: int, steps: int | None) -> float:
+    """Of the learning rate at a step: linear warm-up, then cosine decay over all `steps`, or none if there are none."""
+    falling = 1.0 if steps is None else 0.5 * (1 + math.cos(math.pi * step / steps))
+    return min(1.0, (step + 1) / warmup) * falling
+
+
 def _set_rate(rule: torch.optim.Optimizer, rate: float) -> None:
     """The learning rate of the next step; where it is a tensor, in place: a recorded step reads it there."""
     for group in rule.param_groups:
@@ -227,11 +230,12 @@ class _Work:
         rule: torch.optim.Optimizer,
         steps: int,
         device: torch.device,
+        apart: float | None = None,
     ):
         folder.mkdir(parents=True, exist_ok=True)
         self.path, self.log_path = folder / f"{name}.safetensors", folder / f"{name}.json"
         self.name, self.module, self.params, self.rule, self.steps = name, module, params, rule, steps
-        self.start, self.apart = 0, float(CHECKPOINT_SECONDS)
+        self.start, self.apart = 0, CHECKPOINT_SECONDS if apart is None else apart
         self.log: dict[str, Any] = {"seconds": 0.0, "steps": steps, "on": hardware(device), "loss": []}
         if self.path.exists():
             self._load()
