@@ -111,7 +111,6 @@ def training(
     Weights and optimizer state go to `folder/<name>.safetensors` every `checkpoint_seconds` (two minutes) and at the
     end; a finished stage is loaded from there, not trained again. `<name>.json` holds the loss curve and the seconds.
     Stages of one `stream` (default: the name) use the same random numbers. `optimizer`: a name in `OPTIMIZERS`.
-
     `loss` takes the step and its generator; or, if there is a `batch` that takes them, the tensors it returns. These
     keep their shapes, so that a GPU records steps and replays them.
 
