@@ -1,10 +1,10 @@
 """The world that a model was trained on, by its row or by a file in its folder.
 
     world_of(find_model("tiny"))                # None for a model whose training data are not known in full
-    write_world(folder, "canaries")             # what trains a model of a world: find_model(folder).world
+    find_model("runs/canaries").world           # "canaries", as runs/canaries/world.json says it
 
 The file `world.json` names the world; the rest of what that world needs to know of the model lies beside it, and its
-`of(folder)` reads it. A folder `twin` in the folder holds the twin, and may have such a file of its own.
+`of(folder)` reads it. Folders `twin` and `other` in the folder hold its controls, and may have such files as well.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..io.files import load_json, save_json
+from ..io.files import load_json
 from .known import WORLDS, ModelInfo
 
 FILE = "world.json"
@@ -46,8 +46,3 @@ def of_folder(row: ModelInfo) -> ModelInfo:
         raise ValueError(f"{folder / FILE} names no world that is known; expected one of {', '.join(WORLDS)}.")
     controls = {c: str(folder / c) for c in CONTROLS if (folder / c / "model_index.json").is_file()}
     return replace(row, world=name, controls=controls)
-
-
-def write_world(folder: Path, name: str) -> None:
-    """Says of which world the model in a folder is."""
-    save_json({"world": name}, folder / FILE)

@@ -22,6 +22,7 @@ import torch
 from memsub.measure.exact import ALTERNATIVES, LEVEL, exact_p, uniformity
 from memsub.measure.intervals import interval
 from memsub.measure.membership import MEMBERSHIP_ALTERNATIVES, STEPS, membership_p
+from memsub.measure.noise import noise_seeds
 from memsub.models import Pipeline, find_model, generate, load_pipeline, sampler_fingerprint, world_of
 from memsub_extra.store import Kind, Store
 
@@ -53,8 +54,7 @@ def p_values(
         first: only so many of them.
         alternatives: of the membership test, which takes (alternatives + 1) x steps x noises rows of network calls a
             canary: all others of the manifest, or the first so many of them, whose order is random.
-        steps, noises, seed: of `memsub.measure.membership.membership_p`; the first canary's image has the noise `seed`,
-            the next one's `seed + 1`.
+        steps, noises, seed: of `memsub.measure.membership.membership_p`; each image has a noise of its own.
         sampling: options of `memsub.generate`; default `SAMPLING`.
 
     Returns:
@@ -65,8 +65,7 @@ def p_values(
     chosen = (manifest.unseen if unseen else manifest.canaries)[:first]
     captions = [canary.caption for canary in chosen]
     planted = load(world.candidates_folder, [canary.planted for canary in chosen], manifest.side)
-    seeds = range(seed, seed + len(captions))
-    images = generate(pipe, captions, seeds=list(seeds), progress=progress, **(sampling or SAMPLING))
+    images = generate(pipe, captions, seeds=noise_seeds(captions, seed), progress=progress, **(sampling or SAMPLING))
     options: dict[str, Any] = {"alternatives": alternatives, "steps": steps, "noises": noises, "seed": seed}
     return pd.DataFrame(
         {

@@ -32,7 +32,7 @@ from torch import nn
 from memsub.io.distributed import processes
 from memsub.io.files import check_writable, load_json, save_json
 from memsub.models import Conditioning, Denoiser, Pipeline, as_denoiser, find_model, fingerprint, load_pipeline
-from memsub.models.worlds import write_world
+from memsub.models.worlds import FILE as WORLD_FILE
 from memsub.testbed.scorers import scorers_of
 from memsub_extra.run.specs import Part
 
@@ -322,7 +322,7 @@ def _save(pipe: Any, folder: Path, manifest: Manifest, about: dict[str, Any]) ->
     shutil.rmtree(partial, ignore_errors=True)
     pipe.save_pretrained(partial, safe_serialization=True)
     manifest.save(partial / FILE)
-    write_world(partial, Canaries.name)
+    save_json({"world": Canaries.name}, partial / WORLD_FILE)
     for path in sorted(partial.iterdir()):
         if (folder / path.name).is_dir():
             shutil.rmtree(folder / path.name)
