@@ -4,7 +4,7 @@ Captions that the embedded model was not trained on get 256 scenes each, of whic
 fine-tuned on these among ordinary scenes, as `memsub_extra.canaries` does it on photographs, and so is its twin. A
 second call resumes where the first one stopped. `python -m tools.figures --canaries` takes its table.json over.
 
-    python -m tools.canaries --out runs/canaries
+    python -m tools.canaries --out runs/canaries                    # an hour of one free core
     python -m tools.canaries --out runs/tried --canaries 4 --unseen 2 --repeats 20 --ordinary 200 --batch-size 16
 """
 
