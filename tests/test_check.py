@@ -128,8 +128,8 @@ def test_parameters_tell_the_cost_and_download_nothing(capsys, tmp_path, monkeyp
     assert "ms an image and step on cpu" in told
     assert "MB of statistics" in told
     row = next(line for line in told.splitlines() if "capture of the grid" in line)
-    # 12 memorized, 12 ordinary and the empty prompt, 60 at a time; 50 steps of each, and of the empty prompt by itself
-    assert row.split()[5:8] == ["25", "100", "1250"]
+    # 12 memorized, 12 ordinary and the empty prompt, 60 at a time; 10 steps of each, and of the empty prompt by itself
+    assert row.split()[5:8] == ["25", "20", "250"]
     monkeypatch.setattr(
         cost, "work", lambda p: cost.pd.DataFrame({"notebook": [""], "part": [""], "rows": [0], "steps": [0]})
     )

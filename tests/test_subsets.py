@@ -69,7 +69,7 @@ def test_a_ratio_of_means_leaves_a_subset_out_of_both():
 def test_without_units_there_is_no_interval():
     one = profile(singles(np.ones((1, STEPS, LAYERS))))
     assert (one.overall[0], np.isnan(one.overall[1:]).all()) == (1, True)
-    assert between(*one.overall) == "1.000"
+    assert between(one.overall) == "1.000"
     pair = profile(Measured(np.ones((1, STEPS, LAYERS)), [(0, 1)]))
     assert np.isnan(pair.overall[1])
     shared = profile(Measured(RNG.random((len(PAIRS), STEPS, LAYERS)), PAIRS, independent=False))

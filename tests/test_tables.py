@@ -21,7 +21,8 @@ def test_every_experiment_is_in_the_estimate(run):
     table = cost.work(run.parameters)
     expected = [f"{n.name[:2]} {title}" for n in notebooks.of_model(run.info) for title in n.experiments]
     assert table["part"].tolist() == expected
-    assert (table[["network calls", "rows", "steps"]] > 0).all(axis=None)
+    counted = table[table["part"] != "02 capture at all steps"]  # the grid of this run is captured at all
+    assert (counted[["network calls", "rows", "steps"]] > 0).all(axis=None)
 
 
 def test_the_estimate_of_a_model_without_a_world_needs_no_download():

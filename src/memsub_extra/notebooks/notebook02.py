@@ -33,7 +33,7 @@ def exchanged(grid: Grid, steps: int) -> dict[str, Measured]:
     their row for the empty prompt, and larger for it than for a subset.
     """
     null, sparsity = grid.null().only(steps=steps), grid.run.parameters.mask_sparsity
-    shares = {}
+    shares: dict[str, Measured] = {}
     for kind in KINDS:
         names = [str(Group.subset(kind, grid.sizes[0], i)) for i in range(grid.subsets)]
         shares[kind] = _shares([locate(grid.pipe, null, grid.statistics.only(n, steps), sparsity) for n in names])

@@ -117,10 +117,13 @@ def by_name(models: Mapping[str, Mapping[str, Profile]]) -> dict[str, dict[str, 
 
 def table(columns: Mapping[str, Mapping[str, Profile]], form: str = ".3f") -> pd.DataFrame:
     """What quantities are overall, with their 95 % intervals, as text: a column an entry, a row a quantity."""
-    shown = {name: {row: between(*each.overall, form) for row, each in rows.items()} for name, rows in columns.items()}
+    shown: dict[str, dict[str, str]] = {}
+    for name, rows in columns.items():
+        shown[name] = {row: between(each.overall, form) for row, each in rows.items()}
     return pd.DataFrame(shown).fillna("")
 
 
-def between(value: float, low: float, high: float, form: str = ".3f") -> str:
-    """ "0.485 (0.461 to 0.509)"; of a value without an interval the value alone."""
+def between(estimate: Sequence[float] | np.ndarray, form: str = ".3f") -> str:
+    """ "0.485 (0.461 to 0.509)": a value and the ends of its interval; without an interval the value alone."""
+    value, low, high = estimate
     return f"{value:{form}} ({low:{form}} to {high:{form}})" if np.isfinite(low) else f"{value:{form}}"

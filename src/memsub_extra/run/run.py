@@ -121,7 +121,7 @@ class Run:
     @property
     def twin(self) -> Model | None:
         """The twin as a model; None where there is none."""
-        return self.controls.get(TWIN)
+        return self.controls.get(TWIN) if self.info.twin else None
 
     def model(self, spec: EditSpec | None = None, name: str = "pruned") -> Model:
         """The model with the edit of a spec (default: that of the parameters)."""

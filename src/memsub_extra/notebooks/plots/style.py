@@ -27,16 +27,17 @@ if plt.get_backend().lower().endswith("inline"):
     plt.uninstall_repl_displayhook()
 
 _BLUE, _ORANGE, _GREEN, _RED, _PINK, _BROWN, _ROSE, _GREY, _YELLOW, _SKY = sns.color_palette("colorblind")
+_PURPLE: Colour = (0.38, 0.22, 0.58)  # the palette's ten belong to methods
 METHOD_COLOURS: dict[str, Colour] = {
     "unedited": (0.0, 0.0, 0.0),
     "pruned": _BLUE,
     "density-matched random": _ORANGE,
     "ordinary": _GREEN,
     "twin": _GREY,
-    "other": _BROWN,
+    "other": _PURPLE,
 }
 """Colour of each method, in all figures and notebooks. Prompts have that of what is located on them."""
-BASELINE_COLOURS: tuple[Colour, ...] = (_RED, _PINK, _SKY, _ROSE, _YELLOW)
+BASELINE_COLOURS: tuple[Colour, ...] = (_RED, _PINK, _SKY, _BROWN, _ROSE, _YELLOW)
 """Of the baselines, in the order of their registry."""
 _FREE = (_RED, _PINK, _SKY, _BROWN, _ROSE, _GREEN, _BLUE, _ORANGE, _YELLOW, _GREY)
 """For names of no method: first those of no method, but yellow, which is faint on white."""
