@@ -119,8 +119,8 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[tuple[str, str], pd.DataFram
     """How well the scores of the first steps tell memorized captions from unseen ones like them (`alike`).
 
     Returns:
-        Columns model, score, area (under the ROC curve), low, high, memorized, unseen (how many captions); and the
-        curve of each model and score.
+        Columns model, score, area (under the ROC curve) with area_low and area_high, memorized and unseen (how many
+        captions); and the curve of each model and score.
     """
     p = run.parameters
     places = at_random(run, p.detection.captions)
@@ -140,7 +140,7 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[tuple[str, str], pd.DataFram
         for score in scores[0]:
             area, curve = roc(scores[0][score], scores[1][score])
             low, high = auc_interval(area, *map(len, groups))
-            row = {"model": model.name, "score": score, "area": area, "low": low, "high": high}
+            row = {"model": model.name, "score": score, "area": area, "area_low": low, "area_high": high}
             rows.append(row | {"memorized": len(groups[0]), "unseen": len(groups[1])})
             curves[model.name, score] = curve
             if model.name == run.unedited.name:
