@@ -100,23 +100,8 @@ def _right(run: Run, captions: list[str], claims: pd.DataFrame, folder: Path) ->
     return claims["claimed"] & run.judge(images, captions, references)
 
 
-def alike(captions: Sequence[str], candidates: Sequence[str]) -> list[str]:
-    """For each caption a candidate of its kind, each once: as many commas (a tail), and the nearest number of words.
-
-    What differs between memorized and other captions is then not how long they are and how much they name.
-    """
-    free, chosen = list(dict.fromkeys(candidates)), []
-    for caption in captions[: len(free)]:
-        apart = [
-            (abs(other.count(",") - caption.count(",")), abs(len(other.split()) - len(caption.split())))
-            for other in free
-        ]
-        chosen.append(free.pop(apart.index(min(apart))))
-    return chosen
-
-
 def detection(run: Run) -> tuple[pd.DataFrame, dict[tuple[str, str], pd.DataFrame]]:
-    """How well the scores of the first steps tell memorized captions from unseen ones like them (`alike`).
+    """How well the scores of the first steps tell memorized captions from unseen ones that match them.
 
     Returns:
         Columns model, score, area (under the ROC curve) with area_low and area_high, memorized and unseen (how many
@@ -125,7 +110,7 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[tuple[str, str], pd.DataFram
     p = run.parameters
     places = at_random(run, p.detection.captions)
     memorized = [run.data.captions("memorized")[i] for i in places]
-    groups = memorized, alike(memorized, run.data.prompts.of("heldout"))
+    groups = memorized, run.data.matched("heldout")[: len(memorized)]
     options = p.detection.model_dump(include={"calls", "seeds"}) | p.sampling.model_dump(exclude={"solver"})
     rows, curves, found = [], {}, list[Found]()
     for model in tqdm(under_attack(run), desc="detection"):
@@ -337,14 +322,18 @@ def _at_level(methods: pd.Series, kept: Sequence[float]) -> pd.Series:
     return chosen
 
 
-def timed_rows(run: Run) -> list[Row]:
-    """Rows of the table of time and distance: each method at the strength that is compared, and the paper's edit."""
-    rows, chosen = method_rows(run), baselines(run)["chosen"]
+def timed_rows(run: Run, compared: pd.DataFrame | None = None) -> list[Row]:
+    """Rows of the table of time and distance: each method at the strength that is compared, and the paper's edit.
+
+    Args:
+        compared: what `baselines` returned (default: it is called).
+    """
+    rows, chosen = method_rows(run), (baselines(run) if compared is None else compared)["chosen"]
     paper = _pruning(run, PAPER).labels
     return [row for row, taken in zip(rows, chosen, strict=True) if taken or row.labels == paper]
 
 
-def seconds(run: Run) -> pd.DataFrame:
+def seconds(run: Run, compared: pd.DataFrame | None = None) -> pd.DataFrame:
     """Seconds an image of each of `timed_rows`, any search included, one method at a time in `baselines.turns` turns.
 
     Columns seconds (median over turns), least, most, on (the GPU, or how many threads); index method, strength. Timed
@@ -353,7 +342,7 @@ def seconds(run: Run) -> pd.DataFrame:
     p = run.parameters.baselines
     places = run.data.held_out(run.data.split["locate"])[: p.timed]
     captions = [run.data.captions("memorized")[i] for i in places]
-    rows = [row for row in timed_rows(run) if not row.twin]
+    rows = [row for row in timed_rows(run, compared) if not row.twin]
     content = {"captions": captions, "model": run.unedited, "turns": p.turns, "device": str(run.denoiser.device)}
     content |= {"methods": [[*row.labels.values(), str(row.spec)] for row in rows]}
     content |= run.parameters.sampling.model_dump()
@@ -377,14 +366,14 @@ def _timed(run: Run, rows: list[Row], captions: list[str], turns: int) -> pd.Dat
     return pd.DataFrame(labelled).assign(on=hardware(run.denoiser.device))
 
 
-def distances(run: Run) -> pd.DataFrame:
+def distances(run: Run, compared: pd.DataFrame | None = None) -> pd.DataFrame:
     """KID and FID (x 1000) of what `timed_rows` sample for unseen captions, and of as many real images: the floor.
 
     All have equally many images and are compared with the same others. Without enough real images for both, there is no
     floor. Columns kid, kid_deviation, fid, n (images of KID), fid_n; index method, strength. What the parameters do not
     ask for is not a number.
     """
-    p, rows = run.parameters, timed_rows(run)
+    p, rows = run.parameters, timed_rows(run, compared)
     labels = [(row.labels["method"], row.labels["strength"]) for row in rows]
     nothing = pd.DataFrame(index=pd.MultiIndex.from_tuples(labels))
     kernel = _distance(run, rows, p.evaluation.real_images, ["kid", "kid_deviation"], kid)
