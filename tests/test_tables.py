@@ -75,7 +75,7 @@ def test_the_twin_and_what_is_registered_stand_in_the_tables(new_run, monkeypatc
 
 def test_a_model_without_a_twin_has_no_such_row(new_run, monkeypatch):
     run = new_run()
-    run.info = MODELS["sd14"]
+    run.info, run.control_pipes = MODELS["sd14"], {}
     assert TWIN not in [model.name for model in under_attack(run)]
     assert TWIN not in [row.labels["method"] for row in notebook05.method_rows(run)]
 
