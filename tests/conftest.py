@@ -26,7 +26,7 @@ SMALL = {
     "grid": {"memorized": 12, "subsets": 3, "sizes": [2, 3], "sparsity": 0.05},
     "edit": {"steps": 2},
     "sweep": {"sparsity": [0.1, 0.3], "steps": [1, 2]},
-    "evaluation": {"captions": 2, "models": 2, "controls": 1, "real_images": 4, "seed_captions": 2},
+    "evaluation": {"captions": 2, "models": 2, "controls": 1, "real_images": 6, "seed_captions": 2},
     "baselines": {
         "captions": 2,
         "never_seen": 4,

@@ -25,7 +25,7 @@ FEW = {
     "grid": {"memorized": 12, "subsets": 2, "sizes": [2], "sparsity": 0.05},
     "sweep": {"sparsity": [0.3], "steps": [2]},
     "baselines": ONE_METHOD,
-    "evaluation": {"captions": 2, "models": 1, "controls": 1, "real_images": 4, "seed_captions": 2},
+    "evaluation": {"captions": 2, "models": 1, "controls": 1, "real_images": 6, "seed_captions": 2},
     "deletion": {"targets": 2, "iterations": [0, 1], "noises": 1, "edits": {}},
 }
 TIMED = {"seconds"}

@@ -137,7 +137,7 @@ def test_a_result_is_named_values_in_a_template_that_is_no_program(monkeypatch):
 
 def test_a_value_with_its_interval_is_a_claim_and_a_fact():
     half = spanned([True, False, True, False])
-    assert half == (0.5, *pytest.approx((0.15, 0.85), abs=0.01))
+    assert half == pytest.approx((0.5, 0.15, 0.85), abs=0.01)
     assert at_least(half, 0.1, varies=0.01).verdict == "holds"
     assert at_least(half, 0.3, varies=0.01).verdict == "inconclusive"
     known = {"04": {"rate": fact(half, varies=0.01, n=4)}}

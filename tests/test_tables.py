@@ -107,12 +107,6 @@ def test_a_registered_detection_score_stands_in_the_tables(run, monkeypatch):
     assert ("unedited", "dummy") in curves
 
 
-def test_captions_are_compared_with_others_like_them():
-    candidates = ["a red heart", "a blue fish and a red ring, poster", "a green moon, a view", "a fish"]
-    assert notebook05.alike(["a gray cross and a pink moon, album"], candidates) == [candidates[1]]
-    assert notebook05.alike(["a moon", "a ring", "a cross"], candidates[:2]) == candidates[:2]  # each once
-
-
 def test_a_method_is_compared_nearest_above_the_level():
     methods = pd.Series(["none", "a", "a", "a", "b", "b"])
     chosen = notebook05._at_level(methods, [1.0, 0.95, 0.86, 0.5, 0.7, 0.8])

@@ -100,32 +100,17 @@ def _right(run: Run, captions: list[str], claims: pd.DataFrame, folder: Path) ->
     return claims["claimed"] & run.judge(images, captions, references)
 
 
-def alike(captions: Sequence[str], candidates: Sequence[str]) -> list[str]:
-    """For each caption a candidate of its kind, each once: as many commas (a tail), and the nearest number of words.
-
-    What differs between memorized and other captions is then not how long they are and how much they name.
-    """
-    free, chosen = list(dict.fromkeys(candidates)), []
-    for caption in captions[: len(free)]:
-        apart = [
-            (abs(other.count(",") - caption.count(",")), abs(len(other.split()) - len(caption.split())))
-            for other in free
-        ]
-        chosen.append(free.pop(apart.index(min(apart))))
-    return chosen
-
-
 def detection(run: Run) -> tuple[pd.DataFrame, dict[tuple[str, str], pd.DataFrame]]:
-    """How well the scores of the first steps tell memorized captions from unseen ones like them (`alike`).
+    """How well the scores of the first steps tell memorized captions from unseen ones that match them.
 
     Returns:
-        Columns model, score, area (under the ROC curve), low, high, memorized, unseen (how many captions); and the
-        curve of each model and score.
+        Columns model, score, area (under the ROC curve) with area_low and area_high, memorized and unseen (how many
+        captions); and the curve of each model and score.
     """
     p = run.parameters
     places = at_random(run, p.detection.captions)
     memorized = [run.data.captions("memorized")[i] for i in places]
-    groups = memorized, alike(memorized, run.data.prompts.of("heldout"))
+    groups = memorized, run.data.matched("heldout")[: len(memorized)]
     options = p.detection.model_dump(include={"calls", "seeds"}) | p.sampling.model_dump(exclude={"solver"})
     rows, curves, found = [], {}, list[Found]()
     for model in tqdm(under_attack(run), desc="detection"):
@@ -140,7 +125,7 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[tuple[str, str], pd.DataFram
         for score in scores[0]:
             area, curve = roc(scores[0][score], scores[1][score])
             low, high = auc_interval(area, *map(len, groups))
-            row = {"model": model.name, "score": score, "area": area, "low": low, "high": high}
+            row = {"model": model.name, "score": score, "area": area, "area_low": low, "area_high": high}
             rows.append(row | {"memorized": len(groups[0]), "unseen": len(groups[1])})
             curves[model.name, score] = curve
             if model.name == run.unedited.name:
@@ -212,7 +197,8 @@ def unseen_pairs(run: Run, n: int) -> tuple[list[str], np.ndarray]:
 
 
 def embeddings(run: Run, iterations: int | None = None) -> dict[tuple[str, str, int], np.ndarray]:
-    """Images before and after the embedding attack on the pruned model and the twin, with seeds that it did not use.
+    """Images before and after the embedding attack on the pruned model and, for training images, the twin; with seeds
+    that it did not use.
 
     Args:
         iterations: default those of the parameters.
@@ -224,6 +210,8 @@ def embeddings(run: Run, iterations: int | None = None) -> dict[tuple[str, str, 
     images = {}
     for model in under_attack(run)[1:]:
         for target, (captions, wanted) in targets(run).items():
+            if model.name == TWIN and target == "never trained on":
+                continue  # it was trained on neither
             seeds = range(1000, 1000 + len(wanted))
             moved = _attacked(run, model, captions, wanted, iterations)
             images[model.name, target, 0] = run.scores.images(model, captions, seeds)
@@ -334,14 +322,18 @@ def _at_level(methods: pd.Series, kept: Sequence[float]) -> pd.Series:
     return chosen
 
 
-def timed_rows(run: Run) -> list[Row]:
-    """Rows of the table of time and distance: each method at the strength that is compared, and the paper's edit."""
-    rows, chosen = method_rows(run), baselines(run)["chosen"]
+def timed_rows(run: Run, compared: pd.DataFrame | None = None) -> list[Row]:
+    """Rows of the table of time and distance: each method at the strength that is compared, and the paper's edit.
+
+    Args:
+        compared: what `baselines` returned (default: it is called).
+    """
+    rows, chosen = method_rows(run), (baselines(run) if compared is None else compared)["chosen"]
     paper = _pruning(run, PAPER).labels
     return [row for row, taken in zip(rows, chosen, strict=True) if taken or row.labels == paper]
 
 
-def seconds(run: Run) -> pd.DataFrame:
+def seconds(run: Run, compared: pd.DataFrame | None = None) -> pd.DataFrame:
     """Seconds an image of each of `timed_rows`, any search included, one method at a time in `baselines.turns` turns.
 
     Columns seconds (median over turns), least, most, on (the GPU, or how many threads); index method, strength. Timed
@@ -350,7 +342,7 @@ def seconds(run: Run) -> pd.DataFrame:
     p = run.parameters.baselines
     places = run.data.held_out(run.data.split["locate"])[: p.timed]
     captions = [run.data.captions("memorized")[i] for i in places]
-    rows = [row for row in timed_rows(run) if not row.twin]
+    rows = [row for row in timed_rows(run, compared) if not row.twin]
     content = {"captions": captions, "model": run.unedited, "turns": p.turns, "device": str(run.denoiser.device)}
     content |= {"methods": [[*row.labels.values(), str(row.spec)] for row in rows]}
     content |= run.parameters.sampling.model_dump()
@@ -374,14 +366,14 @@ def _timed(run: Run, rows: list[Row], captions: list[str], turns: int) -> pd.Dat
     return pd.DataFrame(labelled).assign(on=hardware(run.denoiser.device))
 
 
-def distances(run: Run) -> pd.DataFrame:
+def distances(run: Run, compared: pd.DataFrame | None = None) -> pd.DataFrame:
     """KID and FID (x 1000) of what `timed_rows` sample for unseen captions, and of as many real images: the floor.
 
     All have equally many images and are compared with the same others. Without enough real images for both, there is no
     floor. Columns kid, kid_deviation, fid, n (images of KID), fid_n; index method, strength. What the parameters do not
     ask for is not a number.
     """
-    p, rows = run.parameters, timed_rows(run)
+    p, rows = run.parameters, timed_rows(run, compared)
     labels = [(row.labels["method"], row.labels["strength"]) for row in rows]
     nothing = pd.DataFrame(index=pd.MultiIndex.from_tuples(labels))
     kernel = _distance(run, rows, p.evaluation.real_images, ["kid", "kid_deviation"], kid)

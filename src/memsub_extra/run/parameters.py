@@ -187,8 +187,8 @@ class EmbeddingAttack(Part):
     """Kowalczuk et al.'s attack."""
 
     images: int = Field(10, ge=1, description="training images, and as many that were never trained on")
-    iterations: int = Field(25, ge=1, description="steps of the optimization")
-    noises: int = Field(2, ge=1, description="noises an image and step")
+    iterations: int = Field(60, ge=1, description="steps of the optimization")
+    noises: int = Field(1, ge=1, description="noises an image and step")
 
 
 class Deletion(Part):

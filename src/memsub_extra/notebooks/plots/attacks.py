@@ -24,11 +24,11 @@ def roc(curves: Mapping[tuple[str, str], pd.DataFrame], areas: Mapping[tuple[str
     for axis, score in zip(axes[0], scores, strict=True):
         axis.plot([0, 100], [0, 100], ":", color="black", linewidth=1)
         texts = [(72.0, 72.0, "chance", "black")]
-        for k, (model, colour) in enumerate(tones.items()):
+        for model, colour in tones.items():
             curve = curves[model, score]
             x, y = 100 * curve["false_positives"], 100 * curve["true_positives"]
             axis.plot(x, y, color=colour, drawstyle="steps-post")
-            middle = min(len(x) - 1, (k + 1) * len(x) // (len(tones) + 1))
+            middle = int((x + y - 100).abs().argmin())  # where as many are missed as are wrong
             texts.append((x.iloc[middle], y.iloc[middle], f"{model}: {areas[model, score]:.2f}", colour))
         axis.set(title=score, xlabel="unseen captions above the threshold (%)", xlim=(-3, 103), ylim=(-3, 103))
         label_points(axis, texts, fontsize=9)

@@ -50,5 +50,5 @@ def image_grid(
     axis.set(xlim=(0, columns), ylim=(len(rows), 0))
     axis.axis("off")
     if title:
-        figure.suptitle(shown(title), fontsize=11)
+        figure.suptitle(textwrap.fill(shown(title), int(11 * size[0])), fontsize=11)
     return finished(figure)

@@ -73,5 +73,7 @@ def _intervals(axis: Axes, frame: pd.DataFrame, x: str, y: str, colour: Any) -> 
 
 
 def _label(column: str, frame: pd.DataFrame) -> str:
-    n = f"; thin: 95 % intervals, {frame['n'].max():.0f} captions" if column != "relative_alignment" else ""
-    return MEASURES.get(column, column) + (n if f"{column.split('_')[0]}_low" in frame else "")
+    shown = MEASURES.get(column, column)
+    if f"{column.split('_')[0]}_low" not in frame or "n" not in frame or column == "relative_alignment":
+        return shown
+    return f"{shown}; thin: 95 % intervals, {frame['n'].max():.0f} captions"
