@@ -1,4 +1,4 @@
-"""Prompt lists as people have them in files: text here, tables and JSON in `memsub.io.tables`; parquet is in the extra package.
+"""Prompt lists as people have them in files: text here, tables and JSON in `memsub.io.tables`, parquet elsewhere.
 
     rows = read_rows(Path("list.csv"))      # a dict a caption: prompt, and url, index and type where it has them
     folder / plain_name(row["index"])       # of its training images
