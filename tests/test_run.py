@@ -237,7 +237,7 @@ def test_ordinary_prompts_match_memorized_ones_where_the_world_tells(run):
     table = run.data.prompts.table
     marked = table["group"].mask(table["prompt"].isin(listed[:3]), "matched")
     run.data.prompts = Prompts(table.assign(group=marked))
-    assert run.data._matched("ordinary") == listed[:3]
+    assert run.data.matched("ordinary") == listed[:3]
     run.data.info = memsub.models.find_model("sd14")  # of no world: as they are listed
     assert run.data.captions("ordinary") == listed[: len(chosen)]
 

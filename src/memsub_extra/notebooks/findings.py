@@ -137,8 +137,9 @@ def exactly(truth: object) -> Claim:
 
 def _claim(value: float | Hits | Span, bound: float, sign: int, varies: float, interval: Sampled) -> Claim:
     if isinstance(value, Span):
-        value, interval = value.value, (value.low, value.high)
-    if isinstance(value, tuple):
+        interval = (value.low, value.high)
+        value = value.value
+    elif isinstance(value, tuple):
         successes, n = value
         value = successes / n if n else np.nan
         if interval == "Wilson":

@@ -2,6 +2,7 @@
 
     data = Data(parameters, image_side=lambda: 32)
     data.captions("memorized")                  # as many of each kind; ordinary ones match memorized ones
+    data.matched("heldout")                     # unseen captions that match them
     data.references[3]                          # the training image of memorized prompt 3, or the first of several
     data.references_of([3, 4])                  # all, for whatever compares images with them: the best counts
     data.memorized.kinds[3]                     # "verbatim", "template", or "memorized" where the list does not say
@@ -113,7 +114,7 @@ class Data:
         Raises:
             ValueError: the model's list holds fewer than the parameter `grid.memorized` asks for.
         """
-        listed = self.prompts.memorized if kind == "memorized" else self._matched(kind)
+        listed = self.prompts.memorized if kind == "memorized" else self.matched(kind)
         wanted = self.parameters.grid.memorized
         if len(listed) < wanted:
             raise ValueError(
@@ -121,23 +122,13 @@ class Data:
             )
         return listed[:wanted]
 
-    def _matched(self, kind: str) -> list[str]:
+    def matched(self, kind: str) -> list[str]:
         """Captions of a kind to compare with memorized ones: of a world's own prompts those that it calls matched (in
         all that a caption says like memorized ones), of any other list all.
         """
         rows = self.prompts.rows(kind)
         matched = None if self.parameters.data.prompts else getattr(self.world, "matched", None)
         return (rows if matched is None else rows[matched(rows)])["prompt"].tolist()
-
-    def describe(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """How many memorized captions nearly repeat another, and how many captions of the run the tokenizer cuts."""
-        memorized, ordinary = self.captions("memorized"), self.captions("ordinary")
-        repeats = sum(i is not None for i in near_duplicates(memorized))
-        cut, limit = too_long(memorized + ordinary, tokenizer), tokenizer.model_max_length
-        return (
-            f"{repeats} of {len(memorized)} memorized captions nearly repeat an earlier one\n"
-            f"{len(cut)} of {len(memorized + ordinary)} captions are longer than {limit} tokens and are cut"
-        )
 
     # --- which prompts ------------------------------------------------------------------------------------------
 
@@ -279,6 +270,17 @@ class Data:
             f"data.real: a folder of images, such as COCO's, is needed for KID and FID; got {real!r}, in which no file "
             f"({', '.join(SUFFIXES)}) can be read."
         )
+
+
+def describe(data: Data, tokenizer: PreTrainedTokenizerBase) -> str:
+    """How many memorized captions nearly repeat another, and how many captions of the run the tokenizer cuts."""
+    memorized, ordinary = data.captions("memorized"), data.captions("ordinary")
+    repeats = sum(i is not None for i in near_duplicates(memorized))
+    cut, limit = too_long(memorized + ordinary, tokenizer), tokenizer.model_max_length
+    return (
+        f"{repeats} of {len(memorized)} memorized captions nearly repeat an earlier one\n"
+        f"{len(cut)} of {len(memorized + ordinary)} captions are longer than {limit} tokens and are cut"
+    )
 
 
 def images_folder(parameters: Parameters) -> Path:

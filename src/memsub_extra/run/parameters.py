@@ -145,7 +145,7 @@ class Evaluation(Part):
     )
     seed_captions: int = Field(10, ge=2, description="captions whose images are compared between seeds")
     noise: Literal["own", "shared"] = Field(
-        "shared", description="of each image, by its caption and number, or of each seed, which captions share"
+        "own", description="of each image, by its caption and number, or of each seed, which captions share"
     )
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .labels import label_points
+from .labels import Label, label_points
 from .style import colours, finished, panels
 
 
@@ -23,7 +23,7 @@ def roc(curves: Mapping[tuple[str, str], pd.DataFrame], areas: Mapping[tuple[str
     figure, axes = panels(len(scores), 4.1, 4)
     for axis, score in zip(axes[0], scores, strict=True):
         axis.plot([0, 100], [0, 100], ":", color="black", linewidth=1)
-        texts = [(72.0, 72.0, "chance", "black")]
+        texts: list[Label] = [(72.0, 72.0, "chance", "black")]
         for model, colour in tones.items():
             curve = curves[model, score]
             x, y = 100 * curve["false_positives"], 100 * curve["true_positives"]

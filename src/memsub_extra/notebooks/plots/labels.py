@@ -69,7 +69,7 @@ def _drawn(axis: Axes) -> np.ndarray:
 
 def _cost(box: Bbox, taken: Sequence[Bbox], points: np.ndarray, inside: Bbox) -> float:
     """How much a label would cover, or stick out of the panel."""
-    covered = np.all((points > box.min - 2) & (points < box.max + 2), axis=1).sum()
+    covered = np.all((points > np.asarray(box.min) - 2) & (points < np.asarray(box.max) + 2), axis=1).sum()
     over = sum(100 for other in taken if box.overlaps(other.padded(1)))
     out = max(0, inside.x0 - box.x0, box.x1 - inside.x1, inside.y0 - box.y0, box.y1 - inside.y1)
     return float(covered + over + 2 * out)
