@@ -145,7 +145,7 @@ def test_the_rule_that_chooses_an_edit(run):
 def test_a_run_without_real_images_has_no_kid_and_a_control_of_its_own(new_run, monkeypatch):
     run = new_run(evaluation={"captions": 2, "models": 1, "controls": 1, "real_images": 0, "seed_captions": 2})
     plain = Row({"method": "none", "strength": ""})
-    monkeypatch.setattr(notebook05, "timed_rows", lambda run: [plain])
+    monkeypatch.setattr(notebook05, "timed_rows", lambda run, compared: [plain])
     (row,) = notebook05.distances(run).to_dict("records")
     assert row.pop("n") == row.pop("fid_n") == 0
     assert list(row) == ["kid", "kid_deviation", "fid"] and np.isnan(list(row.values())).all()
@@ -158,7 +158,7 @@ def test_a_run_without_real_images_has_no_kid_and_a_control_of_its_own(new_run, 
 def test_fid_has_a_number_of_images_of_its_own(new_run, monkeypatch):
     counts = {"captions": 2, "models": 1, "controls": 1, "real_images": 4, "fid_images": 6, "seed_captions": 2}
     run = new_run(evaluation=counts)
-    monkeypatch.setattr(notebook05, "timed_rows", lambda run: [Row({"method": "none", "strength": ""})])
+    monkeypatch.setattr(notebook05, "timed_rows", lambda run, compared: [Row({"method": "none", "strength": ""})])
     table = notebook05.distances(run)
     assert table.index.tolist() == [("real images", ""), ("none", "")]
     assert table[["n", "fid_n"]].to_numpy().tolist() == [[4, 6]] * 2
