@@ -11,7 +11,6 @@ from memsub.models import StableDiffusionDenoiser, find_model, fingerprint
 from memsub.pruning import Edit
 from memsub_extra.lab import Lab, explore, label
 from memsub_extra.lab.view import Explorer
-from memsub_extra.run.data import Data
 from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run
 from memsub_extra.run.specs import EditSpec, Group
@@ -255,7 +254,7 @@ def test_a_run_is_explored_by_a_pipeline_of_the_labs_own(lab, tmp_path, monkeypa
 
 
 def test_photographs_are_judged_by_the_copy_metric(lab, monkeypatch):
-    monkeypatch.setattr(Data, "world", None)
+    monkeypatch.setattr(lab.run.data, "world", None)
     memorized = lab.captions["memorized, held out"][0]
     verdict = lab.verdicts(np.stack([lab.reference(memorized)]), [memorized]).loc[0]
     assert verdict["replicates"]

@@ -96,7 +96,7 @@ def test_experiments_say_what_they_found(new_run, monkeypatch):
     found = {(f.quantity, f.method, f.kind): f for f in published.recorded(run.folder)}
     area = found["detection, area under the curve", "text magnitude", "all"]
     of_score = areas.set_index("score").loc["text magnitude"]
-    assert (area.value, area.low, area.high) == tuple(of_score[["area", "low", "high"]])
+    assert (area.value, area.low, area.high) == tuple(of_score[["area", "area_low", "area_high"]])
     similarity = found["copy similarity", "none", "verbatim"]
     assert similarity.value == pytest.approx(scored["copy_similarity"].mean())
     assert similarity.low <= similarity.value <= similarity.high
