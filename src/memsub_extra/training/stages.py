@@ -35,7 +35,7 @@ from .precision import mixed_precision
 from .tokenizer import tokenize
 
 BATCH = 32
-"""Of UNets. A sample takes an eighth longer than in a batch of 64, and is shown at twice the learning rate in effect."""
+"""Of UNets. A sample takes an eighth longer than in a batch of 64, and there are twice the steps of the same rate."""
 LEVELS: dict[str, Any] = {
     "sample_size": 8,
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
