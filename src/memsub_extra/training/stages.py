@@ -4,7 +4,8 @@
     clip = train_clip(images, contents, tokenizer, folder, seed=0, steps=1500)
     latents = encode_latents(vae, images)
     base = side_by_side([train_base(corpus, latents, clip, tokenizer, folder, seed=0)])[0]
-    unet = side_by_side([train_unet(corpus, latents, base, tokenizer, folder, seed=0, model="twin")])[0]
+    order = schedule(corpus, seed=0, model="twin")
+    unet = side_by_side([train_unet(base, order, prompts, latents, tokenizer, folder, seed=0, name="twin")])[0]
 
 Each stage resumes from its checkpoint in `folder`. The stages are deterministic by seed up to the rounding of float
 sums.
@@ -13,7 +14,7 @@ sums.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from memsub.testbed.dataset import Corpus
 from memsub.testbed.towers import in_range, to_tensor
 from memsub_extra.training.clip import SceneCLIP
 
-from .corpus import base_schedule, schedule
+from .corpus import base_schedule
 from .fitting import fit, generator, stratified, training, v_weights
 from .precision import mixed_precision
 from .tokenizer import tokenize
@@ -130,56 +131,51 @@ def encode_latents(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
 
 
 def train_base(
-    corpus: Corpus,
-    latents: torch.Tensor,
-    clip: SceneCLIP,
-    tokenizer: CLIPTokenizer,
-    folder: Path,
-    seed: int,
-    device: str = "cpu",
+    corpus: Corpus, latents: torch.Tensor, clip: SceneCLIP, tokenizer: CLIPTokenizer, folder: Path, seed: int
 ) -> Generator[None, None, torch.nn.ModuleDict]:
-    """What all three models begin with: a UNet and the text tower, trained along with it, on ordinary scenes alone.
+    """What all models begin with: a UNet and the text tower, trained along with it, on ordinary scenes alone.
 
     A tower that stays as its CLIP left it cannot tell icons apart. Trained along here and frozen from here on, as
-    Stable Diffusion's is, it has never seen a memorized caption with its image. Arguments and the rest as `train_unet`.
+    Stable Diffusion's is, it has never seen a memorized caption with its image.
+
+    Begins here, and takes a step at each `next`, as `fitting.training`; at the end it returns `unet` and
+    `text_encoder`. `latents` are scaled and lie on the device.
     """
     text_encoder = text_tower(clip).train()
     torch.manual_seed(generator(seed, "unet").initial_seed())
-    unet = UNet2DConditionModel(**LEVELS).to(device)
-    ids = tokenize(tokenizer, [*corpus.table["prompt"], ""]).to(device)
+    unet = UNet2DConditionModel(**LEVELS).to(latents.device)
     both = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    order = base_schedule(corpus, seed)
-    return _diffusion(
-        both, order, latents, lambda rows: text_encoder(ids[rows]).last_hidden_state, "base", folder, seed
-    )
+    ids = tokenize(tokenizer, [*corpus.table["prompt"], ""]).to(latents.device)
+
+    def context(rows: torch.Tensor) -> torch.Tensor:
+        return text_encoder(ids[rows]).last_hidden_state
+
+    return _diffusion(both, base_schedule(corpus, seed), latents, context, "base", folder, seed)
 
 
 def train_unet(
-    corpus: Corpus,
-    latents: torch.Tensor,
     base: torch.nn.ModuleDict,
+    order: np.ndarray,
+    prompts: Sequence[str],
+    latents: torch.Tensor,
     tokenizer: CLIPTokenizer,
     folder: Path,
     seed: int,
-    model: str,
-    device: str = "cpu",
+    name: str,
 ) -> Generator[None, None, torch.nn.Module]:
-    """Goes on from the base over the schedule of one model (`corpus.MODELS`), with the text tower as it is.
+    """A copy of the base's UNet that goes on over an order of rows of `latents` and `prompts`, its text tower frozen.
 
-    All models begin with the same weights and are shown the same noise in the same order; only what stands in the
-    places of memorized pairs differs.
-
-    Begins here, and takes a step at each `next`, as `fitting.training`; at the end it returns the UNet. `latents` are
-    scaled and lie on the device.
+    All that go on from a base begin with the same weights and are shown the same noise in the same order; only the
+    rows differ. Ends with the UNet; the rest is as in `train_base`.
     """
     unet, text_encoder = copy.deepcopy(base["unet"]), base["text_encoder"]
-    ids = tokenize(tokenizer, [*corpus.table["prompt"], ""]).to(device)
+    ids = tokenize(tokenizer, [*prompts, ""]).to(latents.device)
 
     @torch.no_grad()
     def context(rows: torch.Tensor) -> torch.Tensor:
         return text_encoder(ids[rows]).last_hidden_state
 
-    return _diffusion(unet, schedule(corpus, seed, model), latents, context, model, folder, seed)
+    return _diffusion(unet, order, latents, context, name, folder, seed)
 
 
 def _diffusion(

@@ -10,17 +10,19 @@ side by side, on a CPU in a thread each.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from safetensors.numpy import load_file
 from tqdm.auto import tqdm
-from transformers import CLIPTextModel
+from transformers import CLIPTokenizer
 
 from memsub.activations import capture
 from memsub.io.files import save_json, save_tensors
@@ -34,7 +36,7 @@ from memsub.testbed.towers import SceneEncoder, to_tensor
 from memsub.testbed.world import WORLD
 
 from . import scorers
-from .corpus import MODELS, share, write_ground_truth
+from .corpus import MODELS, schedule, share, write_ground_truth
 from .fitting import generator, in_threads, side_by_side
 from .stages import BATCH, NOISE_SCHEDULE, encode_latents, train_autoencoder, train_base, train_clip, train_unet
 from .tokenizer import make_tokenizer
@@ -59,6 +61,66 @@ def train(
     trained with the model itself, whose pruned images they must tell apart. Smaller `steps` and sizes give models for
     testing the code.
     """
+    beginning = begin(checkpoints, seed, device, steps, ordinary)
+    trainings = [beginning.train_unet(schedule(beginning.corpus, seed, model), model) for model in MODELS]
+    unets = (side_by_side if torch.device(device).type == "cuda" else in_threads)(trainings)
+    for model, unet in zip(MODELS, unets, strict=True):
+        if model == "model":
+            beginning.pipeline(unet).save_pretrained(out, safe_serialization=True)
+            _load_text_in_float32(out)
+        else:
+            unet.half().save_pretrained(out / model / "unet")
+    write_ground_truth(beginning.corpus, out)
+    train_scorers(out, checkpoints, seed, steps, device)
+    _save_log(out, checkpoints, seed, beginning.corpus)
+
+
+@dataclass
+class Beginning:
+    """What the models share: the corpus, its scaled latents, and all parts but the network that goes on from a base."""
+
+    corpus: dataset.Corpus
+    latents: torch.Tensor
+    vae: AutoencoderKL
+    tokenizer: CLIPTokenizer
+    base: torch.nn.ModuleDict
+    checkpoints: Path
+    seed: int
+
+    def train_unet(self, order: np.ndarray, name: str) -> Generator[None, None, torch.nn.Module]:
+        """A UNet that goes on from the base over an order of rows; see `stages.train_unet`."""
+        return train_unet(
+            self.base,
+            order,
+            self.corpus.table["prompt"],
+            self.latents,
+            self.tokenizer,
+            self.checkpoints,
+            self.seed,
+            name,
+        )
+
+    def pipeline(self, unet: torch.nn.Module) -> StableDiffusionPipeline:
+        """With a UNet, in fp16 as it ships."""
+        parts = {"vae": self.vae, "text_encoder": self.base["text_encoder"], "unet": unet}
+        return StableDiffusionPipeline(
+            **{name: copy.deepcopy(part).half() for name, part in parts.items()},
+            tokenizer=self.tokenizer,
+            scheduler=DDIMScheduler(**NOISE_SCHEDULE, steps_offset=1, set_alpha_to_one=False),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+
+def begin(
+    checkpoints: Path,
+    seed: int = 0,
+    device: str = "cpu",
+    steps: dict[str, int] = STEPS,
+    ordinary: int = dataset.ORDINARY,
+) -> Beginning:
+    """The stages that all models share, trained or loaded from their checkpoints."""
     corpus, tokenizer = dataset.build(seed, ordinary), make_tokenizer()
     images, contents = corpus.images[corpus.ordinary], [corpus.scenes[i].content for i in corpus.ordinary]
     vae = train_autoencoder(images, checkpoints, seed, steps["autoencoder"], device)
@@ -66,37 +128,17 @@ def train(
     clip = train_clip(images, contents, tokenizer, checkpoints, seed, steps["clip"], device)
     latents = encode_latents(vae, corpus.images)
     scaling = 1 / latents[torch.from_numpy(corpus.ordinary)].std().item()
-    scaled = (latents * scaling).to(device)
-    [base] = side_by_side([train_base(corpus, scaled, clip, tokenizer, checkpoints, seed, device)])
-    base.half().float()  # so that a part of it may be shipped, and gone on from
-    trainings = [train_unet(corpus, scaled, base, tokenizer, checkpoints, seed, model, device) for model in MODELS]
-    unets = (side_by_side if torch.device(device).type == "cuda" else in_threads)(trainings)
-    for model, unet in zip(MODELS, unets, strict=True):
-        if model == "model":
-            export(out, vae, base["text_encoder"], unet, tokenizer, scaling)
-        else:
-            unet.half().save_pretrained(out / model / "unet")
-    write_ground_truth(corpus, out)
-    train_scorers(out, checkpoints, seed, steps, device)
-    _save_log(out, checkpoints, seed, corpus)
-
-
-def export(folder: Path, vae, text_encoder: CLIPTextModel, unet, tokenizer, scaling: float) -> None:
-    """Writes an ordinary diffusers pipeline in fp16; the text tower's config says float32, so that is what loads."""
     vae.register_to_config(scaling_factor=scaling)
-    scheduler = DDIMScheduler(**NOISE_SCHEDULE, steps_offset=1, set_alpha_to_one=False)
-    parts = {"vae": vae, "text_encoder": text_encoder, "unet": unet}
-    pipe = StableDiffusionPipeline(
-        **{name: part.half() for name, part in parts.items()},
-        tokenizer=tokenizer,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.save_pretrained(folder, safe_serialization=True)
+    scaled = (latents * scaling).to(device)
+    [base] = side_by_side([train_base(corpus, scaled, clip, tokenizer, checkpoints, seed)])
+    base.half().float()  # as the text tower ships
+    return Beginning(corpus, scaled, vae, tokenizer, base, checkpoints, seed)
+
+
+def _load_text_in_float32(folder: Path) -> None:
+    """Says so in the text tower's config: transformers would load halves."""
     config = json.loads((folder / "text_encoder" / "config.json").read_text())
-    save_json(config | {"dtype": "float32"}, folder / "text_encoder" / "config.json")  # transformers would load halves
+    save_json(config | {"dtype": "float32"}, folder / "text_encoder" / "config.json")
 
 
 def _save_log(folder: Path, checkpoints: Path, seed: int, corpus: dataset.Corpus) -> None:
