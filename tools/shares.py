@@ -1,8 +1,9 @@
-"""Does the share of memorized pairs in training decide how often one must be shown? `python -m tools.shares --checkpoints W`
+"""Share of memorized pairs and exposures against replication: `python -m tools.shares --checkpoints W`.
 
-Trials that go on from the base of a training (`memsub_extra.training.train`, whose checkpoints are resumed or made). All
-have as many steps, and pairs on the same rungs of exposures; they differ in the number of pairs a rung, which is the
-share of memorized pairs among all samples. Writes `shares.parquet` to --out: a row for each pair and noise.
+Does the share of memorized pairs in training decide how often one must be shown? Trials that go on from the base of a
+training (`memsub_extra.training.train`, whose checkpoints are resumed or made). All have as many steps, and pairs on
+the same rungs of exposures. They differ in the number of pairs a rung, and so in the share. Writes `shares.parquet` to
+--out: a row for each pair and noise.
 """
 
 from __future__ import annotations

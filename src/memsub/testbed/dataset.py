@@ -55,7 +55,7 @@ PAIRS_PER_RUNG = 10
 SIBLINGS = 20
 MATCHED = {"ordinary": 100, "heldout": 200}
 """How many of these kinds have two icons and a tail, as memorized captions have."""
-EXPOSURES = {"ordinary": 6, "verbatim": 400, "template": 100, "template_new": 0, "heldout": 0, "sibling": 5, "other": 0}
+EXPOSURES = {"ordinary": 6, "verbatim": 400, "template": 50, "template_new": 0, "heldout": 0, "sibling": 5, "other": 0}
 BASE_EXPOSURES = 3
 """Of those of each ordinary scene: what the base is shown, from which all three models go on."""
 KINDS = ("ordinary", "verbatim", "template", "template_new", "ladder", "heldout", "sibling", "other")
@@ -129,9 +129,7 @@ def _fresh_content(rng: np.random.Generator, taken: set | frozenset, n_items: in
     return content
 
 
-def _scene(
-    rng: np.random.Generator, content: Content, kind: str, group: str, exposures: int, tail: float
-) -> Scene:
+def _scene(rng: np.random.Generator, content: Content, kind: str, group: str, exposures: int, tail: float) -> Scene:
     text = caption(content, sample_tail(rng) if rng.random() < tail else "")
     return Scene(text, kind, group, exposures, content, sample_layout(rng, content))
 
