@@ -55,15 +55,13 @@ def stages(rows: list[dict[str, Any]]) -> str:
 def removals(rows: list[dict[str, Any]]) -> str:
     """What the audits of the removals say, as Markdown: shares in percent; of variants only those trained whole."""
     head = ["", "forget set", "held-out memorized", "attacked", "relearned", "alignment", "CPU-core minutes", "MB"]
-    shown = shipped.whole(r["model"] for r in rows)
-    lines = [
-        f"| {displayed(r['model'])} | {100 * r['forget_set']:.0f} | {100 * r['held_out']:.0f} | "
-        f"{100 * r['attacked']:.0f} | {100 * r['relearned']:+.0f} | {100 * r['alignment']:.0f} | "
-        + (f"{r['minutes'] * r['threads']:.1f} | {r['bytes'] / 1e6:.1f} |" if r["bytes"] else "| |")
-        for r in rows
-        if r["model"] in shown
-    ]
-    return markdown_table(head, lines)
+
+    def cells(r: dict[str, Any]) -> str:
+        shares = f"{100 * r['forget_set']:.0f} | {100 * r['held_out']:.0f} | {100 * r['attacked']:.0f} | "
+        shares += f"{100 * r['relearned']:+.0f} | {100 * r['alignment']:.0f} | "
+        return shares + (f"{_core_minutes(r)} | {r['bytes'] / 1e6:.1f} |" if r["bytes"] else "| |")
+
+    return markdown_table(head, _of_removals(rows, cells))
 
 
 def choice(rows: list[dict[str, Any]]) -> str:
@@ -74,15 +72,25 @@ def choice(rows: list[dict[str, Any]]) -> str:
     def cell(row: dict[str, Any], name: str) -> str:
         return f"{100 * row[name]:.0f} ({100 * row[f'{name}_low']:.0f} to {100 * row[f'{name}_high']:.0f})"
 
+    def cells(r: dict[str, Any]) -> str:
+        rates = f"{cell(r, 'forget_set')} | {cell(r, 'held_out')} | {cell(r, 'attacked')} | "
+        return (
+            rates
+            + f"{100 * r['relearned']:+.0f} | {cell(r, 'alignment')} | "
+            + (f"{_core_minutes(r)} |" if r["bytes"] else "|")
+        )
+
+    return markdown_table(head, _of_removals(rows, cells))
+
+
+def _of_removals(rows: list[dict[str, Any]], cells: Callable[[dict[str, Any]], str]) -> list[str]:
+    """A line for each model of the audits, without variants of removals."""
     shown = shipped.whole(r["model"] for r in rows)
-    lines = [
-        f"| {displayed(r['model'])} | {cell(r, 'forget_set')} | {cell(r, 'held_out')} | {cell(r, 'attacked')} | "
-        f"{100 * r['relearned']:+.0f} | {cell(r, 'alignment')} | "
-        + (f"{r['minutes'] * r['threads']:.1f} |" if r["bytes"] else "|")
-        for r in rows
-        if r["model"] in shown
-    ]
-    return markdown_table(head, lines)
+    return [f"| {displayed(r['model'])} | {cells(r)}" for r in rows if r["model"] in shown]
+
+
+def _core_minutes(row: dict[str, Any]) -> str:
+    return f"{row['minutes'] * row['threads']:.1f}"
 
 
 def fullsize(rows: list[dict[str, Any]]) -> str:

@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from .findings import Span
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -126,4 +128,4 @@ def table(columns: Mapping[str, Mapping[str, Profile]], form: str = ".3f") -> pd
 def between(estimate: Sequence[float] | np.ndarray, form: str = ".3f") -> str:
     """ "0.485 (0.461 to 0.509)": a value and the ends of its interval; without an interval the value alone."""
     value, low, high = estimate
-    return f"{value:{form}} ({low:{form}} to {high:{form}})" if np.isfinite(low) else f"{value:{form}}"
+    return f"{Span(value, low, high):{form}}" if np.isfinite(low) else f"{value:{form}}"
