@@ -15,7 +15,7 @@ SIDE_BY_SIDE := -n auto --maxprocesses 4
 # Notebooks are validated in a copy of their own, whose run folder is empty: no stored result can stand in for a new one.
 FRESH := build/nbval
 
-.PHONY: demo lab test test-slow rehearse browser docs install lint types
+.PHONY: demo lab test units test-slow rehearse browser docs install lint types
 
 ## make demo: install, then all notebooks on the embedded model with few prompts and images; read runs/demo/report.html
 demo: install
@@ -25,15 +25,19 @@ demo: install
 lab: install
 	$(BIN)/jupyter lab notebooks
 
+# mypy takes half a minute of one core: the tests begin beside it.
 ## make test: install, lint, types, unit tests, the notebooks as committed, their figures in the documents, their budgets
 test: export OMP_NUM_THREADS = 1
-test: install lint types
-	$(BIN)/pytest $(SIDE_BY_SIDE) --dist worksteal
+test: install lint
+	$(MAKE) --no-print-directory -j 2 types units
 	rm -rf $(FRESH) && mkdir -p $(FRESH) && cp -r notebooks papermill_params $(FRESH)
 	cd $(FRESH) && $(CURDIR)/$(BIN)/pytest $(SIDE_BY_SIDE) --dist loadfile --no-loadscope-reorder --nbval \
 		--nbval-cell-timeout 600 --nbval-sanitize-with notebooks/sanitize.cfg $(NOTEBOOKS)
 	$(BIN)/python -m tools.figures --compare $(FRESH)/runs/tiny
 	$(BIN)/python -m tools.budget $(FRESH)/runs/tiny
+
+units: install
+	$(BIN)/pytest $(SIDE_BY_SIDE) --dist worksteal
 
 ## make test-slow: what takes minutes a test, such as full-size models of random weights; nightly
 test-slow: install

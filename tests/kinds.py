@@ -200,7 +200,7 @@ KINDS = [
     Kind("code that calls a feed-forward layer in parts of its own", own_chunks, "was called 2 times"),
     Kind("caching helpers that skip blocks (DeepCache, FasterCache)", cached, "was called 0 times in network call 1"),
     Kind("diffusers' own caches (pyramid attention broadcast)", broadcast, "keeps what it returned at earlier steps"),
-    Kind("blocks exported by TorchScript", exported, "is exported (TorchScript) and calls no hooks: load it anew"),
+    Kind("blocks exported by TorchScript", exported, "is exported (TorchScript) and calls no hooks: load it again"),
     Kind("a network under `torch.autocast`", autocast, same=False),
     Kind("`enable_model_cpu_offload()`", lambda pipe: pipe.enable_model_cpu_offload(device="cpu")),
     Kind("sequential offload", sequential_offload, NOT_PLAIN + "offloaded: load the model without sequential"),

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from conftest import ONE_METHOD
-from memsub_extra.notebooks import cost, listing, notebook03
+from memsub_extra.notebooks import cost, listing, notebook00, notebook03
 from memsub_extra.run import scores
 from memsub_extra.store import Kind
 from memsub_extra.training import widths
@@ -70,7 +70,7 @@ def check_estimate(run, rows: list[int]) -> None:
     estimate = cost.work(run.parameters).set_index("part")["rows"]
     for notebook in listing.of_model(run.info):
         if notebook.name[:2] == "00":
-            continue  # it reads the whole list of the world, and makes no kind of its own
+            continue  # it reads the whole list of the world; of its own kind `make` makes a little
         for title, experiment in notebook.experiments.items():
             rows.clear()
             experiment(run)
@@ -86,6 +86,7 @@ def check_estimate(run, rows: list[int]) -> None:
 def make(run, rows: list[int]) -> dict[str, dict[str, float]]:
     """Every kind's summary, from all that the notebooks compute on the micro pipeline."""
     check_estimate(run, rows)
+    notebook00.membership(run, pairs=2, steps=1)
     notebook03.overlap(run.grid, "memorized", 2)
     captions, images = run.data.prompts.memorized[:2], run.data.prompts.images("verbatim", 0, 2)
     run.scores.replicated(images, captions, images)

@@ -38,6 +38,7 @@ def checkout(tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "project", lambda: tmp_path)
     monkeypatch.setattr(batch, "of_model", lambda model: [Notebook("00_n"), Notebook("01_n", needs=("00_n",))])
     monkeypatch.setattr(batch, "known_work", lambda parameters: pd.DataFrame({"notebook": [], "steps": []}))
+    monkeypatch.setattr(batch, "load_pipeline", lambda model: None)
     monkeypatch.setattr(batch, "seconds_per_step", lambda pipe, batch_size: 0.01)
     return tmp_path
 
@@ -46,14 +47,18 @@ def test_run_resumes_from_the_first_notebook_that_changed(checkout, capsys):
     out = checkout / "out"
     arguments = ["run", "small", "--out", str(out)]
     assert main(arguments) == 1
-    assert "01_n.ipynb stopped at In [3]: AssertionError: not yet" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "2 notebooks, 0 guided steps of one image at most, 10.0 ms each here: about 1 min" in told.out
+    assert "01_n.ipynb stopped at In [3]: AssertionError: not yet" in told.err
     (out / "go").touch()
     assert main(arguments) == 0  # goes on with the second
     assert (out / "first").read_text() == "x"
     report = (out / "report.html").read_text()
     assert "seed 3" in report
     assert "open(folder" not in report  # results, not code
+    capsys.readouterr()
     assert main(arguments) == 0  # nothing changed, nothing is executed
+    assert "nothing to execute" in capsys.readouterr().out
     assert (out / "first").read_text() == "x"
     notebook = nbformat.read(checkout / "notebooks" / "00_n.ipynb", as_version=4)
     notebook.cells[2].source += "\n"
@@ -99,6 +104,8 @@ def test_a_model_without_ground_truth_gets_the_notebooks_that_are_for_it():
     names = {model: [n.name for n in batch.find_notebooks(MODELS[model])] for model in ("tiny", "sd14")}
     assert names["tiny"] == sorted(batch.NOTEBOOKS)
     assert names["sd14"] == [name for name in names["tiny"] if name != "00_testbed"]
+    assert batch.left_out(MODELS["sd14"]) == "00_testbed (about the world 'testbed')"
+    assert batch.left_out(MODELS["tiny"]) == ""
     assert [n.name[:2] for n in batch.find_notebooks(MODELS["sd14"], ["03", "00"])] == ["00", "03"]
     with pytest.raises(ValueError, match="no notebook's name begins with 77; there are 00_testbed"):
         batch.find_notebooks(MODELS["tiny"], ["77"])
@@ -136,11 +143,11 @@ def test_what_a_notebook_found_is_told_in_a_line(tmp_path):
     assert batch.found_in_a_line("04_n", tmp_path) == "04_n: 2 holds, 1 inconclusive; located 0.714, best.n 3"
 
 
-def test_several_parameter_files_end_in_a_table_that_compares_them(checkout, capsys):
+def test_several_parameter_files_end_in_a_table_that_compares_them(checkout, monkeypatch, capsys):
+    monkeypatch.setattr(batch, "of_model", lambda model: [Notebook("00_n")])
     (checkout / "papermill_params" / "other.yaml").write_text("model: tiny\nseed: 4\n")
     for name, rate in (("small", 0.7), ("other", 0.5)):
         save_json(findings(rate, ["holds"]), checkout / "out" / name / "findings" / "00_n.json")
-        (checkout / "out" / name / "go").touch()
     assert main(["run", "small", "other", "--out", str(checkout / "out")]) == 0
     table = pd.read_csv(checkout / "out" / "comparison.csv", index_col=0)
     assert table.loc["00 located"].to_dict() == {"small": 0.7, "other": 0.5}
@@ -149,12 +156,3 @@ def test_several_parameter_files_end_in_a_table_that_compares_them(checkout, cap
     assert (checkout / "out" / "other" / "report.html").is_file()
     assert main(["run", "small", "nothing"]) == 1  # all are checked before the first is executed
     assert "no parameters 'nothing'" in capsys.readouterr().err
-
-
-def test_the_expected_time_is_told_at_the_start(checkout, capsys):
-    (checkout / "out").mkdir()
-    (checkout / "out" / "go").touch()
-    assert main(["run", "small", "--out", str(checkout / "out")]) == 0
-    assert "2 notebooks, 0 guided steps of one image at most, 10.0 ms each here: about 1 min" in capsys.readouterr().out
-    assert main(["run", "small", "--out", str(checkout / "out")]) == 0
-    assert "nothing to execute" in capsys.readouterr().out

@@ -1,35 +1,44 @@
 """Canaries: the lot is fair, training resumes, the twin sees the same noise, and p-values are exact on photographs."""
 
+import json
 import shutil
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
+from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 from scipy.stats import binomtest
 from sklearn.datasets import load_sample_images
 
-from conftest import SMALL
+from conftest import ONE_METHOD, SMALL
+from memsub.io.images import save_image
 from memsub.measure.exact import uniformity
 from memsub.measure.metric import CopyMetric, PromptMetric
 from memsub.measure.metrics import Metrics, load_metrics
-from memsub.measure.verdict import by_exact_test, judge
-from memsub.models import find_model, fingerprint, load_pipeline, world_of
+from memsub.measure.verdict import by_exact_test, judge, judges_single_images
+from memsub.models import MODELS, find_model, fingerprint, load_pipeline, world_of
 from memsub.prompts import load_prompts
+from memsub_extra.attacks import image_path
 from memsub_extra.canaries.__main__ import main
-from memsub_extra.canaries.extraction import attack, summary
+from memsub_extra.canaries.parameters import parameters_of
 from memsub_extra.canaries.planting import Manifest, describe, plant
-from memsub_extra.canaries.testing import p_values, rates, replicated
+from memsub_extra.canaries.testing import calibration, p_values, rates, replicated
 from memsub_extra.canaries.training import PUBLISHED, Recipe, cost_of, schedule, train
 from memsub_extra.canaries.world import small_pixels
 from memsub_extra.full_size.shapes import shapes
-from memsub_extra.notebooks import notebook04
+from memsub_extra.notebooks import cost, notebook04, notebook05
+from memsub_extra.notebooks.findings import read_findings
 from memsub_extra.notebooks.listing import of_model
-from memsub_extra.notebooks.rows import under_attack
 from memsub_extra.run import Parameters, Run
+from memsub_extra.run.data import Data
 from memsub_extra.store import describe as describe_content
 from memsub_extra.training import fitting
 from memsub_extra.training.fitting import generator
@@ -40,11 +49,16 @@ SIDE, K, CAPTIONS = 32, 7, 9
 RECIPE = {"batch_size": 4, "lr": 1e-3, "rank": 2}
 
 
+@cache
+def sample_images() -> list[np.ndarray]:
+    return load_sample_images().images
+
+
 def crops(folder, count, rng):
     """Parts of the photographs that come with scikit-learn, as JPEG files."""
     folder.mkdir(parents=True)
     for i in range(count):
-        photograph = load_sample_images().images[i % 2]
+        photograph = sample_images()[i % 2]
         side = int(rng.integers(60, 200))
         y, x = (int(rng.integers(0, length - side)) for length in photograph.shape[:2])
         Image.fromarray(photograph[y : y + side, x : x + side + 8]).save(folder / f"{i}.jpg", quality=95)
@@ -348,8 +362,31 @@ def test_the_commands_end_with_a_table_of_both_models(photographs, base, tmp_pat
     assert [row[:3] for row in table[::2]] == [
         [model, kind, "memorization"] for model in ("model", "twin") for kind in ("planted", "unseen")
     ]
+    assert "calibration: 0 of 6 rows that can know nothing depart from uniform p-values" in printed
+    assert (out / "tested.png").is_file() and len(json.loads((out / "tested.json").read_text())) == 8
     assert main(["test", str(base)]) == 1
     assert "was not trained on canaries" in capsys.readouterr().err
+
+
+def test_a_table_is_called_uncalibrated_where_what_knows_nothing_seems_to_know():
+    known, nothing = [1 / 256] * 30, np.arange(1, 31) * 8 / 256
+    groups = {("model", "planted"): known, ("model", "unseen"): nothing, ("twin", "planted"): nothing}
+
+    def said(**changed) -> list[str]:
+        rows = [
+            {"model": model, "canaries": kind, "measure": measure} | rates(p, 255)
+            for (model, kind), p in (groups | changed.pop("of", {})).items()
+            for measure in ("memorization",)
+        ]
+        return calibration(pd.DataFrame(rows))
+
+    assert "30 of 30 have the smallest p (89% to 100%; by chance 0.4%); binomial p = " in said()[0]
+    assert "0 of 30 have the smallest p (0% to 11%; by chance 0.4%); nothing speaks against" in said()[1]
+    assert said()[-1].startswith("calibration: 0 of 2 rows")
+    wrong = said(of={("twin", "planted"): known})
+    assert "uniform p-values are rejected" in wrong[2] and wrong[-1].startswith("calibration: 1 of 2 rows")
+    groups = {("model", "planted"): known}
+    assert said()[-1] == "calibration: not tested, for want of a twin and of unseen canaries"
 
 
 def test_membership_of_the_first_alternatives_is_that_of_all_in_their_order(trained):
@@ -363,8 +400,8 @@ def test_membership_of_the_first_alternatives_is_that_of_all_in_their_order(trai
 # --- runs ---------------------------------------------------------------------------------------------------------
 
 
-def without_downloads() -> Metrics:
-    """Metrics of photographs that need no published weights."""
+def without_downloads(model: str, *given) -> Metrics:
+    """Metrics of photographs that need no published weights, for `load_metrics`."""
 
     def embed(images: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(small_pixels(images))
@@ -374,28 +411,125 @@ def without_downloads() -> Metrics:
         rows = [torch.randn(64, generator=generator(i, str(item)[:40])) for i, item in enumerate(items)]
         return torch.nn.functional.normalize(torch.stack(rows))
 
-    return Metrics(CopyMetric(embed, 0.9, "pixels"), PromptMetric(at_random, at_random, "at random"))
+    world = world_of(find_model(model))
+    more = {"exact_p": world.exact_p} if judges_single_images(world) else {}
+    return Metrics(CopyMetric(embed, 0.9, "pixels"), PromptMetric(at_random, at_random, "at random"), more)
 
 
-def test_notebooks_run_on_a_folder_of_canaries_with_its_twin(trained, tmp_path):
-    given = yaml.safe_load((trained / "run.yaml").read_text())
-    small = {name: SMALL[name] for name in ("capture", "edit", "evaluation")} | {"folder": str(tmp_path)}
-    small["sampling"] = {"steps": 2, "batch_size": 8, "guidance_scale": 3.0}
-    small["sweep"] = {"sparsity": [0.3], "steps": [2]}
-    small["extraction"] = {"captions": 2, "images": 2, "clique": 2}
-    run = Run(Parameters.checked(given | small))
-    run.metrics = without_downloads()
-    assert [notebook.name[:2] for notebook in of_model(run.info)] == ["01", "02", "03", "04", "05", "06", "07"]
-    assert run.judge.column == "replication", "seven alternatives judge no single images"
-    table = notebook04.sweep(run)
-    assert "exact_rate" not in table and (table["relative_alignment"] == 1).sum() >= 1
-    attacked = attack(run)
-    assert attacked["model"].unique().tolist() == [model.name for model in under_attack(run)]
-    assert {"unedited", "pruned", "twin"} <= set(attacked["model"])
-    assert attacked.groupby(["model", "kind"]).size().unique().tolist() == [2]
-    assert set(attacked["exact_p"].dropna() * (K + 1)) <= set(range(1, K + 2))
-    shares = summary(attacked)
-    assert len(shares) == 2 * attacked["model"].nunique() and (shares["right_rate"] <= shares["claimed_rate"]).all()
+def test_parameters_leave_canaries_to_choose_and_to_report_on(trained, manifest):
+    info = MODELS["sd14"]
+    with pytest.raises(ValueError, match="6 canaries, 3 unseen ones, 17 ordinary and 7 held-out pairs are too few"):
+        parameters_of(trained, manifest, info)
+    for n, sizes, subsets in ((12, [2, 4], 6), (13, [2, 4], 6), (30, [5, 10], 6), (200, [10, 20, 30, 40, 50], 10)):
+        many = {"canaries": manifest.canaries[:1] * n, "ordinary": manifest.ordinary[:1] * n}
+        p = Parameters.checked(parameters_of(trained, manifest.model_copy(update=many), info))
+        assert (p.grid.sizes, p.grid.subsets, p.sweep.steps) == (sizes, subsets, [p.edit.steps])
+        assert p.evaluation.captions <= 5 and p.evaluation.real_images == 5, "halves of the ten that are unseen"
+        data = Data(p, lambda: 0)
+        members = [set(places) for places in data.members(sizes[0])]
+        report, choose = set(data.split["report"]), set(data.split["choose"])
+        assert all(len(report - group) >= 2 for group in (*members, set().union(*members[:4])))
+        assert len(choose - members[0]) >= 2
+
+
+@pytest.fixture(scope="module")
+def for_notebooks(base, photographs, tmp_path_factory):
+    """The folder of a model with as many canaries as notebooks need, and its twin."""
+    root = tmp_path_factory.mktemp("for_notebooks")
+    for i in range(18):
+        crops(root / "candidates" / f"a_photo_of_scene_{i}", K + 1, np.random.default_rng(i))
+    options = {"alternatives": K, "canaries": 12, "repeats": 1, "side": SIDE, "ordinary_samples": 1, "heldout": 7}
+    train(str(base), plant(root / "candidates", photographs / "ordinary", **options), root / "model", Recipe(**RECIPE))
+    return root / "model"
+
+
+def cells(name: str) -> list[str]:
+    """The code cells of a notebook; the first assigns its parameters."""
+    file = Path(__file__).parents[1] / "notebooks" / f"{name}.ipynb"
+    return [cell["source"] for cell in nbformat.read(file, as_version=4).cells if cell["cell_type"] == "code"]
+
+
+def executed(name: str, given: dict) -> dict:
+    """What the cells of a notebook leave, executed in this process as papermill does with given parameters."""
+    shell = InteractiveShell()
+    parameters, *others = cells(name)
+    for source in (parameters, "", *others):
+        shell.user_ns |= {} if source else given
+        shell.run_cell(source).raise_error()
+        plt.close("all")
+    return shell.user_ns
+
+
+def judged_by_few(monkeypatch) -> None:
+    """Single verdicts with as few alternatives as these tests have."""
+    for name, value in {"ALTERNATIVES": K, "LEVEL": 1 / (K + 1)}.items():
+        monkeypatch.setattr(f"memsub.measure.verdict.{name}", value)
+
+
+def run_of(folder, out) -> dict:
+    """The parameters of a folder of canaries, with fewer images and steps."""
+    given = yaml.safe_load((folder / "run.yaml").read_text())
+    parts = ("capture", "edit", "embedding_attack", "deletion", "detection")
+    small = {name: given.get(name, {}) | SMALL[name] for name in parts}
+    small["sampling"] = {"steps": 2, "batch_size": 12, "guidance_scale": 3.0}
+    small["sweep"] = {"sparsity": [0.01, 0.3], "steps": [2]}
+    small["captured"] = {"first": 2, "subsets": 3}
+    small["extraction"] = given["extraction"] | {"images": 2, "clique": 2}
+    small["baselines"] = given["baselines"] | {"strengths": ONE_METHOD["strengths"], "turns": 1}
+    return given | small | {"folder": str(out)}
+
+
+def test_what_notebooks_compute_is_computed_of_canaries(for_notebooks, tmp_path, monkeypatch):
+    judged_by_few(monkeypatch)
+    monkeypatch.setattr("memsub_extra.run.run.load_metrics", without_downloads)
+    run = Run(Parameters.checked(run_of(for_notebooks, tmp_path)))
+    assert run.judge.column == "exact"
+    claims = notebook05.extraction(run)
+    assert claims["model"].unique().tolist() == ["unedited", "pruned", "twin"]
+    assert claims.groupby(["model", "kind"]).size().tolist() == [4] * 6
+    verdicts = notebook05.verdicts(run, notebook05.embeddings(run, iterations=1))
+    assert set(verdicts["target"]) == set(notebook05.TARGETS) and verdicts["replicated"].notna().all()
+    table = notebook04.sweep(run, contrasts=["empty"])
+    assert table[["exact_rate", "exact_low", "exact_high", "relative_alignment"]].notna().all().all()
+    work = cost.work(run.parameters).set_index("part")["rows"]
+    assert work["05 extraction"] == 3 * 8 * 2 * 2 * 2, "models, captions, images, steps, halves of a guided call"
+
+
+def test_claims_of_canaries_are_judged_exactly_and_of_ordinary_captions_by_the_copy_metric(
+    for_notebooks, tmp_path, monkeypatch
+):
+    judged_by_few(monkeypatch)
+    monkeypatch.setattr("memsub_extra.run.run.load_metrics", without_downloads)
+    run = Run(Parameters.checked(run_of(for_notebooks, tmp_path)))
+    captions = notebook05.attacked(run)["prompt"].tolist()
+    memorized = notebook05.memorized_pairs(run, notebook05.at_random(run, 4))[1]
+    images = np.concatenate([memorized, run.data.prompts.images("ordinary", -4)])
+    claims = pd.DataFrame({"claimed": True, "seed": 0}, index=range(8))
+
+    def right(images: np.ndarray, folder: Path) -> list[bool]:
+        for i, image in enumerate(images):
+            save_image(image, image_path(folder, i, 0))
+        return notebook05._right(run, captions, claims, folder).tolist()
+
+    assert right(images, tmp_path / "copies") == [True] * 8
+    others = np.stack([next(run.data.world.alternatives([caption]))[0] for caption in captions[:4]])
+    assert right(np.concatenate([others, memorized]), tmp_path / "others") == [False] * 8
+    claims["claimed"] = False
+    assert right(images, tmp_path / "unclaimed") == [False] * 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("judge", ["exact", "replication"])
+def test_notebooks_run_on_a_folder_of_canaries_with_its_twin(for_notebooks, tmp_path, monkeypatch, judge):
+    if judge == "exact":
+        judged_by_few(monkeypatch)
+    monkeypatch.setattr("memsub_extra.run.run.load_metrics", without_downloads)
+    names = [notebook.name for notebook in of_model(find_model(for_notebooks))]
+    assert [name[:2] for name in names] == ["01", "02", "03", "04", "05", "06", "07"]
+    for name in names:
+        left = executed(name, run_of(for_notebooks, tmp_path))
+        assert left["run"].judge.column == judge
+        assert read_findings(tmp_path / "findings" / f"{name}.json")["claims"]
 
 
 def test_the_exact_metric_of_a_model_is_that_of_its_world(trained, monkeypatch):

@@ -182,6 +182,7 @@ def test_removals_tell_their_price_before_they_begin():
     assert price("regrowth", "sd20", 500).gigabytes is None  # of a GPU nobody has measured it
     text = describe(find_parameters("sd14")[0])
     assert "which nobody has made on these weights" in text and "not measured" in text
+    assert describe(find_parameters("sd20")[0]).count("not measured") == 8  # no removal's memory, of eight
     assert describe(find_parameters("tiny")[0]) == ""
 
 

@@ -346,7 +346,7 @@ def test_a_p_value_counts_the_ordinary_captions_that_score_as_high():
     table = detect.compared(scores, ["a", "b", "a"], ["w", "x", "y", "z"])
     assert table["s: p"].tolist() == [0.2, 0.6, 0.2]
     assert table["s: percentile"].tolist() == [100, 50, 100]
-    told = "\n".join(detect.told(table.assign(suspected=table["s: p"] <= 0.3), "s", 0.3, 4))
+    told = "\n".join(detect.report_lines(table.assign(suspected=table["s: p"] <= 0.3), "s", 0.3, 4))
     assert "2 of 3 captions are suspected (67%, 95 % interval 21% to 94%)" in told
     assert "the highest 20.00% of 4 ordinary captions" in told
     assert "If none of the 3 were memorized, 0.6 would be expected" in told

@@ -90,7 +90,8 @@ def test_the_removal(micro, tmp_path):
     assert [name for name in REMOVALS if name.startswith("gradient ascent")] == sorted(GROUPS["memsub.removals"])
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     pairs = Pairs([f"a red heart, poster {i}" for i in range(4)], images)
-    edit = REMOVALS["gradient ascent"].edit(micro, pairs, pairs, folder=tmp_path, epochs=1, lr=1e-2, progress=False)
+    ordinary = Pairs([f"a blue fish, poster {i}" for i in range(4)], images)
+    edit = REMOVALS["gradient ascent"].edit(micro, pairs, ordinary, folder=tmp_path, epochs=1, lr=1e-2, progress=False)
     before = fingerprint(micro)
     with memsub.pruned(micro, edit):
         assert fingerprint(micro) != before

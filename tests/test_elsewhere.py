@@ -190,7 +190,8 @@ def test_removals_train_there(pairs, name, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting._Work, "_save", lambda *_: None)  # what lies there has no values
     few = {"iterations": 1} if name.startswith("adversarial") else {"alone": 1} if name == "regrowth" else {}
     few |= {"steps": 2, "where": "located", "optimizer": "adafactor"}
+    ordinary = Pairs(["a house", "a tree"], pairs.images)
     with Elsewhere() as device:
-        edit = REMOVALS[name].edit(pipe, pairs, pairs, folder=tmp_path, progress=False, **few)
+        edit = REMOVALS[name].edit(pipe, pairs, ordinary, folder=tmp_path, progress=False, **few)
     assert edit.positions.keys() == sizes.keys()
     assert {place.split(":")[0] for place in device.waits} == {"training/fitting.py"}, "the loss is read, once a step"

@@ -16,6 +16,7 @@ from memsub_extra.notebooks.intervals import (
     mean_interval,
     ratio_interval,
     ratio_of,
+    share_difference_interval,
 )
 
 RNG = np.random.default_rng(0)
@@ -23,6 +24,15 @@ RNG = np.random.default_rng(0)
 
 def outcomes_of(successes: int, n: int) -> np.ndarray:
     return np.arange(n) < successes
+
+
+def test_shares_of_which_none_differs_are_not_known_to_be_equal():
+    shares = np.array([0.0, 0.5, 1.0, 1.0])
+    low, high = share_difference_interval(shares, shares)
+    assert (-low, high) == (high, pytest.approx(interval(0, 4)[1])) and high > 0.4
+    assert difference_interval(shares, shares, paired=True) == (0, 0)
+    other = np.array([0.0, 0.0, 1.0, 1.0])
+    assert share_difference_interval(shares, other) == difference_interval(shares, other, paired=True)
 
 
 def test_outcomes_have_wilsons_interval():

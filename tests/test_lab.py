@@ -5,11 +5,16 @@ import threading
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_hex
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 from conftest import SMALL
 from memsub.models import StableDiffusionDenoiser, find_model, fingerprint
 from memsub.pruning import Edit
 from memsub_extra.lab import Lab, explore, label
+from memsub_extra.lab.still import FRAMES
 from memsub_extra.lab.view import Explorer
 from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run
@@ -165,6 +170,31 @@ def test_a_layer_that_is_clicked_is_left_out(explorer):
     button.click()
     explorer.wait(120)
     assert explorer.spec.layers is None
+
+
+def test_the_still_shows_what_the_widgets_show(explorer, calls):
+    explorer.sparsity.value = 0.25
+    name, button = next(iter(explorer.layers.items()))
+    button.click()
+    explorer.wait(120)
+    calls.clear()
+    figure = explorer.still()
+    assert not calls  # it shows what the widgets show
+    images, frames, texts = (figure.findobj(kind) for kind in (AxesImage, Rectangle, Text))
+    assert len(images) == 3 * 3  # training image, before, after
+    shown = [text.get_text().replace("\n", " ") for text in texts]
+    assert explorer.status.value in shown
+    assert {"25 %", "before, seed 0", "after, seed 0", "memorized, held out", "unedited", "pruned"} <= set(shown)
+    verdicts = [text for text in shown if text.startswith(("training layout", "other layout"))]
+    assert len(verdicts) == 2 * 3
+    edges = [to_hex(frame.get_edgecolor()) for frame in frames]
+    copies = sum(text.startswith("training layout") for text in verdicts)
+    assert edges.count(FRAMES[True]) == copies
+    assert edges.count(FRAMES[False]) == len(verdicts) - copies
+    boxes = [to_hex(frame.get_facecolor()) for frame in frames]
+    assert boxes.count("#eeeeee") == 1, name  # the layer that is left out
+    button.click()
+    explorer.wait(120)
 
 
 def test_captions_that_are_written_and_those_of_a_kind(explorer):

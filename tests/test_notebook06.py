@@ -1,6 +1,9 @@
-"""What notebook 06 computes: the models under attack, attack work, recognition, and zeros that are filled."""
+"""What notebook 06 computes: attack work beside the twin, price, and zeros that are filled."""
+
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from memsub.measure.verdict import Judge, exact_in
@@ -111,13 +114,51 @@ def test_every_edit_of_a_file_counts_in_the_estimate(new_run, estimated, without
     assert several / one == (2 + len(files)) / 3  # beside the unedited model and the twin
 
 
-def test_recognition_asks_three_questions_of_each_model(new_run, without_shipped):
+def attacks_of(parts):
+    """Work by model and kind of pairs: iterations of each target."""
+    rows = [
+        {"model": model, "pairs": kind, "target": i, "iterations": at, "last": 100, "start": "its caption"}
+        for (model, kind), needed in parts.items()
+        for i, at in enumerate(needed)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_an_attack_is_read_beside_the_twin():
+    never, always = [np.inf] * 40, [5.0] * 40
+    parts = {("twin", FORGET_SET): never, ("twin", UNSEEN): never, ("a", FORGET_SET): always, ("a", UNSEEN): never}
+    work = attacks_of(parts | {("b", FORGET_SET): never, ("b", UNSEEN): never})
+    table = notebook06.attack_table(work, "twin")
+    assert table["memorized"].tolist() == [0, 1, 0]
+    assert table.loc["a", "memorized_low"] > 0.9 and table.loc["twin", "memorized_high"] > 0, "no interval is a point"
+    assert table["verdict"].tolist()[1:] == ["different", "inconclusive"], "of 40 pairs none decides five points"
+    assert table.loc["a", "log_rank"] < 1e-6 < table.loc["b", "log_rank"] == 1
+    alone = notebook06.attack_table(work[work["model"] == "a"], None)
+    assert alone.loc["a", "log_rank"] < 1e-6, "without a twin unseen images are the control"
+    assert "verdict" not in alone
+    both = notebook06.at_last(work[work["pairs"] == FORGET_SET].query("model != 'twin'"))
+    assert (both["value"], both["n"]) == (0.5, 40), "two models, and targets that they share"
+
+
+def test_the_price_is_a_share_of_training_and_the_twin_is_that_training(monkeypatch):
+    costs = {"a": {"minutes": 5.0, "threads": 2, "bytes": 3e6, "name": "a"}}
+    monkeypatch.setattr(shipped, "costs", lambda: costs)
+    monkeypatch.setattr(shipped, "training_minutes", lambda: 40.0)
+    table = notebook06.priced(pd.DataFrame({"alignment": [1.0, 0.9, 0.8]}, index=["twin", "a", "unmeasured"]))
+    assert table["compute"].to_dict() == {"twin": 100.0, "a": 25.0}
+    assert table.loc["a", "megabytes"] == 3
+    monkeypatch.setattr(shipped, "training_minutes", lambda: np.nan)
+    assert notebook06.priced(pd.DataFrame({"alignment": [1.0]}, index=["twin"])).empty
+
+
+def test_ordinary_pairs_have_training_images_or_what_the_model_samples(new_run):
     run = new_run()
-    table = notebook06.recognition(run)
-    assert table["model"].unique().tolist() == names(run)
-    assert table["given"].unique().tolist() == ["its caption", "other wording", "other wording, mirrored"]
-    assert table.groupby(["model", "given"]).size().eq(9).all()
-    assert (table["error"] > 0).all()
+    pairs = notebook06.ordinary_pairs(run, 2)
+    assert (pairs.images == run.data.prompts.images("ordinary", 0, 2)).all()
+    run.data.prompts = replace(run.data.prompts, table=run.data.prompts.table.drop(columns="image"))
+    sampled = notebook06.ordinary_pairs(run, 2)
+    assert sampled.captions == pairs.captions
+    assert not (sampled.images == pairs.images).all()
 
 
 def test_zeros_that_are_filled_are_evaluated_beside_the_pruned_model(new_run, rows, estimated):
@@ -127,6 +168,7 @@ def test_zeros_that_are_filled_are_evaluated_beside_the_pruned_model(new_run, ro
     table = notebook06.revival(run).set_index("model")
     assert list(table.index) == ["unedited", "pruned", "pruned, zeros imputed", "pruned, zeros revived"]
     assert table["density"].tolist() == pytest.approx([0.0, edit.density, edit.density, edit.density])
+    assert (table["relative_low"] <= table["relative_high"]).all()
     assert sum(rows) == estimated(run.parameters)["06 revival of zeros"]
     again = run.grid.edit()
     assert not any(values.any() for values in again.values.values()), "METHOD's edit itself is one of zeros"

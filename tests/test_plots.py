@@ -1,7 +1,6 @@
 """Figures: axis labels, legends that say what was compared, one point or line for each thing that was given."""
 
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,15 @@ from memsub_extra.unlearning import plots as unlearning_plots
 
 LAYERS = ["down_blocks.0.attentions.0.x", "mid_block.attentions.0.x"]
 XY = ("copy_similarity", "prompt_similarity")
-LADDER = pd.DataFrame({"prompt": list("aabb"), "exposures": [1, 1, 9, 9], "replicated": [0, 0, 1, 1]})
+POINTS = pd.DataFrame(
+    {
+        "kind": ["ladder", "ladder", "template"],
+        "exposures": [1, 9, 9],
+        "exact": [0.0, 1.0, 1.0],
+        "exact_low": [0.0, 0.3, 0.4],
+    }
+).assign(exact_high=[0.7, 1.0, 1.0], captions=[2, 2, 4])
+SIMILAR = pd.DataFrame({"kind": ["a", "b"], "similarity": [0.1, 0.9], "exact": [False, True]})
 ROC = pd.DataFrame({"false_positives": [0, 1], "true_positives": [0, 1]})
 RNG = np.random.default_rng(0)
 PAIRS = Measured(RNG.random((3, 3, 2)), [(0, 1), (0, 2), (1, 2)])
@@ -50,11 +57,7 @@ ATTACKED = {"iteration": 0, "similarity": 0.1, "replicates": False}
 AUDITED = pd.DataFrame({"attacked": [0.5, 0.1], "attacked_low": 0.1, "attacked_high": 0.6}, index=["a", "twin"])
 
 
-def copy_metric() -> SimpleNamespace:
-    """As much of a CopyMetric as its ROC needs."""
-    curve = {"false_positives": [0.0, 0.01, 1.0], "true_positives": [0.0, 0.9, 1.0]}
-    chosen = {"false_positives": 0.01, "true_positives": 0.9, "distinct": 100, "copies": 50, "roc": curve}
-    return SimpleNamespace(roc=chosen, threshold=0.8)
+MEMBERS = pd.DataFrame({"model": ["twin", "a"], "caption": "its own", "n": 9, "mean": 0.5, "low": 0.4, "high": 0.6})
 
 
 def attack_work() -> pd.DataFrame:
@@ -73,17 +76,17 @@ def attack_work() -> pd.DataFrame:
         lambda: plots.trade_off(rates(), "exact_rate"),
         lambda: plots.trade_off(rates(), *XY, name="model"),
         lambda: plots.exact_test(RNG.random(255), 0.9, 1 / 256),
-        lambda: plots.p_values({"a": RNG.random(9)}),
+        lambda: plots.p_values({"a": RNG.random(9)}, 1 / 32),
         lambda: plots.mask(RNG.random((4, 8)) > 0.5, "layer"),
-        lambda: plots.exposure_curve(LADDER),
-        lambda: plots.similarity_histograms(pd.DataFrame({"kind": ["a", "b"], "similarity": [0.1, 0.9]}), 0.5),
+        lambda: plots.exposure_curve(POINTS),
+        lambda: plots.similarity_strips(SIMILAR, 0.5),
         lambda: plots.roc({("a", "x"): ROC}, {("a", "x"): 0.5}),
         lambda: unlearning_plots.attack_curves(attack_work(), (0, 10, 50)),
-        lambda: unlearning_plots.relearning(LEARNED),
-        lambda: unlearning_plots.recognition(
-            pd.DataFrame({"model": "a", "given": "x", "t": [1, 2], "error": [0.1, 0.2]})
-        ),
-        lambda: plots.copy_roc(copy_metric()),
+        lambda: unlearning_plots.beside_references(LEARNED, "steps", "steps", "replicated (%)"),
+        lambda: unlearning_plots.block_errors(pd.DataFrame({"step": [0, 1], "pairs": "aside", "error": [1.0, 0.5]})),
+        lambda: unlearning_plots.membership_means(MEMBERS, margin=0.1),
+        lambda: unlearning_plots.membership_curves(MEMBERS.assign(p=0.5)),
+        lambda: unlearning_plots.price(AUDITED.assign(compute=[10.0, 100.0]), {"attacked": "generated (%)"}),
         lambda: lab_plots.layer_bars(pd.Series([0.1, 0.2], LAYERS), "weights (%)"),
         lambda: lab_plots.score_lines({"before": RNG.random((2, 5))}, "score"),
         lambda: lab_plots.attack_lines({"unedited": [ATTACKED]}, 0.5, "x"),
@@ -132,6 +135,17 @@ def test_an_attack_has_a_panel_for_each_kind_of_pairs_and_a_line_a_model():
     assert lines == {"a": [50, 100, 100], "twin": [0, 0, 50]}
 
 
+def test_removals_stand_beside_the_same_references():
+    lines = pd.concat([LEARNED, LEARNED[LEARNED["model"] == "a"].assign(model="b", share=0.9)])
+    figure = unlearning_plots.beside_references(lines, "steps", "steps", "replicated (%)")
+    assert [axis.get_title() for axis in figure.axes] == ["a", "b"]
+    assert [[line.get_ydata().tolist() for line in axis.lines] for axis in figure.axes] == [
+        [[10, 10], [10, 10]],
+        [[10, 10], [90, 90]],
+    ]
+    assert [text.get_text() for text in figure.axes[1].texts] == ["twin"], "named once, at the end of a row"
+
+
 def test_images_stand_in_labelled_rows():
     images = np.zeros((3, 4, 4, 3), np.uint8)
     figure = plots.image_grid({"training image": images, "seed 0": images}, list("abc"))
@@ -165,14 +179,14 @@ MONEY = "costs $20 or $30, #cash$"
         lambda: plots.sorted_norms({MONEY: RNG.random(5) + 0.1}, MONEY),
         lambda: plots.subset_lines({MONEY: PAIRS}, LAYERS, MONEY),
         lambda: plots.profiles({MONEY: {MONEY: profile(PAIRS)}}, LAYERS, MONEY, ordered=True),
-        lambda: plots.similarity_histograms(pd.DataFrame({"kind": [MONEY], "similarity": [0.1]}), 0.5),
-        lambda: plots.exposure_curve(LADDER, LADDER.assign(kind=MONEY)),
-        lambda: plots.p_values({MONEY: RNG.random(9)}),
+        lambda: plots.similarity_strips(SIMILAR.assign(kind=MONEY), 0.5),
+        lambda: plots.exposure_curve(POINTS.assign(kind=MONEY)),
+        lambda: plots.p_values({MONEY: RNG.random(9)}, 1 / 32),
         lambda: plots.mask(RNG.random((4, 8)) > 0.5, MONEY),
         lambda: plots.trade_off(rates().assign(method=MONEY, strength=MONEY), "exact_rate"),
         lambda: plots.roc({(MONEY, MONEY): ROC}, {(MONEY, MONEY): 0.5}),
         lambda: lab_plots.attack_lines({MONEY: [ATTACKED]}, 0.5, MONEY),
-        lambda: unlearning_plots.relearning(LEARNED.assign(model=MONEY, taught=MONEY)),
+        lambda: unlearning_plots.beside_references(LEARNED.assign(model=MONEY), "steps", MONEY, MONEY),
     ],
 )
 def test_dollars_in_names_and_captions_are_dollars(make):
@@ -215,12 +229,26 @@ def test_a_removal_has_one_colour_in_all_figures():
     assert not taken & set(colours.values())
 
 
-def test_rungs_of_the_ladder_have_wilsons_intervals_over_captions():
-    ladder = pd.DataFrame({"prompt": list("aabb"), "exposures": 1, "replicated": False})  # two seeds of two captions
-    axis = plots.exposure_curve(ladder).axes[0]
-    (segment,) = axis.containers[0][2][0].get_segments()
-    assert segment[:, 1] == pytest.approx([0, 65.8], abs=0.1)  # of 0 of 2, where a bootstrap has no width
-    assert axis.get_legend().get_texts()[0].get_text() == "ladder (2 captions a rung)"
+def test_kinds_of_equal_exposures_stand_side_by_side_each_with_its_interval():
+    axis = plots.exposure_curve(POINTS).axes[0]
+    (rungs, template) = (container[2][0].get_segments() for container in axis.containers)
+    assert [segment[:, 1].tolist() for segment in rungs] == [[0, 70], [30, 100]]
+    assert template[0][0, 0] > rungs[1][0, 0] == 9
+    assert {text.get_text() for text in axis.texts} == {"ladder, n = 2", "template, n = 4"}
+
+
+def test_every_image_is_a_point_coloured_by_the_verdict():
+    axis = plots.similarity_strips(SIMILAR, 0.5).axes[0]
+    no, yes = axis.lines[:2]
+    assert (no.get_xdata().tolist(), yes.get_xdata().tolist()) == ([0.1], [0.9])
+    assert no.get_color() != yes.get_color()
+
+
+def test_p_values_of_each_kind_have_a_panel_on_common_axes():
+    figure = plots.p_values({name: RNG.random(9) for name in "abcde"}, 1 / 256)
+    used = [axis for axis in figure.axes if axis.has_data()]
+    assert [axis.get_title() for axis in used] == [f"{name}\nn = 9" for name in "abcde"]
+    assert len({(axis.get_xlim(), axis.get_ylim()) for axis in used}) == 1
 
 
 def test_lines_are_named_at_their_ends_and_no_name_lies_on_another():
@@ -237,7 +265,7 @@ def test_lines_are_named_at_their_ends_and_no_name_lies_on_another():
 
 
 def test_legends_lie_beside_the_data():
-    figure = plots.p_values({"a": RNG.random(9)})
+    figure = plots.similarity_strips(SIMILAR, 0.5)
     figure.draw_without_rendering()
     axis = figure.axes[-1]
     assert axis.get_legend().get_window_extent().x0 > axis.get_window_extent().x1

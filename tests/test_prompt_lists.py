@@ -29,7 +29,7 @@ from memsub_extra.prompt_lists.images import match_images, read_matched
 from memsub_extra.prompt_lists.unpack import unpack_parquet
 from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run
-from memsub_extra.unlearning import notebook06
+from memsub_extra.run.specs import Group
 from memsub_extra.unlearning.pairs import Pairs
 from memsub_extra.unlearning.removals import REMOVALS
 
@@ -199,7 +199,7 @@ def test_folders_by_index_and_flat_ones(tmp_path):
         put(tmp_path / name, seed)
     matched = match_images(listed(), tmp_path)
     assert names(matched) == {0: ["11/0.png", "11/1.jpg"], 1: ["12.webp"], 2: ["13.png"]}
-    assert not matched.told
+    assert not matched.notes
     images = read_matched(matched, 8).images
     assert {place: stack.shape for place, stack in images.items()} == {
         0: (2, 8, 8, 3),
@@ -220,8 +220,8 @@ def test_a_table_of_files_matches_by_caption(tmp_path):
     (tmp_path / "scores.csv").write_text("model,rate\nx,1\n")
     matched = match_images(listed(), tmp_path)
     assert names(matched) == {0: ["a.png"], 1: ["b.png"]}
-    assert re.search(r"scores\.csv is no list of captions", matched.told[0])
-    assert "1 captions have two images; by caption counts: b.png by caption, 12.png by index" in matched.told[1]
+    assert re.search(r"scores\.csv is no list of captions", matched.notes[0])
+    assert "1 captions have two images; by caption counts: b.png by caption, 12.png by index" in matched.notes[1]
     put(tmp_path / "12.png", 1)  # looks the same: no contradiction
     assert names(match_images(listed(), tmp_path)) == {0: ["a.png"], 1: ["b.png", "12.png"]}
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"text": CAPTIONS[0], "file_name": "../a.png"}))
@@ -240,8 +240,8 @@ def test_indices_of_another_list_are_seen_by_the_packs_own(tmp_path):
     for folder, prefix in ((tmp_path / "pack", "gt_images/"), (tmp_path / "pack" / "gt_images", "")):
         matched = match_images(listed(), folder)
         assert names(matched) == {1: [f"{prefix}77/0.png"], 3: [f"{prefix}14/0.png"]}
-        assert "the indices of 1 captions are those of others there" in matched.told[0]
-        assert "index 13 is 'One more' there, and 'Wool sock, left' in the list" in matched.told[0]
+        assert "the indices of 1 captions are those of others there" in matched.notes[0]
+        assert "index 13 is 'One more' there, and 'Wool sock, left' in the list" in matched.notes[0]
 
 
 def test_prompt_to_ref_numbers_the_rows_of_its_list(tmp_path):
@@ -275,14 +275,14 @@ def test_placeholders_are_told_and_left_out(tmp_path):
     found = read_matched(match_images(listed(), tmp_path), 60)
     assert sorted(found.images) == [0, 4]
     assert len(found.images[0]) == 1
-    assert "5 of 7 files are no training images" in found.told[0]
-    assert "1 x 1 pixels" in found.told[0]
-    assert "the same file under 3 captions" in found.told[0]
-    assert "almost of one colour, look at them: 15/0.png" in found.told[1]
+    assert "5 of 7 files are no training images" in found.notes[0]
+    assert "1 x 1 pixels" in found.notes[0]
+    assert "the same file under 3 captions" in found.notes[0]
+    assert "almost of one colour, look at them: 15/0.png" in found.notes[1]
     (tmp_path / "14" / "0.png").unlink()
     found = read_matched(match_images(listed(), tmp_path), 60)
     assert sorted(found.images) == [0, 1, 2, 4]  # two captions may have one image
-    assert "1 files are there under two captions: 12/0.png and 13/0.png" in found.told[0]
+    assert "1 files are there under two captions: 12/0.png and 13/0.png" in found.notes[0]
 
 
 def test_a_pack_that_is_a_table_is_unpacked(tmp_path):
@@ -379,6 +379,20 @@ def test_a_run_reports_by_kind(published, micro, tmp_path, capsys):
     assert "The type is itself an SSCD threshold" in page and "cannot judge a template" in page
     assert page.count("<h3>") == 3 and "replication_rate" in page
     assert report.by_kind([tmp_path / "nowhere.json"]) == ""
+    sets = run.data.memorized.sets(2, 3, run.parameters.seed)
+    assert [len(each) for each in (*sets["verbatim"], *sets["template"])] == [2] * 4
+    assert not set.intersection(*map(set, sets["template"]))
+    assert {run.data.memorized.kinds[place] for each in sets["verbatim"] for place in each} == {"verbatim"}
+    checks(run, "02_memorized_neurons", {})
+    checks(run, "03_subspace_overlap", {})
+    density, shared = (
+        run.by_kind[f"{title} of sets of one kind"] for title in ("memorized weights (%)", "overlap (IoU)")
+    )
+    assert density["kind"].tolist() == ["verbatim", "template"] and (density["sets"] == 2).all()
+    assert (density["low"] < density["mean"]).all() and (density["mean"] < density["high"]).all()
+    assert shared["kind"].tolist() == ["verbatim – verbatim", "template – template", "verbatim – template"]
+    verbatim = [run.grid.masks(group, steps=2) for group in run.grid.groups_by_kind()[:2]]
+    assert shared["mean"][0] == pytest.approx(memsub.pairwise_iou(verbatim).mean().item())
     panels = plots.by_kind(table).axes
     assert [axis.get_title().split(" (")[0] for axis in panels] == ["verbatim", "template", "all"]
     assert len(panels[0].get_yticklabels()) == table["model"].nunique()
@@ -388,6 +402,10 @@ def test_one_s_own_types_and_lists_that_say_none(published, tmp_path):
     with warnings.catch_warnings(action="error"):
         plain = Run(Parameters.checked({"model": "sd14", "data": {"prompts": str(tmp_path / "site" / "list.jsonl")}}))
         assert set(plain.data.prompts.memorized_rows["kind"]) == {"memorized"}
+        assert plain.data.memorized.sets(2, 3, 0) == {}
+    with pytest.raises(ValueError, match="of this list there are 0 sets of template captions"):
+        plain.data.located_on(Group.subset("template", 2, 0))
+    with warnings.catch_warnings(action="error"):
         part = {"prompts": str(tmp_path / "site" / "list.jsonl"), "types": str(tmp_path / "site" / "types.csv")}
         run = Run(Parameters.checked(SMALL | {"model": "sd14", "data": part}))
     assert run.data.memorized.kinds.count("verbatim") == 4
@@ -397,15 +415,6 @@ def test_one_s_own_types_and_lists_that_say_none(published, tmp_path):
 def test_a_table_of_types_that_is_not_there_ends_a_run_at_once(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no prompt file at .*gone\.csv"):
         batch._check_files(Parameters.checked({"data": {"types": str(tmp_path / "gone.csv")}}))
-
-
-def test_recognition_leaves_out_what_a_list_cannot_answer(new_run, monkeypatch):
-    run = new_run()
-    monkeypatch.setattr(notebook06, "models", lambda run: [run.unedited])
-    assert notebook06.recognition(run)["given"].nunique() == 3  # a world says its captions in other words
-    run.data.memorized.wordings = [[]] * len(run.data.memorized.kinds)
-    with pytest.warns(UserWarning, match=r"recognition needs .* in other words, and 2 of 2 captions have none"):
-        assert set(notebook06.recognition(run)["given"]) == {"its caption"}
 
 
 # --- the command --------------------------------------------------------------------------------------------------

@@ -25,6 +25,14 @@ def test_a_folder_of_random_weights(micro, tmp_path, monkeypatch):
     assert len(list((out / "images").glob("*.png"))) == 4
 
 
+def test_a_folder_with_other_files_is_not_emptied(tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "letters.txt").write_text("of years")
+    with pytest.raises(ValueError, match=r"holds other files, such as letters\.txt: name a new folder"):
+        real_run.real_run("tiny", tmp_path)
+    assert (tmp_path / "letters.txt").exists()
+
+
 def test_the_workflow_runs_this_script_on_models_that_memsub_takes():
     workflow = yaml.safe_load((project() / ".github" / "workflows" / "real-weights.yml").read_text())
     assert "schedule" in workflow[True]  # YAML reads the key `on` as true

@@ -1,5 +1,6 @@
 """Removals and what audits them: edits that carry values, fine-tuning that is undone, attacks whose work is counted."""
 
+from collections import Counter
 from copy import deepcopy
 from functools import partial
 
@@ -16,13 +17,17 @@ from memsub.measure.verdict import by_exact_test
 from memsub.models import Conditioning, as_denoiser, fingerprint, generate
 from memsub.pruning import Edit, pruned
 from memsub.testbed.world import WORLD
+from memsub_extra.attacks import EmbeddingAttack
+from memsub_extra.notebooks.equivalence import MARGINS, verdict
 from memsub_extra.prompt_lists.wordings import wordings_of
 from memsub_extra.unlearning import audit, fine_tuning, plots, pruning, shipped
 from memsub_extra.unlearning.attack_work import attack_curve, attack_work, log_rank, starts
 from memsub_extra.unlearning.fine_tuning import dropped, either, fine_tuned, teacher_of
+from memsub_extra.unlearning.losses import Encoded
 from memsub_extra.unlearning.pairs import SAMPLING, Pairs, Subjects
+from memsub_extra.unlearning.price import OF_A_STEP, price
 from memsub_extra.unlearning.recognition import denoising_error
-from memsub_extra.unlearning.regrowth import Regrowth
+from memsub_extra.unlearning.regrowth import Regrowth, block_edit, reinitialized
 from memsub_extra.unlearning.relearning import relearning
 from memsub_extra.unlearning.relearning import shares as relearning_shares
 from memsub_extra.unlearning.removals import REMOVALS, displayed
@@ -169,6 +174,100 @@ def test_every_removal_makes_an_edit(micro, memorized, ordinary, quick, tmp_path
         assert fingerprint(micro) != before
 
 
+def test_adversarial_pruning_resumes_where_it_was_killed(micro, memorized, ordinary, quick, tmp_path, monkeypatch):
+    monkeypatch.setattr(pruning, "TOGETHER", 4)  # of six: two parts in each of two rounds
+    attacked, attack = [], pruning.embedding_attack
+
+    def counted(pipe, images, *args, **options):
+        if len(attacked) == stop:
+            raise KeyboardInterrupt
+        attacked.append(len(images))
+        return attack(pipe, images, *args, **options)
+
+    monkeypatch.setattr(pruning, "embedding_attack", counted)
+
+    def made(folder: str) -> bytes:
+        attacked.clear()
+        options = {"sparsity": 0.1, "rounds": 2, "iterations": 1, "progress": False}
+        edit = REMOVALS["adversarial pruning"].edit(micro, memorized, ordinary, folder=tmp_path / folder, **options)
+        edit.save(tmp_path / "edit.safetensors")
+        return (tmp_path / "edit.safetensors").read_bytes()
+
+    stop, before = None, fingerprint(micro)
+    whole = made("whole")
+    assert attacked == [4, 2, 4, 2]
+    stop = 3
+    with pytest.raises(KeyboardInterrupt):
+        made("killed")
+    assert fingerprint(micro) == before
+    stop = None
+    assert made("killed") == whole
+    assert attacked == [2]
+    assert made("killed") == whole and not attacked
+
+
+@pytest.mark.parametrize("name", OF_A_STEP)
+def test_a_price_knows_the_rows_of_a_step(micro, prompts, ordinary, quick, tmp_path, monkeypatch, name):
+    rows, within, fit, step, kept = Counter(), [], fine_tuning.fit, EmbeddingAttack._step, Encoded.rows
+
+    def only_of_steps(module, loss, **options):
+        rows.clear()  # of what is made before the training
+        return fit(module, loss, **options)
+
+    def attacked(self, part):
+        within.append(part)
+        step(self, part)
+        within.pop()
+
+    def count(module, args, kwargs):
+        kind = "attacked" if within else "trained" if torch.is_grad_enabled() else "watched"
+        rows[kind] += len(args[0] if args else kwargs["sample"])
+
+    def chosen(self, n, rng):
+        rows["ordinary"] += n
+        return kept(self, n, rng)
+
+    monkeypatch.setattr(fine_tuning, "fit", only_of_steps)
+    monkeypatch.setattr(EmbeddingAttack, "_step", attacked)
+    monkeypatch.setattr(Encoded, "rows", chosen)
+    n, options = fine_tuning.BATCH, {"steps": 1}
+    if name == "regrowth":
+        options = {"steps": 2, "alone": 1}  # the blocks alone beside the teacher, then all of them together
+    pairs = Pairs(
+        prompts.of("verbatim")[:n], prompts.images("verbatim", 0, n), wordings_of(prompts.rows("verbatim")[:n])
+    )
+    hook = micro.unet.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        REMOVALS[name].edit(micro, pairs, ordinary, folder=tmp_path, progress=False, **options)
+    finally:
+        hook.remove()
+    known = OF_A_STEP[name]
+    expected = {"trained": known.trained, "attacked": known.attacked, "watched": known.watched}
+    if name == "regrowth":
+        expected |= {"watched": 1800 / 400 * known.watched}
+        rows["ordinary"] /= 2
+    assert rows == {key: count for key, count in (expected | {"ordinary": known.ordinary}).items() if count}
+
+
+def test_adversarial_pruning_is_priced_by_its_attacks():
+    cost = price("adversarial pruning", "sd14", 500)
+    assert (cost.steps, cost.pairs, cost.ordinary, cost.wordings) == (150, 500, 0, False)
+    attacks = 150 * 500 * 4 * 3  # iterations, pairs, noises, and a row's gradient with checkpointing
+    assert cost.minutes == pytest.approx((attacks + 4 * 500 * 20) * 6.25 / 2 / 60_000, rel=0.01)
+
+
+def test_pairs_that_a_removal_cannot_take_are_refused_before_anything_runs(micro, memorized, ordinary, monkeypatch):
+    monkeypatch.setattr(fine_tuning, "fingerprint", lambda pipe: pytest.fail("began"))
+    large = Pairs(ordinary.captions, np.zeros((20, 64, 64, 3), np.uint8))
+    with pytest.raises(
+        ValueError, match="the images of the ordinary pairs have 64 x 64 pixels, those of the model 32 x 32"
+    ):
+        REMOVALS["regrowth"].edit(micro, memorized, large, folder="x")
+    both = Pairs(ordinary.captions[:19] + memorized.captions[:1], ordinary.images)
+    with pytest.raises(ValueError, match="1 captions are both to remove and among the ordinary pairs"):
+        REMOVALS["regrowth"].edit(micro, memorized, both, folder="x")
+
+
 def test_removals_are_found_by_their_names():
     assert list(REMOVALS)[:5] == [
         "pruning",
@@ -204,6 +303,34 @@ def test_what_ships_was_made_of_the_model_that_ships(pipe):
     assert all(image.dtype == np.uint8 for image in shipped.images().values())
 
 
+def test_the_membership_test_that_ships_says_what_its_intervals_say():
+    table, p = shipped.membership(), shipped.membership_p()
+    assert table["model"].iloc[0] == "twin"
+    assert set(table["model"]) == {"twin", "unedited", *shipped.edits()}
+    assert table.groupby("caption")["model"].apply(list).map(tuple).nunique() == 1, "each caption asks all models"
+    others = table[table["model"] != "twin"]
+    bounds = zip(others["against_twin_low"], others["against_twin_high"], strict=True)
+    assert others["verdict"].tolist() == [verdict(*each, MARGINS["mean p"]) for each in bounds]
+    assert (table["holm"] >= table["ks"]).all()
+    assert p["p"].between(audit.SMALLEST, 1).all()
+
+
+def test_a_membership_test_ships_with_its_p_values(tmp_path, monkeypatch):
+    monkeypatch.setattr(shipped, "folder", lambda: tmp_path)
+    for read in (shipped.membership, shipped.membership_p):
+        read.cache_clear()
+    try:
+        assert shipped.membership_p().empty, "of the second edition only the table was kept"
+        shipped.membership_p.cache_clear()
+        p = pd.DataFrame({"model": "twin", "caption": "its own", "target": [0, 1], "p": [0.5, 1.0]})
+        shipped.ship_membership([{"model": "twin", "caption": "its own", "mean": 0.75}], p)
+        assert shipped.membership()["mean"].tolist() == [0.75]
+        pd.testing.assert_frame_equal(shipped.membership_p(), p)
+    finally:
+        for read in (shipped.membership, shipped.membership_p):
+            read.cache_clear()
+
+
 def test_rows_of_two_conditionings_are_chosen_one_by_one():
     first, second = (Conditioning(torch.full((n, 1, 1), value)) for n, value in ((1, 0.0), (3, 5.0)))
     wanted = torch.tensor([True, False, True])
@@ -212,6 +339,23 @@ def test_rows_of_two_conditionings_are_chosen_one_by_one():
     many = Conditioning(torch.ones(400, 1, 1))
     kept = dropped(many, Conditioning(torch.zeros(1, 1, 1)), torch.Generator().manual_seed(0)).embeddings.mean().item()
     assert kept == pytest.approx(0.9, abs=0.05)
+
+
+def test_a_block_is_reinitialized_and_put_in_place(micro):
+    name = next(name for name in fine_tuning.blocks(as_denoiser(micro)) if "attentions" in name)
+    block, before = fine_tuning.blocks(as_denoiser(micro))[name], fingerprint(micro)
+    student = reinitialized(block, torch.Generator().manual_seed(0))
+    trained = [weight.shape for weight in student.parameters() if weight.requires_grad]
+    edit = block_edit(micro, name, student)
+    assert list(edit.shapes.values()) == [tuple(shape) for shape in trained]
+    layer, values = next(iter(edit.values.items()))
+    with pruned(micro, edit):
+        weight = dict(as_denoiser(micro).network.named_modules())[layer].weight
+        assert torch.equal(weight.reshape(-1).half(), values)
+    assert fingerprint(micro) == before
+    assert torch.equal(
+        block_edit(micro, name, reinitialized(block, torch.Generator().manual_seed(0))).values[layer], values
+    )
 
 
 def test_blocks_are_taught_what_they_did(micro, memorized, ordinary, tmp_path):
@@ -503,11 +647,17 @@ def test_attack_curves_have_a_panel_for_each_kind_of_pairs():
 
 def test_figures_of_the_audits_that_ship():
     audits = shipped.audits()
-    learned = pd.concat([audits[name]["relearning"] for name in ("twin", "unedited")])
-    assert relearning_shares(learned) is learned
-    assert len(plots.relearning(learned).axes) == len(learned.groupby(["taught", "lr"]))
+    learned = pd.concat([audits[name]["relearning"].assign(model=name) for name in ("twin", "pruning", "regrowth")])
+    lesson = relearning_shares(learned[(learned["taught"] == audit.TAUGHT) & (learned["lr"] == learned["lr"].max())])
+    panels = plots.beside_references(lesson, "steps", "steps", "replicated (%)").axes
+    assert [axis.get_title() for axis in panels] == ["pruning", "regrowth"]
     table = audit.summary({name: audits[name] for name in ("twin", "unedited", "training anew")})
     figure = plots.intervals(table, {"forget_set": "replicated (%)", "alignment": "alignment (%)"})
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()][2] == "training, re-initialized"
-    errors = pd.DataFrame({"model": "a", "given": ["x", "y"] * 2, "t": [100, 100, 200, 200], "error": [1, 2, 3, 4]})
-    assert len(plots.recognition(errors).axes[0].lines) == 2
+    assert len(plots.membership_means(shipped.membership(), 0.1).axes) == shipped.membership()["caption"].nunique()
+
+
+def test_a_summary_is_read_in_percent_without_what_no_audit_asked():
+    table = audit.summary({"twin": shipped.audits()["twin"]}).drop(columns="forget_set_alignment", errors="ignore")
+    shown = audit.readable(table, {"alignment": "alignment (%)", "forget_set_alignment": "not asked"})
+    assert shown.to_dict() == {"alignment (%), n = 600": {"twin": "100 (100 to 100)"}}

@@ -1,9 +1,11 @@
 """A run: which prompts locate, choose and report; artifacts made once; other content, other artifacts."""
 
+import diffusers
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 
 import memsub
 from memsub.controls import random_masks
@@ -16,7 +18,7 @@ from memsub.prompts import Prompts, disjoint_pairs, subsets
 from memsub_extra.notebooks import notebook03, notebook04, rows
 from memsub_extra.run.model import Model
 from memsub_extra.run.parameters import Parameters
-from memsub_extra.run.run import Run
+from memsub_extra.run.run import Run, _without_bars
 from memsub_extra.run.scores import Scores
 from memsub_extra.run.specs import EditSpec, Group
 
@@ -349,3 +351,12 @@ def test_two_runs_with_one_seed_give_the_same_artifacts(new_run):
             assert (a.counts, a.provenance, a.prompts) == (b.counts, b.provenance, b.prompts)
             for layer, sums in a.sums.items():
                 torch.testing.assert_close(sums, b.sums[layer], rtol=1e-5, atol=1e-8)
+
+
+def test_no_bars_are_shown_while_a_model_is_read_and_afterwards_they_are_back():
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [logging.is_progress_bar_enabled() for logging in libraries]
+    with pytest.raises(ValueError, match="unreadable"), _without_bars():
+        assert not any(logging.is_progress_bar_enabled() for logging in libraries)
+        raise ValueError("unreadable")
+    assert [logging.is_progress_bar_enabled() for logging in libraries] == before

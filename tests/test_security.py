@@ -505,10 +505,10 @@ def test_a_lock_ends_with_its_holder(tmp_path):
 def test_no_worker_goes_on_when_its_run_is_killed(tmp_path):
     code = (
         "import time, sys, os, multiprocessing\nfrom pathlib import Path\n"
-        "from concurrent.futures import ProcessPoolExecutor\nfrom memsub_extra.notebooks.batch import _begin\n"
+        "from concurrent.futures import ProcessPoolExecutor\nfrom memsub_extra.notebooks.execution import begin\n"
         "def work(path):\n    while True:\n        Path(path).write_text(str(time.time())); time.sleep(0.05)\n"
         "if __name__ == '__main__':\n"
-        "    pool = ProcessPoolExecutor(2, multiprocessing.get_context('spawn'), _begin, (1,))\n"
+        "    pool = ProcessPoolExecutor(2, multiprocessing.get_context('spawn'), begin, (1,))\n"
         "    pool.submit(work, sys.argv[1]).result()\n"
     )
     (tmp_path / "run.py").write_text(code)

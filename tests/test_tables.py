@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import ONE_METHOD
+from conftest import ONE_METHOD, SMALL
 from memsub.measure.metrics import IMAGE_METRICS, load_metrics
 from memsub.models import MODELS
 from memsub_extra.mitigations import BASELINES, Baseline, detection
@@ -26,7 +26,7 @@ def test_every_experiment_is_in_the_estimate(run):
 
 
 def test_the_estimate_of_a_model_without_a_world_needs_no_download():
-    table = cost.work(Parameters.checked({"model": "sd14", "evaluation": {"real_images": 10}}))
+    table = cost.work(Parameters.checked(SMALL | {"model": "sd14", "grid": {"memorized": 100, "subsets": 2}}))
     assert "00 replication" not in table["part"].tolist()
     assert (table.loc[table["part"] == "01 capture of the grid", "images"] == 201).all()
 
@@ -54,7 +54,8 @@ def test_the_twin_and_what_is_registered_stand_in_the_tables(new_run, monkeypatc
 
     monkeypatch.setitem(BASELINES, "dummy", Baseline("adds a word", "words", make, (1, 2)))
     monkeypatch.setitem(IMAGE_METRICS, "dummy", dummy)
-    run = new_run(metrics={"more": ["exact_p", "dummy"]}, baselines=ONE_METHOD)
+    few = {"grid": SMALL["grid"] | {"subsets": 2, "sizes": [2]}, "sweep": {"sparsity": [0.3], "steps": [2]}}
+    run = new_run(metrics={"more": ["exact_p", "dummy"]}, baselines=ONE_METHOD, **few)
     run.metrics = load_metrics("tiny", "cpu", more=run.parameters.metrics.more)
     models, baselines = notebook04.pruned_models(run, models=1), notebook05.baselines(run)
     for column, table in {"contrast": notebook04.sweep(run), "model": models, "method": baselines}.items():

@@ -2,7 +2,7 @@
 
     python -m tools.costs sd14-quick            # this file alone
 
-It counts the calls of every experiment anew (`memsub_extra.notebooks.cost.work`), takes the memory of each part from
+It counts the calls of every experiment again (`memsub_extra.notebooks.cost.work`), takes the memory of each part from
 shapes, and what a step takes on a GPU as `tools.gpu` and `tools.fullsize_removals` measured it. It writes `costs.json`
 beside that module.
 """

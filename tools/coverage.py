@@ -228,13 +228,13 @@ def p_values(means: tuple[float, float], pairs: int, agree: float = 0.5) -> Draw
     alternatives = MEMBERSHIP_ALTERNATIVES
 
     def draw(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-        common, drawn = rng.standard_normal(pairs), []
+        common, samples = rng.standard_normal(pairs), []
         for mean in means:
             chance = (mean * (alternatives + 1) - 1) / alternatives
             ranks = norm.cdf(np.sqrt(agree) * common + np.sqrt(1 - agree) * rng.standard_normal(pairs))
             shape = chance / (1 - chance)
-            drawn.append((1 + rng.binomial(alternatives, beta.ppf(ranks, shape, 1))) / (alternatives + 1))
-        return tuple(drawn)
+            samples.append((1 + rng.binomial(alternatives, beta.ppf(ranks, shape, 1))) / (alternatives + 1))
+        return tuple(samples)
 
     return draw
 

@@ -2,6 +2,7 @@
 
     python -m tools.membership --out runs/membership        # half an hour of one core; a second call resumes
     python -m tools.figures --membership runs/membership/membership.json
+    python -m tools.membership --out runs/membership --ship     # ... and to what ships, for notebooks 00 and 06
 
 All verbatim pairs are tested, with their own caption and with the empty prompt. The unit is the pair; the tests of
 uniformity are read together, so that their p-values are adjusted (Holm); a model is equivalent to the twin if the 95 %
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from memsub.io.files import save_json
 from memsub.measure.exact import uniformity
@@ -87,10 +89,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.membership", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of p-values and membership.json")
     parser.add_argument("--pairs", type=int, help="only the first so many")
+    parser.add_argument("--ship", action="store_true", help="into the folder of the embedded model")
     args = parser.parse_args()
     rows = load_prompts("tiny").rows("verbatim")[: args.pairs]
     prompts, images = rows["prompt"].tolist(), load_prompts("tiny").images("verbatim", 0, len(rows))
-    store, table = Store(args.out), []
+    store, table, each = Store(args.out), [], []
     for caption, given in {"its own": prompts, "empty": [""] * len(prompts)}.items():
         twin = np.empty(0)
         for name, (pipe, edit) in models().items():
@@ -99,8 +102,11 @@ def main() -> None:
             p = store.arrays(P, partial(tested, pipe, edit, prompts, images, given), **content)["p"]
             twin = p if name == "twin" else twin
             table.append(row(name, caption, p, twin))
+            each.append(pd.DataFrame({"model": name, "caption": caption, "target": range(len(p)), "p": p}))
             print(table[-1], flush=True)
             save_json(adjusted(table), args.out / "membership.json")
+    if args.ship:
+        shipped.ship_membership(adjusted(table), pd.concat(each, ignore_index=True))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ from tools import results
 CAPTIONS = ("a red heart on a green field", "a blue fish beside a tree")
 """Anybody's: no prompt list has to be fetched, and none is published by this."""
 SETTINGS: dict[str, Any] = {"captions": len(CAPTIONS), "steps": 4, "guidance_scale": 7.5, "sparsity": 0.01, "seed": 0}
+WRITTEN = {"edit.safetensors", "pruned", "images", "result.json"}
+"""What a run leaves in its folder."""
 CLOSE = 2
 """Levels of 255 by which an image may differ between two loads of the same weights."""
 
@@ -39,13 +41,16 @@ def real_run(model: str, out: Path, weights: str | None = None, remark: str = ""
     """Runs the chain on a model, and says what held.
 
     Args:
-        model: as memsub takes it; out: a folder for edit, pruned pipeline, images and `result.json`, emptied first.
+        model: as memsub takes it; out: a folder for edit, pruned pipeline, images and `result.json`, emptied first if
+            an earlier run wrote it.
         weights: what they are; default by the model's name.
 
     Raises:
-        ValueError: the model is none that memsub takes.
+        ValueError: the model is none that memsub takes, or the folder holds other files.
     """
     began = time.monotonic()
+    if out.is_dir() and (others := {path.name for path in out.iterdir()} - WRITTEN):
+        raise ValueError(f"--out {out} holds other files, such as {min(others)}: name a new folder.")
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     pipe = memsub.load_pipeline(model)
@@ -116,7 +121,9 @@ def _apart(a: np.ndarray, b: np.ndarray) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.real_run", description=__doc__.splitlines()[0])
     parser.add_argument("model", help="a name, a folder, a file, or a hub id")
-    parser.add_argument("--out", type=Path, default=Path("runs/real"), help="folder (runs/real); emptied first")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/real"), help="folder (runs/real); emptied of earlier runs"
+    )
     parser.add_argument("--weights", choices=["published", "random", "embedded", "own"], help="what they are")
     parser.add_argument("--remark", default="", help="a sentence of yours, without names")
     args = parser.parse_args()

@@ -14,7 +14,7 @@ loaded. --debug, before or after the command, shows the traceback of an error.
 
 Whose fault is an error? What the machine or a file refuses (OSError, MemoryError) is never a defect of memsub, whoever
 raises it. A ValueError, RuntimeError or FloatingPointError is about the input if a `raise` of memsub's own code, or of
-a package that adds a command, made it. Anything else that comes this far is a defect, and is told as one.
+a package that adds a command, made it. Anything else that comes this far is a defect, and is reported as one.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def tell(error: BaseException, debug: bool = False) -> int:
         traceback.print_exception(error)
     name, message = type(error).__name__, printable(error)
     if isinstance(error, KeyboardInterrupt):
-        print("interrupted: no file was left half written. The same command begins again, or goes on.", file=sys.stderr)
+        print("interrupted: no file was left half written. The same command begins again, or resumes.", file=sys.stderr)
         return 130
     if is_of_memory(error):
         message = f"the memory of this machine or GPU ended ({message or name}): give a smaller --batch-size."

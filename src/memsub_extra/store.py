@@ -72,7 +72,10 @@ class Store:
         Raises:
             TypeError: the content of a value is unknown, see `describe`.
         """
-        key = [kind.name, kind.version, {name: describe(value) for name, value in of.items()}]
+        return self._path(kind, suffix, describe(of))
+
+    def _path(self, kind: Kind, suffix: str, described: dict[str, Any]) -> Path:
+        key = [kind.name, kind.version, described]
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         return self.folder / kind.name / f"{digest}{suffix}"
 
@@ -110,24 +113,22 @@ class Store:
         load: Callable[[Path], A],
         of: dict[str, Any],
     ) -> A:
-        path = self.path(kind, suffix, **of)
+        described = describe(of)  # once: it takes as long as a small artifact, where a model's weights are in it
+        path = self._path(kind, suffix, described)
         missing = not path.is_file()
         wait()  # until every process has looked: who is late would else find what the first has saved already
         if missing:
             made = make()  # by all processes together
             if is_main():
                 save(made, path)
-                about = {name: describe(value, readable=True) for name, value in of.items()}
-                save_json({"artifact": f"{kind.name}, version {kind.version}"} | about, path.with_suffix(".json"))
+                about = {"artifact": f"{kind.name}, version {kind.version}"} | readable(described)
+                save_json(about, path.with_suffix(".json"))
             wait()
         return load(path)
 
 
-def describe(value: Any, readable: bool = False) -> Any:
+def describe(value: Any) -> Any:
     """A value as JSON, equal for equal content.
-
-    Args:
-        readable: long lists as their beginning and a digest, for people.
 
     Raises:
         TypeError: the content of the value is unknown.
@@ -143,20 +144,27 @@ def describe(value: Any, readable: bool = False) -> Any:
         digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
         return f"{value.dtype} {value.shape} {digest}"
     if isinstance(value, Mapping):
-        return {str(key): describe(v, readable) for key, v in value.items()}
-    if hasattr(value, "fingerprint"):
-        return f"{type(value).__name__} {value.fingerprint}"
+        return {str(key): describe(v) for key, v in value.items()}
+    if (fingerprint := getattr(value, "fingerprint", None)) is not None:  # asked for once: it reads all weights
+        return f"{type(value).__name__} {fingerprint}"
     if isinstance(value, (Sequence, range)):
-        if readable and len(value) > 8:
-            digest = hashlib.sha256(json.dumps([describe(v) for v in value]).encode()).hexdigest()
-            return [*(describe(v, readable) for v in value[:3]), f"... {len(value)} in all, {digest}"]
-        return [describe(v, readable) for v in value]
+        return [describe(v) for v in value]
     if hasattr(value, "model_dump"):  # a pydantic model, of numbers and text
-        return {"type": type(value).__name__, **describe(value.model_dump(), readable)}
+        return {"type": type(value).__name__, **describe(value.model_dump())}
     if is_dataclass(value) and not isinstance(value, type):
-        parts = {field.name: describe(getattr(value, field.name), readable) for field in fields(value)}
+        parts = {field.name: describe(getattr(value, field.name)) for field in fields(value)}
         return {"type": type(value).__name__, **parts}
     return _describe_function(value)
+
+
+def readable(described: Any) -> Any:
+    """What `describe` gave for people: of long lists the beginning and a digest."""
+    if isinstance(described, dict):
+        return {key: readable(value) for key, value in described.items()}
+    if isinstance(described, list) and len(described) > 8:
+        digest = hashlib.sha256(json.dumps(described).encode()).hexdigest()
+        return [*map(readable, described[:3]), f"... {len(described)} in all, {digest}"]
+    return [readable(value) for value in described] if isinstance(described, list) else described
 
 
 def _describe_function(value: Any) -> Any:

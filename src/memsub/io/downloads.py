@@ -82,15 +82,15 @@ def verify(path: Path) -> str:
     Raises:
         ValueError: it is not the one in the lock.
     """
-    found, seen = pooch.file_hash(str(path)), checksums()
+    digest, seen = pooch.file_hash(str(path)), checksums()
     if path.name not in seen:
-        save_json(seen | {path.name: found}, lock_file())
-    elif found != seen[path.name]:
+        save_json(seen | {path.name: digest}, lock_file())
+    elif digest != seen[path.name]:
         raise ValueError(
-            f"{path} is not what was fetched first: its sha256 is {found[:12]}..., that in {lock_file()} "
+            f"{path} is not what was fetched first: its sha256 is {digest[:12]}..., that in {lock_file()} "
             f"{seen[path.name][:12]}.... Remove the file to fetch it again, or its line there to accept it."
         )
-    return found
+    return digest
 
 
 def fetch(model: str, kind: str, timeout: float = 20) -> Path:
@@ -135,7 +135,7 @@ def _fetch_url(url: str, what: str, name: str, timeout: float, check: Callable[[
             came = Path(folder) / name
             pooch.HTTPDownloader(timeout=timeout, progressbar=True)(url, str(came), None)
             _check(came, url, url, check)
-            if seen.get(name, found := pooch.file_hash(str(came))) != found:
+            if seen.get(name, digest := pooch.file_hash(str(came))) != digest:
                 raise ValueError(f"{url} is not what was published or fetched first: see {name} in {lock_file()}.")
             came.replace(path)
     except (requests.RequestException, OSError) as error:
@@ -150,8 +150,8 @@ def _fetch_url(url: str, what: str, name: str, timeout: float, check: Callable[[
 def _check(path: Path, name: str, url: str, check: Callable[[Path], object] | None) -> None:
     """Raises ValueError if a file contradicts its published checksum, is an error page under its name, or cut off."""
     kind, _, published = PUBLISHED.get(url.rsplit("/", 1)[-1], "").partition(":")
-    if published and (found := pooch.file_hash(str(path), kind)) != published:
-        raise ValueError(f"{name} is not what was published: its {kind} is {found}, published was {published}.")
+    if published and (digest := pooch.file_hash(str(path), kind)) != published:
+        raise ValueError(f"{name} is not what was published: its {kind} is {digest}, published was {published}.")
     with path.open("rb") as file:
         if file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html")):
             raise ValueError(f"{name} is a web page and not the file of that name.")

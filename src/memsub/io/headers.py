@@ -4,7 +4,7 @@
     header["conv_in.weight"]                # TensorInfo(dtype="F16", shape=(320, 4, 3, 3), bytes=23040)
     read_config("unet/config.json")["in_channels"]
 
-It needs neither torch nor safetensors. What is no such file is told by what it is: a pickle, a pointer of git-lfs, an
+It needs neither torch nor safetensors. What is no such file is named for what it is: a pickle, a pointer of git-lfs, an
 error page.
 """
 

@@ -3,7 +3,7 @@
     rows = read_rows(Path("list.csv"))      # a dict a caption: prompt, and url, index and type where it has them
     folder / plain_name(row["index"])       # of its training images
 
-No caption vanishes silently: a line is what a text editor shows as one, a row without a caption is told by a warning,
+No caption vanishes silently: a line is what a text editor shows as one, a row without a caption gets a warning,
 and a file of any other form is refused with the line to blame. A file of a stranger has limits: bytes, rows, lengths.
 """
 

@@ -140,8 +140,8 @@ def _document_rows(document: Any, path: Path, line: int) -> Rows:
     values = [[v for _, v in value] if isinstance(value, _Pairs) else value for value in row.values()]
     sizes = [len(value) if isinstance(value, list) else "no list" for value in values]
     if len(set(sizes)) > 1:
-        told = ", ".join(f"{column}: {size}" for column, size in zip(row, sizes, strict=True))
-        raise ValueError(f"{path} has columns of several lengths ({told}): each needs a value a caption.")
+        lengths = ", ".join(f"{column}: {size}" for column, size in zip(row, sizes, strict=True))
+        raise ValueError(f"{path} has columns of several lengths ({lengths}): each needs a value a caption.")
     return "item", enumerate((row_of(list(row), cells) for cells in zip(*values, strict=True)), 1)
 
 

@@ -276,8 +276,8 @@ def _weights(contents: Contents, stems: Mapping[str, str]) -> None:
     lacking = [set(variants) for variants in files.values() if "" not in variants]
     shared = set.intersection(*lacking) if lacking else {""}
     if not shared:
-        told = ", ".join(f"{part} as {'/'.join(sorted(v))}" for part, v in files.items() if "" not in v)
-        contents.problems.append(f"{contents.path} has no variant that is whole: {told}.")
+        listed = ", ".join(f"{part} as {'/'.join(sorted(v))}" for part, v in files.items() if "" not in v)
+        contents.problems.append(f"{contents.path} has no variant that is whole: {listed}.")
     if contents.problems:
         return
     variant = min(shared, key=lambda name: (name != "fp16", name))

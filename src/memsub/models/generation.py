@@ -115,7 +115,7 @@ def sampler_fingerprint(pipe: Pipeline) -> str:
 def _switches(module: torch.nn.Module) -> Iterator[str]:
     """What changes a network's output without changing its tensors: FreeU, and code of other packages in its place."""
     for name, part in named_modules(module).items():
-        freeu = [getattr(part, key, None) for key in ("s1", "s2", "b1", "b2")]
+        freeu = [vars(part).get(key) for key in ("s1", "s2", "b1", "b2")]  # `getattr` is slow for what is not there
         if any(value is not None for value in freeu):
             yield f"{name} {freeu}"
         for owner in (type(part), type(getattr(part, "processor", None))):

@@ -1,11 +1,9 @@
-"""Models on the Hugging Face hub and in its cache: configurations first, and weights if these are right.
-
-hub_contents("owner/model", fetch=True)     # downloaded; refused before its weights are, if it cannot be loaded
-family_config("dreamy.safetensors", 768)    # folder of Stable Diffusion 1.5's configurations and tokenizer
-"""
+"""Models on the Hugging Face hub and in its cache: configurations first, and weights if these are right."""
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from .contents import Contents, inspect
@@ -43,8 +41,7 @@ def names_of(repo: str) -> list[str] | None:
         return [sibling.rfilename for sibling in model_info(repo, timeout=10).siblings or ()]
     except RepositoryNotFoundError:
         raise ValueError(
-            f"the hub has no model {repo!r} that you may read. If it is private or gated, accept its conditions there "
-            "and log in (`hf auth login`)."
+            f"the hub has no model {repo!r} that you may read. If gated or private: accept its terms, `hf auth login`."
         ) from None
     except Exception:  # what the hub's HTTP client raises differs between its versions
         return None
@@ -52,13 +49,16 @@ def names_of(repo: str) -> list[str] | None:
 
 def _snapshot(repo: str, names: list[str] | None) -> str:
     """The folder of a repository in the hub's cache, with files of these names; None: as it is, without a network."""
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    try:
-        return snapshot_download(repo, allow_patterns=names, local_files_only=names is None)
-    except LocalEntryNotFoundError:
-        raise FileNotFoundError(
-            f"{repo} is not on this machine and the hub does not answer. `hf download {repo}` fetches it where there "
-            "is a network; or give a folder or a .safetensors file."
-        ) from None
+    with suppress(LocalEntryNotFoundError):
+        if names is not None:
+            return snapshot_download(repo, allow_patterns=names)
+        # The hub's own way refuses a snapshot that lacks files: those that memsub has no use for are not downloaded.
+        if isinstance(index := try_to_load_from_cache(repo, "model_index.json"), str):
+            return str(Path(index).parent)
+    raise FileNotFoundError(
+        f"{repo} is not on this machine and the hub does not answer. `hf download {repo}` fetches it where there is a "
+        "network; or give a folder or a .safetensors file."
+    )

@@ -33,7 +33,7 @@ def uncompiled(module: Any) -> Any:
 
 def plain_name(name: str) -> str:
     """A module's or tensor's name as if nothing were compiled."""
-    return ".".join(part for part in name.split(".") if part != _COMPILED)
+    return ".".join(part for part in name.split(".") if part != _COMPILED) if _COMPILED in name else name
 
 
 def named_modules(network: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -48,7 +48,7 @@ def named_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]
         if not isinstance(tensor, torch.Tensor):
             continue  # some modules keep other things there
         parts = plain_name(name).split(".")
-        owner = next((i for i in range(len(parts)) if beneath and ".".join(parts[:i]) in beneath), None)
+        owner = next((i for i in range(len(parts)) if ".".join(parts[:i]) in beneath), None) if beneath else None
         if owner is not None:
             if parts[owner] != "base_layer":
                 continue  # the adapter's own

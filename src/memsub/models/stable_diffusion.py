@@ -78,7 +78,7 @@ class StableDiffusionDenoiser:
                 f"this {type(unet).__name__} holds no FeedForward blocks: there is nothing to capture or prune."
             )
         if exported := [name for name, m in named_modules(unet).items() if isinstance(m, torch.jit.ScriptModule)]:
-            raise ValueError(f"{exported[0]} of this UNet is exported (TorchScript) and calls no hooks: load it anew.")
+            raise ValueError(f"{exported[0]} of this UNet is exported (TorchScript) and calls no hooks: load it again.")
         shapes = only_shapes(unet)
         layers = {f"{names[m]}.net.2": m.net[2] for m in forwards}
         return {name: check_plain(name, layer, shapes) for name, layer in layers.items()}

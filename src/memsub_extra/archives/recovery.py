@@ -6,7 +6,7 @@
 
 Asked in this order: the address itself, the Wayback Machine's nearest capture, Common Crawl's index. What comes is
 checked to be an image and not an error page. Politely: one request a host at a time, with a pause, and again only
-where the server asks for patience (`archives.session`). Whatever goes wrong with one address is told in its row, and
+where the server asks for patience (`archives.session`). Whatever goes wrong with one address is written in its row, and
 the others go on. A second call asks only for what is missing.
 """
 

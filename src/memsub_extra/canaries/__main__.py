@@ -86,8 +86,9 @@ def _train(args: argparse.Namespace) -> None:
 def _test(args: argparse.Namespace) -> None:
     from memsub.io.files import save_json
 
+    from . import plots
     from .planting import FILE, Manifest
-    from .testing import report
+    from .testing import calibration, report, tested
 
     if (args.folder / FILE).is_file():
         manifest = Manifest.load(args.folder / FILE)
@@ -95,9 +96,13 @@ def _test(args: argparse.Namespace) -> None:
         rows = n * (min(args.alternatives, manifest.alternatives) + 1) * args.steps
         print(f"of each model {n} images, and {rows:,} rows of network calls for the membership test", flush=True)
 
-    table = report(args.folder, first=args.first, device=args.device, alternatives=args.alternatives, steps=args.steps)
+    names = ("first", "device", "alternatives", "steps")
+    options = {name: getattr(args, name) for name in names}
+    plots.calibration(tested(args.folder, **options)).savefig(args.folder / "tested.png", dpi=110)
+    table = report(args.folder, **options)
     save_json(table.astype(object).where(table.notna(), None).to_dict("records"), args.folder / "tested.json")
     print(table.to_string(index=False, float_format="{:.3g}".format))
+    print("", *calibration(table), f"the p-values are shown in {args.folder / 'tested.png'}", sep="\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
     p = p_values(pipe, world)                     # a row a canary: of the generated image, and of the denoising loss
     rates(p["membership_p"], world.alternatives_each)
+    print("\n".join(calibration(report("runs/canaries"))))
     replicated(p["memorization_p"], world.alternatives_each)        # of single canaries, where k allows it
 
 Both p-values are ranks of the planted photograph among all that the lot might have chosen: by the similarity with an
@@ -32,6 +33,9 @@ from .world import Canaries
 TESTED = Kind("p-values")
 SAMPLING: dict[str, Any] = {"steps": 50, "guidance_scale": 7.5, "batch_size": 8}
 """How images are generated of the canaries' captions."""
+MEASURES = ("memorization", "membership")
+LEVEL_OF_ALL = 0.05
+"""Chance that calibrated tests are called something else, all rows of a table together (Bonferroni)."""
 
 
 def p_values(
@@ -115,7 +119,7 @@ def replicated(p: Sequence[float] | np.ndarray | pd.Series, alternatives: int) -
     return np.asarray(p, float) <= LEVEL
 
 
-def report(
+def tested(
     folder: str | Path,
     *,
     first: int | None = None,
@@ -123,45 +127,84 @@ def report(
     sampling: dict[str, Any] | None = None,
     **options: Any,
 ) -> pd.DataFrame:
-    """`rates` of the canaries and of the unseen ones, in the model that `canaries.training` wrote and in its twin.
+    """`p_values` of the canaries and of the unseen ones, in the model that `canaries.training` wrote and in its twin.
 
-    P-values are kept in `folder/tested`: a second call, or one after a stop, computes what is missing.
+    They are kept in `folder/tested`: a second call, or one after a stop, computes what is missing.
 
     Args:
         first: only so many canaries of each kind.
         options: of `p_values`.
 
     Returns:
-        Columns model, canaries ("planted" or "unseen"), measure ("memorization", "membership"), those of `rates`, and
-        replicated (how many single canaries are called memorized; None with fewer than 255 alternatives).
+        Columns model ("model", "twin"), canaries ("planted", "unseen"), and those of `p_values`.
     """
-    folder, info = Path(folder), find_model(folder)
-    world = world_of(info)
-    if not isinstance(world, Canaries):
-        raise ValueError(f"{folder} was not trained on canaries: `python -m memsub_extra.canaries train` makes such.")
-    store, rows = Store(folder / "tested"), []
+    folder = Path(folder)
+    info, world = find_model(folder), _canaries_of(folder)
+    store, tables = Store(folder / "tested"), []
     for name, source in {"model": info.source, "twin": info.twin}.items():
         if not source:
             continue
         pipe = load_pipeline(source, device)
-        for kind in ("planted", "unseen"):
-            if kind == "unseen" and not world.manifest.unseen:
-                continue
+        for kind in ("planted", "unseen") if world.manifest.unseen else ("planted",):
             content = {"model": sampler_fingerprint(pipe), "world": world, "kind": kind, "first": first}
             content |= {"sampling": sampling or SAMPLING, **options}
             make = partial(p_values, pipe, world, unseen=kind == "unseen", first=first, sampling=sampling, **options)
-            p = store.table(TESTED, make, **content)
-            rows += [{"model": name, "canaries": kind, **row} for row in _measured(p, world, options)]
+            tables.append(store.table(TESTED, make, **content).assign(model=name, canaries=kind))
+    table = pd.concat(tables, ignore_index=True)
+    return table[["model", "canaries", *table.columns.drop(["model", "canaries"])]]
+
+
+def _canaries_of(folder: Path) -> Canaries:
+    world = world_of(find_model(folder))
+    if not isinstance(world, Canaries):
+        raise ValueError(f"{folder} was not trained on canaries: `python -m memsub_extra.canaries train` makes such.")
+    return world
+
+
+def report(folder: str | Path, **options: Any) -> pd.DataFrame:
+    """`rates` of what `tested` gives with the same arguments.
+
+    Returns:
+        Columns model, canaries, measure ("memorization", "membership"), those of `rates`, and replicated (how many
+        single canaries are called memorized; None with fewer than 255 alternatives).
+    """
+    table, rows = tested(folder, **options), []
+    every = _canaries_of(Path(folder)).alternatives_each
+    asked = {"memorization": every, "membership": min(every, options.get("alternatives", MEMBERSHIP_ALTERNATIVES))}
+    for (model, kind), part in table.groupby(["model", "canaries"], sort=False):
+        for measure in MEASURES:
+            values, k = part[f"{measure}_p"], asked[measure]
+            single = int(replicated(values, k).sum()) if k >= ALTERNATIVES else None
+            row = {"model": model, "canaries": kind, "measure": measure}
+            rows.append(row | rates(values, k) | {"replicated": single})
     return pd.DataFrame(rows)
 
 
-def _measured(p: pd.DataFrame, world: Canaries, options: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of both measures; the membership test may have had fewer alternatives than there are."""
-    every = world.alternatives_each
-    asked = min(every, options.get("alternatives", MEMBERSHIP_ALTERNATIVES))
-    rows = []
-    for measure, k in {"memorization": every, "membership": asked}.items():
-        values = p[f"{measure}_p"]
-        single = int(replicated(values, k).sum()) if k >= ALTERNATIVES else None
-        rows.append({"measure": measure, **rates(values, k), "replicated": single})
-    return rows
+def calibration(table: pd.DataFrame) -> list[str]:
+    """What a table of `report` says, in sentences: are the tests calibrated where nothing can be known?
+
+    That is where a model was not shown the photographs: unseen canaries, and all of the twin. No canary of these is
+    memorized, so their p-values should be uniform; a table that says otherwise is no evidence of anything.
+    """
+    controls = (table["model"] == "twin") | (table["canaries"] == "unseen")
+    departs = controls & (table["uniform_p"] < LEVEL_OF_ALL / max(1, controls.sum()))
+    sentences = []
+    for place, row in table.iterrows():
+        if controls[place]:
+            verdict = "uniform p-values are rejected" if departs[place] else "nothing speaks against uniform p-values"
+            verdict += f", Kolmogorov-Smirnov p = {row['uniform_p']:.2g}"
+        else:
+            verdict = f"binomial p = {row['binomial_p']:.2g}"
+        sentences.append(
+            f"{row['model']}, {row['canaries']} canaries, {row['measure']}: "
+            f"{row['least'] * row['n']:.0f} of {row['n']} have the smallest p "
+            f"({row['least_low']:.0%} to {row['least_high']:.0%}; by chance {row['chance']:.1%}); {verdict}"
+        )
+    if controls.any():
+        sentences.append(
+            f"calibration: {departs.sum()} of {controls.sum()} rows that can know nothing depart from uniform p-values "
+            f"(at {LEVEL_OF_ALL:.0%} for all together)"
+        )
+    else:
+        sentences.append("calibration: not tested, for want of a twin and of unseen canaries")
+    return sentences

@@ -33,6 +33,8 @@ LISTED = 3
 """Ordinary pairs of the prompt table, to one canary: more would be gigabytes of images."""
 MOST_BYTES = 8e9
 """Of all training images together, in memory."""
+KEPT_BYTES = 1e9
+"""Of alternatives that are kept: all of small images, of large ones the last few captions'."""
 
 
 def small_pixels(images: np.ndarray) -> np.ndarray:
@@ -54,6 +56,7 @@ class Canaries:
         self.alternatives_each = manifest.alternatives
         self.fingerprint = manifest.fingerprint
         self._by_caption = {canary.caption: canary for canary in (*manifest.canaries, *manifest.unseen)}
+        self._alternatives: dict[str, np.ndarray] = {}
 
     @property
     def candidates_folder(self) -> Path:
@@ -114,7 +117,12 @@ class Canaries:
     def alternatives(self, contents: Sequence[str], seed: int = 0) -> Iterator[np.ndarray]:
         """As the protocol. They are those of the manifest: the seed changes nothing."""
         for content in contents:
-            yield self._load(self.manifest.candidates_folder, self._by_caption[content].others)
+            if content not in self._alternatives:
+                others = self._load(self.manifest.candidates_folder, self._by_caption[content].others)
+                while self._alternatives and (len(self._alternatives) + 1) * others.nbytes > KEPT_BYTES:
+                    del self._alternatives[next(iter(self._alternatives))]  # the oldest
+                self._alternatives[content] = others
+            yield self._alternatives[content]
 
     @cached_property
     def exact_p(self) -> ImageMetric:

@@ -6,8 +6,8 @@
         add_model(parser)                       # MODEL, --device, --dtype, ...
         parser.set_defaults(function=count)     # called with the arguments
 
-A command checks all that it was given, and then imports what it needs: a mistake is told at once, not after seconds of
-importing torch, and never after the work.
+A command checks all that it was given, and then imports what it needs: a mistake is reported at once, not after seconds
+of importing torch, and never after the work.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def load(args: argparse.Namespace) -> StableDiffusionPipeline:
 
 
 def loaded(what: str, load: Callable[[], T]) -> T:
-    """What `load` returns. Files from elsewhere fail in ways that nobody lists: each is told as what it is about.
+    """What `load` returns. Files from elsewhere fail in ways that nobody lists: each is reported as what it is about.
 
     Raises:
         ValueError, OSError: it cannot be loaded; says why.

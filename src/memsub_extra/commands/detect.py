@@ -2,7 +2,7 @@
 
 The scores are those of `mitigations.detection`, of the first network calls alone, each caption with several noises.
 A score means nothing by itself: it is compared with the same model's scores of ordinary captions. With m of them, the
-p-value of a caption is (1 + how many ordinary ones score at least as high) / (m + 1). For a caption that was drawn as
+p-value of a caption is (1 + how many ordinary ones score at least as high) / (m + 1). For a caption that was sampled as
 the ordinary ones were, p <= a has a probability of at most a, whatever the score; so of n such captions no more than
 n a are expected to reach it.
 """
@@ -71,7 +71,7 @@ def _detect(args: argparse.Namespace) -> None:
     table["suspected"] = table[f"{args.score}: p"] <= args.false_positives
     if args.out:  # first: what reads the terminal's output may end early
         save_text(table.to_csv(index=False), args.out)
-    lines = told(table, args.score, args.false_positives, len(ordinary))
+    lines = report_lines(table, args.score, args.false_positives, len(ordinary))
     print("\n".join(map(printable, lines)))
     if args.out:
         print(f"{printable(args.out)}: the scores of all {len(table)} captions")
@@ -126,7 +126,7 @@ def compared(scores: dict[str, dict[str, float]], captions: list[str], ordinary:
     return pd.DataFrame(columns)
 
 
-def told(table: Any, score: str, share: float, ordinary: int) -> list[str]:
+def report_lines(table: Any, score: str, share: float, ordinary: int) -> list[str]:
     """What was found, as lines of text: the highest scores, how many are suspected, and how many would be by chance."""
     from memsub.measure.intervals import interval
 

@@ -118,7 +118,9 @@ def _evaluate(args: argparse.Namespace) -> None:
         rows += [row | {"measure": f"{row['measure']}, unseen captions"} for row in measures(before, after)]
     exactly = world and judges_single_images(world)
     judged = "the exact test" if exactly else f"a copy similarity above {metrics.copy.threshold:g}"
-    lines = told(pd.DataFrame(rows), [len(trained) for trained in references], judged, bool(others)) + listed.notes
+    lines = (
+        report_lines(pd.DataFrame(rows), [len(trained) for trained in references], judged, bool(others)) + listed.notes
+    )
     lines += save_by_wording(args, models, store, metrics, world) if args.wordings else []
     about = {"model": args.model, "edit": str(args.edit), "density": edit.density, "prompts": str(args.prompts)}
     about |= {name: getattr(args, name) for name in ("seed", "seeds", "steps", "guidance_scale")}
@@ -171,8 +173,8 @@ def _checked(args: argparse.Namespace) -> Listed:
 
 
 def _read(listed: Listed, side: int) -> list[np.ndarray]:
-    """Training images of each caption, uint8 (k, side, side, 3) each; what cannot be read or is none is told."""
-    images = read_told(listed.matched, side)
+    """Training images of each caption, uint8 (k, side, side, 3) each; what cannot be read or is none is noted."""
+    images = read_with_notes(listed.matched, side)
     return [joined([images[place] for place in places if place in images], side) for places in listed.places]
 
 
@@ -216,16 +218,16 @@ def sampled(store: Any, model: Model, captions: list[str], args: argparse.Namesp
     return np.concatenate(parts)
 
 
-def read_told(matched: Matched, side: int) -> dict[int, np.ndarray]:
-    """Training images by row of a list, uint8 (k, side, side, 3); what cannot be read or is none is told."""
+def read_with_notes(matched: Matched, side: int) -> dict[int, np.ndarray]:
+    """Training images by row of a list, uint8 (k, side, side, 3); what cannot be read or is none is noted."""
     import warnings
 
     from memsub_extra.prompt_lists.images import read_matched
 
-    found = read_matched(matched, side)
-    for sentence in (*(f"{broken} It is passed over." for broken in found.broken.values()), *found.told):
+    read = read_matched(matched, side)
+    for sentence in (*(f"{broken} It is passed over." for broken in read.broken.values()), *read.notes):
         warnings.warn(sentence, stacklevel=3)
-    return found.images
+    return read.images
 
 
 def joined(images: Sequence[np.ndarray], side: int) -> np.ndarray:
@@ -314,7 +316,7 @@ def _row(name: str, a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     return row | {"captions": len(a)}
 
 
-def told(table: pd.DataFrame, trained: Sequence[int], judged: str, with_unseen: bool) -> list[str]:
+def report_lines(table: pd.DataFrame, trained: Sequence[int], judged: str, with_unseen: bool) -> list[str]:
     """What was measured, as lines of text: a table, and what it does not say.
 
     Args:

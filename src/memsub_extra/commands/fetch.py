@@ -1,4 +1,7 @@
-"""The command `memsub fetch`: published prompt lists and types, metric and training images, and their checksums."""
+"""The command `memsub fetch`: published prompt lists and types, metrics, weights and training images.
+
+What came once is in the caches of memsub and of the hub: a run then needs no network.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ def add(commands: argparse._SubParsersAction) -> None:
         "fetch", help="download prompt lists and metric, and write their checksums into a lock file"
     )
     get.add_argument("model", help="sd14 or sd20: whose lists")
+    weights = "also the weights and CLIP, from the hub: then nothing more is asked of a network"
+    get.add_argument("--weights", action="store_true", help=weights)
     get.add_argument("--images", type=folder, help="also the training images, or what web archives have of them, here")
     get.set_defaults(function=_fetch)
 
@@ -36,7 +41,28 @@ def _fetch(args: argparse.Namespace) -> None:
     for file in files:
         print(f"{verify(file)}  {file.stat().st_size / 1e6:8.2f} MB  {printable(file)}")
     print(f"checksums: {printable(lock_file())}")
+    if args.weights:
+        for where in _weights(args.model):
+            print(f"weights: {printable(where)}")
     if args.images:
         rows = load_prompts(args.model).memorized_rows
         for fetch_images in TRAINING_IMAGES.values():
             print(printable(f"{args.images}: {fetch_images(rows, args.images)}"))
+
+
+def _weights(model: str) -> list[str]:
+    """Folders of a model and of its CLIP in the hub's cache, downloaded as far as they are not there.
+
+    Raises:
+        ValueError: the model's files cannot be loaded: the weights were not downloaded then.
+        OSError: the hub does not answer.
+    """
+    from huggingface_hub import snapshot_download
+
+    from memsub.measure.clip import CLIPS
+    from memsub.models import find_contents
+
+    contents = find_contents(model, fetch=True)
+    contents.check()
+    parts = ["*.json", "*.txt", "model.safetensors"]  # not the same weights once more, for other libraries
+    return [str(contents.path), snapshot_download(CLIPS["ViT-L/14"], allow_patterns=parts)]

@@ -73,9 +73,9 @@ def _caption(
 
 def _figure(image: np.ndarray, note: str, replicated: bool) -> str:
     """An image in the page; one that replicates says so."""
-    picture, buffer = Image.fromarray(image), io.BytesIO()
-    picture.thumbnail((SIDE, SIDE))
-    picture.save(buffer, "WEBP", quality=88)
+    small, buffer = Image.fromarray(image), io.BytesIO()
+    small.thumbnail((SIDE, SIDE))
+    small.save(buffer, "WEBP", quality=88)
     data = base64.b64encode(buffer.getvalue()).decode()
     mark = " class='replicated'" if replicated else ""
     note += "<br><b>replicates</b>" if replicated else ""

@@ -46,7 +46,7 @@ def save_by_wording(
     from memsub_extra.prompt_lists.images import match_images
     from memsub_extra.prompt_lists.wordings import by_wording, wordings_in
 
-    from .evaluate import joined, of_world, read_told, sampled
+    from .evaluate import joined, of_world, read_with_notes, sampled
 
     rows = read_prompts(args.wordings)
     listed = wordings_in(rows)
@@ -54,7 +54,7 @@ def save_by_wording(
     if world:
         references = dict(enumerate(of_world(world, rows["prompt"].tolist())))
     else:
-        references = read_told(match_images(rows, args.images, one_image_each=False), side)
+        references = read_with_notes(match_images(rows, args.images, one_image_each=False), side)
     trained = [joined([references[row]] if row in references else [], side) for row in listed["row"]]
     captions = [rows["prompt"].tolist()[row] for row in listed["row"]]
     scored = {}
@@ -63,7 +63,7 @@ def save_by_wording(
         scored[model.name] = _replicated(images, listed["prompt"].tolist(), captions, trained, metrics, world)
     table = by_wording(scored, listed)
     save_text(table.to_csv(index=False), args.out / WORDINGS)
-    return told(table, len(listed), sum(len(images) > 0 for images in trained))
+    return report_lines(table, len(listed), sum(len(images) > 0 for images in trained))
 
 
 def _replicated(
@@ -94,7 +94,7 @@ def _replicated(
     return pd.DataFrame({"prompt": np.repeat(list(prompts), seeds), "replicated": hits})
 
 
-def told(table: pd.DataFrame, wordings: int, known: int) -> list[str]:
+def report_lines(table: pd.DataFrame, wordings: int, known: int) -> list[str]:
     """The table of `by_wording` as lines.
 
     Args:

@@ -348,11 +348,11 @@ def _noted_noise(pipe: Any, log: _Log) -> Any:
         generators = [_generator() for _ in PROBES[0]]
         noise = latents(generator=generators, dtype=torch.float64, device=torch.device("cpu"))
         again = latents(latents=noise)
-        drawn = torch.randn(noise[0].numel(), dtype=torch.float64, generator=_generator())
-        order = torch.empty(len(drawn), dtype=torch.long)
-        order[noise[0].flatten().argsort()] = drawn.argsort()
-        scale = float(noise[0].std() / drawn.std())  # schedulers begin with noise of another deviation than 1
-        if noise.shape != again.shape or not torch.allclose(noise[0].flatten(), scale * drawn[order]):
+        sampled = torch.randn(noise[0].numel(), dtype=torch.float64, generator=_generator())
+        order = torch.empty(len(sampled), dtype=torch.long)
+        order[noise[0].flatten().argsort()] = sampled.argsort()
+        scale = float(noise[0].std() / sampled.std())  # schedulers begin with noise of another deviation than 1
+        if noise.shape != again.shape or not torch.allclose(noise[0].flatten(), scale * sampled[order]):
             raise ValueError(
                 f"{name} does not begin with one standard normal number for each of its latents, or does not take the "
                 f"latents that it makes ({tuple(noise.shape)}): memsub cannot give it a seed's noise."

@@ -38,8 +38,8 @@ def describe(p: Parameters) -> str:
     peak = memory(p)
     if peak is None:
         return ""
-    told = (MEASURED * peak).round(1).to_string()
-    return f"on a GPU, peak gigabytes from shapes (weights included), times {MEASURED}:\n{told}"
+    text = (MEASURED * peak).round(1).to_string()
+    return f"on a GPU, peak gigabytes from shapes (weights included), times {MEASURED}:\n{text}"
 
 
 def of_run(p: Parameters) -> pd.Series | None:

@@ -20,8 +20,6 @@ import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib import colormaps
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -31,13 +29,12 @@ from memsub_extra.run.specs import EditSpec, Group
 from ..notebooks.plots.layers import layer_label
 from . import plots
 from .session import Lab, label
+from .still import FRAMES, Cell, Shown, still
 
 SHOWN = 6
 """Captions whose images are shown at once."""
 SIDE = 108
 """Of an image, in pixels of the page."""
-COLOURS = {True: "#b2182b", False: "#1a7a3c", None: "#888888"}
-"""Frames of copies, of images with another layout, and of those of which nothing can be said."""
 
 
 @contextmanager
@@ -211,7 +208,7 @@ class Explorer(widgets.VBox):
             if stop.is_set():
                 self._say("cancelled")
         except Exception as error:  # shown where it is seen: a thread has no cell
-            self._say(f"<b style='color:{COLOURS[True]}'>{type(error).__name__}: {html.escape(str(error))}</b>")
+            self._say(f"<b style='color:{FRAMES[True]}'>{type(error).__name__}: {html.escape(str(error))}</b>")
         finally:
             self.cancel.disabled, self.progress.bar_style = True, ""
             self.progress.value = self.progress.max
@@ -256,27 +253,30 @@ class Explorer(widgets.VBox):
                 return
             with self._part(number, len(parts), name):
                 show()
-        share = edit.density if (edit := self.lab.edit(spec)) else 0.0
-        self._say(f"{label(spec)}: {100 * share:.2f} % of the second feed-forward weights are zero")
+        self._say(self._status(spec))
 
-    def _show_images(self, captions: Sequence[str], seeds: Sequence[int], spec: EditSpec | None) -> None:
-        rows: list[tuple[str, list[str]]] = []
+    def _rows(self, captions: Sequence[str], seeds: Sequence[int], spec: EditSpec | None) -> dict[str, list[Cell]]:
+        """Training images, and what each seed gives before and after the edit: label to a cell a caption."""
+        rows: dict[str, list[Cell]] = {}
         references = [self.lab.reference(caption) for caption in captions]
         if any(r is not None for r in references):
-            rows.append(("training image", [_cell(r, "", None) if r is not None else "–" for r in references]))
+            rows["training image"] = [Cell(r) for r in references]
         specs: dict[str, EditSpec | None] = {"before": None} | ({"after": spec} if spec else {})
         for name, each in specs.items():
             images = self.lab.images(captions, seeds, each)
             for k, seed in enumerate(seeds):
                 verdicts = self.lab.verdicts(images[:, k], captions)
-                cells = [_cell(images[i, k], *_verdict(verdicts.loc[i])) for i in range(len(captions))]
-                rows.append((f"{name}, seed {seed}", cells))
+                cells = [Cell(images[i, k], *_verdict(verdicts.loc[i])) for i in range(len(captions))]
+                rows[f"{name}, seed {seed}"] = cells
+        return rows
+
+    def _show_images(self, captions: Sequence[str], seeds: Sequence[int], spec: EditSpec | None) -> None:
         head = "".join(f"<th style='width:{SIDE}px;font-weight:normal'>{html.escape(c)}</th>" for c in captions)
         body = "".join(
             f"<tr><td style='text-align:right;padding-right:8px'>{name}</td>"
-            + "".join(f"<td style='text-align:center;vertical-align:top'>{cell}</td>" for cell in cells)
+            + "".join(f"<td style='text-align:center;vertical-align:top'>{_html(cell)}</td>" for cell in cells)
             + "</tr>"
-            for name, cells in rows
+            for name, cells in self._rows(captions, seeds, spec).items()
         )
         self.images.value = (
             f"<table style='font-size:11px;line-height:1.2'><tr style='vertical-align:bottom'><th></th>{head}</tr>"
@@ -287,21 +287,49 @@ class Explorer(widgets.VBox):
         self.weights.value = _png(plots.layer_bars(self.lab.density(spec), "weights set to zero (%)"))
 
     def _show_scores(self, captions: Sequence[str], spec: EditSpec | None) -> None:
-        lines = {
-            "before": self.lab.text_magnitude(captions),
-            f"after: {label(spec)}": self.lab.text_magnitude(captions, spec),
-        }
-        self.scores.value = _png(plots.score_lines(lines, "push of the text (text magnitude)"))
+        self.scores.value = _png(plots.score_lines(self._scores(captions, spec), "text magnitude"))
+
+    def _scores(self, captions: Sequence[str], spec: EditSpec | None) -> dict[str, np.ndarray]:
+        """The detection score of the unedited model and, if there is an edit, of the pruned one."""
+        specs = {"unedited": None} | ({"pruned": spec} if spec else {})
+        return {name: self.lab.text_magnitude(captions, each) for name, each in specs.items()}
 
     def _colour_layers(self, spec: EditSpec | None) -> None:
         shared = self.lab.overlap(spec)
-        top = max(shared.values()) or 1.0
+        tones = plots.layer_colours(shared, self._chosen)
         for name, button in self.layers.items():
             edited = name in self._chosen
-            button.style.button_color = to_hex(colormaps["Blues"](0.1 + 0.7 * shared[name] / top)) if edited else "#eee"
-            button.style.text_color = ("white" if shared[name] > 0.65 * top else "black") if edited else "#aaa"
+            button.style.button_color, button.style.text_color = tones[name]
             left_out = "" if edited else "; left out"
             button.tooltip = f"{name}: sets of memorized prompts share {100 * shared[name]:.0f} %{left_out}"
+
+    def still(self) -> Figure:
+        """What is shown, as one image: for pages where no kernel runs. What is not computed yet is computed here."""
+        spec, captions = self.spec, self.shown
+        controls = {
+            "captions": self.kind.value,
+            "seeds": str(self.seeds.value),
+            "sparsity s": f"{100 * self.sparsity.value:g} %",
+            "steps τ": str(self.tau.value),
+            "contrast": self.contrast.value,
+            "located on": str(self.located_on.value),
+        }
+        return still(
+            Shown(
+                controls=controls,
+                shared=self.lab.overlap(spec),
+                edited=self._chosen,
+                captions=captions,
+                rows=self._rows(captions, range(self.seeds.value), spec),
+                density=self.lab.density(spec),
+                scores=self._scores(captions, spec),
+                status=self._status(spec),
+            )
+        )
+
+    def _status(self, spec: EditSpec | None) -> str:
+        share = edit.density if (edit := self.lab.edit(spec)) else 0.0
+        return f"{label(spec)}: {100 * share:.2f} % of the second feed-forward weights are zero"
 
     def _attack(self, stop: Event) -> None:
         spec, caption = self.spec, self.shown[0]
@@ -329,7 +357,7 @@ class Explorer(widgets.VBox):
             edit.save(path)
             self._say(f"saved: {html.escape(str(path))} ({path.stat().st_size / 1e6:.2f} MB), {label(self.spec)}")
         except (OSError, ValueError) as error:
-            self._say(f"<b style='color:{COLOURS[True]}'>not saved: {html.escape(str(error))}</b>")
+            self._say(f"<b style='color:{FRAMES[True]}'>not saved: {html.escape(str(error))}</b>")
 
 
 def _verdict(row: pd.Series) -> tuple[str, bool | None]:
@@ -343,10 +371,12 @@ def _verdict(row: pd.Series) -> tuple[str, bool | None]:
     return (f"training layout (p = {level})" if copy else f"other layout (p = {row['p']:.2g})"), copy
 
 
-def _cell(image: np.ndarray, text: str, copy: bool | None) -> str:
-    frame = f"border:3px solid {COLOURS[copy]};width:{SIDE}px;height:{SIDE}px"
-    source = base64.b64encode(_encoded(image)).decode()
-    return f"<img src='data:image/png;base64,{source}' style='{frame}'><br><span>{text}</span>"
+def _html(cell: Cell) -> str:
+    if cell.image is None:
+        return "–"
+    frame = f"border:3px solid {FRAMES[cell.copy]};width:{SIDE}px;height:{SIDE}px"
+    source = base64.b64encode(_encoded(cell.image)).decode()
+    return f"<img src='data:image/png;base64,{source}' style='{frame}'><br><span>{cell.text}</span>"
 
 
 def _encoded(image: np.ndarray) -> bytes:

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import multiprocessing
 import os
 import platform
-import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -39,6 +37,7 @@ from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run
 
 from .cost import at_hand, known_work, seconds_per_step
+from .execution import NotebookError, begin, execute
 from .findings import digest_of, read_findings
 from .listing import NOTEBOOKS, Notebook, of_model, precompute
 from .report import write_report
@@ -51,10 +50,6 @@ LARGE = 2**26
 """Bytes of a file from which on it is known by its size and time."""
 OVERHEAD = 12.0
 """Seconds a notebook takes besides network calls: a kernel's start, imports, figures."""
-
-
-class NotebookError(RuntimeError):
-    """A notebook stopped with an error; says which, where, and how."""
 
 
 def project() -> Path:
@@ -100,6 +95,12 @@ def find_notebooks(model: ModelInfo, only: Sequence[str] = ()) -> list[Notebook]
     if not chosen:
         raise ValueError(f"no notebook's name begins with {' or '.join(only)}; there are {', '.join(NOTEBOOKS)}.")
     return chosen
+
+
+def left_out(model: ModelInfo) -> str:
+    """The notebooks that do not suit a model, each with the world that it is about; "" where all suit it."""
+    others = [NOTEBOOKS[name] for name in sorted(NOTEBOOKS) if not NOTEBOOKS[name].suits(model)]
+    return ", ".join(f"{notebook.name} (about the world {notebook.needs_world!r})" for notebook in others)
 
 
 def run(
@@ -150,6 +151,8 @@ def run(
     for folder, (parameters, notebooks) in wanted.items():
         with one_at_a_time(folder):
             save_json(parameters.dump(), folder / "parameters.json")
+            if not only and (others := left_out(find_model(parameters.model))):
+                print(f"{folder.name}: left out: {others}")
             _execute_all(notebooks, parameters, folder, fresh, jobs)
             executed = [folder / f"{notebook.name}.ipynb" for notebook in notebooks]
             title = f"memsub: {folder.name}" if len(names) > 1 else f"memsub: {parameters.model}"
@@ -276,9 +279,9 @@ def _content(parameters: Parameters) -> dict[str, Any]:
 def expected_time(notebooks: list[Notebook], steps: Mapping[str, int], parameters: Parameters, jobs: int) -> str:
     """How long notebooks will take here, from a few network calls; without a time where the model is not at hand."""
     total = sum(steps.get(notebook.name, 0) for notebook in notebooks)
-    told = f"{Path(parameters.folder).name}: {len(notebooks)} notebooks, {total:,} guided steps of one image at most"
+    summary = f"{Path(parameters.folder).name}: {len(notebooks)} notebooks, {total:,} guided steps of one image at most"
     if not at_hand(parameters.model):
-        return f"{told}; no time estimate: the model has to be downloaded first"
+        return f"{summary}; no time estimate: the model has to be downloaded first"
     import torch
 
     threads = torch.get_num_threads()
@@ -288,7 +291,7 @@ def expected_time(notebooks: list[Notebook], steps: Mapping[str, int], parameter
     finally:
         torch.set_num_threads(threads)
     minutes = (total * seconds + OVERHEAD * len(notebooks)) / min(jobs, len(notebooks)) / 60
-    return f"{told}, {1000 * seconds:.1f} ms each here: about {max(1, round(minutes))} min"
+    return f"{summary}, {1000 * seconds:.1f} ms each here: about {max(1, round(minutes))} min"
 
 
 def found_in_a_line(name: str, folder: Path) -> str:
@@ -309,13 +312,13 @@ def _executed(
     """Executes notebooks, so many side by side, and names each when it has ended; raises as `execute`."""
     if jobs == 1:
         for notebook in waiting:
-            execute(_file(notebook), folder / f"{notebook.name}.ipynb", parameters)
+            execute(_file(notebook), folder / f"{notebook.name}.ipynb", parameters.dump())
             yield notebook
         return
     waiting, running = list(waiting), dict[Future, Notebook]()
     # Spawned, not forked: this process has threads. The kernels inherit how many of theirs they may use.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, spawn, _begin, (_threads(jobs),)) as pool:
+    with ProcessPoolExecutor(jobs, spawn, begin, (_threads(jobs),)) as pool:
         try:
             while waiting or running:
                 unfinished = {notebook.name for notebook in (*waiting, *running.values())}
@@ -323,7 +326,7 @@ def _executed(
                 # The longest begin first: so the last two end together.
                 for notebook in sorted(ready, key=lambda notebook: -steps.get(notebook.name, 0)):
                     out = folder / f"{notebook.name}.ipynb"
-                    running[pool.submit(execute, _file(notebook), out, parameters, bar=False)] = notebook
+                    running[pool.submit(execute, _file(notebook), out, parameters.dump(), bar=False)] = notebook
                     waiting.remove(notebook)
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     future.result()
@@ -342,41 +345,6 @@ def _executed(
 
 def _threads(jobs: int) -> int:
     return max(1, (os.cpu_count() or 1) // jobs)
-
-
-def _begin(threads: int) -> None:
-    """A worker begins: it knows its threads, and ends as soon as its parent does, as kernels do."""
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
-
-
-def execute(path: Path, out: Path, parameters: Parameters, bar: bool = True) -> None:
-    """Executes one notebook by papermill, in the folder it lies in; `bar`: shows how far it is.
-
-    Raises:
-        NotebookError: names notebook, cell and error; `out` holds the notebook up to there.
-    """
-    import papermill  # in the extra `notebooks`
-    from papermill.exceptions import PapermillExecutionError
-
-    # A notebook's own cell shows only the parameters it is about; papermill would warn of each of the others.
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    given = parameters.dump()
-    try:
-        options = {"cwd": str(path.parent), "kernel_name": "python3", "progress_bar": bar}
-        # All that a notebook leaves is written: a kernel would take more than a second to tidy up.
-        papermill.execute_notebook(str(path), str(out), given, shutdown_kernel="immediate", **options)
-    except PapermillExecutionError as error:
-        raise NotebookError(
-            f"{path.name} stopped at In [{error.exec_count}]: {printable(f'{error.ename}: {error.evalue}')[:1000]} "
-            f"(see {out}). Run again to go on from there."
-        ) from None
 
 
 def _file(notebook: Notebook) -> Path:

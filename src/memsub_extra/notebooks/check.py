@@ -99,7 +99,7 @@ def described(model: str | Path, config: Path | None = None, prediction_type: st
         yield f"{info.source} is on the hub, not on this machine: loading downloads configurations, then weights"
         if info.name in PUBLISHED:
             yield f"as published: {PUBLISHED[info.name]}; 16 feed-forward layers with {info.neurons:,} neurons"
-            yield f"prompts: `memsub fetch {info.name}`"
+            yield f"lists, metrics and weights: `memsub fetch {info.name} --weights`"
             yield f"the paper's edit: sparsity {info.sparsity:g}, {info.steps} steps"
             yield "what an edit does on these weights nobody has shown with memsub: docs/your-model.md, What to do"
         return
@@ -115,12 +115,12 @@ def _facts(contents: Contents, gpu_dtype: str) -> Iterator[str]:
     yield f"{kind}, {form} {contents.path}" + (f", variant {contents.variant}" if contents.variant else "")
     if layers := contents.layers():
         shapes = Counter((shape[0], shape[1]) for shape in layers.values())
-        told = ", ".join(f"{count} of {d:,} rows of {f:,} weights" for (d, f), count in shapes.items())
-        yield f"feed-forward layers: {len(layers)} with {sum(f for _, f in shapes.elements()):,} neurons ({told})"
-    parts = {part or name: found for part, all_of in contents.tensors.items() for name, found in _parts(part, all_of)}
+        listed = ", ".join(f"{count} of {d:,} rows of {f:,} weights" for (d, f), count in shapes.items())
+        yield f"feed-forward layers: {len(layers)} with {sum(f for _, f in shapes.elements()):,} neurons ({listed})"
+    parts = {part or name: held for part, all_of in contents.tensors.items() for name, held in _parts(part, all_of)}
     if parts:
-        counts = ", ".join(f"{part} {_count(found):,.1f}" for part, found in parts.items())
-        types = Counter(t.dtype for found in parts.values() for t in found)
+        counts = ", ".join(f"{part} {_count(held):,.1f}" for part, held in parts.items())
+        types = Counter(t.dtype for held in parts.values() for t in held)
         yield f"parameters (millions): {counts}"
         yield f"dtype: {', '.join(f'{name} ({count} tensors)' for name, count in types.most_common())}"
     if adapters := [n for n in contents.names if "lora" in n.lower() or n.endswith("adapter_config.json")]:
@@ -132,10 +132,10 @@ def _facts(contents: Contents, gpu_dtype: str) -> Iterator[str]:
     if contents.kind:
         yield f"prediction type: {contents.prediction_type or 'not said by its files; epsilon is assumed'}"
     if sizes := memory(contents, parts, gpu_dtype):
-        told = ", ".join(f"{gigabytes:.1f}" for gigabytes in sizes)
+        listed = ", ".join(f"{gigabytes:.1f}" for gigabytes in sizes)
         batches = ", ".join(map(str, BATCHES))
         yield (
-            f"memory to sample batches of {batches} on a GPU ({gpu_dtype}): {told} GB, from shapes, times the "
+            f"memory to sample batches of {batches} on a GPU ({gpu_dtype}): {listed} GB, from shapes, times the "
             f"{MEASURED} that was measured"
         )
 
@@ -168,7 +168,7 @@ def memory(contents: Contents, parts: Mapping[str, Any], gpu_dtype: str) -> list
     each = 4 if gpu_dtype == "float32" else 2
     pixels = (side * 2 ** (len(widths) - 1)) ** 2
     image = DECODING * pixels * widths[min(1, len(widths) - 1)] * each
-    weights = sum(1e6 * _count(found) for found in parts.values()) * each
+    weights = sum(1e6 * _count(held) for held in parts.values()) * each
     return [MEASURED * (weights + batch * image) / 1e9 for batch in BATCHES]
 
 

@@ -317,6 +317,7 @@ def seconds_per_step(pipe: Pipeline, batch_size: int) -> float:
 
 SMALLER = {
     "replication": "testbed.never_seen",
+    "membership": "testbed.membership",
     "capture at all steps": "captured.subsets",
     "a second noise, and the conditional half": "captured.subsets",
     "sweep": "sweep.sparsity",
@@ -378,8 +379,8 @@ def describe(p: Parameters, pipe: Pipeline | None, estimates: bool = True) -> st
     if statistics := disk(p):
         lines.append(f"on disk: {statistics / 1e6:,.0f} MB of statistics, besides images and masks")
     if peak := _known(p).get("memory"):
-        told = ", ".join(f"{part} {gigabytes:.1f}" for part, gigabytes in peak.items())
-        lines.append(f"on a GPU, peak gigabytes from shapes, times {MEASURED}: {told}")
+        listed = ", ".join(f"{part} {gigabytes:.1f}" for part, gigabytes in peak.items())
+        lines.append(f"on a GPU, peak gigabytes from shapes, times {MEASURED}: {listed}")
     if estimates:
         lines += [text for estimate in ESTIMATES.values() if (text := estimate(p))]
     return "\n".join(lines)

@@ -163,6 +163,7 @@ def checks(run: Run, notebook: str, claims: Mapping[str, Claim], **facts: Any) -
     for sentence, claim in claims.items():
         print(f"{claim.verdict}: {sentence} [{claim}]")
     print(tally(claim.verdict for claim in claims.values()))
+    _note_sets(run, notebook)
     run.record(
         notebook,
         claims={sentence: _recorded(claim) for sentence, claim in claims.items()},
@@ -170,6 +171,12 @@ def checks(run: Run, notebook: str, claims: Mapping[str, Claim], **facts: Any) -
         network_rows=run.network_rows,
         **({"by_kind": _by_kind(run)} if run.by_kind else {}),
     )
+
+
+def _note_sets(run: Run, notebook: str) -> None:
+    from .kinds import note_sets  # which reads what is defined here
+
+    note_sets(run, notebook)
 
 
 def _by_kind(run: Run) -> dict[str, Any]:

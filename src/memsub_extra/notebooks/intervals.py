@@ -4,6 +4,7 @@ mean_interval(alignments)                               # a value a caption
 mean_interval(hits)                                     # (captions, seeds), a noise of its own for each image
 mean_interval(hits, shared_noise=True)                  # ... where all captions of a seed have one noise
 difference_interval(before, after, paired=True)         # of mean(before) - mean(after)
+share_difference_interval(before, after)                # ... of shares, a caption each
 ratio_interval(after, before, paired=True)              # of mean(after) / mean(before)
 auc_interval(0.97, 28, 28), jackknife_interval(value, left_out), difference_of(a, b), ratio_of(a, b)
 
@@ -74,6 +75,19 @@ def difference_interval(
     if shared_noise:
         return _student(float(x.mean() - y.mean()), x.astype(float) - y, level)
     return _bootstrap([x, y], lambda mean, other: mean - other, paired, level)
+
+
+def share_difference_interval(a: Values, b: Values) -> tuple[float, float]:
+    """Interval of mean(a) - mean(b), a share a unit in each, paired: `difference_interval`.
+
+    Where no unit differs, a bootstrap has no width, however few they are: it then goes as far as Wilson's interval of
+    none of them.
+    """
+    differing = np.asarray(a, float) != np.asarray(b, float)
+    if differing.any():
+        return difference_interval(a, b, paired=True)
+    high = mean_interval(differing)[1]
+    return -high, high
 
 
 def ratio_interval(

@@ -11,16 +11,22 @@ Experiments note their tables by kind as they compute them, for lists that know 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import combinations, product
 from typing import Any
 
 import pandas as pd
 
 from memsub.measure.evaluation import alignment
 from memsub.measure.intervals import rate
+from memsub.neurons import WeightMasks
+from memsub.overlap import pairwise_iou
 from memsub_extra.prompt_lists.kinds import ALL, counted, kinds_in, notes
 from memsub_extra.run.model import Model
 from memsub_extra.run.run import Run
+
+from .notebook02 import density
+from .subsets import Measured, profile
 
 
 def kinds_of(run: Run) -> list[str]:
@@ -96,6 +102,43 @@ def note_outcomes(
         row = {**labels, "kind": kind, "n": len(hits), **references(run, of_part, kind)}
         rows.append(row | (rate(name, hits) if hits else {}))
     note(run, title, rows)
+
+
+def note_sets(run: Run, notebook: str) -> None:
+    """Notes what sets of captions of one kind mark (notebook 02), and what such sets share (03), at the first steps.
+
+    Their statistics are of the pass that captures all others.
+    """
+    if notebook not in SETS:
+        return
+    masks, groups = dict[str, list[WeightMasks]](), run.grid.groups_by_kind()
+    for group in groups:
+        masks.setdefault(group.kind, []).append(run.grid.masks(group, steps=run.parameters.edit.steps))
+    if not masks:
+        return
+    title, measure = SETS[notebook]
+    sets, rows = len(masks["verbatim"]), []
+    for name, measured in measure(masks).items():
+        mean, low, high = profile(measured).overall.tolist()
+        rows.append({"kind": name, "sets": sets, "captions": groups[0].size, "mean": mean, "low": low, "high": high})
+    note(run, title, rows)
+
+
+def _shared(masks: Masks) -> dict[str, Measured]:
+    """IoU of every two sets of one kind, and of every set of one kind with every one of the other."""
+    n = len(masks["verbatim"])
+    alike, crossed = list(combinations(range(n), 2)), list(product(range(n), range(n)))
+    shared = {f"{kind} – {kind}": Measured(pairwise_iou(m, pairs=alike).numpy(), alike) for kind, m in masks.items()}
+    across = pairwise_iou(masks["verbatim"], masks["template"], crossed).numpy()
+    return shared | {"verbatim – template": Measured(across, crossed)}
+
+
+Masks = Mapping[str, Sequence[WeightMasks]]
+SETS: dict[str, tuple[str, Callable[[Masks], dict[str, Measured]]]] = {
+    "02_memorized_neurons": ("memorized weights (%) of sets of one kind", density),
+    "03_subspace_overlap": ("overlap (IoU) of sets of one kind", _shared),
+}
+"""By notebook: the table's title, and what is measured of the masks of each kind."""
 
 
 def references(run: Run, of_part: Collection[int], kind: str = ALL) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,6 @@ from memsub.neurons import WeightMasks, locate, row_budget
 from memsub_extra.run.grid import KINDS, Grid
 from memsub_extra.run.run import Run
 from memsub_extra.run.specs import Group
-from memsub_extra.run.specs import Kind as PromptKind
 
 from . import notebook01
 from .listing import Notebook
@@ -23,7 +23,7 @@ def all_steps(run: Run) -> ActivationStats:
     return run.grid.all_steps.statistics
 
 
-def density(masks: Mapping[PromptKind, Sequence[WeightMasks]]) -> dict[str, Measured]:
+def density(masks: Mapping[Any, Sequence[WeightMasks]]) -> dict[str, Measured]:
     """Share of the weights (%) that each subset marks, by kind of prompts, of masks as of `Grid.smallest`."""
     return {kind: _shares(sets) for kind, sets in masks.items()}
 

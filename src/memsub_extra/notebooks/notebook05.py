@@ -17,7 +17,9 @@ from memsub.io.images import rgb
 from memsub.measure.distances import fid, kid
 from memsub.measure.evaluation import alignment
 from memsub.measure.intervals import interval
+from memsub.measure.verdict import Judge, by_threshold
 from memsub.models import Conditioning, as_denoiser
+from memsub.world import World
 from memsub_extra.attacks import check_extraction, embedding_attack, extract, sample_to_folder
 from memsub_extra.attacks.extraction import image_path
 from memsub_extra.hardware import hardware
@@ -67,7 +69,8 @@ def extraction(run: Run) -> pd.DataFrame:
     """Extraction from each model under attack: a row a caption and model, as `attacks.extract` gives them.
 
     Column extracted: a claim that is right. Where the training data are known, it replicates the training image of its
-    caption, by the run's verdict; elsewhere it is near any known training image, by the copy metric.
+    caption, by the run's verdict (among canaries an ordinary caption's by the copy metric); elsewhere it is near any
+    known training image, by the copy metric.
     """
     p, under = run.parameters, attacked(run)
     captions = under["prompt"].tolist()
@@ -90,14 +93,29 @@ def extraction(run: Run) -> pd.DataFrame:
 
 
 def _right(run: Run, captions: list[str], claims: pd.DataFrame, folder: Path) -> pd.Series:
-    """Which claims are right (`extraction`)."""
-    if not run.data.world:
+    """Which claims are right (`extraction`); memorized captions come first, then ordinary ones."""
+    if not (world := run.data.world):
         return check_extraction(claims, folder, run.metrics.copy, run.scores.corpus_features)["extracted"]
     places = at_random(run, run.parameters.extraction.captions)
-    ordinary = run.data.prompts.images("ordinary", len(places) - len(captions))
-    references = [*(run.data.training_images[i] for i in places), *(image[None] for image in ordinary)]
     images = np.stack([np.asarray(rgb(image_path(folder, i, seed))) for i, seed in enumerate(claims["seed"])])
-    return claims["claimed"] & run.judge(images, captions, references)
+    memorized, ordinary = slice(len(places)), slice(len(places), None)
+    shown = run.data.prompts.images("ordinary", len(places) - len(captions))
+    copied = run.judge(images[memorized], captions[memorized], run.data.references_of(places))
+    others = _judge_of(run, world, captions[ordinary])(images[ordinary], captions[ordinary], shown)
+    return claims["claimed"] & np.concatenate([copied, others])
+
+
+def _judge_of(run: Run, world: World, captions: list[str]) -> Judge:
+    """The run's judge; of captions for which the world has no alternatives, the copy metric's threshold.
+
+    Ordinary captions among canaries are such: only canaries have photographs that were not shown.
+    """
+    try:
+        for caption in captions:
+            world.content(caption)
+    except ValueError:
+        return by_threshold(run.metrics.copy)
+    return run.judge
 
 
 def detection(run: Run) -> tuple[pd.DataFrame, dict[tuple[str, str], pd.DataFrame]]:
@@ -112,7 +130,7 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[tuple[str, str], pd.DataFram
     memorized = [run.data.captions("memorized")[i] for i in places]
     groups = memorized, run.data.matched("heldout")[: len(memorized)]
     options = p.detection.model_dump(include={"calls", "seeds"}) | p.sampling.model_dump(exclude={"solver"})
-    rows, curves, found = [], {}, list[Found]()
+    rows, curves, measured = [], {}, list[Found]()
     for model in tqdm(under_attack(run), desc="detection"):
 
         def make(captions: list[str], model: Model = model) -> dict[str, np.ndarray]:
@@ -129,8 +147,8 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[tuple[str, str], pd.DataFram
             rows.append(row | {"memorized": len(groups[0]), "unseen": len(groups[1])})
             curves[model.name, score] = curve
             if model.name == run.unedited.name:
-                found += of_detection(score, area, curve, len(groups[1]), (low, high))
-    record(run, "detection", found)
+                measured += of_detection(score, area, curve, len(groups[1]), (low, high))
+    record(run, "detection", measured)
     return pd.DataFrame(rows), curves
 
 
@@ -222,15 +240,15 @@ def embeddings(run: Run, iterations: int | None = None) -> dict[tuple[str, str, 
 
 def _share_generated(run: Run, attacked: Mapping[tuple[str, str, int], np.ndarray]) -> list[Found]:
     """The share of training images that the attack ends with, by model and by the copy metric, as the literature."""
-    copy, wanted, found = run.metrics.copy, targets(run)[TARGETS[0]][1], []
+    copy, wanted, measured = run.metrics.copy, targets(run)[TARGETS[0]][1], []
     for (name, target, iterations), images in attacked.items():
         if target == TARGETS[0] and iterations:
             successes, n = hits(copy.similarity(images, wanted) > copy.threshold)
             low, high = interval(successes, n)
             about: dict[str, Any] = {"quantity": "share generated by the embedding attack", "judge": copy.identity}
             about |= {"low": low, "high": high, "n": n, "strength": f"{iterations} iterations"}
-            found.append(Found(method=name, value=successes / n, **about))
-    return found
+            measured.append(Found(method=name, value=successes / n, **about))
+    return measured
 
 
 def _attacked(run: Run, model: Model, captions: list[str], images: np.ndarray, iterations: int) -> Conditioning:
@@ -293,12 +311,12 @@ def baselines(run: Run) -> pd.DataFrame:
     p, rows = run.parameters.baselines, method_rows(run)
     table = evaluated(run, rows, "report", "baselines", p.captions, p.never_seen)
     kept = _kept_where_chosen(run, rows)
-    found = of_prompts(run)
+    measured = of_prompts(run)
     for row in rows:
         places, how = row.held_out(run, "report")[: p.captions], row.how(run)
         scored = run.scores.memorized(row.model(run), places, **how)
-        found += of_scores(run, row.labels["method"], row.labels["strength"], scored, places)
-    record(run, "baselines", found)
+        measured += of_scores(run, row.labels["method"], row.labels["strength"], scored, places)
+    record(run, "baselines", measured)
     return table.assign(chooses=kept, chosen=_at_level(table["method"], kept))
 
 

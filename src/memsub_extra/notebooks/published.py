@@ -138,9 +138,9 @@ def load(path: Path) -> list[Published]:
 # --- what a run found ----------------------------------------------------------------------------------------------
 
 
-def record(run: Run, part: str, found: Iterable[Found]) -> None:
+def record(run: Run, part: str, measured: Iterable[Found]) -> None:
     """Writes what an experiment found into the run's folder; a later call of the same part takes its place."""
-    save_json([plain(row.model_dump()) for row in found], run.folder / FOLDER / f"{part}.json")
+    save_json([plain(row.model_dump()) for row in measured], run.folder / FOLDER / f"{part}.json")
 
 
 def recorded(folder: Path) -> list[Found]:
@@ -171,7 +171,7 @@ def of_scores(run: Run, method: str, strength: str, scored: pd.DataFrame, places
     kinds = run.data.prompts.memorized_rows["kind"].to_numpy()[list(places)]
     metrics = run.metrics
     judges = {"copy_similarity": metrics.copy.identity, "prompt_similarity": metrics.prompt.identity}
-    found = []
+    measured = []
     for column, judge in judges.items():
         of_captions = scored.groupby("prompt", sort=False)[column].mean().to_numpy()
         if len(of_captions) != len(places):  # a caption twice in the list
@@ -181,7 +181,7 @@ def of_scores(run: Run, method: str, strength: str, scored: pd.DataFrame, places
             low, high = mean_interval(values) if len(values) > 2 else (None, None)
             quantity: Any = column.replace("_", " ")
             how: dict[str, Any] = {"kind": str(kind), "judge": judge, "strength": strength}
-            found.append(
+            measured.append(
                 Found(
                     quantity=quantity,
                     method=method,
@@ -192,7 +192,7 @@ def of_scores(run: Run, method: str, strength: str, scored: pd.DataFrame, places
                     **how,
                 )
             )
-    return found
+    return measured
 
 
 def of_detection(
@@ -205,11 +205,11 @@ def of_detection(
         ends: of the area's 95 % interval.
     """
     low, high = (_number(end) for end in ends or (None, None))
-    found = [Found(quantity="detection, area under the curve", method=score, value=area, low=low, high=high, n=n)]
+    measured = [Found(quantity="detection, area under the curve", method=score, value=area, low=low, high=high, n=n)]
     if n >= 100:
         at_one = float(curve.loc[curve["false_positives"] <= 0.01, "true_positives"].max())
-        found.append(Found(quantity="detection, true positives at 1 % false ones", method=score, value=at_one, n=n))
-    return found
+        measured.append(Found(quantity="detection, true positives at 1 % false ones", method=score, value=at_one, n=n))
+    return measured
 
 
 def _number(value: float | None) -> float | None:
@@ -219,18 +219,18 @@ def _number(value: float | None) -> float | None:
 # --- beside each other -----------------------------------------------------------------------------------------------
 
 
-def matching(row: Published, value: Value, found: Iterable[Found]) -> list[Found]:
+def matching(row: Published, value: Value, measured: Iterable[Found]) -> list[Found]:
     """What was found for the same quantity, method, kind and judge. A kind or judge that the source does not name is
     compared with all prompts, and with any judge."""
     kind = row.kind or ALL
-    same = [f for f in found if (f.quantity, f.method, f.kind) == (row.quantity, value.ours, kind)]
+    same = [f for f in measured if (f.quantity, f.method, f.kind) == (row.quantity, value.ours, kind)]
     judge = (row.judge or "").partition(",")[0].lower()
     return [f for f in same if not (judge and f.judge) or judge in f.judge.lower()]
 
 
-def verdict(value: Value, found: Found) -> str:
+def verdict(value: Value, measured: Found) -> str:
     """Whether two intervals meet; "" where one of them is not given."""
-    ends = (value.low, value.high, found.low, found.high)
+    ends = (value.low, value.high, measured.low, measured.high)
     if any(end is None for end in ends):
         return ""
     low, high, other_low, other_high = (float(end) for end in ends if end is not None)
@@ -244,22 +244,22 @@ def section(folder: Path, parameters: Mapping[str, Any]) -> str:
     except FileNotFoundError as error:
         return f"<p>{html.escape(str(error))}</p>" if str(parameters.get("model", "")).startswith("sd") else ""
     own = (parameters.get("data") or {}).get("prompts")
-    found = [] if own else recorded(folder)
-    lines = [line for row in rows for line in _lines(row, found)]
+    measured = [] if own else recorded(folder)
+    lines = [line for row in rows for line in _lines(row, measured)]
     own_list = (
         "The prompts of this run are another list than the published ones: nothing of it is compared." if own else ""
     )
     return _SECTION.format(rows="".join(lines), own_list=own_list) if lines else ""
 
 
-def _lines(row: Published, found: Sequence[Found]) -> Iterable[str]:
+def _lines(row: Published, measured: Sequence[Found]) -> Iterable[str]:
     about = [row.kind, row.list, row.judge, row.setting, row.remark]
     how = {"files": "read in its files", "note": "as quoted in a note", "paper page": "the paper's page"}[row.read]
     rest = ["; ".join(x for x in about if x), f"{row.source} ({how})"]
     if row.statement:
         yield _line("the paper says", row.statement, "a statement, not compared", *rest)
     for value in row.values:
-        same = matching(row, value, found)
+        same = matching(row, value, measured)
         seen = "; ".join(_seen(value, f) for f in same) or _missing(value)
         yield _line(row.quantity, f"{value.method}: {_written(value.value, value.low, value.high)}", seen, *rest)
 
@@ -272,10 +272,10 @@ def _missing(value: Value) -> str:
     return "not found by this run" if value.ours else "memsub does not have this method"
 
 
-def _seen(value: Value, found: Found) -> str:
-    strength = f"at {found.strength}: " if found.strength else ""
-    judged = verdict(value, found)
-    return f"{strength}{_written(found.value, found.low, found.high)}, n = {found.n}" + (
+def _seen(value: Value, measured: Found) -> str:
+    strength = f"at {measured.strength}: " if measured.strength else ""
+    judged = verdict(value, measured)
+    return f"{strength}{_written(measured.value, measured.low, measured.high)}, n = {measured.n}" + (
         f", {judged}" if judged else ""
     )
 

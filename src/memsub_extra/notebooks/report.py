@@ -132,11 +132,11 @@ def by_kind(findings: Sequence[Path]) -> str:
     notes: dict[str, None] = {}
     tables = []
     for path in findings:
-        found = read_findings(path).get("by_kind") if path.is_file() else None
-        if not found:
+        recorded = read_findings(path).get("by_kind") if path.is_file() else None
+        if not recorded:
             continue
-        notes |= dict.fromkeys(found["notes"])
-        for title, table in found["tables"].items():
+        notes |= dict.fromkeys(recorded["notes"])
+        for title, table in recorded["tables"].items():
             head = "".join(f"<th>{html.escape(str(column))}</th>" for column in table["columns"])
             rows = ("".join(f"<td>{_cell(value)}</td>" for value in row) for row in table["data"])
             body = "".join(f"<tr>{row}</tr>" for row in rows)

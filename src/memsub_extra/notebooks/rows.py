@@ -110,13 +110,14 @@ def evaluated(
         of_part = listed(run, run.data.located_on(row.spec.located_on) if row.spec else [], part)
         note_evaluated(run, description, row.labels, model, places, of_part, **how)
         entries |= references(run, of_part) if run.data.world is None else {}
-        table.append(row.labels | entries | _intervals(run, row, places, unseen or n, part))
+        table.append(row.labels | entries | _intervals(run, model, places, unseen or n, part, how))
     return pd.DataFrame(table)
 
 
-def _intervals(run: Run, row: Row, places: list[int], n: int, part: str) -> dict[str, float]:
+def _intervals(
+    run: Run, model: Model, places: list[int], n: int, part: str, how: Mapping[str, Any]
+) -> dict[str, float]:
     """Of copy similarity and relative alignment, over captions; what is scored is stored by now."""
-    model, how = row.model(run), row.how(run)
     similar = run.scores.memorized(model, places, **how)["copy_similarity"]
     each, reference = (
         alignment_each(run.scores.unseen(which, n, part=part, **more))

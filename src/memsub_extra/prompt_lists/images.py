@@ -1,8 +1,8 @@
 """Training images in folders as people unpack them, matched with the captions of a list.
 
     matched = match_images(rows, "gt_images")   # place of a caption to its files; nothing is decoded
-    found = read_matched(matched, side=512)     # ... to its images, uint8 (k, 512, 512, 3); placeholders are left out
-    for sentence in found.told: print(sentence)
+    read = read_matched(matched, side=512)     # ... to its images, uint8 (k, 512, 512, 3); placeholders are left out
+    for sentence in read.notes: print(sentence)
 
 Layouts, which may be mixed:
 
@@ -13,7 +13,7 @@ Layouts, which may be mixed:
     prompt_to_ref.csv, 00003.jpg                prompt_idx, the row of the list from 0, and ref_file
 
 A caption decides, where the folder says captions. An index that the folder's own list gives to another caption is not
-used. Two answers that do not look alike, and images that are none, are told.
+used. Two answers that do not look alike, and images that are none, are noted.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MIN_SIDE = 8
 PLAIN = 2.0
 """Standard deviation of the values of every channel, below which an image is of one colour."""
 NEARLY_PLAIN = 0.97
-"""Share of the pixels that have one colour, from which on an image is told: it may say "image unavailable"."""
+"""Share of the pixels that have one colour, from which on an image is noted: it may say "image unavailable"."""
 SAME = 3
 """So many captions of different images do not have one file: it is what a host shows instead of an image."""
 
@@ -54,12 +54,12 @@ class Matched:
     Attributes:
         folder: where they lie.
         files: place of a caption in the list to its files, of those alone that have some.
-        told: sentences on what does not fit together.
+        notes: sentences on what does not fit together.
     """
 
     folder: Path
     files: dict[int, list[Path]] = field(default_factory=dict)
-    told: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -68,7 +68,7 @@ class TrainingImages:
     out or looks strange. `broken` has the files that cannot be read, each with a sentence."""
 
     images: dict[int, np.ndarray]
-    told: list[str]
+    notes: list[str]
     broken: dict[Path, str]
 
 
@@ -91,7 +91,7 @@ def match_images(rows: pd.DataFrame, folder: str | Path, *, one_image_each: bool
         return matched
     root = folder / PACK if (folder / PACK).is_dir() else folder
     pack = _Pack(folder, root)
-    matched.told += pack.told
+    matched.notes += pack.notes
     strange, differ = [], []
     for place, caption in enumerate(map(_text, rows["prompt"])):
         by_caption, name = pack.files(caption), names.get(place)
@@ -109,23 +109,25 @@ def match_images(rows: pd.DataFrame, folder: str | Path, *, one_image_each: bool
     for place, files in _numbered(rows, folder, pack).items():
         matched.files.setdefault(place, files)
     if strange:
-        matched.told.append(
+        matched.notes.append(
             f"{folder}: the indices of {len(strange)} captions are those of others there, and are not used: "
             f"{shortened(strange)}"
         )
     if differ:
-        matched.told.append(f"{folder}: {len(differ)} captions have two images; by caption counts: {shortened(differ)}")
+        matched.notes.append(
+            f"{folder}: {len(differ)} captions have two images; by caption counts: {shortened(differ)}"
+        )
     return matched
 
 
 def read_matched(matched: Matched, side: int) -> TrainingImages:
     """Reads the files of captions, resized to `side`, without placeholders; files that cannot be read are passed over.
 
-    Left out, and told: images smaller than `MIN_SIDE`, of one colour, or the same file under `SAME` captions or more.
+    Left out, and noted: images smaller than `MIN_SIDE`, of one colour, or the same file under `SAME` captions or more.
     Told: the same file under two captions, and images almost all of whose pixels have one colour.
     """
     every = dict.fromkeys(file for files in matched.files.values() for file in files)
-    out, told = _placeholders(matched)
+    out, notes = _placeholders(matched)
     images: dict[int, np.ndarray] = {}
     broken: dict[Path, str] = {}
     nearly: list[str] = []
@@ -144,12 +146,12 @@ def read_matched(matched: Matched, side: int) -> TrainingImages:
             images[place] = np.concatenate(stack)
     if out:
         reasons = [f"{file.relative_to(matched.folder)} ({why})" for file, why in out.items()]
-        told.append(f"{matched.folder}: {len(out)} of {len(every)} files are no training images: {shortened(reasons)}")
+        notes.append(f"{matched.folder}: {len(out)} of {len(every)} files are no training images: {shortened(reasons)}")
     if nearly:
-        told.append(
+        notes.append(
             f"{matched.folder}: {len(nearly)} images are almost of one colour, look at them: {shortened(nearly)}"
         )
-    return TrainingImages(images, [*matched.told, *told], broken)
+    return TrainingImages(images, [*matched.notes, *notes], broken)
 
 
 # --- what an index and a caption name ---------------------------------------------------------------------------------
@@ -211,14 +213,14 @@ class _Pack:
         self.rows_of: dict[str, list[Row]] = {}
         self.caption_of: dict[str, str] = {}
         self.captions: list[list[str]] = []
-        self.told: list[str] = []
+        self.notes: list[str] = []
         for path in [*inside, *beside]:
             if path.name == NUMBERED:
                 continue
             try:
                 listed = read_rows(path)
             except ValueError:
-                self.told.append(f"{path} is no list of captions: it is passed over.")
+                self.notes.append(f"{path} is no list of captions: it is passed over.")
                 continue
             self.captions.append([_text(row["prompt"]) for row in listed])
             for row in listed:
@@ -318,8 +320,8 @@ def _placeholders(matched: Matched) -> tuple[dict[Path, str], list[str]]:
             out |= {file: f"the same file under {len(places)} captions" for file in files if file not in out}
         elif len(places) > 1 and files[0] not in out:
             twice.append(" and ".join(str(file.relative_to(matched.folder)) for file in files[:2]))
-    told = [f"{matched.folder}: {len(twice)} files are there under two captions: {shortened(twice)}"] if twice else []
-    return out, told
+    notes = [f"{matched.folder}: {len(twice)} files are there under two captions: {shortened(twice)}"] if twice else []
+    return out, notes
 
 
 def _sharing(matched: Matched) -> Callable[[int], int]:
@@ -329,7 +331,7 @@ def _sharing(matched: Matched) -> Callable[[int], int]:
 
 
 def _size(file: Path) -> Sequence[int] | None:
-    """Width and height by the file's header; None if it cannot be read, which is told when it is decoded."""
+    """Width and height by the file's header; None if it cannot be read, which is noted when it is decoded."""
     try:
         with Image.open(file, formats=FORMATS) as image:
             return image.size

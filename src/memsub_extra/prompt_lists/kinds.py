@@ -71,30 +71,30 @@ def with_types(table: pd.DataFrame, types: pd.DataFrame, source: str = "the tabl
         ValueError: a caption has two types, in the table of types or there and in the list; or no caption is in it.
     """
     by_both, by_caption, by_index = _lookups(types, source)
-    found: dict[int, dict[str, Any]] = {}
+    joined: dict[int, dict[str, Any]] = {}
     other: list[str] = []
     memorized = table.index[table["kind"].isin(KINDS)]
     for place in memorized:
         caption, index = _text(table.at[place, "prompt"]), _name(table, place)
         row = by_both.get((index, caption)) or by_caption.get(caption)
         if row is not None:
-            found[place] = row
+            joined[place] = row
         elif index is not None and index in by_index:
             other.append(f"index {index}: {caption[:60]!r}, and there {by_index[index][:60]!r}")
-    if not found:
+    if not joined:
         raise ValueError(f"{source} holds none of the {len(memorized)} memorized captions: is it of another list?")
-    _check_kinds(table, found, source)
-    if missing := len(memorized) - len(found):
-        first = next(_text(table.at[place, "prompt"]) for place in memorized if place not in found)
+    _check_kinds(table, joined, source)
+    if missing := len(memorized) - len(joined):
+        first = next(_text(table.at[place, "prompt"]) for place in memorized if place not in joined)
         warnings.warn(
             f"{source} says nothing of {missing} of {len(memorized)} memorized captions, such as {first[:60]!r}: their "
             "kind stays as it is." + (f" An index of another caption: {shortened(other)}." if other else ""),
             stacklevel=2,
         )
     typed = table.copy()
-    typed["kind"] = [found[place]["kind"] if place in found else table.at[place, "kind"] for place in table.index]
+    typed["kind"] = [joined[place]["kind"] if place in joined else table.at[place, "kind"] for place in table.index]
     for name in STATISTICS:
-        typed[name] = [found.get(place, {}).get(name, float("nan")) for place in table.index]
+        typed[name] = [joined.get(place, {}).get(name, float("nan")) for place in table.index]
     return typed
 
 
@@ -127,8 +127,8 @@ def _lookups(types: pd.DataFrame, source: str) -> tuple[dict, dict, dict[str, st
     return by_both, by_caption, by_index
 
 
-def _check_kinds(table: pd.DataFrame, found: dict[int, dict[str, Any]], source: str) -> None:
-    for place, row in found.items():
+def _check_kinds(table: pd.DataFrame, joined: dict[int, dict[str, Any]], source: str) -> None:
+    for place, row in joined.items():
         if table.at[place, "kind"] not in ("memorized", row["kind"]):
             raise ValueError(
                 f"the prompt list calls {_text(table.at[place, 'prompt'])[:60]!r} {table.at[place, 'kind']}, and "

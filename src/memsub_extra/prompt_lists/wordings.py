@@ -28,11 +28,11 @@ def wordings_of(rows: pd.DataFrame) -> list[list[str]]:
     if column is None:
         return [[] for _ in range(len(rows))]
     cells = rows[column].where(rows[column].notna(), "").astype(str)
-    found = []
+    others = []
     for caption, cell in zip(rows["prompt"], cells, strict=True):
         lines = dict.fromkeys(line.strip() for line in cell.splitlines())
-        found.append([line for line in lines if line and line != str(caption).strip()])
-    return found
+        others.append([line for line in lines if line and line != str(caption).strip()])
+    return others
 
 
 def required(captions: Sequence[str], wordings: Sequence[Sequence[str]], what: str) -> list[str]:

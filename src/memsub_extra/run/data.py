@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pandas as pd
@@ -38,7 +38,7 @@ from memsub_extra.prompt_lists.kinds import ALL, published_types, read_types, wi
 from memsub_extra.prompt_lists.wordings import wordings_of
 
 from .parameters import Parameters
-from .specs import Group, Kind
+from .specs import Group, Kind, MemorizedKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,6 +67,20 @@ class Memorized:
     def of_kind(self, places: Collection[int], kind: str) -> list[int]:
         """Those of the places that are of a kind, or of any ("all")."""
         return [place for place in places if kind in (ALL, self.kinds[place])]
+
+    def sets(self, size: int, most: int, seed: int) -> dict[MemorizedKind, list[list[int]]]:
+        """Sets of places of one published kind, which share none: as many of each kind, `most` at most.
+
+        They have `size` places, or fewer so that the rarer kind has two sets. None where the list does not know both
+        kinds.
+        """
+        places = {kind: self.of_kind(range(len(self.kinds)), kind) for kind in get_args(MemorizedKind)}
+        rarer = min(map(len, places.values()))
+        if not (size := min(size, rarer // 2)):
+            return {}
+        orders = {kind: np.random.default_rng([seed, 5]).permutation(of_kind) for kind, of_kind in places.items()}
+        firsts = [size * i for i in range(min(most, rarer // size))]
+        return {kind: [order[first : first + size].tolist() for first in firsts] for kind, order in orders.items()}
 
 
 class Data:
@@ -145,9 +159,19 @@ class Data:
         return subsets(self.parameters.grid.memorized, size, self.parameters.grid.subsets, self.parameters.seed)
 
     def located_on(self, group: Group) -> list[int]:
-        """Places of the prompts of a group, in `captions` of their kind."""
+        """Places of the prompts of a group, in `captions` of their kind; of one published kind, of memorized ones.
+
+        Raises:
+            ValueError: there is no such subset of a published kind.
+        """
         if group.part == "locate":
             return self.split["locate"]
+        if group.kind == "verbatim" or group.kind == "template":
+            grid = self.parameters.grid
+            sets = self.memorized.sets(grid.sizes[0], grid.subsets, self.parameters.seed).get(group.kind, [])
+            if group.part != "subset" or group.index >= len(sets):
+                raise ValueError(f"no {group}: of this list there are {len(sets)} sets of {group.kind} captions.")
+            return sets[group.index]
         if group.part == "subset":
             return self.members(group.size)[group.index]
         return list(range(self.parameters.grid.memorized))
@@ -219,18 +243,18 @@ class Data:
                 for fetch in TRAINING_IMAGES.values():
                     print(fetch(rows, folder))
         matched = match_images(rows, folder)
-        found = read_matched(matched, self._image_side())
-        _tell(found.broken, str(folder))
-        for sentence in found.told:
+        read = read_matched(matched, self._image_side())
+        _tell(read.broken, str(folder))
+        for sentence in read.notes:
             warnings.warn(sentence, stacklevel=2)
-        if not found.images:
+        if not read.images:
             name = rows["index"].dropna().iloc[0] if "index" in rows and rows["index"].notna().any() else 1
             raise ValueError(
                 f"{folder} holds no training image of these prompts; expected {folder}/<index>/*.png (or "
                 f"{', '.join(SUFFIXES[1:])}), for example {folder / plain_name(name)}, or a layout of docs/images.md; "
                 f"{_content(folder)}."
             )
-        return found.images
+        return read.images
 
     @cached_property
     def corpus(self) -> np.ndarray:

@@ -124,6 +124,8 @@ class Grid:
         for kind in KINDS:
             wanted = [Group.subset(kind, size, i) for size in self.sizes for i in range(self.subsets)]
             wanted = [Group.all(kind), Group.locating(kind)] * whole + wanted
+            if whole and kind == "memorized":
+                wanted += self.groups_by_kind()
             places = {str(group): data.located_on(group) for group in wanted}
             needed = sorted({place for members in places.values() for place in members})
             row = {place: len(prompts) + i for i, place in enumerate(needed)}
@@ -151,6 +153,12 @@ class Grid:
         """The masks of every subset of the smallest size by kind of prompts; arguments as of `masks`."""
         groups = {kind: [Group.subset(kind, self.sizes[0], i) for i in range(self.subsets)] for kind in KINDS}
         return {kind: [self.masks(group, sparsity, steps) for group in sets] for kind, sets in groups.items()}
+
+    def groups_by_kind(self) -> list[Group]:
+        """Subsets of memorized prompts of one published kind; none where the list does not know both kinds."""
+        grid, seed = self.run.parameters.grid, self.run.parameters.seed
+        by_kind = self.run.data.memorized.sets(grid.sizes[0], grid.subsets, seed)
+        return [Group.subset(kind, len(each), i) for kind, sets in by_kind.items() for i, each in enumerate(sets)]
 
     def located(self, spec: EditSpec) -> WeightMasks:
         """Memorized weights by a spec, at its first steps."""

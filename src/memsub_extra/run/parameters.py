@@ -202,15 +202,23 @@ class Deletion(Part):
     noises: int = Field(2, ge=1, description="noises an image and iteration")
 
 
+class Membership(Part):
+    """The exact membership test of notebook 00: 32 rows of the network a pair, step, model and caption."""
+
+    pairs: int = Field(20, ge=2, description="verbatim pairs")
+    steps: int = Field(2, ge=1, le=1000, description="steps of the noise schedule at which losses are averaged")
+
+
 class Testbed(Part):
-    """What the drawn world's notebook samples."""
+    """What the notebook of a world with known ground truth samples."""
 
     seeds: int = Field(1, ge=1, description="images of a memorized caption")
     captions: int | None = Field(None, ge=10, description="captions of a kind (default: all)")
     corpus: Literal["all", "listed"] = Field(
         "all", description="compare with all training images (rendered at first use), or with those in the prompt list"
     )
-    never_seen: int = Field(200, ge=2, description="images of captions that are not in the training set")
+    never_seen: int = Field(100, ge=2, description="images of captions that are not in the training set")
+    membership: Membership = Membership()
 
 
 class Parameters(Part):
@@ -329,13 +337,13 @@ class Parameters(Part):
             _check_keys(cls, given, source)
             return cls(**{name: _as_meant(f"{source}: {name}", value) for name, value in given.items()})
         except ValidationError as error:
-            told = "; ".join(
+            problems = "; ".join(
                 f"{'.'.join(str(part)[:40] for part in e['loc'])}: {e['msg']}, got {reprlib.repr(e['input'])}"
                 if e["loc"]
                 else e["msg"]
                 for e in error.errors()[:3]
             )
-            raise ValueError(f"{source}: {printable(told)}.") from None
+            raise ValueError(f"{source}: {printable(problems)}.") from None
         except RecursionError:
             raise ValueError(f"{source} nests deeper than parameters do.") from None
 
@@ -384,9 +392,9 @@ class Parameters(Part):
         else:
             # Names in capitals are constants that a cell imported.
             given = {k: v for k, v in public.items() if isinstance(v, _PLAIN) and not k.isupper()}
-        found = cls.checked(given, "the parameters cell")
+        validated = cls.checked(given, "the parameters cell")
         variables[_READ] = True
-        return found
+        return validated
 
     def dump(self) -> dict[str, Any]:
         """As plain values, by the names that YAML files use."""

@@ -10,7 +10,8 @@ run.scores                                  # what models generate, and how it s
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from memsub.io.files import save_json
 from memsub.measure.metrics import Metrics, load_metrics
 from memsub.measure.verdict import Judge, judge
-from memsub.models import Denoiser, ModelInfo, Pipeline, as_denoiser, load_pipeline
+from memsub.models import Denoiser, ModelInfo, Pipeline, as_denoiser, find_model, load_pipeline
 from memsub_extra.store import Store
 
 from ..hardware import decode_one_by_one
@@ -100,7 +101,9 @@ class Run:
 
     def _load(self, name: str) -> Pipeline:
         dtype = getattr(torch, self.parameters.dtype) if self.parameters.dtype else None
-        pipe = load_pipeline(name, dtype=dtype)
+        at_hand = Path(find_model(name).source).exists()
+        with _without_bars() if at_hand else nullcontext():  # a download keeps its bar
+            pipe = load_pipeline(name, dtype=dtype)
         if self.data.world is None:
             decode_one_by_one(pipe)
 
@@ -145,3 +148,20 @@ class Run:
     def record(self, notebook: str, **values: Any) -> None:
         """Writes what a notebook found into `findings/<notebook>.json`: README, model card and report read it there."""
         save_json(values, self.folder / "findings" / f"{notebook}.json")
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """While open, diffusers and transformers show no bar for each part of a pipeline that they read from a disk."""
+    import diffusers
+    import transformers
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    shown = [logging for logging in libraries if logging.is_progress_bar_enabled()]
+    for logging in shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logging in shown:
+            logging.enable_progress_bar()

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Kind = Literal["memorized", "ordinary"]
+MemorizedKind = Literal["verbatim", "template"]
 Contrast = Literal["empty", "ordinary"]
 
 
@@ -22,14 +23,14 @@ class Group:
     """A set of prompts of the grid.
 
     Attributes:
-        kind: of the prompts.
+        kind: of the prompts; subsets may be of memorized prompts of one published kind.
         part: all of them, those that locate reported edits, or one subset.
         size, index: of a subset: how many prompts it has, and which of these subsets it is.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
-    kind: Kind
+    kind: Kind | MemorizedKind
     part: Literal["all", "locate", "subset"] = "all"
     size: int = 0
     index: int = 0
@@ -45,7 +46,7 @@ class Group:
         return cls(kind, "locate")
 
     @classmethod
-    def subset(cls, kind: Kind, size: int, index: int) -> Group:
+    def subset(cls, kind: Kind | MemorizedKind, size: int, index: int) -> Group:
         """Subset `index` of those of `size` prompts."""
         return cls(kind, "subset", size, index)
 

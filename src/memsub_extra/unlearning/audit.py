@@ -4,6 +4,7 @@
     summary(tables)                             # a row a model: rates with intervals, log-rank p, alignment, KID
     compared(tables)                            # a row a model and question: equivalent to the twin, or different?
     gone(tables)                                # the verdicts alone: a row a model, a column a question
+    readable(summary(tables), {"forget_set": "forget set"})     # in percent, with intervals
 
 Every image has a noise of its own, the same in every model; captions are the independent units. In the second edition
 all captions of a seed shared one: its tables have no column `own_noise`, and their seeds are counted as units, too.
@@ -33,6 +34,7 @@ from memsub.models import Pipeline, Sample, generate
 from memsub.world import World
 
 from ..notebooks.equivalence import MARGINS, Equivalence, equivalence, holm, judged
+from ..notebooks.findings import Span
 from ..notebooks.intervals import difference_of, mean_interval, ratio_interval
 from .attack_work import ITERATIONS, STARTS, attack_work, earliest, log_rank, starts
 from .pairs import FORGET_SET, HELD_OUT, SAMPLING, UNSEEN, Pairs, Subjects
@@ -216,6 +218,22 @@ def summary(tables: Mapping[str, Tables], reference: str = "twin", at: int = 100
     return pd.DataFrame(rows).T
 
 
+def readable(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Some values of a summary as people read them, in percent with their 95 % intervals and of how many captions;
+    those that no audit asked for are left out.
+
+    Args:
+        columns: of `summary`, to what they are called.
+    """
+    shown = {}
+    for name, title in columns.items():
+        if name in table:
+            values = table[[name, f"{name}_low", f"{name}_high"]].astype(float).itertuples(index=False)
+            captions = table[f"{name}_n"].astype(int).min()
+            shown[f"{title}, n = {captions}"] = [f"{Span(*(100 * value for value in row)):.0f}" for row in values]
+    return pd.DataFrame(shown, index=table.index)
+
+
 def _summarized(audit: Tables, reference: Tables, at: int) -> dict[str, float]:
     row: dict[str, float] = {}
     for name, (hits, shared) in _outcomes(audit, at).items():
@@ -226,7 +244,7 @@ def _summarized(audit: Tables, reference: Tables, at: int) -> dict[str, float]:
     theirs = _alignments(reference)
     for name, each in _alignments(audit).items():
         interval = ratio_interval(each, theirs[name], paired=True)
-        row |= _with_interval(name, float(each.mean() / theirs[name].mean()), interval)
+        row |= _with_interval(name, float(each.mean() / theirs[name].mean()), interval) | {f"{name}_n": len(each)}
     if "membership" in audit:
         p = audit["membership"]["p"].to_numpy()
         row |= _with_interval("membership", float(p.mean()), mean_interval(p, bounds=(SMALLEST, 1.0)))

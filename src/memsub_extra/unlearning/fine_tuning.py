@@ -23,13 +23,13 @@ from torch.nn.utils import parametrize
 from memsub.controls import random_edit
 from memsub.models import Conditioning, Denoiser, Pipeline, as_denoiser, fingerprint
 from memsub.pruning import Edit
-from memsub_extra.store import Kind, Store
+from memsub_extra.store import Store
 
 from ..training.fitting import fit, generator
 from ..training.precision import mixed_precision
 from .pairs import Pairs
 from .pruning import prune
-from .removal import Removal
+from .removal import UNFINISHED, Removal
 
 BATCH = 16
 """Memorized pairs a step: an epoch shows each of them once."""
@@ -47,8 +47,6 @@ and not set to zero. (The words are parts of the removals' names, which stand in
 
 Loss = Callable[..., torch.Tensor]
 """Of a step, its generator, and `parameters`: those in training (for losses that combine gradients)."""
-UNFINISHED = Kind("unfinished")
-"""Checkpoints of fine-tunings."""
 
 
 def variant(name: str, where: str) -> str:

@@ -1,13 +1,13 @@
-"""Notebook 06: can somebody who holds the weights tell the edited model from one that never saw the images?
+"""Notebook 06: is the memory gone, and against whom?
 
 work(run)                                   # iterations of the attack until an image is sampled, by model
-recognition(run)                            # how well memorized images are denoised, by model
+attack_table(work(run), "twin")             # ... what it brings back, beside the twin
 revival(run)                                # zeros that are filled: what comes back?
+ordinary_pairs(run, 64)                     # what regrowth learns from
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from memsub.measure.evaluation import alignment_each
 from memsub.models import as_denoiser, fingerprint
 from memsub.pruning import Edit
 from memsub_extra.run.model import Model
@@ -24,18 +25,19 @@ from memsub_extra.run.run import Run
 from memsub_extra.store import Kind
 
 from ..notebooks import notebook01
+from ..notebooks.equivalence import MARGINS, equivalence, holm
+from ..notebooks.findings import Span, spanned
+from ..notebooks.intervals import ratio_interval
 from ..notebooks.kinds import listed, note_evaluated, note_outcomes
 from ..notebooks.listing import Notebook
 from ..notebooks.notebook05 import memorized_pairs, unseen_pairs
-from ..notebooks.rows import gradient_rows
+from ..notebooks.rows import TWIN, gradient_rows
 from . import shipped
-from .attack_work import attack_work
+from .attack_work import STARTS, attack_curve, attack_work, earliest, log_rank
 from .pairs import FORGET_SET, UNSEEN, Pairs
-from .recognition import denoising_error
 from .revival import imputed, revived
 
 ATTACK_WORK = Kind("attack-work")
-RECOGNITION = Kind("recognition")
 IMPUTED = Kind("imputed")
 FILLED = ("imputed", "revived")
 """What is put in the place of zeros: completed values, or their trusted signs with the largest magnitudes."""
@@ -104,37 +106,91 @@ def _attacked(run: Run, model: Model, pairs: Pairs, options: dict[str, Any]) -> 
         return attack_work(pipe, pairs, start, run.judge, batch_size=rows, **options)
 
 
-def recognition(run: Run) -> pd.DataFrame:
-    """How well memorized images are denoised (`denoising_error`): columns model, given, t, error.
+def attack_table(work: pd.DataFrame, reference: str | None) -> pd.DataFrame:
+    """What an attack has brought back by its last look, from captions, a row a model.
 
-    Given their captions, the same content in other words, and that for the mirrored image, which no model has seen.
-    Where the prompt list lacks other wordings, the last two are left out, with a warning.
+    Args:
+        work: of `work`, or of `shipped.long_attack`.
+        reference: the model that was never trained on the memorized images; None where there is none.
+
+    Returns:
+        Columns memorized and unseen (shares of images generated, with their 95 % intervals), n (of each kind); against
+        the reference difference of the first (paired, with its interval) and verdict (`equivalence`); log_rank (p of
+        the least work from all starts against the reference's, or without one against that on unseen images; adjusted
+        for all models by Holm).
     """
-    pairs, tables = removed(run), []
-    questions = [("its caption", pairs.captions, False)]
-    try:
-        others = pairs.other_wording("recognition")
-        questions += [("other wording", others, False), ("other wording, mirrored", others, True)]
-    except ValueError as error:
-        warnings.warn(f"{error} What it would show is left out.", stacklevel=2)
-    for model in models(run):
-        for given, captions, mirrored in questions:
-            make = partial(_recognized, model, pairs, captions, mirrored)
-            content = {"model": model, "captions": captions, "images": pairs.images, "mirrored": mirrored}
-            table = run.store.table(RECOGNITION, make, **content)
-            tables.append(table.assign(model=model.name, given=given))
-    return pd.concat(tables, ignore_index=True)
+    rows, p = {}, {}
+    parts = {key: part.sort_values("target") for key, part in work.groupby(["model", "pairs"], sort=False)}
+    for model in work["model"].unique():
+        memorized, unseen = parts[model, FORGET_SET], parts[model, UNSEEN]
+        theirs = parts[reference, FORGET_SET] if reference else unseen
+        row: dict[str, Any] = _interval("memorized", spanned(_generated(memorized)))
+        row |= _interval("unseen", spanned(_generated(unseen))) | {"n": len(_generated(memorized))}
+        if model != reference:
+            p[model] = log_rank(earliest(memorized), earliest(theirs))
+        if reference not in (None, model):
+            beside = equivalence(_generated(memorized), _generated(theirs), "rate")
+            row |= _interval("difference", (beside.value, beside.low, beside.high)) | {"verdict": beside.verdict}
+        rows[model] = row
+    return pd.DataFrame(rows).T.astype({"n": int}).assign(log_rank=pd.Series(holm(p)))
 
 
-def _recognized(model: Model, pairs: Pairs, captions: Sequence[str], mirrored: bool) -> pd.DataFrame:
-    with model.applied() as pipe:
-        return denoising_error(pipe, pairs.images, as_denoiser(pipe).embed(captions), mirrored=mirrored)
+def _interval(name: str, values: Sequence[float]) -> dict[str, Any]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+
+
+def _generated(work: pd.DataFrame) -> np.ndarray:
+    """Which targets an attack from their captions has brought back by its last look."""
+    begun = work[work["start"] == STARTS[0]] if "start" in work else work
+    return np.isfinite(begun["iterations"].to_numpy(float))
+
+
+def at_last(work: pd.DataFrame) -> dict[str, float]:
+    """Share of images that an attack of one or several models has brought back from captions by its last look, for
+    documents: value, low, high (over targets), n (targets)."""
+    last = attack_curve(work[work["start"] == STARTS[0]]).iloc[-1]
+    return {"value": last["share"], "low": last["low"], "high": last["high"], "n": int(last["n"])}
+
+
+def membership_table(table: pd.DataFrame) -> pd.DataFrame:
+    """`shipped.membership` as people read it, with 95 % intervals: a row a caption that was given, and a model."""
+    by_test = table.set_index(["caption", "model"])
+    columns = {"mean": "mean p", "least": "pairs with the smallest p (%)", "against_twin": "mean p less the twin's"}
+    ends = {"mean": ("low", "high")} | {name: (f"{name}_low", f"{name}_high") for name in ("least", "against_twin")}
+    shown = {}
+    for name, title in columns.items():
+        scale, form = (100, ".0f") if name == "least" else (1, ".3f")
+        values = scale * by_test[[name, *ends[name]]].astype(float)
+        shown[title] = [f"{Span(*row):{form}}" if np.isfinite(row[0]) else "" for row in values.to_numpy()]
+    shown |= {f"within {MARGINS['mean p'].high:g}?": by_test["verdict"].fillna("")}
+    shown |= {"uniform? (KS, Holm)": by_test["holm"].map("{:.2g}".format), "pairs": by_test["n"]}
+    return pd.DataFrame(shown, index=by_test.index)
+
+
+def priced(summary: pd.DataFrame) -> pd.DataFrame:
+    """Rows of an audit's summary with columns minutes (of a CPU core), compute (percent of training the UNet) and
+    megabytes (of the edit); without rows whose minutes were not measured. The twin took what training the UNet did.
+    """
+    costs, training = pd.DataFrame(shipped.costs()).T.reindex(summary.index), shipped.training_minutes()
+    minutes = (costs["minutes"] * costs["threads"]).astype(float)
+    if TWIN in minutes.index:
+        minutes[TWIN] = training
+    table = summary.assign(minutes=minutes, compute=100 * minutes / training, megabytes=costs["bytes"] / 1e6)
+    return table.dropna(subset=["compute"])
+
+
+def ordinary_pairs(run: Run, n: int) -> Pairs:
+    """Ordinary captions with training images; where these are not known with what the unedited model samples."""
+    captions = run.data.prompts.of("ordinary")[:n]
+    if "image" in run.data.prompts.table:
+        return Pairs(captions, run.data.prompts.images("ordinary", 0, len(captions)))
+    return Pairs(captions, run.scores.images(run.unedited, captions, run.scores.seeds(captions)))
 
 
 def revival(run: Run) -> pd.DataFrame:
     """METHOD's edit, and the same with other values where it has zeros (`imputed`, `revived`): what comes back?
 
-    One row a model, as `Scores.evaluate` gives it.
+    One row a model, as `Scores.evaluate` gives it, with the interval of the relative alignment.
     """
     located_on, pruned = run.data.split["locate"], run.model()
     places = run.data.held_out(located_on)[: run.parameters.evaluation.captions]
@@ -147,12 +203,16 @@ def revival(run: Run) -> pd.DataFrame:
     rows = []
     for model in compared:
         note_evaluated(run, "revival", {"model": model.name}, model, places, listed(run, located_on))
-        rows.append({"model": model.name} | run.scores.evaluate(model, places))
+        row = {"model": model.name} | run.scores.evaluate(model, places)
+        captions = run.parameters.evaluation.captions  # which `evaluate` has stored
+        ours, theirs = (alignment_each(run.scores.unseen(which, captions)) for which in (model, run.scores.reference))
+        low, high = ratio_interval(ours, theirs, paired=True)
+        rows.append(row | {"relative_low": low, "relative_high": high})
     return pd.DataFrame(rows)
 
 
 NOTEBOOK = Notebook(
     "06_deletion",
-    experiments={"attack work": work, "recognition": recognition, "revival of zeros": revival},
+    experiments={"attack work": work, "revival of zeros": revival},
     needs=(notebook01.NAME,),
 )

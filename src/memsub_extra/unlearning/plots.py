@@ -1,9 +1,12 @@
 """The figures of notebook 06, one function a figure; each returns the matplotlib figure.
 
-attack_curves(work, iterations)             # iterations of the attack -> share of images generated
-relearning(learned)                         # steps of fine-tuning -> share that comes back
-recognition(errors)                         # how well images are denoised, by what the model is given
+block_errors(errors)                        # regrowth of one block by hand: its error over the steps
 intervals(table, columns)                   # values of models with their intervals
+membership_means(table, margin)             # mean p of the membership test beside the twin's
+membership_curves(p)                        # ... and the distribution of p
+attack_curves(work, iterations)             # iterations of the attack -> share of images generated
+beside_references(lines, "steps", ...)      # a panel a removal, beside the unedited model and the twin
+price(table, columns)                       # quality against compute
 """
 
 from __future__ import annotations
@@ -18,26 +21,38 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..notebooks.plots.labels import label_points
 from ..notebooks.plots.style import (
     BASELINE_COLOURS,
     BESIDE,
     METHOD_COLOURS,
+    Colour,
     colours,
     finished,
+    label_ends,
     model_styles,
     panels,
 )
 from .attack_work import attack_curve
-from .relearning import shares
+from .audit import SMALLEST
 from .removals import REMOVALS, displayed
 from .shipped import whole
 
+REFERENCES = ("unedited", "twin")
+"""Beside which removals are shown."""
+_COLUMNS = 5
 
-def removal_colours() -> dict[str, tuple[float, float, float]]:
+
+def removal_colours() -> dict[str, Colour]:
     """The colour of each removal in all figures, in the order of the registry; pruning has that of `METHOD_COLOURS`."""
     orange, green = METHOD_COLOURS["density-matched random"], METHOD_COLOURS["ordinary"]
     free = orange, *BASELINE_COLOURS[:4], green, *BASELINE_COLOURS[4:]
     return dict(zip([name for name in whole(REMOVALS) if name != "pruning"], cycle(free), strict=False))
+
+
+def _tones(models: Sequence[Any]) -> list[Colour]:
+    """The colour of each model, whatever else is shown."""
+    return [colours([name], removal_colours())[str(name)] for name in models]
 
 
 def _styles(models: pd.Series) -> dict[str, dict[str, Any]]:
@@ -50,6 +65,23 @@ def _share_line(axis: Axes, line: pd.DataFrame, x: str, style: Mapping[str, Any]
     axis.fill_between(line[x], 100 * line["low"], 100 * line["high"], color=style["color"], alpha=alpha, linewidth=0)
 
 
+def block_errors(errors: pd.DataFrame) -> Figure:
+    """The error of a block that learns alone, relative to what its teacher adds: a line a kind of pairs.
+
+    Args:
+        errors: columns step, pairs, error.
+    """
+    figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
+    tones = colours(errors["pairs"].unique())
+    ends = {}
+    for kind, line in errors.groupby("pairs", sort=False):
+        axis.plot(line["step"], line["error"], color=tones[str(kind)], linewidth=1.5)
+        ends[str(kind)] = float(line["error"].iloc[-1])
+    axis.set(xlabel="steps", ylabel="error of the block / what it adds", ylim=(0, None))
+    label_ends(axis, ends, tones)
+    return finished(figure)
+
+
 def attack_curves(work: pd.DataFrame, iterations: Sequence[int]) -> Figure:
     """Images that the embedding attack has brought back by so many iterations, with 95 % intervals: a line a model.
 
@@ -60,12 +92,14 @@ def attack_curves(work: pd.DataFrame, iterations: Sequence[int]) -> Figure:
     several = "start" in work and work["start"].nunique() > 1
     begun = work["start"] if several else pd.Series("", work.index)
     parts = list(work.groupby([work["pairs"], begun], sort=False))
-    figure, axes = panels(len(parts), 4.8 if len(parts) < 3 else 3.4, 4)
-    styles = _styles(work["model"])
+    figure, axes = panels(len(parts), 4.2 if len(parts) < 3 else 3.4, 3.8)
+    styles, ends = _styles(work["model"]), {}
     for axis, ((kind, start), part) in zip(axes[0], parts, strict=True):
         for model, line in part.groupby("model", sort=False):
             style = styles[str(model)] | {"markersize": 4, "label": displayed(str(model))}
-            _share_line(axis, attack_curve(line, iterations), "iterations", style, alpha=0.12)
+            curve = attack_curve(line, iterations)
+            _share_line(axis, curve, "iterations", style, alpha=0.1)
+            ends[displayed(str(model))] = 100 * float(curve["share"].iloc[-1])
         title = f"{kind}, n = {part['target'].nunique()} a model"
         axis.set_title(title + (f",\nfrom {start}" if start else ""), fontsize=10)
         axis.set_xscale("symlog", linthresh=5)
@@ -73,47 +107,47 @@ def attack_curves(work: pd.DataFrame, iterations: Sequence[int]) -> Figure:
         shown = [i for i in iterations if i <= part["last"].min()]
         axis.set_xticks(shown, [f"{i:g}" for i in shown], fontsize=8)
     axes[0, 0].set_ylabel("images generated (%)")
-    axes[0, -1].legend(**BESIDE)
+    label_ends(axes[0, -1], ends, {displayed(name): style["color"] for name, style in styles.items()})
     return finished(figure)
 
 
-def relearning(learned: pd.DataFrame) -> Figure:
-    """Removed images that come back, though not taught, while the model is fine-tuned on others; with 95 % intervals.
+def beside_references(
+    lines: pd.DataFrame, x: str, xlabel: str, ylabel: str, references: Sequence[str] = REFERENCES
+) -> Figure:
+    """A panel a model: its shares with their 95 % intervals, and thin the references, which all panels have.
 
     Args:
-        learned: of `relearning`, columns model (a line each), taught and lr (a panel each) more.
+        lines: columns model, x, share, low, high, n.
     """
-    learned = shares(learned)
-    parts = list(learned.groupby(["taught", "lr"], sort=False))
-    figure, axes = panels(len(parts), 2.9, 3.6)
-    styles = _styles(learned["model"])
-    for axis, ((taught, lr), part) in zip(axes[0], parts, strict=True):
-        for model, line in part.groupby("model", sort=False):
-            style = styles[str(model)] | {"markersize": 3, "label": displayed(str(model))}
-            _share_line(axis, line, "steps", style, alpha=0.08)
-        axis.set_title(f"taught {taught},\nlearning rate {lr:g}, n = {part['n'].iloc[0]}", fontsize=9)
-        axis.set(xlabel="steps", ylim=(-3, 103))
-    axes[0, 0].set_ylabel("other removed images replicated (%)")
-    axes[0, -1].legend(**BESIDE)
-    return finished(figure)
-
-
-def recognition(errors: pd.DataFrame) -> Figure:
-    """How well images are denoised, over the steps of the schedule: a panel a model, a line what it is given.
-
-    Args:
-        errors: columns model, given, t, error.
-    """
-    models = list(errors["model"].unique())
-    figure, axes = panels(len(models), 2.6, 3.4)
-    tones = colours(errors["given"].unique())
-    for axis, model in zip(axes[0], models, strict=True):
-        for given, line in errors[errors["model"] == model].groupby("given", sort=False):
-            axis.plot(line["t"], line["error"], "o-", color=tones[str(given)], markersize=3, label=str(given))
-        axis.set_title(displayed(str(model)), fontsize=9)
-        axis.set(xlabel="t", yscale="log")
-    axes[0, 0].set_ylabel("error of the predicted noise")
-    axes[0, -1].legend(title="given", title_fontsize=8, **BESIDE)
+    models, parts = list(lines["model"].unique()), dict(iter(lines.groupby("model", sort=False)))
+    beside = [name for name in references if name in models]
+    shown = [name for name in models if name not in beside] or models
+    columns = min(_COLUMNS, len(shown))
+    rows = -(-len(shown) // columns)
+    size = (1.4 + 1.8 * columns, 0.7 + 1.9 * rows)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, sharex=True, sharey=True, squeeze=False, layout="constrained"
+    )
+    styles = _styles(lines["model"])
+    for place, axis in enumerate(axes.flat):
+        if place >= len(shown):
+            axis.set_visible(False)
+            continue
+        for name in beside:
+            style = {key: styles[name][key] for key in ("color", "linestyle")}
+            axis.plot(parts[name][x], 100 * parts[name]["share"], linewidth=1, **style)
+        name = shown[place]
+        _share_line(axis, parts[name], x, styles[name] | {"markersize": 3, "label": displayed(name)}, alpha=0.15)
+        axis.set_title(displayed(name), fontsize=9)
+        axis.set_ylim(-3, 103)
+        if place + columns >= len(shown):
+            axis.set_xlabel(xlabel, fontsize=9)
+            axis.tick_params(labelbottom=True)
+    for axis in axes[:, 0]:
+        axis.set_ylabel(f"{ylabel}, n = {lines['n'].iloc[0]}", fontsize=9)
+    ends = {name: 100 * float(parts[name]["share"].iloc[-1]) for name in beside}
+    if ends:
+        label_ends(axes[0, columns - 1], ends, {name: styles[name]["color"] for name in beside}, gap=0.12)
     return finished(figure)
 
 
@@ -124,17 +158,88 @@ def intervals(table: pd.DataFrame, columns: Mapping[str, str], reference: str = 
         table: one row a model; of each column also `<column>_low` and `<column>_high`. Shown times 100.
         columns: column to what its axis says.
     """
-    size = (2 + 2.7 * len(columns), 0.8 + 0.32 * len(table))
+    size = (2.2 + 2.1 * len(columns), 0.8 + 0.3 * len(table))
     figure, axes = plt.subplots(1, len(columns), figsize=size, sharey=True, squeeze=False, layout="constrained")
-    at = np.arange(len(table))[::-1]
-    tones = [colours([name], removal_colours())[str(name)] for name in table.index]
+    at, tones = np.arange(len(table))[::-1], _tones(table.index)
     for axis, (column, label) in zip(axes[0], columns.items(), strict=True):
         value, low, high = (100 * table[c].to_numpy(float) for c in (column, f"{column}_low", f"{column}_high"))
         axis.hlines(at, low, high, colors=tones)
         axis.scatter(value, at, s=18, color=tones, zorder=3)
         if reference in table.index:
             axis.axvline(100 * float(table.loc[reference, column]), color="gray", linestyle=":", linewidth=1)
-        axis.set(xlabel=label, yticks=at)
+        axis.set_xlabel(label, fontsize=9)
+        axis.set_yticks(at)
         axis.set_yticklabels([displayed(str(name)) for name in table.index], fontsize=8, parse_math=False)
     axes[0, 0].set_ylabel("model")
+    return finished(figure)
+
+
+def membership_means(table: pd.DataFrame, margin: float, reference: str = "twin") -> Figure:
+    """Mean p of the membership test with its 95 % interval, a panel a caption that the models were given.
+
+    Args:
+        table: of `shipped.membership`; margin: within which of the reference a model is equivalent to it.
+    """
+    parts = list(table.groupby("caption", sort=False))
+    size = (1.6 + 3.6 * len(parts), 1.1 + 0.35 * table["model"].nunique())
+    figure, axes = plt.subplots(1, len(parts), figsize=size, sharex=True, sharey=True, squeeze=False)
+    figure.set_layout_engine("constrained")
+    for axis, (caption, part) in zip(axes[0], parts, strict=True):
+        at, tones = np.arange(len(part))[::-1], _tones(part["model"])
+        axis.hlines(at, part["low"], part["high"], colors=tones, linewidth=2)
+        axis.scatter(part["mean"], at, s=24, color=tones, zorder=3)
+        for centre in part.loc[part["model"] == reference, "mean"]:
+            axis.axvspan(centre - margin, centre + margin, color="gray", alpha=0.15, linewidth=0)
+        axis.axvline((1 + SMALLEST) / 2, color="gray", linestyle=":", linewidth=1)
+        axis.set(yticks=at, xlim=(0, 0.75), ylim=(-0.5, len(part) - 0.5))
+        axis.set_yticklabels([displayed(name) for name in part["model"]], parse_math=False)
+        axis.set_title(f"given: {caption} caption, n = {part['n'].iloc[0]}", fontsize=10)
+        axis.set_xlabel(f"mean p (dotted: of uniform p; grey: within {margin:g} of the {reference})", fontsize=8)
+    axes[0, 0].set_ylabel("model")
+    return finished(figure)
+
+
+def membership_curves(p: pd.DataFrame) -> Figure:
+    """Distribution of the membership test's p-values: the share of pairs at or below each, a line a model.
+
+    Args:
+        p: of `shipped.membership_p`, a panel a caption.
+    """
+    parts = list(p.groupby("caption", sort=False))
+    figure, axes = panels(len(parts), 3.8, 3.4)
+    styles = _styles(p["model"])
+    for axis, (caption, part) in zip(axes[0], parts, strict=True):
+        for model, values in part.groupby("model", sort=False)["p"]:
+            style = {key: styles[str(model)][key] for key in ("color", "linestyle")}
+            axis.ecdf(values, label=f"{displayed(str(model))}, n = {len(values)}", linewidth=2, **style)
+        axis.plot([0, 1], [0, 1], "k:", linewidth=1, label="uniform: no trace")
+        axis.set(xlabel="p of the exact membership test", xlim=(0, 1.01), ylim=(-0.02, 1.02))
+        axis.set_title(f"given: {caption} caption", fontsize=10)
+    axes[0, 0].set_ylabel("share of pairs at or below it")
+    axes[0, -1].legend(**BESIDE)
+    return finished(figure)
+
+
+def price(table: pd.DataFrame, columns: Mapping[str, str], compute: str = "compute") -> Figure:
+    """What a removal leaves and keeps against the compute that it takes: a panel a column, a point a model.
+
+    Args:
+        table: one row a model; `compute` (percent of training the UNet), and of each column also its interval.
+        columns: column to what its axis says. Shown times 100.
+    """
+    figure, axes = plt.subplots(1, len(columns), figsize=(5.6 * len(columns), 4), squeeze=False, layout="constrained")
+    tones = _tones(table.index)
+    x = table[compute].to_numpy(float)
+    for axis, (column, label) in zip(axes[0], columns.items(), strict=True):
+        value, low, high = (100 * table[c].to_numpy(float) for c in (column, f"{column}_low", f"{column}_high"))
+        axis.vlines(x, low, high, colors=tones, linewidth=1, alpha=0.6)
+        for place, tone in enumerate(tones):
+            axis.plot(x[place], value[place], "o", color=tone, markersize=5)
+        axis.set(xscale="log", xlim=(0.7 * x.min(), 1.6 * x.max()), ylabel=label)
+        ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100) if 0.7 * x.min() <= tick <= 1.6 * x.max()]
+        axis.set_xticks(ticks, [f"{tick}" for tick in ticks])
+        axis.minorticks_off()
+        axis.set_xlabel("compute (% of training the UNet)")
+        names = [displayed(str(name)) for name in table.index]
+        label_points(axis, [(*point, name, "0.2") for *point, name in zip(x, value, names, strict=True)])
     return finished(figure)

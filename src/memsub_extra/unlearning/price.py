@@ -3,9 +3,9 @@
     price("regrowth", "sd14", memorized=500)    # Price(steps=1800, ...)
     describe(parameters)                        # all of them, as lines of `memsub check sd14 --parts`
 
-Nobody has made one of them on the published weights. Steps are what the removal's options say; the time is what its
-network calls take at least, by the step that was measured on a GPU; the memory is that of a step on random weights,
-where it was measured on a GPU (`tools.fullsize_removals`).
+Nobody has made one of them on the published weights. Steps are what the removal's options say; the time is that of its
+network calls, attacks and teachers included, by the step that was measured on a GPU; the memory is that of a step on
+random weights, where it was measured on a GPU (`tools.fullsize_removals`).
 """
 
 from __future__ import annotations
@@ -21,13 +21,47 @@ from memsub_extra.run.parameters import Parameters
 
 from ..notebooks.cost import KNOWN
 from .fine_tuning import BATCH
+from .pruning import NOISES
 from .removals import REMOVALS, displayed
 
-CALLS = 4
-"""Rows of a network call that a trained row counts as: forward, backward as two, and forward again for what gradient
-checkpointing threw away. A teacher and an attack within the removal are not in it."""
 RECIPE = "bfloat16, gradient checkpointing, optimizer='adafactor'"
 """How memory was measured."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of network calls in a step of a removal; tests/test_removal.py counts them.
+
+    Attributes:
+        trained: whose gradient with respect to the weights is taken, `gradients` times.
+        attacked: whose gradient with respect to the embeddings is taken.
+        watched: without a gradient, such as a teacher's.
+        ordinary: ordinary pairs among all of these.
+    """
+
+    trained: int = 0
+    attacked: int = 0
+    watched: float = 0
+    ordinary: int = 2 * BATCH
+    gradients: int = 1
+
+    @property
+    def forward(self) -> float:
+        """As so many rows of a call without a gradient. A backward pass counts as one with respect to what comes in and
+        one with respect to the weights, and as one more for what gradient checkpointing threw away."""
+        return self.trained * (1 + 3 * self.gradients) + self.attacked * 3 + self.watched
+
+
+OF_A_STEP = {
+    "adversarial fine-tuning": Rows(trained=2 * BATCH, attacked=50 * 2 * BATCH, ordinary=BATCH),
+    "SISS": Rows(trained=BATCH, gradients=3, ordinary=0),
+    "ReTrack": Rows(trained=2 * BATCH, ordinary=BATCH),
+    "adversarial distillation": Rows(trained=4 * BATCH, attacked=4 * BATCH, watched=2 * BATCH),
+    "regrowth": Rows(trained=2 * BATCH, watched=2 * BATCH * 400 / 1800),  # there is a teacher in 400 steps of 1800
+    "training anew": Rows(trained=2 * BATCH),
+    "further training": Rows(trained=2 * BATCH),
+}
+"""Of those that train, by name."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +69,21 @@ class Price:
     """What a removal takes.
 
     Attributes:
-        steps: of training, of `BATCH` pairs; 0 for one that does not train.
-        minutes: at least, on the GPU that was measured; None where the model was not.
+        steps: of training, of `BATCH` pairs; of one that does not train, iterations of its attacks on a pair.
+        minutes: of its network calls on the GPU that was measured; None where that was not, and for one that neither
+            trains nor attacks.
         gigabytes: peak of one step on that GPU; None where it was not measured.
-        pairs: captions with their training images that it needs, besides ordinary pairs.
+        pairs: captions with their training images that it needs.
+        ordinary: how many ordinary pairs it shows, each as often as it is drawn from those that it is given.
+        wordings: whether it needs other wordings of the captions.
     """
 
     steps: int
     minutes: float | None
     gigabytes: float | None
     pairs: int
+    ordinary: int = 0
+    wordings: bool = False
 
 
 def price(name: str, model: str, memorized: int) -> Price:
@@ -53,12 +92,20 @@ def price(name: str, model: str, memorized: int) -> Price:
     Raises:
         ValueError: there is no such removal.
     """
-    options: dict[str, Any] = REMOVALS.find(name).options
+    removal, known = REMOVALS.find(name), load_json(KNOWN)
+    options: dict[str, Any] = removal.options
     steps = options.get("steps") or options.get("epochs", 0) * -(-memorized // BATCH)
-    known = load_json(KNOWN)
-    step = known["gpu"]["step_ms"].get(model)  # of a guided image: two rows
-    minutes = steps * BATCH * CALLS * step / 2 / 60_000 if step and steps else None
-    return Price(steps, minutes, known["removals"].get(model, {}).get(name), memorized)
+    of_a_step = OF_A_STEP.get(name.partition(",")[0], Rows(ordinary=0))
+    rows = steps * of_a_step.forward
+    if name == "adversarial pruning":
+        rounds, iterations = options["rounds"], options["iterations"]
+        steps = rounds * iterations
+        captured = (1 + rounds) * memorized * 2 * find_model(model).steps
+        rows = steps * memorized * Rows(attacked=NOISES).forward + captured
+    guided = known["gpu"]["step_ms"].get(model)  # of an image: two rows
+    minutes = rows * guided / 2 / 60_000 if guided and rows else None
+    gigabytes = known["removals"].get(model, {}).get(name)
+    return Price(steps, minutes, gigabytes, memorized, steps * of_a_step.ordinary, removal.needs_wording)
 
 
 def describe(p: Parameters) -> str:
@@ -66,19 +113,23 @@ def describe(p: Parameters) -> str:
     model, known = find_model(p.model).name, load_json(KNOWN)
     if model not in known["gpu"]["step_ms"]:
         return ""
-    rows = {displayed(n): price(n, model, p.grid.memorized) for n in REMOVALS if "," not in n and REMOVALS[n].objective}
+    prices = {n: price(n, model, p.grid.memorized) for n in REMOVALS if "," not in n}
+    rows = {displayed(name): of for name, of in prices.items() if of.steps}
     table = pd.DataFrame(
         {
             "steps": [of.steps for of in rows.values()],
-            "minutes, at least": [of.minutes for of in rows.values()],
+            "minutes": [of.minutes for of in rows.values()],
             "GB": [of.gigabytes for of in rows.values()],
+            "ordinary pairs shown": [of.ordinary for of in rows.values()],
+            "other wordings": ["needed" if of.wordings else "" for of in rows.values()],
         },
         index=pd.Index(rows, name=f"removal of {p.grid.memorized} pairs"),
-    )
+    ).astype({"minutes": float, "GB": float})
     return (
-        f"removals that train, {BATCH} pairs a step, which nobody has made on these weights. Minutes: their own "
-        f"network calls alone on one {known['gpu']['name']}, without attacks and teachers; GB: of one step there "
-        f"({RECIPE}). Data: the images of the memorized captions, and ordinary pairs. A killed one resumes from its "
-        "folder.\n"
+        f"removals that train or attack, which nobody has made on these weights. Steps: of {BATCH} pairs; of "
+        "adversarial pruning, iterations of its attack on each. Minutes: network calls of the steps, attacks and "
+        f"teachers included, on one {known['gpu']['name']}; GB: of one step there ({RECIPE}). Data: the images of the "
+        "memorized captions, and ordinary pairs, all in memory (0.8 MB each at 512 pixels). A killed one resumes "
+        "from its folder.\n"
         f"{table.round(1).to_string(na_rep='not measured')}"
     )

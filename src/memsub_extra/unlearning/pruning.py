@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from memsub.activations import capture
-from memsub.models import Pipeline, as_denoiser
+from memsub.models import Pipeline, as_denoiser, fingerprint
 from memsub.neurons import locate
 from memsub.overlap import pairwise_iou
 from memsub.prompts import subsets
 from memsub.pruning import Edit, pruned
 from memsub_extra.attacks import embedding_attack
+from memsub_extra.store import Store
 
 from .pairs import Pairs
-from .removal import Removal
+from .removal import UNFINISHED, Removal
 
 CAPTURE: dict[str, Any] = {"steps": 50, "guidance_scale": 3.0}
+NOISES = 4
+"""Of the attack within adversarial pruning, an image and iteration."""
+TOGETHER = 16
+"""Images that it attacks at once."""
 PAPER = "Chavhan et al. 2024, Memorized Images in Diffusion Models share a Subspace that can be Located and Deleted"
 
 
@@ -73,25 +80,51 @@ def prune_under_attack(
     memorized: Pairs,
     ordinary: Pairs,
     *,
-    rounds: int = 3,
-    iterations: int = 50,
+    folder: str | Path,
+    rounds: int,
+    iterations: int,
     sparsity: float | None = None,
     steps: int = 10,
-    folder: str | Path | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Edit:
-    """Adversarial pruning: attack the pruned model, locate on the attacked embeddings, unite; `rounds` times."""
+    """Adversarial pruning: attack the pruned model, locate on the attacked embeddings, unite; `rounds` times.
+
+    Args:
+        folder: of the edit after each round and of attacked embeddings, `TOGETHER` images a file: a killed call resumes
+            behind the last of them.
+    """
     options = CAPTURE | {"progress": progress, "first": steps}
-    null = capture(pipe, [""], **options)
-    edit = prune(pipe, memorized, ordinary, sparsity=sparsity, steps=steps, seed=seed, progress=progress)
-    start = as_denoiser(pipe).embed(memorized.captions)
-    for k in range(rounds):
+    start, null = as_denoiser(pipe).embed(memorized.captions), cache(lambda: capture(pipe, [""], **options))
+    store, about = Store(folder), {"method": "adversarial pruning", "model": fingerprint(pipe), "seed": seed}
+    about |= {"captions": memorized.captions, "sampling": CAPTURE, "sparsity": sparsity, "steps": steps}
+
+    def located() -> Edit:
+        return prune(pipe, memorized, ordinary, sparsity=sparsity, steps=steps, seed=seed, progress=progress)
+
+    def attacked(edit: Edit, k: int, first: int) -> dict[str, np.ndarray]:
+        """Embeddings of some images; each has noise of its own, so they can be attacked by themselves."""
+        images, begin = memorized.images[first : first + TOGETHER], start[first : first + TOGETHER]
+        attack: dict[str, Any] = {"iterations": iterations, "noises": NOISES, "batch_size": TOGETHER * NOISES}
         with pruned(pipe, edit):
-            attack: dict[str, Any] = {"iterations": iterations, "noises": 4, "seed": seed + 1000 * k}
-            attacked = embedding_attack(pipe, memorized.images, start, progress=progress, **attack)
-        stats = capture(pipe, attacked, **options)
-        edit = edit | locate(pipe, stats, null, sparsity).union(steps)
+            moved = embedding_attack(pipe, images, begin, seed=seed + 1000 * k + first, progress=progress, **attack)
+        embeddings = moved.embeddings.cpu()  # numpy has no bfloat16
+        return {"embeddings": (embeddings.float() if embeddings.dtype == torch.bfloat16 else embeddings).numpy()}
+
+    def extended(edit: Edit, k: int) -> Edit:
+        """The edit with what is located on the embeddings that bring images back in spite of it."""
+        moved = []
+        for first in range(0, len(memorized), TOGETHER):
+            key = {"edit": edit, "images": memorized.images, "iterations": iterations, "round": k, "first": first}
+            made = store.arrays(UNFINISHED, partial(attacked, edit, k, first), **about, **key)
+            moved.append(torch.from_numpy(made["embeddings"]))
+        embeddings = start.with_embeddings(torch.cat(moved).to(start.embeddings))
+        return edit | locate(pipe, capture(pipe, embeddings, **options), null(), sparsity).union(steps)
+
+    edit = store.get(UNFINISHED, Edit, located, **about)
+    for k in range(rounds):
+        key = {"edit": edit, "images": memorized.images, "iterations": iterations, "round": k}
+        edit = store.get(UNFINISHED, Edit, partial(extended, edit, k), **about, **key)
     return edit
 
 
@@ -99,4 +132,4 @@ PRUNING = Removal("weights to zero", prune, PAPER, {})
 AGAINST_ORDINARY = Removal("weights to zero", prune, PAPER, {"contrast": "ordinary"})
 AGAINST_OTHER_WORDING = Removal("weights to zero", prune, PAPER, {"contrast": "other wording"}, needs_wording=True)
 HALF_OF_THE_LAYERS = Removal("weights to zero", prune, PAPER, {"layers": 8})
-UNDER_ATTACK = Removal("weights to zero", prune_under_attack, "this project", {})
+UNDER_ATTACK = Removal("weights to zero", prune_under_attack, "this project", {"rounds": 3, "iterations": 50})

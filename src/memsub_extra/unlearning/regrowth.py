@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
+from torch import nn
 
-from memsub.models import Conditioning, Pipeline, as_denoiser, noise_schedule
+from memsub.models import Conditioning, Pipeline, as_denoiser, fingerprint, noise_schedule
 from memsub.pruning import Edit
 
 from ..training.fitting import stratified
@@ -104,6 +106,33 @@ def recorded(modules: dict[str, torch.nn.Module]) -> Iterator[dict[str, Call]]:
 def features_of(out: Any) -> torch.Tensor:
     """The features that a block returns: a tensor, or the first of a tuple or of an output of diffusers."""
     return out if isinstance(out, torch.Tensor) else out[0]
+
+
+# --- one block by hand (notebook 06) -------------------------------------------------------------------------------
+
+
+def reinitialized(block: nn.Module, rng: torch.Generator) -> nn.Module:
+    """A copy of a block whose linear maps and convolutions are re-initialized at random: they alone can be trained."""
+    student = deepcopy(block).float().requires_grad_(False)
+    for layer in _maps(student).values():
+        random = nn.init.kaiming_uniform_(torch.empty(layer.weight.shape), a=5**0.5, generator=rng)
+        layer.weight = nn.Parameter(random.to(layer.weight))
+    return student
+
+
+def block_edit(pipe: Pipeline, name: str, student: nn.Module) -> Edit:
+    """The edit that puts the maps of `student` in the place of those of the pipeline's block of that name."""
+    weights = {f"{name}.{layer}": module.weight.detach() for layer, module in _maps(student).items()}
+    return Edit(
+        {layer: torch.arange(weight.numel(), dtype=torch.int32) for layer, weight in weights.items()},
+        {layer: tuple(weight.shape) for layer, weight in weights.items()},
+        {"model": fingerprint(pipe), "removal": {"method": "regrowth", "where": name}},
+        {layer: weight.reshape(-1).half().cpu() for layer, weight in weights.items()},
+    )
+
+
+def _maps(block: nn.Module) -> dict[str, Any]:
+    return {name: module for name, module in block.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
 
 
 OPTIONS: dict[str, Any] = {"where": "blocks", "fresh": True, "steps": 1800, "lr": 2e-3, "warmup": 50}

@@ -10,10 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from memsub.models import Pipeline
+from memsub.models import Pipeline, as_denoiser
 from memsub.pruning import Edit
+from memsub_extra.store import Kind
 
 from .pairs import Pairs
+
+UNFINISHED = Kind("unfinished")
+"""Checkpoints of removals."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,22 @@ class Removal:
         """Makes the edit; `options` go before the removal's own.
 
         Raises:
-            ValueError: it needs other wordings, and a caption has none; before anything is computed.
+            ValueError: images are not of the model's size, a pair is to be removed and kept, or other wordings are
+                needed and a caption has none; before anything is computed.
         """
+        _check(memorized, ordinary, as_denoiser(pipe).image_shape)
         if self.needs_wording:
             memorized.other_wording(f"this removal ({self.changes})")
         return self.make(pipe, memorized, ordinary, **self.options | options)
+
+
+def _check(memorized: Pairs, ordinary: Pairs, shape: tuple[int, ...]) -> None:
+    for name, pairs in {"pairs to remove": memorized, "ordinary pairs": ordinary}.items():
+        if pairs.images.shape[1:3] != tuple(shape):
+            has, wanted = (" x ".join(map(str, size)) for size in (pairs.images.shape[1:3], shape))
+            raise ValueError(f"the images of the {name} have {has} pixels, those of the model {wanted}.")
+    if both := set(memorized.captions) & set(ordinary.captions):
+        raise ValueError(
+            f"{len(both)} captions are both to remove and among the ordinary pairs, such as {min(both)[:60]!r}: they "
+            "would be taught again. Take them out of the ordinary pairs."
+        )

@@ -3,13 +3,16 @@
     audits()["unedited"]["attack"]          # tables of `audit.audited`, by model
     images()["twin, attacked"]              # of the first captions of the forget set, by model
     edits()                                 # name to file, for `Edit.load`
+    costs(), training_minutes()             # CPU-core minutes of the removals, and of training the UNet
+    membership()                            # the exact membership test of some models, a row a model and caption
+    membership_p()                          # ... and its p-values, a row a pair
 
-`python -m tools.removals --ship` writes them.
+`python -m tools.removals --ship` writes them, the last two `python -m tools.membership --ship`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,8 @@ _SECOND_EDITION = {"removed": FORGET_SET, "unseen": HELD_OUT, "fresh": UNSEEN, "
 _NAMES = (FORGET_SET, f"{FORGET_SET} pairs")
 """One of them stands in every table of today."""
 _KIND, _IMAGES = "Pictures", "pictures.safetensors"  # of the file that ships, which stays as it is
+_MEMBERSHIP, _MEMBERSHIP_P = "membership_test.json", "membership_test.parquet"
+"""Not to be taken for the membership table of the audits, of the forget set and by fewer steps."""
 
 
 def folder() -> Path:
@@ -64,6 +69,35 @@ def long_attack() -> pd.DataFrame:
     return _named(load_table(folder() / "long_attack.parquet"))
 
 
+@cache
+def membership() -> pd.DataFrame:
+    """The exact membership test by twelve steps of the schedule, of more pairs and captions than an audit asks it of.
+
+    Returns:
+        One row a model and what it was given, the twin first: model, caption ("its own", "empty"), n (pairs), mean p
+        with low and high, least (share of pairs with the smallest p, with its interval), ks and holm (p-value of a
+        test that p is uniform, alone and adjusted for all of them), against_twin (paired difference of mean p, with
+        its interval), verdict, power and needed (of `equivalence`; none for the twin itself).
+    """
+    return pd.DataFrame(load_json(folder() / _MEMBERSHIP))
+
+
+@cache
+def membership_p() -> pd.DataFrame:
+    """P-values of that test: columns model, caption, target, p; no row where only the table of `membership` ships.
+
+    The second edition kept p-values of its first pairs alone: `target` says of which.
+    """
+    path = folder() / _MEMBERSHIP_P
+    return load_table(path) if path.is_file() else pd.DataFrame(columns=["model", "caption", "target", "p"])
+
+
+def ship_membership(rows: Sequence[Mapping[str, Any]], p_values: pd.DataFrame) -> None:
+    """Writes what `membership` and `membership_p` read."""
+    save_json([dict(row) for row in rows], folder() / _MEMBERSHIP)
+    save_table(p_values, folder() / _MEMBERSHIP_P)
+
+
 def _named(table: pd.DataFrame) -> pd.DataFrame:
     """A table with the kinds of pairs by their names of today. It is of the second edition if it has one of its own."""
     columns = [name for name in ("pairs", "taught") if name in table and not table[name].isin(_NAMES).any()]
@@ -74,6 +108,16 @@ def _named(table: pd.DataFrame) -> pd.DataFrame:
 def costs() -> dict[str, dict[str, Any]]:
     """What each removal took: minutes, threads, bytes."""
     return load_json(folder() / "costs.json")
+
+
+@cache
+def training_minutes() -> float:
+    """CPU-core minutes that training the UNet of the model took; NaN where it was not trained on a CPU."""
+    log = load_json(weights_folder() / "training.json")["stages"]
+    stages = [stage for name, stage in log.items() if name.startswith("unet") or name in ("base", "model")]
+    if not stages or not all("thread" in stage["on"] for stage in stages):
+        return float("nan")
+    return sum(stage["seconds"] * int(stage["on"].split()[0]) for stage in stages) / 60
 
 
 def whole(names: Iterable[str]) -> list[str]:

@@ -2,11 +2,10 @@
 
     image_grid({"training image": a, "seed 0": b}, captions)    # a labelled row for each entry, a column a caption
     label_points(axis, [(x, y, "pruned", colour)])              # names beside points, none over another
-    similarity_histograms(frame, threshold)                     # one panel a kind of caption
-    exposure_curve(ladder, others)                              # exposures -> replication rate
-    copy_roc(metric)                                            # how the copy metric's threshold was chosen
-    exact_test(fresh, own, p)                                   # one image: like its training image, or any layout?
-    p_values({"verbatim": p, ...})                              # distribution of the test's p-values
+    similarity_strips(frame, threshold)                         # copy similarity of images, by the exact test's verdict
+    exposure_curve(points)                                      # exposures -> replication rate
+    exact_test(fresh, trained, p)                                  # one image: like its training image, or any layout?
+    p_values({"verbatim": p, ...}, step)                        # distribution of an exact test's p-values, by kind
 
     heatmaps({"memorized": (steps, layers), ...}, layers, "")   # a panel an entry, one colour scale
     sorted_norms({"memorized": (neurons,), ...}, "")            # how unequal the neurons of a layer are
@@ -29,6 +28,6 @@ from .images import image_grid
 from .kinds import by_kind
 from .labels import label_points
 from .layers import heatmaps, layer_label, mask, profiles, sorted_norms, subset_lines
-from .replication import copy_roc, exact_test, exposure_curve, p_values, similarity_histograms
+from .replication import exact_test, exposure_curve, p_values, similarity_strips
 from .style import BASELINE_COLOURS, METHOD_COLOURS, colours
 from .tradeoffs import MEASURES, trade_off

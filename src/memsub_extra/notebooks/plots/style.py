@@ -66,10 +66,10 @@ def colours(names: Iterable[Any], more: Mapping[str, Colour] | None = None) -> d
         more: of methods that are not in the table.
     """
     table = METHOD_COLOURS | dict(zip(BASELINES, cycle(BASELINE_COLOURS), strict=False)) | dict(more or {})
-    found = {str(name): table.get(_method(str(name), table)) for name in names}
-    taken = {colour for colour in found.values() if colour is not None}
+    known = {str(name): table.get(_method(str(name), table)) for name in names}
+    taken = {colour for colour in known.values() if colour is not None}
     free = cycle([colour for colour in _FREE if colour not in taken])
-    return {name: colour if colour is not None else next(free) for name, colour in found.items()}
+    return {name: colour if colour is not None else next(free) for name, colour in known.items()}
 
 
 def _method(name: str, table: Mapping[str, Any]) -> str:

@@ -1,0 +1,58 @@
+"""One notebook headless, and what the processes are that execute notebooks side by side (`notebooks.batch`).
+
+Each of these processes imports this module. It imports no torch and no model: the kernels do.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from memsub.io.files import printable
+
+
+class NotebookError(RuntimeError):
+    """A notebook stopped with an error; says which, where, and how."""
+
+
+def begin(threads: int) -> None:
+    """A worker begins: it knows its threads, and ends as soon as its parent does, as kernels do."""
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
+
+
+def execute(path: Path, out: Path, parameters: Mapping[str, Any], bar: bool = True) -> None:
+    """Executes one notebook by papermill, in the folder it lies in.
+
+    Args:
+        parameters: of the run, by the names that YAML files use.
+        bar: shows how far it is.
+
+    Raises:
+        NotebookError: names notebook, cell and error; `out` holds the notebook up to there.
+    """
+    import papermill  # in the extra `notebooks`
+    from papermill.exceptions import PapermillExecutionError
+
+    # A notebook's own cell shows only the parameters it is about; papermill would warn of each of the others.
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    try:
+        options = {"cwd": str(path.parent), "kernel_name": "python3", "progress_bar": bar}
+        # All that a notebook leaves is written: a kernel would take more than a second to tidy up.
+        papermill.execute_notebook(str(path), str(out), dict(parameters), shutdown_kernel="immediate", **options)
+    except PapermillExecutionError as error:
+        raise NotebookError(
+            f"{path.name} stopped at In [{error.exec_count}]: {printable(f'{error.ename}: {error.evalue}')[:1000]} "
+            f"(see {out}). Run again to go on from there."
+        ) from None
