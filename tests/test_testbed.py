@@ -1,6 +1,5 @@
 """The embedded model, from training to report: the code end to end in small, the shipped weights on a sample."""
 
-import copy
 import json
 from functools import partial
 from itertools import islice
@@ -8,8 +7,6 @@ from itertools import islice
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from diffusers.models.activations import GEGLU
 from tools.testbed_report import Report, to_markdown
 from tools.testbed_report import trained as stages_of
 
@@ -17,29 +14,32 @@ import memsub
 from memsub.io.images import decode_png
 from memsub.measure.evaluation import alignment_each
 from memsub.measure.verdict import by_exact_test
-from memsub.models import as_denoiser, generate
+from memsub.models import generate
 from memsub.testbed import dataset, scenes
-from memsub.testbed.unet import ChunkedGEGLU
 from memsub.world import WORLDS
-from memsub_extra.training import fitting, stages, train
+from memsub_extra.training import corpus, fitting, stages, train
 from memsub_extra.training.tokenizer import make_tokenizer
 from memsub_extra.unlearning.pairs import SAMPLING
 
 STEPS = {"autoencoder": 2, "clip": 1, "copy": 1, "alignment": 1}
-SIZES = {"ladder": 2 * (1 + 2), "verbatim": 4, "sibling": 4, "template": 10, "ordinary": 24}
-"""Exposures of each kind."""
+SIZES = {"ladder": 2 * (1 + 2), "verbatim": 4, "sibling": 8, "template": 10, "ordinary": 24}
+"""Exposures of each kind, but for those of ordinary scenes to the base."""
+BASE = 2
 
 
 @pytest.fixture
 def small(monkeypatch):
     """A corpus of some fifty exposures, scorers of a few scenes, and networks of one layer a block."""
-    for kind in ("verbatim", "template", "ordinary", "sibling"):
+    for kind in ("verbatim", "template", "sibling"):
         monkeypatch.setitem(dataset.EXPOSURES, kind, 1)
+    monkeypatch.setitem(dataset.EXPOSURES, "ordinary", BASE + 1)
+    for module in (dataset, corpus):
+        monkeypatch.setattr(module, "BASE_EXPOSURES", BASE)
     monkeypatch.setattr(dataset, "LADDER", (1, 2))
     monkeypatch.setattr(dataset, "PAIRS_PER_RUNG", 2)
     monkeypatch.setattr(dataset, "VERBATIM", SIZES["verbatim"])
     monkeypatch.setattr(dataset, "TEMPLATE_GROUPS", SIZES["template"] // dataset.TEMPLATE_VARIANTS)
-    monkeypatch.setattr(dataset, "SIBLINGS", SIZES["sibling"] // SIZES["verbatim"])
+    monkeypatch.setattr(dataset, "SIBLINGS", SIZES["sibling"] // (2 * SIZES["verbatim"]))
     monkeypatch.setattr(dataset, "HELDOUT", 4)
     monkeypatch.setattr(train, "IMAGES", 1)
     monkeypatch.setattr(train.scorers, "CONTENTS", 16)
@@ -57,24 +57,28 @@ def trained(folder, work, **options):
 @pytest.mark.slow  # each stage is trained by itself in the tests below
 def test_training_end_to_end_in_small(tmp_path, small):
     out, work = tmp_path / "out", tmp_path / "work"
-    weights = trained(out, work, widths=[5])
-    assert len(weights) == 5 + 3 + 3
-    vae, unet = (f"{part}/diffusion_pytorch_model.safetensors" for part in ("vae", "unet"))
-    assert weights[f"twin/{vae}"] == weights[vae]
-    assert weights[f"twin/{unet}"] != weights[unet]
-    assert len(weights[f"width-5/{unet}"]) > len(weights[unet])
+    weights = trained(out, work)
+    assert set(weights) == {
+        *(f"{part}/diffusion_pytorch_model.safetensors" for part in ("vae", "unet", "twin/unet", "other/unet")),
+        *(f"scorers/{scorer}/diffusion_pytorch_model.safetensors" for scorer in ("alignment", "copy")),
+        "text_encoder/model.safetensors",
+    }
+    unets = {weights[f"{model}unet/diffusion_pytorch_model.safetensors"] for model in ("", "twin/", "other/")}
+    assert len(unets) == 3
 
-    for folder in (out, out / "twin"):
-        pipe = memsub.load_pipeline(folder, device="cpu")
-        assert all(w.in_features == 4 * stages.WIDENING * w.out_features for w in as_denoiser(pipe).layers().values())
-        images = memsub.generate(pipe, ["a red heart on a plain green background"], steps=2, progress=False)
-        metrics = memsub.load_metrics(str(folder), device="cpu")
-        assert metrics.copy.features(images).shape == (1, 64)
-        assert 0 <= metrics.prompt.similarity(images, ["a red heart on a plain green background"])[0] <= 1
-    logs = json.loads((out / "training.json").read_text())["stages"]
-    assert logs[stages.ModelKind().stage]["steps"] == sum(SIZES.values()) // stages.BATCH == 3
+    pipe = memsub.load_pipeline(out, device="cpu")
+    images = memsub.generate(pipe, ["a red heart on a plain green background"], steps=2, progress=False)
+    metrics = memsub.load_metrics(str(out), device="cpu")
+    assert metrics.copy.features(images).shape == (1, 64)
+    assert 0 <= metrics.prompt.similarity(images, ["a red heart on a plain green background"])[0] <= 1
+    log = json.loads((out / "training.json").read_text())
+    assert log["stages"]["model"]["steps"] == sum(SIZES.values()) // stages.BATCH == 3
+    assert log["stages"]["base"]["steps"] == BASE * SIZES["ordinary"] // stages.BATCH == 3
+    assert log["share of memorized pairs"]["after the base"] == 20 / sum(SIZES.values())
     table = pd.read_parquet(out / "ground_truth.parquet")
-    assert table["exposures"].sum() == sum(SIZES.values()) - SIZES["sibling"]  # which do not ship
+    assert (
+        table["exposures"].sum() == sum(SIZES.values()) + BASE * SIZES["ordinary"] - SIZES["sibling"]
+    )  # which do not ship
 
 
 def test_a_training_that_was_killed_twice_ends_with_the_same_bytes(tmp_path, small, monkeypatch):
@@ -88,7 +92,7 @@ def test_a_training_that_was_killed_twice_ends_with_the_same_bytes(tmp_path, sma
     monkeypatch.setattr(fitting, "CHECKPOINT_SECONDS", 0)
     monkeypatch.setattr(fitting, "CHECKPOINT_STEPS", 1)
     plain = fitting.generator
-    for stage in ("autoencoder", "unet"):
+    for stage in ("autoencoder", "base", "unet"):
 
         def killing(*parts, stage=stage):
             if parts[1:] == (stage, 1):
@@ -100,26 +104,6 @@ def test_a_training_that_was_killed_twice_ends_with_the_same_bytes(tmp_path, sma
             trained(tmp_path / "again", tmp_path / "again.work")
     monkeypatch.setattr(fitting, "generator", plain)
     assert trained(tmp_path / "again", tmp_path / "again.work") == weights
-
-
-@pytest.mark.parametrize("widths", [[1, 1], [stages.WIDENING], [0]])
-def test_widths_that_cannot_be_are_refused_before_anything_is_rendered(tmp_path, widths):
-    with pytest.raises(ValueError, match="name each once, from 1 on"):
-        train.train(tmp_path, tmp_path, widths=widths)
-    with pytest.raises(ValueError, match="name each once"):
-        train.train_widths(tmp_path, tmp_path, widths)
-
-
-def test_a_width_is_trained_beside_the_model_that_ships(tmp_path, small, monkeypatch):
-    monkeypatch.setattr(dataset, "build", partial(dataset.build, ordinary=SIZES["ordinary"]))
-    monkeypatch.setitem(train.STEPS, "clip", STEPS["clip"])
-    [folder] = train.train_widths(tmp_path, tmp_path / "work", [5])
-    wide, shipped = (memsub.load_pipeline(model, "cpu", torch.float32) for model in (folder, "tiny"))
-    assert all(map(torch.equal, wide.vae.state_dict().values(), shipped.vae.state_dict().values()))
-    for model, widening in ((wide, 5), (shipped, 3)):
-        layers = as_denoiser(model).layers().values()
-        assert all(w.in_features == 4 * widening * w.out_features for w in layers)
-    assert json.loads((folder / "training.json").read_text())["widening"] == 5
 
 
 def test_tokenizers_give_each_word_of_the_world_one_token(pipe):
@@ -184,35 +168,6 @@ def test_shipped_figures_hold_on_a_sample(pipe, twin, prompts, monkeypatch):
     assert value("autoencoder") >= 35
     assert value("ordinary captions") < metrics.copy.threshold - 0.1
     assert value("on disk") <= 60
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("tokens", [1, 128, 300])
-def test_a_feed_forward_layer_in_parts_gives_what_it_gives_whole(pipe, tokens):
-    layer = next(m for m in pipe.unet.modules() if isinstance(m, ChunkedGEGLU))
-    x = torch.randn(1, tokens, layer.proj.in_features, generator=torch.Generator().manual_seed(0))
-    whole = GEGLU.forward(layer, x)
-    torch.testing.assert_close(layer(x), whole, rtol=1e-5, atol=1e-6)
-    assert layer(x).shape == whole.shape
-
-
-@torch.no_grad()
-def test_a_projection_with_hooks_or_an_adapter_is_called(pipe):
-    layer = copy.deepcopy(next(m for m in pipe.unet.modules() if isinstance(m, ChunkedGEGLU)))
-    x = torch.ones(1, 4, layer.proj.in_features)
-    plain, calls = layer(x), []
-    hook = layer.proj.register_forward_hook(lambda *_: calls.append(1))
-    torch.testing.assert_close(layer(x), plain, rtol=1e-5, atol=1e-6)
-    hook.remove()
-    layer(x)
-    assert len(calls) == 1
-
-    class Doubled(torch.nn.Linear):
-        def forward(self, x):
-            return 2 * super().forward(x)
-
-    layer.proj.__class__ = Doubled
-    assert not torch.allclose(layer(x), plain)
 
 
 def training_sample(prompts) -> np.ndarray:
