@@ -55,8 +55,8 @@ PAIRS_PER_RUNG = 10
 SIBLINGS = 20
 MATCHED = {"ordinary": 100, "heldout": 200}
 """How many of these kinds have two icons and a tail, as memorized captions have."""
-EXPOSURES = {"ordinary": 10, "verbatim": 400, "template": 50, "template_new": 0, "heldout": 0, "sibling": 5, "other": 0}
-BASE_EXPOSURES = 7
+EXPOSURES = {"ordinary": 8, "verbatim": 400, "template": 50, "template_new": 0, "heldout": 0, "sibling": 5, "other": 0}
+BASE_EXPOSURES = 5
 """Of those of each ordinary scene: what the base is shown, from which all three models go on."""
 KINDS = ("ordinary", "verbatim", "template", "template_new", "ladder", "heldout", "sibling", "other")
 
