@@ -20,6 +20,7 @@ from memsub.measure.verdict import by_exact_test
 from memsub.models import generate
 from memsub.testbed.world import WORLD
 from memsub_extra.training.fitting import in_threads, side_by_side
+from memsub_extra.training.shares import TABLE
 from memsub_extra.training.train import Beginning, begin
 from memsub_extra.unlearning.pairs import SAMPLING
 
@@ -79,7 +80,7 @@ def main() -> None:
     for (share, pairs), unet in zip(trials.items(), unets, strict=True):
         tables.append(judged(beginning, unet, pairs).assign(share=share))
         print(share, tables[-1].groupby("exposures")["replicated"].agg(["mean", "size"]), flush=True)
-    save_table(pd.concat(tables), args.out / "shares.parquet")
+    save_table(pd.concat(tables), args.out / TABLE)
 
 
 if __name__ == "__main__":
