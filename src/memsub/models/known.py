@@ -29,6 +29,7 @@ class ModelInfo:
         scorers: of its images: "published", or the name of a world that has its own.
         gpu_dtype: name of the torch.dtype that it is loaded with on a GPU.
         parameters: parameter file in papermill_params/, if it has one.
+        parts: folder of a pipeline whose parts it shares; `source` then has a folder `unet` alone. "": it has its own.
         sparsity, steps: the edit, chosen on the embedded model, else the paper's: share of a row, steps united (tau).
         neurons: of all its second feed-forward maps together.
         world: name in `WORLDS` of the data it was trained on, whose ground truth is known in full; or "".
@@ -42,6 +43,7 @@ class ModelInfo:
     scorers: str
     gpu_dtype: str = "float16"
     parameters: str = ""
+    parts: str = ""
     sparsity: float = 0.01  # the paper's
     steps: int = 10
     neurons: int | None = None
