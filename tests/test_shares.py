@@ -37,7 +37,7 @@ def test_the_figure_has_a_line_for_each_share():
     (axis,) = figure.axes
     lines = [container.lines[0].get_ydata().tolist() for container in axis.containers]
     assert lines == [[0, 0], [50, 100]]
-    assert {text.get_text() for text in axis.texts} == {"5%", "40%"}
+    assert {text.get_text() for text in axis.texts} == {"5 %", "40 %"}
     assert [tick.get_text() for tick in axis.get_xticklabels()] == ["100", "400"]
     assert "4 to 8 pairs" in axis.get_title()
     assert axis.get_xlabel() and axis.get_ylabel()

@@ -103,7 +103,8 @@ class Prices:
         if not path.is_file():
             work, began = path.with_suffix(""), time.process_time()
             resumed = work.is_dir()
-            made = removal.edit(self.pipe, self.subjects.forget_set, pairs, folder=work, **given)
+            # `removal.edit` may refuse pairs to remove among those to keep, which is what contamination is.
+            made = removal.make(self.pipe, self.subjects.forget_set, pairs, folder=work, **removal.options | given)
             made.save(path)
             about = {"minutes": (time.process_time() - began) / 60, "resumed": resumed, "trial": str(trial)}
             save_json(about, path.with_suffix(".json"))

@@ -26,10 +26,11 @@ def share_of_pairs(rates: pd.DataFrame) -> Figure:
     """
     figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
     shares = sorted(rates["share"].unique())
-    tones = {f"{share:.0%}": tone for share, tone in zip(shares, sns.color_palette("flare", len(shares)), strict=True)}
+    names = {share: f"{100 * share:g} %" for share in shares}
+    tones = dict(zip(names.values(), sns.color_palette("flare", len(shares)), strict=True))
     ends = {}
     for place, share in enumerate(shares):
-        line, name = rates[rates["share"] == share].sort_values("exposures"), f"{share:.0%}"
+        line, name = rates[rates["share"] == share].sort_values("exposures"), names[share]
         at = line["exposures"].to_numpy() * _APART ** (place - (len(shares) - 1) / 2)
         value, low, high = (100 * line[column].to_numpy() for column in ("value", "low", "high"))
         errors = np.clip([value - low, high - value], 0, None)
@@ -42,5 +43,5 @@ def share_of_pairs(rates: pd.DataFrame) -> Figure:
     label_ends(axis, ends, tones)
     fewest, most = rates["pairs"].min(), rates["pairs"].max()
     number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
-    axis.set_title(f"share of training that is memorized pairs, by colour; {number} pairs a point", fontsize=10)
+    axis.set_title(f"share of memorized pairs in training, by colour; {number} pairs a point", fontsize=10)
     return finished(figure)
