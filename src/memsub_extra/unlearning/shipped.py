@@ -106,8 +106,9 @@ def ship(
         if not parts:
             continue
         save_table(pd.concat(parts, ignore_index=True), folder() / f"{name}.parquet")
-    attacked = pd.concat([work.assign(model=model) for model, work in long.items()], ignore_index=True)
-    save_table(attacked, folder() / "long_attack.parquet")
+    if long:
+        attacked = pd.concat([work.assign(model=model) for model, work in long.items()], ignore_index=True)
+        save_table(attacked, folder() / "long_attack.parquet")
     save_json(dict(costs), folder() / "costs.json")
     save_json(dict(edits), folder() / "edits.json")
     tensors = {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in images.items()}
