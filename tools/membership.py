@@ -43,9 +43,13 @@ def models(more: Mapping[str, Path]) -> dict[str, tuple[Pipeline, Edit | None]]:
     """Controls first: with the twin the others are compared. Then the model: unedited, and with each edit that ships or
     is in a file of `more`."""
     pipe = load_pipeline("tiny")
-    controls = {name: (load_pipeline(source), None) for name, source in MODELS["tiny"].controls.items()}
-    edits = {name: (pipe, Edit.load(file)) for name, file in (shipped.edits() | dict(more)).items()}
-    return controls | {"unedited": (pipe, None)} | edits
+    compared: dict[str, tuple[Pipeline, Edit | None]] = {}
+    for name, source in MODELS["tiny"].controls.items():
+        compared[name] = load_pipeline(source), None
+    compared["unedited"] = pipe, None
+    for name, file in (shipped.edits() | dict(more)).items():
+        compared[name] = pipe, Edit.load(file)
+    return compared
 
 
 def tested(

@@ -97,7 +97,7 @@ class Prices:
         """The trained weights, and what they took: CPU-core minutes of the call that made them, and if it resumed."""
         pairs = ordinary_pairs(self.subjects, trial)
         removal, given = REMOVALS[trial.method], {"steps": trial.steps} | options
-        content = {"model": fingerprint(self.pipe), "captions": pairs.captions, "images": pairs.images}
+        content: dict[str, Any] = {"model": fingerprint(self.pipe), "captions": pairs.captions, "images": pairs.images}
         content |= {"method": trial.method, "options": removal.options | given, "version": removal.version}
         path = self.store.path(EDITS, ".safetensors", **content)
         if not path.is_file():

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from memsub.io.files import save_table
 from memsub.measure.verdict import by_exact_test
 from memsub.models import generate
 from memsub.testbed.world import WORLD
+from memsub_extra.files import save_table
 from memsub_extra.training.fitting import in_threads, side_by_side
 from memsub_extra.training.shares import TABLE
 from memsub_extra.training.train import Beginning, begin

@@ -27,7 +27,7 @@ from memsub.measure.intervals import clustered
 from memsub.measure.metrics import Metrics, load_metrics
 from memsub.measure.noise import noise_seeds
 from memsub.measure.verdict import exact_in
-from memsub.models import as_denoiser, generate, load_pipeline
+from memsub.models import Sample, as_denoiser, generate, load_pipeline
 from memsub.prompts import Prompts, load_prompts
 from memsub.testbed import dataset
 from memsub.testbed.scenes import CHOICES, COLOURS, ICONS, Content, alternatives, caption, parse, sample_content
@@ -166,7 +166,7 @@ class Report:
         references = np.concatenate([self.prompts.images(kind) for kind in NEVER_SEEN])[distinct]
         step = max(1, round(1 / self.share))  # of a sample, of every kind alike
         captions, references = captions[::step], references[::step]
-        sample = partial(generate, self.controls[name], **SAMPLING)
+        sample: Sample = partial(generate, self.controls[name], **SAMPLING)
         first, *others = (sample(captions, seeds=noise_seeds(captions, k)) for k in range(4))
         yield self._calibration(f"{name} with the model's memorized captions", first, captions, references)
         p_values = [exact_p(images, captions, references) for images in others]
@@ -195,7 +195,7 @@ class Report:
     def _other_on_its_pairs(self) -> dict:
         """Whether the control is one: it memorized its own pairs as the model did."""
         captions, references = self._other_pairs()
-        sample = partial(generate, self.controls["other"], **SAMPLING)
+        sample: Sample = partial(generate, self.controls["other"], **SAMPLING)
         hits = [
             exact_p(sample(captions, seeds=noise_seeds(captions, k)), captions, references) <= LEVEL for k in range(4)
         ]
