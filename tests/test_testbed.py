@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from tools import membership, removals
+from tools import shares as shares_tool
 from tools.testbed_report import Report, gflop_of_a_row, to_markdown
 from tools.testbed_report import trained as stages_of
 
@@ -25,7 +26,8 @@ from memsub.models import MODELS, fingerprint, generate, load_pipeline
 from memsub.prompts import Prompts
 from memsub.testbed import dataset, scenes
 from memsub.world import WORLDS
-from memsub_extra.training import corpus, fitting, stages, train
+from memsub_extra.files import load_table
+from memsub_extra.training import corpus, fitting, shares, stages, train
 from memsub_extra.training.tokenizer import make_tokenizer
 from memsub_extra.unlearning import shipped
 from memsub_extra.unlearning.pairs import SAMPLING, Pairs, Subjects
@@ -199,6 +201,17 @@ def test_everything_runs_on_what_a_training_leaves(stand_in, tmp_path, monkeypat
     monkeypatch.setattr(removals, "audited", lambda *_, **__: pytest.fail("audited once more"))
     assert again.audit("other")["replication"].equals(tables["other"]["replication"])
     assert again.minutes() == before
+
+
+def test_trials_of_shares_go_on_from_the_base_and_are_judged(tmp_path, small, monkeypatch):
+    for name, value in {"SHARES": (0.1, 0.2), "RUNGS": (1, 2), "SAMPLES": 64, "NOISES": 2}.items():
+        monkeypatch.setattr(shares_tool, name, value)
+    monkeypatch.setattr(shares_tool, "begin", partial(train.begin, steps=STEPS, ordinary=SIZES["ordinary"]))
+    monkeypatch.setattr(sys, "argv", ["shares", "--checkpoints", str(tmp_path / "work"), "--out", str(tmp_path)])
+    shares_tool.main()
+    rates = shares.rates(load_table(tmp_path / shares.TABLE)).set_index(["share", "exposures"])
+    assert rates["pairs"].to_dict() == {(0.1, 1): 2, (0.1, 2): 2, (0.2, 1): 4, (0.2, 2): 4}
+    assert (rates["n"] == 2 * rates["pairs"]).all()
 
 
 def test_work_of_a_row_counts_a_multiplication_and_an_addition_as_two():

@@ -32,7 +32,7 @@ NOISES = 4
 """Of each pair, when it is judged."""
 
 
-def order(beginning: Beginning, pairs: dict[int, np.ndarray], samples: int = SAMPLES) -> np.ndarray:
+def order(beginning: Beginning, pairs: dict[int, np.ndarray]) -> np.ndarray:
     """Rows in the order of one trial: pairs as often as their rung says, siblings once, and ordinary scenes.
 
     Args:
@@ -41,7 +41,7 @@ def order(beginning: Beginning, pairs: dict[int, np.ndarray], samples: int = SAM
     rng, kind = np.random.default_rng([beginning.seed, 3]), beginning.corpus.table["kind"]
     memorized = np.concatenate([np.repeat(rows, exposures) for exposures, rows in pairs.items()])
     siblings = np.flatnonzero(kind == "sibling")
-    ordinary = rng.choice(beginning.corpus.ordinary, samples - len(memorized) - len(siblings))
+    ordinary = rng.choice(beginning.corpus.ordinary, SAMPLES - len(memorized) - len(siblings))
     return rng.permutation(np.concatenate([memorized, siblings, ordinary]))
 
 
