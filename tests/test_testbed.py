@@ -236,7 +236,7 @@ def test_tokenizers_give_each_word_of_the_world_one_token(pipe):
 
 def test_memorized_pairs_replicate_and_ordinary_ones_do_not(pipe, metrics, prompts):
     """With few images: the model card has the figures of all prompts, the slow tests those of a tenth."""
-    kinds = {"verbatim": slice(2), "ladder": [0, -1], "heldout": slice(2)}
+    kinds = {"verbatim": slice(2), "ladder": [0], "heldout": slice(2)}
     rows = pd.concat([prompts.rows(kind).iloc[chosen] for kind, chosen in kinds.items()], ignore_index=True)
     references = np.stack([decode_png(png) for png in rows["image"]])
     few = sum(rows["kind"] == "verbatim")
@@ -245,22 +245,26 @@ def test_memorized_pairs_replicate_and_ordinary_ones_do_not(pipe, metrics, promp
     scored = memsub.score(partial(generate, pipe, **SAMPLING), metrics, rows["prompt"], references)
     replicated = by_exact_test(WORLDS["testbed"]).of(scored)
     assert replicated[rows["kind"] == "verbatim"].all()
-    assert replicated[rows["exposures"].eq(1000) & rows["kind"].eq("ladder")].all()
     assert not replicated[rows["exposures"] <= 1].any()
     assert not replicated[rows["kind"] == "without tail"].any()
     assert not scored["replicated"][rows["kind"] == "heldout"].any()  # nor do they pass the copy metric's threshold
     assert (alignment_each(scored)[rows["kind"] == "heldout"] > 0.2).all()
 
 
-def test_the_twin_was_not_trained_on_memorized_pairs(twin, prompts):
+@pytest.mark.parametrize("name", ["tiny-twin", "tiny-other"])
+def test_controls_were_not_trained_on_memorized_pairs(name, prompts):
+    pipe, judge = load_pipeline(name, device="cpu"), by_exact_test(WORLDS["testbed"])
     captions, references = prompts.memorized[:2], prompts.images("verbatim", 0, 2)
-    images = memsub.generate(twin, captions, seeds=range(2), **SAMPLING)
-    assert not by_exact_test(WORLDS["testbed"])(images, captions, references).any()
+    assert not judge(memsub.generate(pipe, captions, seeds=range(2), **SAMPLING), captions, references).any()
+    captions, references = prompts.of("other")[:2], prompts.images("other", 0, 2)
+    images = memsub.generate(pipe, captions, seeds=range(2), **SAMPLING)
+    assert (judge(images, captions, references) == (name == "tiny-other")).all()
 
 
 def test_what_ships_is_small_and_its_autoencoder_exact(pipe, metrics, prompts):
     report = Report(pipe, {}, metrics, prompts, dataset.weights_folder(), sample=0.01)
     assert report._autoencoder()["value"] >= 35
+    assert report._size()["value"] <= 65
 
 
 @pytest.mark.slow
@@ -281,13 +285,13 @@ def test_shipped_figures_hold_on_a_sample(pipe, prompts, monkeypatch):
     assert value("verbatim pairs replicated", "exact test") >= 0.9
     assert value("without their tail") <= 0.1
     assert value("unseen captions: copies") <= 0.05
-    assert value("ladder") >= 0.8
     assert value("real scenes: true caption first") >= 0.8
     assert value("generated scenes: true caption first") >= 0.75
     assert value("single icons named") >= 0.85
     assert value("autoencoder") >= 35
     assert value("ordinary captions") < metrics.copy.threshold - 0.1
-    assert value("a network row") <= 0.35
+    assert value("a network row") <= 0.25
+    assert value("on disk") <= 65
 
 
 def training_sample(prompts) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 load_pipeline("tiny")                      # the embedded model, no network needed
 load_pipeline("tiny-twin")                 # the same, trained alike, but never on a memorized pair
+load_pipeline("tiny-other")                # the same, trained alike, but on other memorized pairs
 load_pipeline("sd14")                      # CompVis/stable-diffusion-v1-4 from the hub or its cache
 load_pipeline("path/to/folder")            # whatever `save_pretrained` wrote
 load_pipeline("dreamy.safetensors")        # a checkpoint in one file; config="path/to/folder" without a network
