@@ -15,11 +15,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from memsub.io.files import save_table
 from memsub.measure.verdict import by_exact_test
 from memsub.models import generate
 from memsub.testbed.world import WORLD
+from memsub_extra.files import save_table
 from memsub_extra.training.fitting import in_threads, side_by_side
+from memsub_extra.training.shares import TABLE
 from memsub_extra.training.train import Beginning, begin
 from memsub_extra.unlearning.pairs import SAMPLING
 
@@ -31,7 +32,7 @@ NOISES = 4
 """Of each pair, when it is judged."""
 
 
-def order(beginning: Beginning, pairs: dict[int, np.ndarray], samples: int = SAMPLES) -> np.ndarray:
+def order(beginning: Beginning, pairs: dict[int, np.ndarray]) -> np.ndarray:
     """Rows in the order of one trial: pairs as often as their rung says, siblings once, and ordinary scenes.
 
     Args:
@@ -40,7 +41,7 @@ def order(beginning: Beginning, pairs: dict[int, np.ndarray], samples: int = SAM
     rng, kind = np.random.default_rng([beginning.seed, 3]), beginning.corpus.table["kind"]
     memorized = np.concatenate([np.repeat(rows, exposures) for exposures, rows in pairs.items()])
     siblings = np.flatnonzero(kind == "sibling")
-    ordinary = rng.choice(beginning.corpus.ordinary, samples - len(memorized) - len(siblings))
+    ordinary = rng.choice(beginning.corpus.ordinary, SAMPLES - len(memorized) - len(siblings))
     return rng.permutation(np.concatenate([memorized, siblings, ordinary]))
 
 
@@ -79,7 +80,7 @@ def main() -> None:
     for (share, pairs), unet in zip(trials.items(), unets, strict=True):
         tables.append(judged(beginning, unet, pairs).assign(share=share))
         print(share, tables[-1].groupby("exposures")["replicated"].agg(["mean", "size"]), flush=True)
-    save_table(pd.concat(tables), args.out / "shares.parquet")
+    save_table(pd.concat(tables), args.out / TABLE)
 
 
 if __name__ == "__main__":
