@@ -7,8 +7,9 @@ export MALLOC_MMAP_THRESHOLD_ = 1000000000
 export MALLOC_TOP_PAD_ = 67108864
 # What is installed is compiled at its first import, not all of it by pip: half a minute less.
 unexport PYTHONDONTWRITEBYTECODE
-# Those that take long first, as `memsub run` does: so two processes end together.
-LONG := $(foreach n,00 01 04 05 06,$(wildcard notebooks/$(n)_*.ipynb))
+# Those that take long first, as `memsub run` does: so two processes end together. 03 reads what 02 captures, and would
+# capture it once more beside it.
+LONG := $(foreach n,00 01 02 04 05 06,$(wildcard notebooks/$(n)_*.ipynb))
 NOTEBOOKS := $(LONG) $(filter-out $(LONG),$(sort $(wildcard notebooks/*.ipynb)))
 # The embedded model fills two cores better from two processes of one thread than from one of two.
 SIDE_BY_SIDE := -n auto --maxprocesses 4
