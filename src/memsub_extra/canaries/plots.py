@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from memsub_extra.notebooks.plots import uniform_band
 from memsub_extra.notebooks.plots.style import BESIDE, colours, finished, panels
 
 from .testing import MEASURES
@@ -14,19 +14,17 @@ from .testing import MEASURES
 def calibration(tested: pd.DataFrame) -> Figure:
     """The share of canaries at or below each p-value, a panel a measure: where nothing is known it is the diagonal.
 
-    The band holds the whole line of as many uniform p-values as the smallest group has, in 95 of 100 cases
-    (Dvoretzky, Kiefer and Wolfowitz).
+    The band holds the whole line of as many uniform p-values as the smallest group has, in 95 of 100 cases.
 
     Args:
         tested: of `testing.tested`.
     """
     figure, axes = panels(len(MEASURES), 3.4, 3.6)
     groups = dict(iter(tested.groupby(["model", "canaries"], sort=False)))
-    tones, at = colours(tested["model"].unique(), {"model": colours(["unedited"])["unedited"]}), np.linspace(0, 1, 200)
-    half = np.sqrt(np.log(2 / 0.05) / (2 * min(map(len, groups.values()))))
+    tones = colours(tested["model"].unique(), {"model": colours(["unedited"])["unedited"]})
+    smallest = min(map(len, groups.values()))
     for axis, measure in zip(axes[0], MEASURES, strict=True):
-        axis.fill_between(at, np.clip(at - half, 0, 1), np.clip(at + half, 0, 1), color="0.9", linewidth=0)
-        axis.plot(at, at, "k:", linewidth=1, label="uniform: nothing known")
+        uniform_band(axis, smallest, label="uniform: nothing known")
         for (model, kind), part in groups.items():
             style = {"color": tones[model], "linestyle": "-" if kind == "planted" else "--"}
             axis.ecdf(part[f"{measure}_p"], label=f"{model}, {kind} (n = {len(part)})", **style)

@@ -16,6 +16,7 @@ from memsub.world import World
 from memsub_extra.run.model import Model
 from memsub_extra.run.run import Run
 from memsub_extra.store import Kind
+from memsub_extra.training.corpus import SHOWN_TO_TWIN
 
 from .intervals import mean_interval
 from .listing import Notebook
@@ -23,8 +24,6 @@ from .listing import Notebook
 MEMBERSHIP = Kind("membership")
 SMALLEST = 1 / (MEMBERSHIP_ALTERNATIVES + 1)
 """The smallest p of the membership test."""
-SHOWN_TO_TWIN = ("ordinary", "sibling")
-"""Kinds of pairs that the twin was trained on, too. All others that training showed are memorized pairs."""
 
 
 def exposures() -> pd.DataFrame:

@@ -6,6 +6,7 @@
     exposure_curve(points)                                      # exposures -> replication rate
     exact_test(fresh, trained, p)                                  # one image: like its training image, or any layout?
     p_values({"verbatim": p, ...}, step)                        # distribution of an exact test's p-values, by kind
+    uniform_band(axis, n)                                       # where the line of n uniform p-values stays
 
     heatmaps({"memorized": (steps, layers), ...}, layers, "")   # a panel an entry, one colour scale
     sorted_norms({"memorized": (neurons,), ...}, "")            # how unequal the neurons of a layer are
@@ -28,6 +29,6 @@ from .images import image_grid
 from .kinds import by_kind
 from .labels import label_points
 from .layers import heatmaps, layer_label, mask, profiles, sorted_norms, subset_lines
-from .replication import exact_test, exposure_curve, p_values, similarity_strips
+from .replication import exact_test, exposure_curve, p_values, similarity_strips, uniform_band
 from .style import BASELINE_COLOURS, METHOD_COLOURS, colours
 from .tradeoffs import MEASURES, trade_off

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .style import BESIDE, colours, finished, label_ends, shown
@@ -94,16 +95,11 @@ def p_values(kinds: Mapping[str, np.ndarray], step: float, columns: int = 4) -> 
         kinds: p-values by what they are of.
         step: the smallest possible p.
     """
-    from scipy.stats import kstwo  # takes a second to import
-
     rows = -(-len(kinds) // columns)
     shape: dict[str, Any] = {"sharex": True, "sharey": True, "squeeze": False, "layout": "constrained"}
     figure, axes = plt.subplots(rows, min(columns, len(kinds)), figsize=(9, 2.35 * rows + 0.4), **shape)
-    at = np.linspace(0, 1, 201)
     for axis, (name, p), colour in zip(axes.flat, kinds.items(), colours(kinds).values(), strict=False):
-        half = kstwo.ppf(0.95, len(p)) + step / 2  # p-values are multiples of the step
-        axis.fill_between(at, np.clip(at - half, 0, 1), np.clip(at + half, 0, 1), color="0.9", linewidth=0)
-        axis.plot([0, 1], [0, 1], ":", color="black", linewidth=1)
+        uniform_band(axis, len(p), step)
         axis.plot([0, *np.sort(p), 1], [*np.linspace(0, 1, len(p) + 1), 1], drawstyle="steps-post", color=colour)
         axis.set_title(f"{shown(name)}\nn = {len(p)}", fontsize=9)
         axis.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.06), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
@@ -115,3 +111,17 @@ def p_values(kinds: Mapping[str, np.ndarray], step: float, columns: int = 4) -> 
     for axis in axes[:, 0]:
         axis.set_ylabel("share at or below it")
     return finished(figure)
+
+
+def uniform_band(axis: Axes, n: int, step: float = 0.0, label: str | None = None) -> None:
+    """The diagonal, and a grey band: it holds the whole line of n uniform p-values in 95 of 100 samples.
+
+    Args:
+        step: that the p-values are multiples of.
+        label: of the diagonal, for a legend.
+    """
+    from scipy.stats import kstwo  # takes a second to import
+
+    half, at = kstwo.ppf(0.95, n) + step / 2, np.linspace(0, 1, 201)  # Kolmogorov's distance
+    axis.fill_between(at, np.clip(at - half, 0, 1), np.clip(at + half, 0, 1), color="0.9", linewidth=0)
+    axis.plot([0, 1], [0, 1], ":", color="black", linewidth=1, label=label)
