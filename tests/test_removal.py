@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tools.removals import of_this_model, removal
+from tools.removals import MADE, of_this_model, removal
 
 from memsub.activations import capture
 from memsub.measure.exact import LEVEL
@@ -276,7 +276,8 @@ def test_removals_are_found_by_their_names():
         "pruning, half of the layers",
         "adversarial pruning",
     ]
-    assert len(REMOVALS) == 24
+    assert len(REMOVALS) == 25
+    assert REMOVALS["pruning at 1 %"].options == {"sparsity": 0.01}
     assert REMOVALS["SISS"].options["where"] == "all"
     assert REMOVALS["SISS, the located weights"].changes == "trains the located weights"
     assert REMOVALS["regrowth, as many random weights"].options == REMOVALS["regrowth"].options | {"where": "random"}
@@ -290,6 +291,8 @@ def test_removals_are_found_by_their_names():
 def test_a_removal_is_audited_under_its_name_and_seed():
     assert removal("regrowth, seed 2") == (REMOVALS["regrowth"], 2)
     assert removal("pruning, half of the layers") == (REMOVALS["pruning, half of the layers"], 0)
+    assert [removal(name)[1] for name in MADE].count(0) == len(MADE) - 2
+    assert not [name for name in MADE if "weights" in name]  # variants that no document shows
     for wrong in ("regrowht", "regrowth, seed", "regrowth, seed one", "twin"):
         with pytest.raises(ValueError, match=f"no removal '{wrong}'; expected some of pruning"):
             removal(wrong)
@@ -299,7 +302,7 @@ def test_what_ships_was_made_of_the_model_that_ships(pipe):
     assert of_this_model(fingerprint(pipe))
     assert not of_this_model("another")
     assert list(shipped.audits())[:2] == ["twin", "unedited"]
-    assert set(shipped.audits()) - {"twin", "unedited"} == set(shipped.costs())
+    assert set(shipped.audits()) - {"twin", "other", "unedited"} == set(shipped.costs())
     assert all(image.dtype == np.uint8 for image in shipped.images().values())
 
 
@@ -612,6 +615,9 @@ def test_an_audit_has_a_table_for_each_question(micro, metrics, prompts, memoriz
     assert tables["replication"]["own_noise"].all()
     assert audit.compared({"twin": tables, "a": tables})["verdict"].isin(("equivalent", "inconclusive")).all()
     assert fingerprint(micro) == before
+    again = audit.audited(micro, subjects, metrics, WORLD, **options, only=["diversity"])
+    assert list(again) == ["diversity"]
+    assert again["diversity"].equals(tables["diversity"])
 
 
 def test_seeds_of_the_twin_differ(pipe, twin, memorized):

@@ -15,7 +15,7 @@ The questions are not all that one could ask. The audit takes the pipeline as it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -42,6 +42,8 @@ from .relearning import relearning
 
 Tables = Mapping[str, pd.DataFrame]
 """Of `audited`."""
+TABLES = ("replication", "attack", "relearning", "diversity", "quality", "membership")
+"""Their names."""
 TAUGHT = f"{FORGET_SET} pairs"
 """The lesson of relearning from a part of the forget set."""
 SMALLEST = 1 / (MEMBERSHIP_ALTERNATIVES + 1)
@@ -110,9 +112,10 @@ def audited(
     looks: Sequence[int] = (0, 10, 25, 50, 100),
     seeds: int = 2,
     membership_steps: int = 4,
+    only: Sequence[str] = TABLES,
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
-    """The whole audit of the pipeline as it is.
+    """The whole audit of the pipeline as it is, or some of its tables.
 
     Args:
         targets: pairs of each kind under the embedding attack.
@@ -124,31 +127,51 @@ def audited(
         rates: learning rates of relearning; looks: its steps.
         seeds: images of each caption for the exact test of replication.
         membership_steps: steps at which the membership test averages losses; 4 screen, 12 are the full protocol.
+        only: names of tables, if not all are wanted.
 
     Returns:
         Tables replication (by `pairs`), attack (`pairs`, `start`), relearning (`taught`, `lr`), diversity (`p` of each
         caption of the forget set), quality (`pairs`), membership (of the forget set).
     """
     sample, judge = partial(generate, pipe, **SAMPLING), by_exact_test(world)
+    captions = subjects.forget_set.captions
+    attack: dict[str, Any] = {"iterations": iterations, "noises": noises, "progress": progress}
+    tables: dict[str, Callable[[], pd.DataFrame]] = {
+        "replication": lambda: _replicated(sample, subjects, world, seeds),
+        "attack": lambda: _attacked(pipe, subjects, judge, targets, attacked, begin, attack),
+        "relearning": lambda: _relearned(pipe, subjects, judge, taught, rates, looks, progress),
+        "diversity": lambda: pd.DataFrame({"target": range(len(captions)), "p": diversity(sample, captions, world)}),
+        "quality": lambda: quality(sample, metrics, subjects),
+        "membership": lambda: membership(pipe, subjects.forget_set, world, membership_steps, progress),
+    }
+    return {name: make() for name, make in tables.items() if name in only}
+
+
+def _replicated(sample: Sample, subjects: Subjects, world: World, seeds: int) -> pd.DataFrame:
+    """Replication of all kinds of pairs; of unseen ones as many as there are in the forget set."""
     asked = subjects.judged | {UNSEEN: subjects.unseen.first(len(subjects.forget_set))}
-    replicated = {kind: replication(sample, pairs, world, range(seeds)) for kind, pairs in asked.items()}
-    attacks = []
-    for kind in attacked:
+    tables = [replication(sample, pairs, world, range(seeds)).assign(pairs=kind) for kind, pairs in asked.items()]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _attacked(
+    pipe: Pipeline,
+    subjects: Subjects,
+    judge: Judge,
+    targets: int,
+    kinds: Sequence[str],
+    begin: Sequence[str],
+    options: Mapping[str, Any],
+) -> pd.DataFrame:
+    """Work of the attack on the first `targets` pairs of each kind, from each beginning."""
+    tables = []
+    for kind in kinds:
         pairs = subjects.judged[kind].first(targets)
         beginnings = starts(pipe, pairs.captions)
         for start in begin:
-            options: dict[str, Any] = {"iterations": iterations, "noises": noises, "progress": progress}
             work = attack_work(pipe, pairs, beginnings[start], judge, **options)
-            attacks.append(work.assign(pairs=kind, start=start))
-    p = diversity(sample, subjects.forget_set.captions, world)
-    return {
-        "replication": pd.concat([table.assign(pairs=kind) for kind, table in replicated.items()], ignore_index=True),
-        "attack": pd.concat(attacks, ignore_index=True),
-        "relearning": _relearned(pipe, subjects, judge, taught, rates, looks, progress),
-        "diversity": pd.DataFrame({"target": range(len(p)), "p": p}),
-        "quality": quality(sample, metrics, subjects),
-        "membership": membership(pipe, subjects.forget_set, world, membership_steps, progress),
-    }
+            tables.append(work.assign(pairs=kind, start=start))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _relearned(

@@ -26,9 +26,9 @@ from memsub.models import ModelInfo
 from memsub.testbed.dataset import weights_folder
 from memsub_extra.files import load_table, save_table
 
+from .audit import TABLES
 from .pairs import FORGET_SET, HELD_OUT, UNSEEN
 
-TABLES = ("replication", "attack", "relearning", "diversity", "quality", "membership")
 _SECOND_EDITION = {"removed": FORGET_SET, "unseen": HELD_OUT, "fresh": UNSEEN, "removed pairs": f"{FORGET_SET} pairs"}
 """What tables of the second edition call the kinds of pairs."""
 _NAMES = (FORGET_SET, f"{FORGET_SET} pairs")
@@ -132,8 +132,9 @@ def images() -> dict[str, np.ndarray]:
 
 
 def edits() -> dict[str, Path]:
-    """Files of the edits that ship, by name of their removal."""
-    return {name: folder() / file for name, file in load_json(folder() / "edits.json").items()}
+    """Files of the edits that ship, by name of their removal; none before `ship`."""
+    listed = folder() / "edits.json"
+    return {name: folder() / file for name, file in load_json(listed).items()} if listed.is_file() else {}
 
 
 def ship(
@@ -149,8 +150,9 @@ def ship(
         if not parts:
             continue
         save_table(pd.concat(parts, ignore_index=True), folder() / f"{name}.parquet")
-    attacked = pd.concat([work.assign(model=model) for model, work in long.items()], ignore_index=True)
-    save_table(attacked, folder() / "long_attack.parquet")
+    if long:
+        attacked = pd.concat([work.assign(model=model) for model, work in long.items()], ignore_index=True)
+        save_table(attacked, folder() / "long_attack.parquet")
     save_json(dict(costs), folder() / "costs.json")
     save_json(dict(edits), folder() / "edits.json")
     tensors = {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in images.items()}
