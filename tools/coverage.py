@@ -5,8 +5,8 @@
 
 Outcomes are simulated by a probit-normal model: an image replicates if h + c_i + s_j + e_ij > 0, with normal effects of
 the caption, of the seed's noise, and of both together. Its variances are fitted to the shipped audits, but for that of
-the seed: there each image has a noise of its own, whose effect is another for every image. Alignments are resampled from
-the shipped ones, and p-values of membership have the shape of the measured ones.
+the seed: there each image has a noise of its own, whose effect is another for every image. Alignments are resampled
+from the shipped ones, and p-values of membership have the shape of the measured ones.
 """
 
 from __future__ import annotations
@@ -199,8 +199,8 @@ def of_outcomes(effects: Effects, runs: int) -> Iterator[dict[str, Any]]:
 
 def of_numbers(runs: int) -> Iterator[dict[str, Any]]:
     """Rows of ratios of alignment and of paired differences of mean p, one value a caption."""
-    quality = {name: tables["quality"].query("pairs == @UNSEEN") for name, tables in shipped.audits().items()}
-    ours, theirs = (quality[name]["alignment"].to_numpy() for name in ("pruning", "twin"))
+    quality = (shipped.audits()[name]["quality"] for name in ("pruning", "twin"))
+    ours, theirs = (table.loc[table["pairs"] == UNSEEN, "alignment"].to_numpy() for table in quality)
 
     def alignments(n: int) -> Draw:
         def draw(rng: np.random.Generator) -> tuple[np.ndarray, ...]:

@@ -62,7 +62,7 @@ def audits() -> dict[str, dict[str, pd.DataFrame]]:
 
 @cache
 def long_attack() -> pd.DataFrame:
-    """Work of a longer attack on some models: `attack_work`, columns model, start and pairs more; empty where none is."""
+    """Work of a longer attack on some models: `attack_work`, columns model, start and pairs more; or no rows."""
     path = folder() / "long_attack.parquet"
     return load_table(path) if path.is_file() else pd.DataFrame()
 
