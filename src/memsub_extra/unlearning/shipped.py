@@ -75,9 +75,10 @@ def membership() -> pd.DataFrame:
         One row a model and what it was given, controls first: model, caption (of `GIVEN`), n (pairs), mean p with low
         and high, least (share of pairs with the smallest p, with its interval), ks and holm (p-value of a test that p
         is uniform, alone and adjusted for all of them), against_twin (paired difference of mean p, with its interval),
-        verdict, power and needed (of `equivalence`; none for the twin itself).
+        verdict, power and needed (of `equivalence`; none for the twin itself). No rows where none ships.
     """
-    return pd.DataFrame(load_json(folder() / _MEMBERSHIP))
+    path = folder() / _MEMBERSHIP
+    return pd.DataFrame(load_json(path) if path.is_file() else [])
 
 
 @cache
