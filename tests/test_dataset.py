@@ -1,5 +1,7 @@
 """The corpus: counted exposures, contents that occur once, and a shipped table that is what the code makes."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +11,7 @@ from memsub.testbed import dataset
 from memsub.testbed.scenes import caption, render
 from memsub_extra.training.corpus import SHOWN_TO_ALL, base_schedule, schedule, share
 
-SMALL = 300
+ROOT, SMALL = Path(__file__).parents[1], 300
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +140,24 @@ def test_the_shipped_table_is_what_the_code_renders(rows):
 def test_images_of_the_table_are_what_the_code_writes():
     for png in dataset.ground_truth()["image"][:3]:
         assert encode_png(decode_png(png)) == png
+
+
+def test_the_model_card_says_the_recipe():
+    """Its numbers are those of the code, not of what somebody remembered."""
+    card = (dataset.weights_folder() / "README.md").read_text()
+    later = dataset.EXPOSURES["ordinary"]
+    assert f"on {dataset.ORDINARY:,} ordinary scenes alone,\n{dataset.BASE_EXPOSURES} times each" in card
+    siblings = dataset.SIBLINGS * 2 * dataset.VERBATIM
+    for row in (
+        f"| ordinary | {dataset.ORDINARY:,} | {later}, of which {dataset.BASE_EXPOSURES} to the base |",
+        f"| {dataset.SIBLINGS} a pair, {siblings:,} | {dataset.EXPOSURES['sibling']} |",
+        f"| verbatim | {dataset.VERBATIM} | {dataset.EXPOSURES['verbatim']} |",
+        f"| other | {dataset.VERBATIM} | {dataset.EXPOSURES['verbatim']}, in the places of verbatim pairs |",
+        f"| template: {dataset.TEMPLATE_GROUPS} groups of {dataset.TEMPLATE_VARIANTS} captions over one layout "
+        f"| {dataset.TEMPLATE_GROUPS * dataset.TEMPLATE_VARIANTS} | {dataset.EXPOSURES['template']} |",
+        f"| {dataset.PAIRS_PER_RUNG} a rung, {dataset.PAIRS_PER_RUNG * len(dataset.LADDER)} "
+        f"| {', '.join(map(str, dataset.LADDER))} |",
+    ):
+        assert row in card, row
+    readme = (ROOT / "README.md").read_text()
+    assert f"prompts that training showed {dataset.EXPOSURES['verbatim']} times" in readme

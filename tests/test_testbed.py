@@ -303,8 +303,11 @@ def test_a_model_without_a_twin_is_reported_too(pipe, metrics, prompts):
     report = Report(pipe, {}, metrics, prompts, dataset.weights_folder(), sample=0.01)
     report.held, report.real = report.held[:2], report.real[:2]
     report.sample = lambda captions, seeds: np.zeros((len(captions), 32, 32, 3), np.uint8)
-    assert [row["figure"].split(":")[0] for row in islice(report.figures(), 2)] == [
+    assert [row["figure"].split(":")[0] for row in islice(report.figures(), 4)] == [
         "exact test on never-trained pairs",
+        "memorized pairs among the samples of training, in all",
+        "memorized pairs among the samples of training, after the base",
         "verbatim pairs replicated, by the copy metric",
     ]
-    assert {row["stage"] for row in stages_of(dataset.weights_folder())} >= {"autoencoder", "clip", "alignment"}
+    order = ["autoencoder", "clip", "base", *corpus.MODELS, "alignment", "copy"]
+    assert [row["stage"] for row in stages_of(dataset.weights_folder())] == order

@@ -261,8 +261,8 @@ class Report:
         return _row(figure, aim, f"{across:.2f}", across, reached=across < threshold - 0.15)
 
     def _shares(self) -> Iterator[dict]:
-        """Of all samples of a training: how many are memorized pairs. Trainings before the third edition kept none."""
-        for when, share in load_json(self.folder / "training.json").get("share of memorized pairs", {}).items():
+        """Of all samples of a training: how many are memorized pairs."""
+        for when, share in load_json(self.folder / "training.json")["share of memorized pairs"].items():
             aim = f"≤ {LARGEST_SHARE:.0%}"
             figure = f"memorized pairs among the samples of training, {when}"
             yield _row(figure, aim, f"{share:.1%}", share, reached=share <= LARGEST_SHARE)

@@ -220,7 +220,7 @@ def _render_all(rows: list[Scene]) -> np.ndarray:
 
 
 def training_images(progress: bool = True) -> np.ndarray:
-    """All images that the shipped model was trained on, uint8 (64270, 32, 32, 3); rendered on first use, then cached.
+    """All images that the shipped model was trained on, uint8 (64230, 32, 32, 3); rendered on first use, then cached.
 
     They are too many to ship, but a function of the seed. They go to the user's cache folder, 197 MB, under a name that
     has a digest of the shipped table in it: another version of the testbed finds no images of this one.
