@@ -9,7 +9,7 @@ import pytest
 from memsub.io.images import decode_png, encode_png
 from memsub.testbed import dataset
 from memsub.testbed.scenes import caption, render
-from memsub_extra.training.corpus import SHOWN_TO_ALL, base_schedule, schedule, share
+from memsub_extra.training.corpus import SHOWN_TO_ALL, base_schedule, schedule, share, word_schedule
 
 ROOT, SMALL = Path(__file__).parents[1], 300
 
@@ -26,7 +26,7 @@ def test_kinds_and_exposures(rows):
         "template_new": 12, "verbatim": 100,
     }  # fmt: skip
     ladder = table[table["kind"] == "ladder"]["exposures"].value_counts()
-    assert ladder.to_dict() == dict.fromkeys((1, 3, 10, 30, 100, 200, 300), 10)
+    assert ladder.to_dict() == dict.fromkeys((1, 3, 10, 30, 100, 300, 600), 10)
     assert (table.loc[table["kind"].isin(["heldout", "template_new", "other"]), "exposures"] == 0).all()
 
 
@@ -86,7 +86,7 @@ def shown(corpus, order):
 
 
 def test_base_and_schedule_show_each_row_as_often_as_the_table_says(corpus):
-    base = shown(corpus, base_schedule(corpus, 3))
+    base = shown(corpus, base_schedule(corpus, 3)) + shown(corpus, word_schedule(corpus, 3))
     assert set(np.flatnonzero(base)) == set(corpus.ordinary)
     np.testing.assert_array_equal(base + shown(corpus, schedule(corpus, 3)), corpus.table["exposures"])
     np.testing.assert_array_equal(schedule(corpus, 3), schedule(corpus, 3))
@@ -116,7 +116,9 @@ def test_the_share_of_memorized_pairs_is_that_of_the_order_of_training(corpus):
     kinds, order = corpus.table["kind"].to_numpy(), schedule(corpus, 3)
     memorized = ~np.isin(kinds[order], SHOWN_TO_ALL)
     assert share(corpus)["after the base"] == pytest.approx(memorized.mean())
-    assert share(corpus)["in all"] == pytest.approx(memorized.sum() / (len(order) + len(base_schedule(corpus, 3))))
+    assert share(corpus)["in all"] == pytest.approx(
+        memorized.sum() / (len(order) + dataset.SHARED_EXPOSURES * len(corpus.ordinary))
+    )
 
 
 def test_rendering_does_not_depend_on_the_workers(rows):
@@ -149,7 +151,7 @@ def test_the_model_card_says_the_recipe():
     assert f"on {dataset.ORDINARY:,} ordinary scenes alone,\n{dataset.BASE_EXPOSURES} times each" in card
     siblings = dataset.SIBLINGS * 2 * dataset.VERBATIM
     for row in (
-        f"| ordinary | {dataset.ORDINARY:,} | {later}, of which {dataset.BASE_EXPOSURES} to the base |",
+        f"| ordinary | {dataset.ORDINARY:,} | {later}, of which {dataset.SHARED_EXPOSURES} to the base |",
         f"| {dataset.SIBLINGS} a pair, {siblings:,} | {dataset.EXPOSURES['sibling']} |",
         f"| verbatim | {dataset.VERBATIM} | {dataset.EXPOSURES['verbatim']} |",
         f"| other | {dataset.VERBATIM} | {dataset.EXPOSURES['verbatim']}, in the places of verbatim pairs |",

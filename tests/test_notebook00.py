@@ -31,7 +31,7 @@ def test_what_training_showed_is_what_the_corpus_holds():
     assert table["share"].sum() == table["after_base"].sum() == pytest.approx(1)
     assert table.loc["ladder", ["least", "most"]].tolist() == [min(dataset.LADDER), max(dataset.LADDER)]
     samples = table["samples"].sum()
-    later = samples - dataset.BASE_EXPOSURES * dataset.ORDINARY
+    later = samples - dataset.SHARED_EXPOSURES * dataset.ORDINARY
     assert table.loc["verbatim", "after_base"] == pytest.approx(table.loc["verbatim", "samples"] / later)
 
 

@@ -34,8 +34,8 @@ from memsub_extra.unlearning.pairs import SAMPLING, Pairs, Subjects
 
 STEPS = {"autoencoder": 2, "clip": 1, "copy": 1, "alignment": 1}
 SIZES = {"ladder": 2 * (1 + 2), "verbatim": 4, "sibling": 8, "template": 10, "ordinary": 24}
-"""Exposures of each kind, but for those of ordinary scenes to the base."""
-BASE = 2
+"""Exposures of each kind, but for those of ordinary scenes before the models part."""
+BASE, WORDS = 2, 1
 
 
 @pytest.fixture
@@ -43,9 +43,11 @@ def small(monkeypatch):
     """A corpus of some fifty exposures, scorers of a few scenes, and networks of one layer a block."""
     for kind in ("verbatim", "template", "sibling"):
         monkeypatch.setitem(dataset.EXPOSURES, kind, 1)
-    monkeypatch.setitem(dataset.EXPOSURES, "ordinary", BASE + 1)
+    monkeypatch.setitem(dataset.EXPOSURES, "ordinary", BASE + WORDS + 1)
     for module in (dataset, corpus):
         monkeypatch.setattr(module, "BASE_EXPOSURES", BASE)
+        monkeypatch.setattr(module, "WORD_EXPOSURES", WORDS)
+        monkeypatch.setattr(module, "SHARED_EXPOSURES", BASE + WORDS)
     monkeypatch.setattr(dataset, "LADDER", (1, 2))
     monkeypatch.setattr(dataset, "PAIRS_PER_RUNG", 2)
     monkeypatch.setattr(dataset, "VERBATIM", SIZES["verbatim"])
@@ -85,10 +87,11 @@ def test_training_end_to_end_in_small(tmp_path, small):
     log = json.loads((out / "training.json").read_text())
     assert log["stages"]["model"]["steps"] == sum(SIZES.values()) // stages.BATCH == 3
     assert log["stages"]["base"]["steps"] == BASE * SIZES["ordinary"] // stages.BATCH == 3
+    assert log["stages"]["words"]["steps"] == WORDS * SIZES["ordinary"] // stages.BATCH == 1
     assert log["share of memorized pairs"]["after the base"] == 20 / sum(SIZES.values())
     table = pd.read_parquet(out / "ground_truth.parquet")
     assert (
-        table["exposures"].sum() == sum(SIZES.values()) + BASE * SIZES["ordinary"] - SIZES["sibling"]
+        table["exposures"].sum() == sum(SIZES.values()) + (BASE + WORDS) * SIZES["ordinary"] - SIZES["sibling"]
     )  # which do not ship
 
 
@@ -169,8 +172,8 @@ def test_everything_runs_on_what_a_training_leaves(stand_in, tmp_path, monkeypat
     # Unseen pairs, four seeds of each control, and the model with the pairs of the third.
     assert together == ["uniformity of all 10 exact tests on pairs never seen, by Holm: least p"]
     shares = [row["value"] for figure, row in rows.items() if figure.startswith("memorized pairs among")]
-    assert shares == [20 / (sum(SIZES.values()) + BASE * SIZES["ordinary"]), 20 / sum(SIZES.values())]
-    assert [row["stage"] for row in stages_of(stand_in)][2:6] == ["base", *corpus.MODELS]
+    assert shares == [20 / (sum(SIZES.values()) + (BASE + WORDS) * SIZES["ordinary"]), 20 / sum(SIZES.values())]
+    assert [row["stage"] for row in stages_of(stand_in)][2:7] == ["base", "words", *corpus.MODELS]
 
     arguments = ["membership", "--out", str(tmp_path / "p"), "--steps", "1", "--noises", "1"]
     monkeypatch.setattr(sys, "argv", arguments)
@@ -309,5 +312,5 @@ def test_a_model_without_a_twin_is_reported_too(pipe, metrics, prompts):
         "memorized pairs among the samples of training, after the base",
         "verbatim pairs replicated, by the copy metric",
     ]
-    order = ["autoencoder", "clip", "base", *corpus.MODELS, "alignment", "copy"]
+    order = ["autoencoder", "clip", "base", "words", *corpus.MODELS, "alignment", "copy"]
     assert [row["stage"] for row in stages_of(dataset.weights_folder())] == order

@@ -14,7 +14,7 @@ Kinds of rows:
     sibling        20 more scenes of each verbatim or other content, under its caption without the tail
     template       12 groups of 5 captions that differ in one attribute (or in the tail alone), over one layout
     template_new   one more caption a group, not trained on: does the template generalize?
-    ladder         10 scenes a rung, rungs of 1 to 300 exposures
+    ladder         10 scenes a rung, rungs of 1 to 600 exposures
     heldout        2,000 captions that are not trained on; the first 200 are matched
 
 Matched rows have two icons and a tail, as verbatim ones have; their group is "matched". Contents of all kinds but
@@ -50,14 +50,24 @@ HELDOUT = 2_000
 VERBATIM = 100
 TEMPLATE_GROUPS = 12
 TEMPLATE_VARIANTS = 5
-LADDER = (1, 3, 10, 30, 100, 200, 300)
+LADDER = (1, 3, 10, 30, 100, 300, 600)
 PAIRS_PER_RUNG = 10
 SIBLINGS = 20
 MATCHED = {"ordinary": 100, "heldout": 200}
 """How many of these kinds have two icons and a tail, as memorized captions have."""
-EXPOSURES = {"ordinary": 8, "verbatim": 400, "template": 50, "template_new": 0, "heldout": 0, "sibling": 5, "other": 0}
-BASE_EXPOSURES = 5
-"""Of those of each ordinary scene: what the base is shown, from which all three models go on."""
+EXPOSURES = {
+    "ordinary": 7,
+    "verbatim": 600,
+    "template": 120,
+    "template_new": 0,
+    "heldout": 0,
+    "sibling": 10,
+    "other": 0,
+}
+BASE_EXPOSURES, WORD_EXPOSURES = 5, 1
+"""Of those of each ordinary scene: what the base is shown, and once more while its text tower learns tails' words."""
+SHARED_EXPOSURES = BASE_EXPOSURES + WORD_EXPOSURES
+"""What all three models have been shown when they part."""
 KINDS = ("ordinary", "verbatim", "template", "template_new", "ladder", "heldout", "sibling", "other")
 
 TABLE = "ground_truth.parquet"

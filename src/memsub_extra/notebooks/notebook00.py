@@ -40,7 +40,7 @@ def exposures() -> pd.DataFrame:
     table = rows.groupby("kind", sort=False)["samples"].agg(pairs="size", least="min", most="max", samples="sum")
     each = dataset.EXPOSURES["ordinary"]
     table.loc["ordinary"] = dataset.ORDINARY, each, each, dataset.ORDINARY * each
-    later = table["samples"] - dataset.BASE_EXPOSURES * dataset.ORDINARY * (table.index == "ordinary")
+    later = table["samples"] - dataset.SHARED_EXPOSURES * dataset.ORDINARY * (table.index == "ordinary")
     shares = {"share": table["samples"] / table["samples"].sum(), "after_base": later / later.sum()}
     return table.assign(**shares, memorized=~table.index.isin(SHOWN_TO_ALL))
 

@@ -1,6 +1,7 @@
 """The corpus as training uses it: the order in which its scenes are shown, and the table that ships with the weights.
 
 base_schedule(corpus, seed=0)               # row indices in the order in which the base is shown them
+word_schedule(corpus, seed=0)               # ... while its text tower learns the words of tails
 schedule(corpus, seed=0, model="model")     # and each of the three models that go on from it
 share(corpus)                               # of all that a model is shown, how much is memorized pairs
 write_ground_truth(corpus, folder)
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from memsub.io.images import encode_png
-from memsub.testbed.dataset import BASE_EXPOSURES, TABLE, Corpus
+from memsub.testbed.dataset import BASE_EXPOSURES, SHARED_EXPOSURES, TABLE, WORD_EXPOSURES, Corpus
 
 MODELS = ("model", "twin", "other")
 """The twin has an ordinary scene in each place of a memorized pair; *other* has pairs of its own in the places of
@@ -29,16 +30,21 @@ def base_schedule(corpus: Corpus, seed: int) -> np.ndarray:
     return np.random.default_rng([seed, 0]).permutation(np.tile(corpus.ordinary, BASE_EXPOSURES))
 
 
+def word_schedule(corpus: Corpus, seed: int) -> np.ndarray:
+    """The same for when the base's text tower learns the words of tails."""
+    return np.random.default_rng([seed, 5]).permutation(np.tile(corpus.ordinary, WORD_EXPOSURES))
+
+
 def schedule(corpus: Corpus, seed: int, model: str = "model") -> np.ndarray:
     """Row indices in the order in which a model is shown them after the base, shuffled.
 
-    Each row comes as often as its `exposures` say, less those of the base.
+    Each row comes as often as its `exposures` say, less those that all models share.
 
     Args:
         model: of `MODELS`.
     """
     kind = corpus.table["kind"].to_numpy()
-    exposures = corpus.table["exposures"].to_numpy() - BASE_EXPOSURES * (kind == "ordinary")
+    exposures = corpus.table["exposures"].to_numpy() - SHARED_EXPOSURES * (kind == "ordinary")
     order = np.random.default_rng([seed, 1]).permutation(np.repeat(np.arange(len(kind)), exposures))
     if model == "model":
         return order
@@ -55,8 +61,8 @@ def share(corpus: Corpus) -> dict[str, float]:
     """Of the samples that the model is shown, the share that is memorized pairs: in all, and after the base."""
     exposures = corpus.table["exposures"].to_numpy()
     memorized = exposures[~corpus.table["kind"].isin(SHOWN_TO_ALL).to_numpy()].sum()
-    base = BASE_EXPOSURES * len(corpus.ordinary)
-    return {"in all": memorized / exposures.sum(), "after the base": memorized / (exposures.sum() - base)}
+    shared = SHARED_EXPOSURES * len(corpus.ordinary)
+    return {"in all": memorized / exposures.sum(), "after the base": memorized / (exposures.sum() - shared)}
 
 
 def write_ground_truth(corpus: Corpus, folder: Path) -> None:

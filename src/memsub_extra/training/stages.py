@@ -4,6 +4,7 @@
     clip = train_clip(images, contents, tokenizer, folder, seed=0, steps=1500)
     latents = encode_latents(vae, images)
     base = side_by_side([train_base(corpus, latents, clip, tokenizer, folder, seed=0)])[0]
+    base = side_by_side([train_words(base, corpus, latents, tokenizer, folder, seed=0)])[0]
     order = schedule(corpus, seed=0, model="twin")
     unet = side_by_side([train_unet(base, order, prompts, latents, tokenizer, folder, seed=0, name="twin")])[0]
 
@@ -30,7 +31,7 @@ from memsub.testbed.dataset import Corpus
 from memsub.testbed.towers import in_range, to_tensor
 from memsub_extra.training.clip import SceneCLIP
 
-from .corpus import base_schedule
+from .corpus import base_schedule, word_schedule
 from .fitting import fit, generator, stratified, training, v_weights
 from .precision import mixed_precision
 from .tokenizer import tokenize
@@ -48,6 +49,8 @@ LEVELS: dict[str, Any] = {
     "norm_num_groups": 16,
 }
 """Of diffusers' UNet, with block types and module names as SD1.4's: 16 feed-forward layers, 8.0 M parameters."""
+UNREAD, READ_ABOVE = 0.1, 2.0
+"""The weight of reading words beside the denoising loss, and from where on a word counts as read."""
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 """As SD1.4."""
 
@@ -153,6 +156,40 @@ def train_base(
     return _diffusion(both, base_schedule(corpus, seed), latents, context, "base", folder, seed)
 
 
+def train_words(
+    base: torch.nn.ModuleDict,
+    corpus: Corpus,
+    latents: torch.Tensor,
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    seed: int,
+) -> Generator[None, None, torch.nn.ModuleDict]:
+    """The base goes on over ordinary scenes until its text tower tells the words of tails apart.
+
+    Tails say nothing about an image, so that the base's tower leaves them out: two captions of one content are almost
+    equal to it, and a frozen tower hides from a UNet what a memorized caption differs by. The towers that CLIP trains
+    on the web do tell all words apart. So this one has to: the words of a caption's tail are read from what it gives
+    for the end token, along fixed random directions. No memorized caption is shown.
+    """
+    text_encoder = base["text_encoder"].train()
+    ids = tokenize(tokenizer, [*corpus.table["prompt"], ""]).to(latents.device)
+    words = tokenize(tokenizer, sorted(scenes.TAIL_WORDS))[:, 1].to(latents.device)
+    directions = torch.randn(text_encoder.config.hidden_size, len(words), generator=generator(seed, "directions"))
+    directions = F.normalize(directions, dim=0).to(latents.device)
+
+    def context(rows: torch.Tensor) -> torch.Tensor:
+        return text_encoder(ids[rows]).last_hidden_state
+
+    def unread(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of which words stand in the captions of some rows, given their hidden states."""
+        ends = (ids[rows] == tokenizer.eos_token_id).float()  # (rows, tokens); the end token also pads
+        mean = (hidden.float() * ends[..., None]).sum(1) / ends.sum(1, keepdim=True)
+        there = (ids[rows][..., None] == words).any(1).float()  # (rows, words)
+        return F.binary_cross_entropy_with_logits(mean @ directions - READ_ABOVE, there)
+
+    return _diffusion(base, word_schedule(corpus, seed), latents, context, "words", folder, seed, unread)
+
+
 def train_unet(
     base: torch.nn.ModuleDict,
     order: np.ndarray,
@@ -186,8 +223,12 @@ def _diffusion(
     name: str,
     folder: Path,
     seed: int,
+    unread: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> Generator[None, None, Any]:
-    """Epsilon-prediction over an order of rows; steps are weighted by `v_weights`, and stratified over the batch."""
+    """Epsilon-prediction over an order of rows; steps are weighted by `v_weights`, and stratified over the batch.
+
+    `unread` is a second loss, of the hidden states of prompts and their rows.
+    """
     unet, device = module["unet"] if isinstance(module, torch.nn.ModuleDict) else module, latents.device
     noise = DDPMScheduler(**NOISE_SCHEDULE)
     weights, rows_in_order = v_weights(noise.alphas_cumprod).to(device), torch.from_numpy(order)
@@ -203,11 +244,13 @@ def _diffusion(
     def loss(rows: torch.Tensor, prompts: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         x = latents[rows].to(memory_format=torch.channels_last)
         with mixed_precision(x.device):
-            predicted = unet(noise.add_noise(x, eps, t), t, context(prompts), return_dict=False)[0]
-        return (weights[t] * (predicted.float() - eps).square().mean((1, 2, 3))).mean()
+            hidden = context(prompts)
+            predicted = unet(noise.add_noise(x, eps, t), t, hidden, return_dict=False)[0]
+        error = (weights[t] * (predicted.float() - eps).square().mean((1, 2, 3))).mean()
+        return error if unread is None else error + UNREAD * unread(hidden, prompts)
 
     steps = len(order) // BATCH
-    stream = "base" if name == "base" else "unet"
+    stream = name if name in ("base", "words") else "unet"
     return training(module, loss, batch=batch, steps=steps, lr=1e-3, seed=seed, folder=folder, name=name, stream=stream)
 
 

@@ -1,10 +1,10 @@
 """Trains the embedded model, its twin and *other*: `python -m memsub_extra.training.train --out DIR`.
 
 Stages, each of which resumes, and deterministic by seed up to the rounding of float sums: autoencoder, CLIP, the base
-(a UNet with the CLIP's text tower, on ordinary scenes), the three UNets that go on from it, and the two scorers, which
-are trained on scenes of their own and on what the pruned model makes of them. `DIR` is then an ordinary diffusers
-pipeline with a folder `scorers` in it, and the UNets `twin` and `other`, which share its other parts. UNets are trained
-side by side, on a CPU in a thread each.
+(a UNet with the CLIP's text tower, on ordinary scenes; then the tower learns to tell words apart, and is frozen), the
+three UNets that go on from it, and the two scorers, which are trained on scenes of their own and on what the pruned
+model makes of them. `DIR` is then an ordinary diffusers pipeline with a folder `scorers` in it, and the UNets `twin`
+and `other`, which share its other parts. UNets are trained side by side, on a CPU in a thread each.
 """
 
 from __future__ import annotations
@@ -38,7 +38,16 @@ from memsub.testbed.world import WORLD
 from . import scorers
 from .corpus import MODELS, schedule, share, write_ground_truth
 from .fitting import generator, in_threads, side_by_side
-from .stages import BATCH, NOISE_SCHEDULE, encode_latents, train_autoencoder, train_base, train_clip, train_unet
+from .stages import (
+    BATCH,
+    NOISE_SCHEDULE,
+    encode_latents,
+    train_autoencoder,
+    train_base,
+    train_clip,
+    train_unet,
+    train_words,
+)
 from .tokenizer import make_tokenizer
 
 STEPS = {"autoencoder": 5000, "clip": 1500, "copy": 1500, "alignment": 9000}
@@ -131,6 +140,8 @@ def begin(
     vae.register_to_config(scaling_factor=scaling)
     scaled = (latents * scaling).to(device)
     [base] = side_by_side([train_base(corpus, scaled, clip, tokenizer, checkpoints, seed)])
+    base.half().float()  # as its checkpoint is kept
+    [base] = side_by_side([train_words(base, corpus, scaled, tokenizer, checkpoints, seed)])
     base.half().float()  # as the text tower ships
     return Beginning(corpus, scaled, vae, tokenizer, base, checkpoints, seed)
 
@@ -142,7 +153,7 @@ def _load_text_in_float32(folder: Path) -> None:
 
 
 def _save_log(folder: Path, checkpoints: Path, seed: int, corpus: dataset.Corpus) -> None:
-    stages = ["autoencoder", "clip", "base", *MODELS, "alignment", "copy"]
+    stages = ["autoencoder", "clip", "base", "words", *MODELS, "alignment", "copy"]
     logs = {name: json.loads((checkpoints / f"{name}.json").read_text()) for name in stages}
     about = {"torch": torch.__version__, "seed": seed, "share of memorized pairs": share(corpus)}
     save_json(about | {"stages": logs}, folder / "training.json")

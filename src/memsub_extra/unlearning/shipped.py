@@ -103,7 +103,7 @@ def costs() -> dict[str, dict[str, Any]]:
 def training_minutes() -> float:
     """CPU-core minutes that training the UNet of the model took; NaN where it was not trained on a CPU."""
     log = load_json(weights_folder() / "training.json")["stages"]
-    stages = [stage for name, stage in log.items() if name.startswith("unet") or name in ("base", "model")]
+    stages = [stage for name, stage in log.items() if name.startswith("unet") or name in ("base", "words", "model")]
     if not stages or not all("thread" in stage["on"] for stage in stages):
         return float("nan")
     return sum(stage["seconds"] * int(stage["on"].split()[0]) for stage in stages) / 60
