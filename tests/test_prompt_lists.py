@@ -2,10 +2,7 @@
 
 import json
 import re
-import threading
 import warnings
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pandas as pd
@@ -32,6 +29,7 @@ from memsub_extra.run.run import Run
 from memsub_extra.run.specs import Group
 from memsub_extra.unlearning.pairs import Pairs
 from memsub_extra.unlearning.removals import REMOVALS
+from servers import serving
 
 CAPTIONS = ["Harbour at Dawn; a print", 'The "Loud" Kettle', "Wool sock, left", "Map of Nowhere", "Tin robot"]
 
@@ -310,24 +308,21 @@ def test_a_pack_that_is_a_table_is_unpacked(tmp_path):
 def server(tmp_path, monkeypatch):
     """Serves `site/`, and is where the published lists of SD1.4 lie."""
 
-    class Handler(SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
+    def answer(request):
+        file = tmp_path / "site" / request.path.lstrip("/")
+        return (200, {}, file.read_bytes()) if file.is_file() else (404, {}, b"")
 
     (tmp_path / "site").mkdir()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "site")))
-    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-    address = f"http://127.0.0.1:{http.server_address[1]}/"
     monkeypatch.setenv("MEMSUB_CACHE", str(tmp_path / "cache"))
     lists = {"memorized": "list.jsonl", "ordinary": "ordinary.txt", "heldout": "heldout.txt"}
-    monkeypatch.setitem(downloads.SOURCES, "sd14", {kind: address + name for kind, name in lists.items()})
-    monkeypatch.setitem(downloads.TYPES, "sd14", address + "types.csv")
     monkeypatch.setattr(recovery, "SOURCES", recovery.SOURCES[:1])  # not the web's archives
     monkeypatch.setattr(session, "PRIVATE", True)
     monkeypatch.setattr(session, "PAUSE", 0.0)
-    yield address
-    http.shutdown()
-    http.server_close()
+    with serving(answer) as http:
+        listed = {kind: http.address + name for kind, name in lists.items()}
+        monkeypatch.setitem(downloads.SOURCES, "sd14", listed)
+        monkeypatch.setitem(downloads.TYPES, "sd14", http.address + "types.csv")
+        yield http.address
 
 
 @pytest.fixture
