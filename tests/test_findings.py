@@ -15,15 +15,12 @@ from memsub_extra.notebooks.findings import (
     at_least,
     at_most,
     checks,
-    compared,
     counted,
     exactly,
     fact,
     hits,
     percent,
-    rate,
     result,
-    say,
     share,
     spanned,
     tally,
@@ -118,18 +115,11 @@ def test_all_three_verdicts_are_counted():
     assert tally(["holds", "inconclusive", "holds"]) == "holds 2, fails 0, inconclusive 1"
 
 
-def test_names_in_sentences_are_no_formulas_and_no_tags(monkeypatch):
-    shown = []
-    monkeypatch.setattr("IPython.display.display", lambda markdown: shown.append(markdown.data))
-    say("It costs $20 or $30:", "<script>alert(1)</script>.")
-    assert shown == [r"*Seen:* It costs \$20 or \$30: \<script>alert(1)\</script>."]
-
-
 def test_a_result_is_named_values_in_a_template_that_is_no_program(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda markdown: shown.append(markdown.data))
-    result("{rate:.0%} of {n} images, <b>", rate=Span(0.5, 0.25, 0.75), n=4)
-    assert shown == [r"*Here:* 50% (25% to 75%) of 4 images, \<b>"]
+    result("{rate:.0%} of {n} images, <b>, $20 or $30", rate=Span(0.5, 0.25, 0.75), n=4)
+    assert shown == [r"*Here:* 50% (25% to 75%) of 4 images, \<b>, \$20 or \$30"]
     for template in ("{rate.value} of {n}", "{rate[0]} of {n}", "{} of {n}", "{n} images"):
         with pytest.raises(ValueError, match="each needs the other"):
             result(template, rate=0.5, n=4)
@@ -147,10 +137,8 @@ def test_a_value_with_its_interval_is_a_claim_and_a_fact():
 
 def test_words_for_numbers():
     assert [percent(x) for x in (0, 1, 0.264, 0.004, 0.996)] == ["0 %", "100 %", "26 %", "0.4 %", "99.6 %"]
-    assert rate({"exact_rate": 0.5, "exact_low": 0.2, "exact_high": 0.8, "n": 4}, "exact") == "50 % (20 to 80 %, n = 4)"
     assert share(0.004, 0, 0.02, 250.0) == "0.4 % (0 to 2 %, n = 250)"
     assert counted([True, False, False, False]) == "25 % (5 to 70 %, n = 4)"  # Wilson's interval
-    assert [compared(a, 1.0, 0.1) for a in (1.05, 1.2, 0.8)] == ["as much", "more", "less"]
 
 
 def test_documents_say_what_the_figures_say():

@@ -18,7 +18,7 @@ from memsub_extra.run.run import Run
 from memsub_extra.store import Kind
 from memsub_extra.training.corpus import SHOWN_TO_TWIN
 
-from .intervals import mean_interval
+from .intervals import mean_interval, smallest_share
 from .listing import Notebook
 
 MEMBERSHIP = Kind("membership")
@@ -157,11 +157,10 @@ def membership_rates(tested: pd.DataFrame) -> pd.DataFrame:
     """
     rows = {}
     for key, part in tested.groupby(["model", "caption"], sort=False):
-        p, least = part["p"].to_numpy(), part["p"] <= SMALLEST + 1e-9
+        p = part["p"].to_numpy()
         low, high = mean_interval(p, bounds=(SMALLEST, 1.0))
-        fewest, most = clustered(least, part["pair"])
-        rows[key] = {"pairs": len(p), "mean": p.mean(), "mean_low": low, "mean_high": high, "least": least.mean()}
-        rows[key] |= {"least_low": fewest, "least_high": most, "uniform": uniformity(p, SMALLEST)}
+        rows[key] = {"pairs": len(p), "mean": p.mean(), "mean_low": low, "mean_high": high}
+        rows[key] |= smallest_share(p, SMALLEST) | {"uniform": uniformity(p, SMALLEST)}
     return pd.DataFrame(rows).T.rename_axis(["model", "caption"])
 
 

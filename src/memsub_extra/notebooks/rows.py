@@ -26,8 +26,7 @@ from memsub_extra.run.run import TWIN as TWIN
 from memsub_extra.run.run import Run
 from memsub_extra.run.specs import EditSpec
 
-from .findings import Span
-from .intervals import Values, mean_interval, ratio_interval
+from .intervals import Span, Values, mean_interval, ratio_interval
 from .kinds import listed, note_evaluated, references
 
 PAPER = 0.01
