@@ -30,9 +30,6 @@ def test_what_training_showed_is_what_the_corpus_holds():
 
 
 def test_memorized_pairs_are_what_the_twin_was_not_shown():
-    from memsub_extra.training import corpus
-
-    assert set(notebook00.SHOWN_TO_TWIN) == set(corpus.SHOWN_TO_TWIN)
     table = notebook00.exposures()
     assert set(table.index[table["memorized"]]) == {"verbatim", "template", "ladder"}
 

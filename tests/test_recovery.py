@@ -14,6 +14,7 @@ import pytest
 import requests
 from PIL import Image
 
+from memsub.io.downloads import TRAINING_IMAGES
 from memsub.io.files import save_json
 from memsub.io.images import rgb
 from memsub_extra.archives import recovery
@@ -194,8 +195,6 @@ def test_two_rows_of_one_index_are_refused_before_anything_is_asked_for(web, ses
 
 def test_a_list_of_any_source_is_fetched_and_described(web, tmp_path, monkeypatch):
     """As the registry of sources of training images calls it."""
-    from memsub_extra.run.data import TRAINING_IMAGES
-
     monkeypatch.setitem(TRAINING_IMAGES, "web archives", fetch_and_describe)
     monkeypatch.setattr(sessions, "PAUSE", 0)
     monkeypatch.setattr(sessions, "PRIVATE", True)
