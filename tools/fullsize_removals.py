@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,7 @@ from memsub_extra.unlearning import pruning
 from memsub_extra.unlearning.pairs import Pairs
 from memsub_extra.unlearning.removals import REMOVALS
 from tools.fullsize import UNETS, random_pipeline
+from tools.results import peak_gigabytes
 
 PAIRS = 16
 FEWER: dict[str, dict[str, Any]] = {
@@ -63,11 +63,8 @@ def one(model: Any, name: str) -> dict[str, Any]:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         edit = REMOVALS[name].edit(pipe, pairs("verbatim"), pairs("ordinary"), folder=folder, progress=False, **options)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 1e9
     weights = sum(map(len, edit.positions.values())) / 1e6
-    took = {"seconds": time.monotonic() - began, "gigabytes": peak, "million_weights": weights}
+    took = {"seconds": time.monotonic() - began, "gigabytes": peak_gigabytes(), "million_weights": weights}
     return {"model": model, "removal": name, "on": hardware(device), "side": side, **took}
 
 

@@ -31,7 +31,7 @@ from PIL import Image
 from memsub.io.images import FORMATS, SUFFIXES, image_files, read_images, rgb
 from memsub.io.lists import LONGEST_NAME, Row, plain_name, read_rows, text_of
 
-from .kinds import shortened
+from .kinds import one_line, shortened
 
 NUMBERED = "prompt_to_ref.csv"
 PACK = "gt_images"
@@ -93,7 +93,7 @@ def match_images(rows: pd.DataFrame, folder: str | Path, *, one_image_each: bool
     pack = _Pack(folder, root)
     matched.notes += pack.notes
     strange, differ = [], []
-    for place, caption in enumerate(map(_text, rows["prompt"])):
+    for place, caption in enumerate(map(one_line, rows["prompt"])):
         by_caption, name = pack.files(caption), names.get(place)
         owner = pack.caption_of.get(name) if name else None
         by_index = _indexed(root, pack.flat, name) if name else []
@@ -157,10 +157,6 @@ def read_matched(matched: Matched, side: int) -> TrainingImages:
 # --- what an index and a caption name ---------------------------------------------------------------------------------
 
 
-def _text(caption: object) -> str:
-    return " ".join(str(caption).split())
-
-
 def _names(rows: pd.DataFrame, one_image_each: bool) -> dict[int, str]:
     """Place of a caption to the name of its index; to its number from 1 if the list has no indices."""
     if "index" not in rows or rows["index"].isna().all():
@@ -222,11 +218,11 @@ class _Pack:
             except ValueError:
                 self.notes.append(f"{path} is no list of captions: it is passed over.")
                 continue
-            self.captions.append([_text(row["prompt"]) for row in listed])
+            self.captions.append([one_line(row["prompt"]) for row in listed])
             for row in listed:
-                self.rows_of.setdefault(_text(row["prompt"]), []).append(row)
+                self.rows_of.setdefault(one_line(row["prompt"]), []).append(row)
                 if row.get("index") is not None:
-                    self.caption_of.setdefault(plain_name(row["index"]), _text(row["prompt"]))
+                    self.caption_of.setdefault(plain_name(row["index"]), one_line(row["prompt"]))
 
     def files(self, caption: str) -> list[Path]:
         """The files that the tables give a caption."""
@@ -267,14 +263,14 @@ def _numbered(rows: pd.DataFrame, folder: Path, pack: _Pack) -> dict[int, list[P
     if not table or not {"prompt_idx", "ref_file"} <= set(table[0]):
         raise ValueError(f"{path} has no columns prompt_idx and ref_file.")
     texts = [text_of(p).splitlines() for p in sorted(folder.glob("*.txt"))]
-    listed = next(iter([*pack.captions, *([_text(line) for line in text if line.strip()] for text in texts)]), None)
+    listed = next(iter([*pack.captions, *([one_line(line) for line in text if line.strip()] for text in texts)]), None)
     places: dict[object, list[int]] = {}
     if listed is None:
         numbers = rows["row"] if "row" in rows else range(len(rows))
         places = {int(number): [place] for place, number in enumerate(numbers)}
         most = int(max(numbers)) + 1
     else:
-        for place, caption in enumerate(map(_text, rows["prompt"])):
+        for place, caption in enumerate(map(one_line, rows["prompt"])):
             places.setdefault(caption, []).append(place)
         most = len(listed)
     files: dict[int, list[Path]] = {}

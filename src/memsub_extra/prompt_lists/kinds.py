@@ -75,7 +75,7 @@ def with_types(table: pd.DataFrame, types: pd.DataFrame, source: str = "the tabl
     other: list[str] = []
     memorized = table.index[table["kind"].isin(KINDS)]
     for place in memorized:
-        caption, index = _text(table.at[place, "prompt"]), _name(table, place)
+        caption, index = one_line(table.at[place, "prompt"]), _name(table, place)
         row = by_both.get((index, caption)) or by_caption.get(caption)
         if row is not None:
             joined[place] = row
@@ -85,7 +85,7 @@ def with_types(table: pd.DataFrame, types: pd.DataFrame, source: str = "the tabl
         raise ValueError(f"{source} holds none of the {len(memorized)} memorized captions: is it of another list?")
     _check_kinds(table, joined, source)
     if missing := len(memorized) - len(joined):
-        first = next(_text(table.at[place, "prompt"]) for place in memorized if place not in joined)
+        first = next(one_line(table.at[place, "prompt"]) for place in memorized if place not in joined)
         warnings.warn(
             f"{source} says nothing of {missing} of {len(memorized)} memorized captions, such as {first[:60]!r}: their "
             "kind stays as it is." + (f" An index of another caption: {shortened(other)}." if other else ""),
@@ -98,7 +98,8 @@ def with_types(table: pd.DataFrame, types: pd.DataFrame, source: str = "the tabl
     return typed
 
 
-def _text(caption: Any) -> str:
+def one_line(caption: Any) -> str:
+    """A caption as lists are joined by it: all white space is a space."""
     return " ".join(str(caption).split())
 
 
@@ -115,7 +116,7 @@ def _lookups(types: pd.DataFrame, source: str) -> tuple[dict, dict, dict[str, st
     of_caption: dict[str, list[dict[str, Any]]] = {}
     by_index: dict[str, str] = {}
     for place in types.index:
-        caption, index = _text(types.at[place, "prompt"]), _name(types, place)
+        caption, index = one_line(types.at[place, "prompt"]), _name(types, place)
         row = {name: types.at[place, name] for name in ("kind", *STATISTICS) if name in types}
         first = by_both.setdefault((index, caption), row)
         if first["kind"] != row["kind"]:
@@ -131,7 +132,7 @@ def _check_kinds(table: pd.DataFrame, joined: dict[int, dict[str, Any]], source:
     for place, row in joined.items():
         if table.at[place, "kind"] not in ("memorized", row["kind"]):
             raise ValueError(
-                f"the prompt list calls {_text(table.at[place, 'prompt'])[:60]!r} {table.at[place, 'kind']}, and "
+                f"the prompt list calls {one_line(table.at[place, 'prompt'])[:60]!r} {table.at[place, 'kind']}, and "
                 f"{source} {row['kind']}: leave one of the two out."
             )
 
