@@ -305,15 +305,12 @@ def measures_by_kind(before: pd.DataFrame, after: pd.DataFrame, kinds: Mapping[s
 
 
 def _row(name: str, a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
-    from memsub_extra.notebooks.intervals import difference_interval, mean_interval
+    from memsub_extra.notebooks.intervals import Span, difference_interval, mean_interval
 
-    ends, change = [mean_interval(values) for values in (a, b)], difference_interval(b, a, paired=True)
-    row: dict[str, Any] = {"measure": name}
-    for column, value, (low, high) in zip(
-        ("before", "after", "change"), (a.mean(), b.mean(), b.mean() - a.mean()), (*ends, change), strict=True
-    ):
-        row |= {column: float(value), f"{column}_low": float(low), f"{column}_high": float(high)}
-    return row | {"captions": len(a)}
+    before, after = (Span(values.mean(), *mean_interval(values)) for values in (a, b))
+    change = Span(b.mean() - a.mean(), *difference_interval(b, a, paired=True))
+    spans = before.columns("before") | after.columns("after") | change.columns("change")
+    return {"measure": name} | spans | {"captions": len(a)}
 
 
 def report_lines(table: pd.DataFrame, trained: Sequence[int], judged: str, with_unseen: bool) -> list[str]:

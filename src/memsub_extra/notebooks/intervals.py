@@ -43,6 +43,10 @@ class Span(NamedTuple):
     def __format__(self, form: str) -> str:
         return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
 
+    def columns(self, name: str) -> dict[str, float]:
+        """As a table has it: columns `name`, `name_low` and `name_high`."""
+        return {name: float(self.value), f"{name}_low": float(self.low), f"{name}_high": float(self.high)}
+
 
 def mean_interval(
     values: Values, *, shared_noise: bool = False, bounds: tuple[float, float] | None = None
@@ -150,8 +154,7 @@ def smallest_share(p: Values, step: float) -> dict[str, float]:
         step: the smallest possible one, 1 / (alternatives + 1).
     """
     least = np.asarray(p, float) <= step + 1e-9
-    low, high = interval(int(least.sum()), len(least))
-    return {"least": float(least.mean()), "least_low": low, "least_high": high}
+    return Span(float(least.mean()), *interval(int(least.sum()), len(least))).columns("least")
 
 
 def auc_interval(area: float, positives: int, negatives: int) -> tuple[float, float]:
