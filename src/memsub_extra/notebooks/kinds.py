@@ -21,9 +21,10 @@ from memsub.measure.evaluation import alignment
 from memsub.measure.intervals import rate
 from memsub.neurons import WeightMasks
 from memsub.overlap import pairwise_iou
-from memsub_extra.prompt_lists.kinds import ALL, counted, kinds_in, notes
+from memsub_extra.prompt_lists.kinds import ALL, kinds_in, notes
 from memsub_extra.run.model import Model
 from memsub_extra.run.run import Run
+from memsub_extra.run.sample import described
 
 from .notebook02 import density
 from .subsets import Measured, profile
@@ -155,5 +156,5 @@ def notes_of(run: Run) -> list[str]:
     places = range(len(rows))
     counts = {kind: references(run, places, kind) for kind in kinds_in(rows["kind"])}
     known = ", ".join(f"{count['references']} of {count['listed']} {kind}" for kind, count in counts.items())
-    said = f"The list has {counted(rows)} captions. Training images: {known}; only captions that have one are judged."
-    return [said, *notes(rows, run.judge.column)]
+    images = f"Training images: {known}; only captions that have one are judged."
+    return [*described(run.data), images, *notes(rows, run.judge.column)]
