@@ -382,9 +382,9 @@ def describe(p: Parameters, pipe: Pipeline | None, estimates: bool = True) -> st
     else:
         why = "`--time` does, and loads the model for it" if at_hand(p.model) else "it has to be downloaded first"
         if milliseconds:
-            how = f"{milliseconds:.1f} ms an image and step as measured with random weights; {LEFT_OUT}"
             lines = [
-                f"minutes: on one {name}, {how}. On another GPU in proportion; the model was not timed here ({why})"
+                f"minutes: on one {name}, {milliseconds:.1f} ms an image and step as measured with random weights; "
+                f"{LEFT_OUT}. On another GPU in proportion; the model was not timed here ({why})"
             ]
         else:
             lines = [f"minutes: not known, the model was not timed here ({why})"]

@@ -114,10 +114,10 @@ def _training_images(data: Data) -> Iterator[str]:
     addresses = {"url", "index"} <= set(rows)
     if not folder.is_dir():
         if p.data.images:
+            fetched = ", or leave data.images out: the run then fetches what can be found into its own" * addresses
             yield (
                 f"data.images names {folder}, where no folder is: name the folder of training images (layouts: "
-                "docs/images.md)"
-                + (", or leave data.images out: the run then fetches what can be found into its own." * addresses or ".")
+                f"docs/images.md){fetched}."
             )
         elif not addresses:
             yield (
