@@ -403,7 +403,7 @@ def test_a_run_reports_by_kind(published, micro, tmp_path, capsys):
     of_models = next(frame for frame in shown if frame.columns.name == "pruned models")
     assert of_models["with a training image"].iloc[2] == f"{models['references'][0]} of 4"  # unedited, all kinds
     assert re.fullmatch(r"\d+ \(\d+ to \d+\)", of_models["replication (%)"].iloc[2])
-    assert of_models.index[0] == ("unedited", "", "verbatim")
+    assert of_models.index[0] == ("unedited", "verbatim")
     rates = tables.with_references(run, pd.DataFrame({"rate": [0.1]}))
     assert rates["with a training image"].tolist() == [f"{sum(i < 10 for i in split)} of 4"]
     assert "with a training image" in plots.trade_off(models, "copy_similarity", name="model").axes[0].get_xlabel()

@@ -366,7 +366,7 @@ def minutes(table: pd.DataFrame, milliseconds: float) -> pd.Series:
 
 
 def on_known_gpu(model: str) -> tuple[str, float | None]:
-    """The GPU on which steps were timed (`tools.gpu`), and milliseconds of a guided step of a model's; None: of none."""
+    """The GPU on which steps were timed (`tools.gpu`), and milliseconds of a model's guided step; None: of none."""
     gpu = load_json(KNOWN)["gpu"]
     return gpu["name"], gpu["step_ms"].get(find_model(model).name)
 
