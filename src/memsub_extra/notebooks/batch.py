@@ -152,9 +152,7 @@ def run(
     reports = []
     for folder, (parameters, notebooks, prompts) in wanted.items():
         with one_at_a_time(folder):
-            save_json(parameters.dump(), folder / "parameters.json")
-            if prompts:
-                save_json(prompts, folder / "prompts.json")
+            _save_inputs(parameters, prompts, folder)
             if not only and (others := left_out(find_model(parameters.model))):
                 print(f"{folder.name}: left out: {others}")
             _execute_all(notebooks, parameters, folder, fresh, jobs, prompts)
@@ -166,6 +164,13 @@ def run(
         print(table.to_string())
         save_text(table.to_csv(), (out or Path("runs")) / "comparison.csv")
     return reports
+
+
+def _save_inputs(parameters: Parameters, prompts: dict[str, Any], folder: Path) -> None:
+    """Writes `parameters.json`, and `prompts.json` where the list knows kinds: which of its rows the run takes."""
+    save_json(parameters.dump(), folder / "parameters.json")
+    if prompts:
+        save_json(prompts, folder / "prompts.json")
 
 
 def _leave_group() -> None:
