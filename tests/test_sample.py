@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,10 +42,11 @@ def lists(tmp_path):
 
 def parameters(lists, *, types: bool = True, near: str = "keep", **changed) -> Parameters:
     prompts = {"memorized": "list.jsonl", "ordinary": "ordinary.txt", "heldout": "heldout.txt"}
-    data = {"prompts": {kind: str(lists / file) for kind, file in prompts.items()}}
+    data: dict[str, Any] = {"prompts": {kind: str(lists / file) for kind, file in prompts.items()}}
     data |= {"types": str(lists / "types.csv")} if types else {}
     data |= {"images": str(lists / "images"), "near_duplicates": near}
-    without_real = {"evaluation": SMALL["evaluation"] | {"real_images": 0} | changed.pop("evaluation", {})}
+    evaluation: Any = SMALL["evaluation"]
+    without_real = {"evaluation": evaluation | {"real_images": 0} | changed.pop("evaluation", {})}
     given = {"model": "sd14", "folder": str(lists / "run"), "grid": PART, "data": data}
     return Parameters.checked(SMALL | without_real | given | changed)
 

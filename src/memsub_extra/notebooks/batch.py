@@ -209,11 +209,11 @@ def _check_files(parameters: Parameters, notebooks: Sequence[str] = ()) -> dict[
             raise FileNotFoundError(f"{printable(key)} names {path}, where no file is.")
     if types := _named_files(parameters).get("data.types"):
         read_types(types)
+    if copy := parameters.metrics.copy_:
+        sscd_file(copy if copy in SSCD else project() / "notebooks" / copy)
     data = inputs.data_of(parameters, project() / "notebooks")
     if problem := next(inputs.problems(data, notebooks), ""):
         raise ValueError(problem)
-    if copy := parameters.metrics.copy_:
-        sscd_file(copy if copy in SSCD else project() / "notebooks" / copy)
     return {} if inputs.is_world(data) else taken(data)
 
 
