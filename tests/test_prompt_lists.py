@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from memsub.measure.noise import noise_seeds
 from memsub.prompts import load_prompts, read_prompts
 from memsub_extra.archives import recovery, session
 from memsub_extra.notebooks import batch, notebook04, notebook05, plots, report
+from memsub_extra.notebooks import kinds as tables
 from memsub_extra.notebooks.findings import checks, exactly
 from memsub_extra.prompt_lists import kinds, wordings
 from memsub_extra.prompt_lists.images import match_images, read_matched
@@ -31,6 +33,7 @@ from memsub_extra.unlearning.pairs import Pairs
 from memsub_extra.unlearning.removals import REMOVALS
 from servers import serving
 
+ROOT = Path(__file__).parents[1]
 CAPTIONS = ["Harbour at Dawn; a print", 'The "Loud" Kettle', "Wool sock, left", "Map of Nowhere", "Tin robot"]
 
 
@@ -388,9 +391,39 @@ def test_a_run_reports_by_kind(published, micro, tmp_path, capsys):
     assert shared["kind"].tolist() == ["verbatim – verbatim", "template – template", "verbatim – template"]
     verbatim = [run.grid.masks(group, steps=2) for group in run.grid.groups_by_kind()[:2]]
     assert shared["mean"][0] == pytest.approx(memsub.pairwise_iou(verbatim).mean().item())
+    for name in ("04_pruning", "05_attack_evaluation"):
+        shown = by_kind_cell(name, run)
+        assert len(shown) == len(run.by_kind) > 4
+        assert "cannot judge a template" in capsys.readouterr().out
+    of_models = next(frame for frame in shown if frame.columns.name == "pruned models")
+    assert of_models["with a training image"].iloc[2] == f"{models['references'][0]} of 4"  # unedited, all kinds
+    assert re.fullmatch(r"\d+ \(\d+ to \d+\)", of_models["replication (%)"].iloc[2])
+    assert of_models.index[0] == ("unedited", "verbatim")
+    rates = tables.with_references(run, pd.DataFrame({"rate": [0.1]}))
+    assert rates["with a training image"].tolist() == [f"{sum(i < 10 for i in split)} of 4"]
+    assert "with a training image" in plots.trade_off(models, "copy_similarity", name="model").axes[0].get_xlabel()
     panels = plots.by_kind(table).axes
     assert [axis.get_title().split(" (")[0] for axis in panels] == ["verbatim", "template", "all"]
     assert len(panels[0].get_yticklabels()) == table["model"].nunique()
+
+
+def by_kind_cell(name: str, run: Run) -> list[pd.DataFrame]:
+    """What the cell by kind of a notebook shows of a run."""
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    (code,) = ["".join(cell["source"]) for cell in cells if cell["id"] == "by-kind-tables"]
+    shown: list[pd.DataFrame] = []
+    exec(code, {"run": run, "kinds": tables, "plots": plots, "display": shown.append})
+    return shown
+
+
+def test_a_run_of_a_world_shows_nothing_by_kind(run, capsys):
+    """As the committed notebooks of the embedded model do, whose cells have no output."""
+    notebook04.pruned_models(run)
+    for name in ("04_pruning", "05_attack_evaluation"):
+        assert by_kind_cell(name, run) == []
+    assert capsys.readouterr().out == ""
+    plain = pd.DataFrame({"rate": [0.1]})
+    assert tables.with_references(run, plain) is plain
 
 
 def test_one_s_own_types_and_lists_that_say_none(published, tmp_path):

@@ -50,10 +50,10 @@ DISTANCES = Kind("distances")
 
 def at_random(run: Run, n: int) -> list[int]:
     """Places of n memorized prompts under attack, chosen at random among those that neither located the edit nor chose
-    its setting."""
+    its setting; of each kind in proportion, where the list knows kinds."""
     places = run.data.held_out(run.data.split["locate"])
-    chosen = np.random.default_rng([run.parameters.seed, 5]).permutation(len(places))[:n]
-    return [places[i] for i in chosen]
+    order = np.random.default_rng([run.parameters.seed, 5]).permutation(len(places))
+    return run.data.memorized.mixed([places[i] for i in order])[:n]
 
 
 def attacked(run: Run) -> pd.DataFrame:

@@ -27,7 +27,7 @@ from memsub_extra.run.run import Run
 from memsub_extra.run.specs import EditSpec
 
 from .intervals import Span, Values, mean_interval, ratio_interval
-from .kinds import listed, note_evaluated, references
+from .kinds import IMAGES, listed, note_evaluated, references
 
 PAPER = 0.01
 """The paper's sparsity: a row of every table."""
@@ -163,7 +163,7 @@ READ = {
     "copy_similarity": "copy similarity",
     "relative_alignment": "relative alignment (%)",
     "n": "captions",
-    "references": "with a training image",
+    "references": IMAGES,
 }
 """What tables call what `evaluated` measures."""
 

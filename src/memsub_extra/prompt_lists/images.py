@@ -158,9 +158,10 @@ def read_matched(matched: Matched, side: int) -> TrainingImages:
 
 
 def _names(rows: pd.DataFrame, one_image_each: bool) -> dict[int, str]:
-    """Place of a caption to the name of its index; to its number from 1 if the list has no indices."""
+    """Place of a caption to the name of its index; to its number in the whole list from 1 if that has no indices."""
     if "index" not in rows or rows["index"].isna().all():
-        return {place: str(place + 1) for place in range(len(rows))}
+        numbers = rows["row"] if "row" in rows else range(len(rows))
+        return {place: str(int(number) + 1) for place, number in enumerate(numbers)}
     names: dict[int, str] = {}
     first: dict[str, int] = {}
     urls = rows["url"].tolist() if "url" in rows else [None] * len(rows)

@@ -10,7 +10,8 @@
     data.located_on(Group.subset("memorized", 10, 0))
 
 The memorized prompts are split in three: an edit that the notebooks report is *located* on the first third, its setting
-was *chosen* on the second, and it is *reported* on the third.
+was *chosen* on the second, and it is *reported* on the third. Where a list knows kinds, a run takes each in proportion,
+in all thirds (`memsub_extra.run.sample`).
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from memsub_extra.prompt_lists.kinds import ALL, published_types, read_types, wi
 from memsub_extra.prompt_lists.wordings import wordings_of
 
 from .parameters import Parameters
+from .sample import PARTS, described, mixed, sampled, strata, thirds
 from .specs import Group, Kind, MemorizedKind
 
 if TYPE_CHECKING:
@@ -67,6 +69,10 @@ class Memorized:
     def of_kind(self, places: Collection[int], kind: str) -> list[int]:
         """Those of the places that are of a kind, or of any ("all")."""
         return [place for place in places if kind in (ALL, self.kinds[place])]
+
+    def mixed(self, places: Collection[int]) -> list[int]:
+        """The same places, so that the first few of them have every kind; in their order where kinds are not known."""
+        return mixed(places, dict(enumerate(self.kinds))) if strata(self.rows) else list(places)
 
     def sets(self, size: int, most: int, seed: int) -> dict[MemorizedKind, list[list[int]]]:
         """Sets of places of one published kind, which share none: as many of each kind, `most` at most.
@@ -104,7 +110,8 @@ class Data:
 
     @cached_property
     def prompts(self) -> Prompts:
-        """The prompts of the run; the memorized ones with their published kinds, where there are some."""
+        """The prompts of the run; the memorized ones with their published kinds, where there are some, and those that
+        the run takes in front of the others."""
         given, types = self.parameters.data.prompts, self.parameters.data.types
         prompts = load_prompts(given or self.info.prompts)
         if "image" not in prompts.table:
@@ -115,7 +122,9 @@ class Data:
             if file:
                 table = with_types(table, read_types(file), str(file))
             prompts = Prompts(table, prompts.memorized_kinds)
-        return without_near_duplicates(prompts) if self.parameters.data.near_duplicates == "drop" else prompts
+        if self.parameters.data.near_duplicates == "drop":
+            prompts = without_near_duplicates(prompts)
+        return sampled(prompts, self.parameters.grid.memorized, self.parameters.seed)
 
     @cached_property
     def memorized(self) -> Memorized:
@@ -149,10 +158,11 @@ class Data:
     @cached_property
     def split(self) -> dict[str, list[int]]:
         """Places of the memorized prompts that locate an edit, choose its setting, and report what it does: thirds."""
-        n = self.parameters.grid.memorized
-        order = np.random.default_rng([self.parameters.seed, 3]).permutation(n)
-        locating, choosing, reporting = np.array_split(order, 3)
-        return {"locate": locating.tolist(), "choose": choosing.tolist(), "report": reporting.tolist()}
+        n, seed = self.parameters.grid.memorized, self.parameters.seed
+        if strata(self.memorized.rows) and len(self.memorized.rows) == n:
+            return dict(zip(PARTS, thirds(self.memorized.kinds, seed), strict=True))
+        order = np.random.default_rng([seed, 3]).permutation(n)
+        return {name: part.tolist() for name, part in zip(PARTS, np.array_split(order, len(PARTS)), strict=True)}
 
     def members(self, size: int) -> list[list[int]]:
         """Subsets of `size` prompts, as indices into `captions`; the same for both kinds."""
@@ -179,6 +189,8 @@ class Data:
     def held_out(self, located_on: Collection[int], part: str = "report") -> list[int]:
         """Places of a part's memorized prompts that did not locate an edit and whose training image is known.
 
+        Whoever takes the first few has every kind that the list knows.
+
         Raises:
             ValueError: fewer than two are left.
         """
@@ -188,7 +200,7 @@ class Data:
                 f"only {len(places)} of the {len(self.split[part])} memorized prompts that {part} are held out and "
                 "have a training image: at least two are needed."
             )
-        return places
+        return self.memorized.mixed(places)
 
     def unseen(self, n: int, part: str = "report") -> tuple[int, list[str]]:
         """Unseen captions and the place of the first: n from the beginning of the list, or n from its end for "choose".
@@ -297,14 +309,16 @@ class Data:
 
 
 def describe(data: Data, tokenizer: PreTrainedTokenizerBase) -> str:
-    """How many memorized captions nearly repeat another, and how many captions of the run the tokenizer cuts."""
+    """How many memorized captions nearly repeat another, how many captions of the run the tokenizer cuts, and which
+    kinds the run takes, where the list knows them."""
     memorized, ordinary = data.captions("memorized"), data.captions("ordinary")
     repeats = sum(i is not None for i in near_duplicates(memorized))
     cut, limit = too_long(memorized + ordinary, tokenizer), tokenizer.model_max_length
-    return (
-        f"{repeats} of {len(memorized)} memorized captions nearly repeat an earlier one\n"
-        f"{len(cut)} of {len(memorized + ordinary)} captions are longer than {limit} tokens and are cut"
-    )
+    lines = [
+        f"{repeats} of {len(memorized)} memorized captions nearly repeat an earlier one",
+        f"{len(cut)} of {len(memorized + ordinary)} captions are longer than {limit} tokens and are cut",
+    ]
+    return "\n".join([*lines, *described(data)])
 
 
 def images_folder(parameters: Parameters) -> Path:

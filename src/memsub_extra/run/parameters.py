@@ -103,7 +103,9 @@ class Capture(Part):
 class Grid(Part):
     """The paper's grid: subsets of memorized and, as the control, of ordinary prompts."""
 
-    memorized: int = Field(100, ge=6, description="memorized prompts to use, and as many ordinary ones")
+    memorized: int = Field(
+        100, ge=6, description="memorized prompts to use, each kind in its proportion, and as many ordinary ones"
+    )
     subsets: int = Field(10, ge=2, description="subsets of each size")
     sizes: Annotated[list[Annotated[int, Field(ge=1)]], AfterValidator(_ascending)] = Field(
         [10, 20, 30, 40, 50], min_length=1, description="prompts in a subset, ascending"
