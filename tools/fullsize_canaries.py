@@ -28,12 +28,11 @@ from memsub.io.images import save_image
 from memsub.models import Pipeline, as_denoiser
 from memsub_extra.canaries.planting import Manifest, plant
 from memsub_extra.canaries.training import Recipe, cost_of, fine_tuned
-from memsub_extra.hardware import hardware
+from memsub_extra.hardware import hardware, peak_gigabytes
 from tools.fullsize import UNETS, random_pipeline
-from tools.results import peak_gigabytes
 
 STEPS = 3
-"""The first allocates the optimizer's state, the second is the first with all of it, the third shows that no more comes."""
+"""The first makes the optimizer's state, the second is the first with all of it, the third shows that no more comes."""
 WAYS: tuple[Literal["full", "lora"], ...] = ("full", "lora")
 
 

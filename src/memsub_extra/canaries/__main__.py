@@ -72,10 +72,8 @@ def _plant(args: argparse.Namespace) -> None:
     given = {name: value for name in PUBLISHED if (value := getattr(args, name)) is not None}
     if args.published and given:
         preset = ", ".join(f"{_flag(name)} {value}" for name, value in PUBLISHED.items())
-        raise ValueError(
-            f"--published is {preset}, and {', '.join(f'{_flag(n)} {v}' for n, v in given.items())} was given beside it: "
-            "leave out one or the other."
-        )
+        beside = ", ".join(f"{_flag(name)} {value}" for name, value in given.items())
+        raise ValueError(f"--published is {preset}, and {beside} was given beside it: leave out one or the other.")
     options |= PUBLISHED if args.published else given
     manifest = plant(args.candidates, args.ordinary, **options)
     manifest.save(args.out)

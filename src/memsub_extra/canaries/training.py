@@ -175,10 +175,10 @@ def train(
     out, recipe = Path(out), recipe or Recipe()
     if processes() > 1:
         raise ValueError(
-            f"canaries are trained by one process on one device, and {processes()} were started: what is shown in which "
-            "order, and with which noise, is the same for model and twin only so. Start `python -m memsub_extra.canaries "
-            "train` by itself, or `accelerate launch --num_processes 1`; --device cuda:1 takes another GPU, and what does "
-            "not fit on one is trained by --way lora or a smaller --batch-size."
+            f"canaries are trained by one process on one device, and {processes()} were started: only so do model and "
+            "twin see the same noise in the same order. Start `python -m memsub_extra.canaries train` by itself, or by "
+            "`accelerate launch --num_processes 1`; --device cuda:1 takes another GPU, and what does not fit on one is "
+            "trained by --way lora or a smaller --batch-size."
         )
     info = find_model(base)
     pipe = load_pipeline(base, device, torch.float32)

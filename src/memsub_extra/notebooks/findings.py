@@ -31,6 +31,8 @@ import pandas as pd
 from memsub.io.files import as_written, load_json, printable
 from memsub.measure.intervals import interval as wilson_interval
 
+from .took import note_took
+
 if TYPE_CHECKING:
     from memsub_extra.run.run import Run
 
@@ -171,6 +173,7 @@ def checks(run: Run, notebook: str, claims: Mapping[str, Claim], **facts: Any) -
         network_rows=run.network_rows,
         **({"by_kind": _by_kind(run)} if run.by_kind else {}),
     )
+    note_took(run, notebook)
 
 
 def _note_sets(run: Run, notebook: str) -> None:

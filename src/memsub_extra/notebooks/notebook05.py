@@ -245,7 +245,7 @@ def unseen_pairs(run: Run, n: int) -> tuple[list[str], np.ndarray]:
 
 def embeddings(run: Run, iterations: int | None = None) -> dict[tuple[str, str, int], np.ndarray]:
     """Images before and after the embedding attack on the pruned model and, for training images, the twin and (by
-    `embedding_attack.unedited`) the unedited model; with seeds that it did not use.
+    `embedding_attack.models`) the unedited model; with seeds that it did not use.
 
     Args:
         iterations: default those of the parameters.
@@ -256,7 +256,7 @@ def embeddings(run: Run, iterations: int | None = None) -> dict[tuple[str, str, 
     iterations = run.parameters.embedding_attack.iterations if iterations is None else iterations
     images = {}
     unedited, *edited = under_attack(run)
-    for model in [*([unedited] if run.parameters.embedding_attack.unedited else []), *edited]:
+    for model in [*([unedited] if run.parameters.embedding_attack.models == "all" else []), *edited]:
         for target, (captions, wanted) in targets(run).items():
             if target == "never trained on" and model.name in (TWIN, unedited.name):
                 continue  # the twin was trained on neither, and the control of the unedited model is its edit's

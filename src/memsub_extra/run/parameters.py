@@ -194,7 +194,9 @@ class EmbeddingAttack(Part):
     images: int = Field(10, ge=1, description="training images, and as many that were never trained on")
     iterations: int = Field(60, ge=1, description="steps of the optimization")
     noises: int = Field(1, ge=1, description="noises an image and step")
-    unedited: bool = Field(False, description="training images under attack in the unedited model, too")
+    models: Literal["edited", "all"] = Field(
+        "edited", description="under attack: the pruned model (and the twin), or the unedited one, too"
+    )
 
 
 class Deletion(Part):
