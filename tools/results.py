@@ -210,7 +210,8 @@ def _machine_of(folder: Path, took: Mapping[str, Took]) -> Machine:
     if other := next((each for each in machines if each != machines[0]), None):
         raise ValueError(
             f"the notebooks of {folder} were executed on different machines or versions ({machines[0].hardware}, "
-            f"{other.hardware}): minutes and memory of one are expected. Execute all again on one: `memsub run --fresh`."
+            f"{other.hardware}): minutes and memory of one are expected. Execute all again on one by `memsub run "
+            "--fresh`."
         )
     return machines[0]
 

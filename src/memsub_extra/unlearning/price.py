@@ -126,8 +126,8 @@ def price(name: str, model: str, memorized: int) -> Price:
     if guided is None:
         measured = " and ".join(sorted(known["gpu"]["step_ms"]))
         unknown.append(
-            f"Minutes and memory of {model!r} are not known: on a GPU {measured} were measured. Name the one that it is "
-            "as large as"
+            f"Minutes and memory of {model!r} are not known: on a GPU {measured} were measured. Name the one that it "
+            "is as large as"
         )
     elif gigabytes is None:
         unknown.append(f"The memory of this removal was not measured on {model}")
