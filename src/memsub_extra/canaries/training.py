@@ -173,13 +173,7 @@ def train(
         OSError: the disk is too full.
     """
     out, recipe = Path(out), recipe or Recipe()
-    if processes() > 1:
-        raise ValueError(
-            f"canaries are trained by one process on one device, and {processes()} were started: only so do model and "
-            "twin see the same noise in the same order. Start `python -m memsub_extra.canaries train` by itself, or by "
-            "`accelerate launch --num_processes 1`; --device cuda:1 takes another GPU, and what does not fit on one is "
-            "trained by --way lora or a smaller --batch-size."
-        )
+    _check_alone()
     info = find_model(base)
     pipe = load_pipeline(base, device, torch.float32)
     denoiser = as_denoiser(pipe)
@@ -208,6 +202,17 @@ def train(
     except ValueError as error:
         print(f"no parameters for the notebooks: {error}")
     return cost
+
+
+def _check_alone() -> None:
+    """Raises ValueError for several processes."""
+    if processes() > 1:
+        raise ValueError(
+            f"canaries are trained by one process on one device, and {processes()} were started: only so do model and "
+            "twin see the same noise in the same order. Start `python -m memsub_extra.canaries train` by itself, or by "
+            "`accelerate launch --num_processes 1`; --device cuda:1 takes another GPU, and what does not fit on one is "
+            "trained by --way lora or a smaller --batch-size."
+        )
 
 
 def _check_size(denoiser: Denoiser, manifest: Manifest) -> None:
