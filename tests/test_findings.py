@@ -1,11 +1,13 @@
 """Claims with three verdicts, sentences made of numbers, and figures in documents."""
 
 import json
+import time
 from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from tools import figures
 
 from memsub.io.files import load_json, save_json
@@ -25,6 +27,7 @@ from memsub_extra.notebooks.findings import (
     spanned,
     tally,
 )
+from memsub_extra.notebooks.took import read_took
 from memsub_extra.run.run import Run
 from memsub_extra.training import widths
 
@@ -82,7 +85,8 @@ def test_a_number_without_its_interval_is_an_error():
 
 
 def test_checks_are_printed_counted_and_recorded(tmp_path, capsys):
-    run = SimpleNamespace(folder=tmp_path, network_rows=7, by_kind={})
+    denoiser = SimpleNamespace(device=torch.device("cpu"))
+    run = SimpleNamespace(folder=tmp_path, network_rows=7, by_kind={}, began=time.monotonic() - 90, denoiser=denoiser)
     run.record = partial(Run.record, run)
     claims = {
         "most": at_least(0.9, 0.5, varies=0.01, interval=(0.6, np.float64(1.0))),
@@ -105,6 +109,19 @@ def test_checks_are_printed_counted_and_recorded(tmp_path, capsys):
     assert findings["claims"]["most"] == expected | {"relation": "at least"}
     assert findings["claims"]["sums"]["low"] is findings["claims"]["sums"]["high"] is None
     assert findings["claims"]["bits"]["relation"] == "exact"
+    took = read_took(tmp_path)["07_x"]
+    assert took.minutes == pytest.approx(1.5, abs=0.2) and took.gigabytes > 0 and took.rows == 7
+    assert "thread" in took.hardware and "torch" in took.versions
+    run.network_rows, run.began = 3, time.monotonic()  # the notebook again, from what is stored
+    checks(run, "07_x", {})
+    assert read_took(tmp_path)["07_x"] == took
+    run.network_rows = 8
+    checks(run, "07_x", {})
+    assert read_took(tmp_path)["07_x"].rows == 8
+    (tmp_path / "took" / "07_x.json").write_text('{"minutes": 1}')
+    with pytest.raises(ValueError, match=r"07_x\.json does not say what a notebook took(?s:.*)Remove it"):
+        read_took(tmp_path)
+    assert read_took(tmp_path / "of an earlier version") == {}
     assert findings["facts"] == {"rate": {"value": 0.25, "varies": 0.01}, "word": "b"}
     assert findings["network_rows"] == 7
     assert json.dumps(findings)

@@ -165,7 +165,9 @@ class _Placeholders(Data):
         unseen = max(p.distance_images, p.baselines.never_seen, p.detection.captions, p.evaluation.captions)
         unseen = max(unseen, p.embedding_attack.images, p.deletion.targets)
         unseen += max(p.evaluation.captions, p.baselines.never_seen)  # those that choose a setting are others
-        kinds = ["memorized"] * n + ["ordinary"] * max(n, p.extraction.captions) + ["heldout"] * unseen
+        # Detection may take captions beyond the grid's: as many as are asked for beside the third that locates.
+        listed = n if p.detection.among == "reported" else max(n, p.detection.captions + -(-n // 3))
+        kinds = ["memorized"] * listed + ["ordinary"] * max(n, p.extraction.captions) + ["heldout"] * unseen
         captions = [f"caption {i}" for i in range(len(kinds))]
         # With other wordings: what is left out where a list has none is counted.
         table = pd.DataFrame({"prompt": captions, "kind": kinds, "rephrased": "other words"})

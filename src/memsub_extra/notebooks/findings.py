@@ -34,6 +34,7 @@ from memsub_extra.run.run import Run
 
 from .intervals import Span
 from .kinds import note_sets, notes_of
+from .took import note_took
 
 SAFETY = 3
 """How many times what varies between machines a claim must clear its bound by."""
@@ -161,6 +162,7 @@ def checks(run: Run, notebook: str, claims: Mapping[str, Claim], **facts: Any) -
         network_rows=run.network_rows,
         **({"by_kind": _by_kind(run)} if run.by_kind else {}),
     )
+    note_took(run, notebook)
 
 
 def _by_kind(run: Run) -> dict[str, Any]:

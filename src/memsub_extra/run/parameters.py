@@ -172,6 +172,11 @@ class Detection(Part):
     """Telling memorized captions before sampling."""
 
     captions: int = Field(33, ge=2, description="memorized captions, and as many unseen ones like them")
+    among: Literal["reported", "all"] = Field(
+        "reported",
+        description="of which: those that report the edit and have a training image, or all of the list that did not "
+        "locate it (no image is needed, and 100 can tell a rate of false positives of 1 %)",
+    )
     calls: int = Field(3, ge=1, description="network calls that score a caption and seed")
     seeds: int = Field(1, ge=1, description="seeds of a caption")
 
@@ -191,6 +196,9 @@ class EmbeddingAttack(Part):
     images: int = Field(10, ge=1, description="training images, and as many that were never trained on")
     iterations: int = Field(60, ge=1, description="steps of the optimization")
     noises: int = Field(1, ge=1, description="noises an image and step")
+    models: Literal["edited", "all"] = Field(
+        "edited", description="under attack: the pruned model (and the twin), or the unedited one, too"
+    )
 
 
 class Deletion(Part):
