@@ -13,7 +13,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import MOST_SEED, add_model, add_sampling, captions_of, check_model, file, folder, load, loaded, number
+from .arguments import (
+    MOST_SEED,
+    add_model,
+    add_sampling,
+    captions_of,
+    check_model,
+    file,
+    folder,
+    load,
+    loaded,
+    number,
+    without,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,8 +87,11 @@ class Listed:
 def _evaluate(args: argparse.Namespace) -> None:
     listed = _checked(args)
     unseen = list(dict.fromkeys(captions_of(args.unseen))) if args.unseen else []
-    if len(unseen) == 1:
-        raise ValueError(f"{args.unseen} holds one caption: alignment needs two or more.")
+    unseen = without(unseen, listed.captions, f"--unseen {args.unseen}")
+    if args.unseen and len(unseen) < 2:
+        raise ValueError(
+            f"{args.unseen} holds {len(unseen)} captions that are not in --prompts: alignment needs two or more."
+        )
     check_model(args)
     import pandas as pd
 
@@ -154,10 +169,7 @@ def _checked(args: argparse.Namespace) -> Listed:
         table = with_types(table, read_types(args.types), str(args.types))
     matched = match_images(table, args.images, one_image_each=False) if args.images else Matched(Path())
     if args.images and not matched.files:
-        name = table["index"].tolist()[0] if "index" in table else 1
-        raise ValueError(
-            f"{args.images} holds no training image of these captions: expected {args.images}/{name}/*.png."
-        )
+        raise ValueError(matched.tally.nothing_matched())
     places: dict[str, list[int]] = {}
     for place, caption in enumerate(table["prompt"]):
         places.setdefault(caption, []).append(place)
