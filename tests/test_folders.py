@@ -66,6 +66,12 @@ def test_a_folder_that_begins_with_0_is_refused_beside_a_list_that_begins_with_1
     assert names(match_images(numbered(), tmp_path)) == {0: [name.format(0)], 1: [name.format(1)]}
 
 
+def test_captions_keep_their_numbers_where_others_are_left_out(tmp_path):
+    put_all(tmp_path, *(f"{i}.png" for i in range(1, 6)))
+    few = numbered().assign(row=range(5)).iloc[[0, 2, 4]].reset_index(drop=True)
+    assert names(match_images(few, tmp_path)) == {0: ["1.png"], 1: ["3.png"], 2: ["5.png"]}
+
+
 def test_what_a_table_gives_to_another_caption_is_not_used_by_number(tmp_path):
     put_all(tmp_path, "1.png", "2.png", "3.png")
     (tmp_path / "metadata.csv").write_text("text,file\nTin robot,2.png\nMap of Nowhere,3.png\n")
@@ -85,6 +91,7 @@ def test_rows_of_another_list_are_told_by_their_captions(tmp_path):
     assert "3 captions are not those of the list's rows of their numbers; the caption decides" in matched.notes[0]
     assert "Of no caption in the list: a.png" in matched.notes[1]
     table.write_text("prompt_idx,ref_file\n0,a.png\n1,MISSING\n2,b.png\n")
+    (tmp_path / "._list.txt").write_bytes(b"\0\5\xff")
     (note, _) = match_images(listed(), tmp_path).notes
     assert "says no captions" in note and "unchecked. It has 3 rows and the list 5: was it made for another?" in note
     (tmp_path / "list.csv").write_text("caption\nOf another list\nOne more\nAnd one\n")

@@ -87,6 +87,8 @@ class Listed:
 def _evaluate(args: argparse.Namespace) -> None:
     listed = _checked(args)
     unseen = list(dict.fromkeys(captions_of(args.unseen))) if args.unseen else []
+    if len(unseen) == 1:
+        raise ValueError(f"{args.unseen} holds one caption: alignment needs two or more.")
     unseen = without(unseen, listed.captions, f"--unseen {args.unseen}")
     if args.unseen and len(unseen) < 2:
         raise ValueError(

@@ -202,7 +202,9 @@ def _names(rows: pd.DataFrame, one_image_each: bool) -> tuple[dict[int, str], li
     """Place of a caption to the name of its index, or to its number from 1 if the list has no indices; and which
     captions have the index of another without an address in common."""
     if not has_indices(rows):
-        return {place: str(place + 1) for place in range(len(rows))}, []
+        # A caption keeps its number where earlier ones were left out of the list.
+        order = rows["row"] if "row" in rows else range(len(rows))
+        return {place: str(int(number) + 1) for place, number in enumerate(order)}, []
     names: dict[int, str] = {}
     first: dict[str, int] = {}
     same: list[str] = []

@@ -220,8 +220,13 @@ def _table(path: Path) -> tuple[list[tuple[int, dict[str, str | None]]], str]:
 
 def _beside(pack: Pack, here: ByCaption) -> list[str] | None:
     """The captions of the list beside a table: of several the one that has most captions of the prompt list."""
-    texts = [lines_of(text_of(path)) for path in sorted(pack.folder.glob("*.txt"))]
-    lists = [*pack.lists, *([line for line in lines if line.strip()] for lines in texts)]
+    lists = list(pack.lists)
+    for path in sorted(pack.folder.glob("*.txt")):
+        if not path.name.startswith("."):
+            try:
+                lists.append([line for line in lines_of(text_of(path)) if line.strip()])
+            except ValueError as error:
+                pack.notes.append(f"{path} is passed over: {error}")
     found = [sum(bool(here.find(caption)) for caption in captions) for captions in lists]
     return lists[found.index(max(found))] if found and max(found) else None
 
