@@ -90,7 +90,7 @@ def test_rows_of_another_list_are_told_by_their_captions(tmp_path):
     assert names(matched) == {2: ["b.png"], 4: ["c.png"]}
     assert "3 captions are not those of the list's rows of their numbers; the caption decides" in matched.notes[0]
     assert "Of no caption in the list: a.png" in matched.notes[1]
-    table.write_text("prompt_idx,ref_file\n0,a.png\n1,MISSING\n2,b.png\n")
+    table.write_text(",prompt_idx,ref_file\n0,0,a.png\n1,1,MISSING\n2,2,b.png\n")  # as pandas numbers its rows
     (tmp_path / "._list.txt").write_bytes(b"\0\5\xff")
     (note, _) = match_images(listed(), tmp_path).notes
     assert "says no captions" in note and "unchecked. It has 3 rows and the list 5: was it made for another?" in note

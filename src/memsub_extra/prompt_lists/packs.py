@@ -174,7 +174,7 @@ def numbered(rows: pd.DataFrame, pack: Pack, here: ByCaption) -> dict[int, list[
     files: dict[int, list[Path]] = {}
     strange, numbers = list[str](), set[int]()
     for line, row in table:
-        where, own = f"{path}, line {line},", spaced(row.get(caption_column) or "")
+        where, own = f"{path}, line {line},", spaced(row[caption_column] or "") if caption_column else ""
         at = _number(row["prompt_idx"], most if not own else None, where)
         numbers.add(at)
         name = (row["ref_file"] or "").strip()
