@@ -56,7 +56,8 @@ def _detect(args: argparse.Namespace) -> None:
     SCORES.find(args.score)
     if args.ordinary:
         ordinary = without(ordinary, captions, f"--ordinary {args.ordinary}")
-    ordinary = [caption for caption in ordinary or _listed(args.model) if caption not in set(captions)]
+    else:
+        ordinary = [caption for caption in _listed(args.model) if caption not in set(captions)]
     least = math.ceil(1 / args.false_positives - 1e-9) - 1
     if len(ordinary) < least:
         raise ValueError(

@@ -86,14 +86,7 @@ class Listed:
 
 def _evaluate(args: argparse.Namespace) -> None:
     listed = _checked(args)
-    unseen = list(dict.fromkeys(captions_of(args.unseen))) if args.unseen else []
-    if len(unseen) == 1:
-        raise ValueError(f"{args.unseen} holds one caption: alignment needs two or more.")
-    unseen = without(unseen, listed.captions, f"--unseen {args.unseen}")
-    if args.unseen and len(unseen) < 2:
-        raise ValueError(
-            f"{args.unseen} holds {len(unseen)} captions that are not in --prompts: alignment needs two or more."
-        )
+    unseen = _unseen(args, listed.captions) if args.unseen else []
     check_model(args)
     import pandas as pd
 
@@ -184,6 +177,19 @@ def _checked(args: argparse.Namespace) -> Listed:
     kinds = [table["kind"].tolist()[of_caption[0]] for of_caption in places.values()]
     said = notes(table, "replication") if args.images and kinds_in(kinds) else []
     return Listed(list(places), kinds, list(places.values()), matched, said)
+
+
+def _unseen(args: argparse.Namespace, captions: Sequence[str]) -> list[str]:
+    """The captions of --unseen, each once, without those of --prompts; raises ValueError for fewer than two."""
+    unseen = list(dict.fromkeys(captions_of(args.unseen)))
+    if len(unseen) == 1:
+        raise ValueError(f"{args.unseen} holds one caption: alignment needs two or more.")
+    unseen = without(unseen, captions, f"--unseen {args.unseen}")
+    if len(unseen) < 2:
+        raise ValueError(
+            f"{args.unseen} holds {len(unseen)} captions that are not in --prompts: alignment needs two or more."
+        )
+    return unseen
 
 
 def _read(listed: Listed, side: int) -> list[np.ndarray]:
