@@ -162,7 +162,7 @@ def test_prompts_that_share_an_address_are_of_one_image(tmp_path):
     (tmp_path / "m.csv").write_text("prompt,urls\na,[open('x')]\n")
     with pytest.raises(ValueError, match="addresses of 'a' are no list of texts"):
         wordings.wordings_in(read_prompts(tmp_path / "m.csv"))
-    with pytest.raises(ValueError, match="no other wordings: a column 'rephrased' is expected"):
+    with pytest.raises(ValueError, match=r"no other wordings: a column 'rephrased' is expected.*holds prompt, kind"):
         wordings.wordings_in(listed())
 
 
@@ -200,7 +200,12 @@ def test_folders_by_index_and_flat_ones(tmp_path):
         put(tmp_path / name, seed)
     matched = match_images(listed(), tmp_path)
     assert names(matched) == {0: ["11/0.png", "11/1.jpg"], 1: ["12.webp"], 2: ["13.png"]}
-    assert not matched.notes
+    assert matched.notes == [
+        f"{tmp_path}: 3 of 5 captions have images; of 5 image files 4 belong to a caption. Of no caption in the list: "
+        f"other/14.png. {tmp_path / 'other'} holds '14.png': name that folder."
+    ]
+    (tmp_path / "other" / "14.png").unlink()
+    assert not match_images(listed(), tmp_path).notes
     images = read_matched(matched, 8).images
     assert {place: stack.shape for place, stack in images.items()} == {
         0: (2, 8, 8, 3),
@@ -324,7 +329,7 @@ def server(tmp_path, monkeypatch):
     with serving(answer) as http:
         listed = {kind: http.address + name for kind, name in lists.items()}
         monkeypatch.setitem(downloads.SOURCES, "sd14", listed)
-        monkeypatch.setitem(downloads.TYPES, "sd14", http.address + "types.csv")
+        monkeypatch.setitem(kinds.TYPES, "sd14", http.address + "types.csv")
         yield http.address
 
 

@@ -25,6 +25,7 @@ from memsub.models import MODELS, ModelInfo
 from memsub.prompts import Prompts, load_prompts, read_prompts
 from memsub.world import WORLDS
 from memsub_extra.archives import recovery, session
+from memsub_extra.prompt_lists import kinds
 from memsub_extra.prompt_lists.captions import near_duplicates, too_long, without_near_duplicates
 from servers import serving
 
@@ -48,7 +49,13 @@ def test_the_published_forms(tmp_path):
         assert found["kind"].tolist() == ["verbatim", "template"]
         assert found["index"].tolist() == [5, 6]
     assert load_prompts(tmp_path / "a.csv").memorized == CAPTIONS[:2]
-    together = load_prompts({"memorized": tmp_path / "a.csv", "heldout": tmp_path / "a.txt"})
+    with pytest.raises(
+        ValueError, match=r"2 captions are memorized in .*a\.csv and heldout in .*a\.txt, such as 'A red"
+    ):
+        load_prompts({"memorized": tmp_path / "a.csv", "heldout": tmp_path / "a.txt"})
+    (tmp_path / "b.txt").write_text(f"{CAPTIONS[0]}\nA kettle\nA sock\n")
+    with pytest.warns(UserWarning, match=r"1 captions are memorized in .*a\.csv and heldout in .*b\.txt"):
+        together = load_prompts({"memorized": tmp_path / "a.csv", "heldout": tmp_path / "b.txt"})
     assert [str(i) for i in together.memorized_rows["index"]] == ["5", "6"]  # names of folders of training images
 
 
@@ -449,7 +456,7 @@ def server(tmp_path, monkeypatch):
 
 def sources(monkeypatch, server, name: str) -> None:
     monkeypatch.setitem(downloads.SOURCES, "sd14", {"memorized": server.address + name})
-    monkeypatch.delitem(downloads.TYPES, "sd14")
+    monkeypatch.delitem(kinds.TYPES, "sd14")
 
 
 def test_a_list_is_fetched_once_and_its_checksum_kept(server, monkeypatch):

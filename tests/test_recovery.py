@@ -14,10 +14,9 @@ import pytest
 import requests
 from PIL import Image
 
-from memsub.io.downloads import TRAINING_IMAGES
 from memsub.io.files import save_json
 from memsub.io.images import rgb
-from memsub_extra.archives import recovery
+from memsub_extra.archives import TRAINING_IMAGES, recovery
 from memsub_extra.archives import session as sessions
 from memsub_extra.archives.recovery import PoliteSession, described, fetch_and_describe, fetch_images
 from servers import serving

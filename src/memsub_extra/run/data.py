@@ -26,13 +26,12 @@ import numpy as np
 import pandas as pd
 
 from memsub.io.distributed import first_on_each_machine
-from memsub.io.downloads import TRAINING_IMAGES
 from memsub.io.images import SUFFIXES, decode_png, image_files, read_images
-from memsub.io.lists import plain_name
 from memsub.measure.metric import References
 from memsub.models import ModelInfo, find_model, world_of
 from memsub.prompts import Prompts, load_prompts, subsets
 from memsub.world import World
+from memsub_extra.archives import TRAINING_IMAGES
 from memsub_extra.prompt_lists.captions import near_duplicates, too_long, without_near_duplicates
 from memsub_extra.prompt_lists.images import match_images, read_matched
 from memsub_extra.prompt_lists.kinds import ALL, published_types, read_types, with_types
@@ -245,27 +244,24 @@ class Data:
         Raises:
             ValueError: there is none at all, an index is no plain name, or two captions share one; names the folder.
         """
-        rows = self.prompts.memorized_rows[: self.parameters.grid.memorized]
+        # The whole list is matched: images of captions that this run leaves out belong to the list, too.
+        rows, used = self.prompts.memorized_rows, self.parameters.grid.memorized
         if "image" in rows:
-            return {i: decode_png(png)[None] for i, png in enumerate(rows["image"])}
+            return {i: decode_png(png)[None] for i, png in enumerate(rows["image"][:used])}
         folder = images_folder(self.parameters)
         match_images(rows, folder)  # raises for what is wrong with the list, before anything is fetched
         with first_on_each_machine():
             if not folder.is_dir() and "url" in rows and "index" in rows:
                 for fetch in TRAINING_IMAGES.values():
-                    print(fetch(rows, folder))
+                    print(fetch(rows[:used], folder))
         matched = match_images(rows, folder)
+        matched.files = {place: files for place, files in matched.files.items() if place < used}
         read = read_matched(matched, self._image_side())
         _tell(read.broken, str(folder))
         for sentence in read.notes:
             warnings.warn(sentence, stacklevel=2)
         if not read.images:
-            name = rows["index"].dropna().iloc[0] if "index" in rows and rows["index"].notna().any() else 1
-            raise ValueError(
-                f"{folder} holds no training image of these prompts; expected {folder}/<index>/*.png (or "
-                f"{', '.join(SUFFIXES[1:])}), for example {folder / plain_name(name)}, or a layout of docs/images.md; "
-                f"{_content(folder)}."
-            )
+            raise ValueError(matched.tally.nothing_matched())
         return read.images
 
     @cached_property
@@ -330,11 +326,3 @@ def _tell(broken: dict[Path, str], where: str) -> None:
     if broken:
         reasons = "; ".join([*broken.values()][:5]) + "; ..." * (len(broken) > 5)
         warnings.warn(f"{where}: {len(broken)} images are passed over: {reasons}", stacklevel=3)
-
-
-def _content(folder: Path) -> str:
-    """What lies in a folder where something else was expected."""
-    if not folder.is_dir():
-        return "there is no such folder"
-    names = sorted(path.name for path in folder.iterdir())
-    return f"it holds {', '.join(map(repr, names[:5])) or 'nothing'}" + f" and {len(names) - 5} more" * (len(names) > 5)
