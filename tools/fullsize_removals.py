@@ -24,13 +24,12 @@ from memsub.io import distributed
 from memsub.io.files import load_json, save_json
 from memsub.models import as_denoiser
 from memsub.prompts import load_prompts
-from memsub_extra.hardware import hardware
+from memsub_extra.hardware import hardware, peak_gigabytes
 from memsub_extra.prompt_lists.wordings import wordings_of
 from memsub_extra.unlearning import pruning
 from memsub_extra.unlearning.pairs import Pairs
 from memsub_extra.unlearning.removals import REMOVALS
 from tools.fullsize import UNETS, random_pipeline
-from tools.results import peak_gigabytes
 
 PAIRS = 16
 FEWER: dict[str, dict[str, Any]] = {

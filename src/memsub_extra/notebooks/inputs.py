@@ -14,9 +14,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from memsub.io.downloads import SOURCES, TYPES, cache
+from memsub.io.downloads import SOURCES, cache
 from memsub.io.images import image_files
 from memsub_extra.prompt_lists.images import match_images
+from memsub_extra.prompt_lists.kinds import TYPES
 from memsub_extra.run.data import Data, images_folder
 from memsub_extra.run.parameters import Parameters
 

@@ -227,8 +227,9 @@ def _beside(pack: Pack, here: ByCaption) -> list[str] | None:
                 lists.append([line for line in lines_of(text_of(path)) if line.strip()])
             except ValueError as error:
                 pack.notes.append(f"{path} is passed over: {error}")
-    found = [sum(bool(here.find(caption)) for caption in captions) for captions in lists]
-    return lists[found.index(max(found))] if found and max(found) else None
+    joined = {place: sum(bool(here.find(caption)) for caption in captions) for place, captions in enumerate(lists)}
+    most = max(joined, key=lambda place: joined[place], default=None)
+    return lists[most] if most is not None and joined[most] else None
 
 
 def _number(text: str | None, most: int | None, where: str) -> int:

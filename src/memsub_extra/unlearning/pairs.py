@@ -81,6 +81,9 @@ class Pairs:
         chosen = [wordings[i] for i in places] if any(wordings) else []
         return cls([texts[i] for i in places], np.stack([read.images[i][0] for i in places]), chosen)
 
+    def __len__(self) -> int:
+        return len(self.captions)
+
     def only(self, chosen: Sequence[int]) -> Pairs:
         """The pairs at the places `chosen`."""
         wordings = [self.wordings[i] for i in chosen] if self.wordings else []
