@@ -1,4 +1,4 @@
-"""What is fetched from the web besides prompt lists: their training images, and edits on the hub."""
+"""What is fetched from the web besides prompt lists: their training images."""
 
 from __future__ import annotations
 
