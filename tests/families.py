@@ -30,6 +30,17 @@ XL = {
     "cross_attention_dim": 32,
 }
 """What SDXL's UNet has beside Stable Diffusion's: six added numbers of width 8, a pooled embedding of 16."""
+FLUX = {
+    "patch_size": 1,
+    "in_channels": 16,
+    "num_layers": 2,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 1,
+    "joint_attention_dim": 32,
+}
+"""What Flux and its kin have in common."""
+UNCHECKED = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
 EULER = NOISE | {"timestep_spacing": "leading", "steps_offset": 1}
 EULER = {key: value for key, value in EULER.items() if key != "clip_sample"}
 
@@ -152,43 +163,17 @@ def stable_diffusion_3():
 
 @seeded
 def flux(guidance_embeds=True, kind=d.FluxPipeline):
-    network = d.FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=2,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=1,
-        joint_attention_dim=32,
-        pooled_projection_dim=16,
-        guidance_embeds=guidance_embeds,
-        axes_dims_rope=(4, 4, 8),
-    )
-    modules = {
-        "transformer": network,
-        "vae": vae(shift_factor=0.1),
-        "text_encoder": clip(),
-        "text_encoder_2": t5(),
-    }
+    more = {"pooled_projection_dim": 16, "guidance_embeds": guidance_embeds, "axes_dims_rope": (4, 4, 8)}
+    network = d.FluxTransformer2DModel(**FLUX, **more)
+    modules = {"transformer": network, "vae": vae(shift_factor=0.1), "text_encoder": clip(), "text_encoder_2": t5()}
     tokenizers = {name: tokenizer() for name in ("tokenizer", "tokenizer_2")}
     return ready(kind, modules, scheduler=flow(use_dynamic_shifting=True), **tokenizers)
 
 
 @seeded
 def chroma():
-    network = d.ChromaTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=2,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=1,
-        joint_attention_dim=32,
-        axes_dims_rope=(4, 4, 8),
-        approximator_num_channels=8,
-        approximator_hidden_dim=16,
-        approximator_layers=1,
-    )
+    approximator = {"approximator_num_channels": 8, "approximator_hidden_dim": 16, "approximator_layers": 1}
+    network = d.ChromaTransformer2DModel(**FLUX, **approximator, axes_dims_rope=(4, 4, 8))
     modules = {"transformer": network, "vae": vae(shift_factor=0.1), "text_encoder": t5()}
     return ready(d.ChromaPipeline, modules, scheduler=flow(), tokenizer=tokenizer())
 
@@ -234,9 +219,7 @@ def hunyuan_dit():
         scheduler=d.DDIMScheduler(**NOISE),
         tokenizer=tokenizer(),
         tokenizer_2=tokenizer(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        **UNCHECKED,
     )
 
 
@@ -263,16 +246,7 @@ def cogview3_plus():
 def bria():
     from diffusers.models.transformers.transformer_bria import BriaTransformer2DModel
 
-    network = BriaTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=2,
-        num_single_layers=1,
-        attention_head_dim=16,
-        num_attention_heads=1,
-        joint_attention_dim=32,
-        axes_dims_rope=[0, 8, 8],
-    )
+    network = BriaTransformer2DModel(**FLUX, axes_dims_rope=[0, 8, 8])
     modules = {"transformer": network, "vae": vae(), "text_encoder": t5()}
     return ready(d.BriaPipeline, modules, scheduler=flow(), tokenizer=tokenizer())
 
@@ -284,15 +258,8 @@ def latent_consistency(**unet):
         "vae": vae(),
         "text_encoder": clip(),
     }
-    return ready(
-        d.LatentConsistencyModelPipeline,
-        modules,
-        scheduler=d.LCMScheduler(**NOISE),
-        tokenizer=tokenizer(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    scheduler = d.LCMScheduler(**NOISE)
+    return ready(d.LatentConsistencyModelPipeline, modules, scheduler=scheduler, tokenizer=tokenizer(), **UNCHECKED)
 
 
 BUILDERS = {

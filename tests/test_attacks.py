@@ -14,14 +14,13 @@ RNG = np.random.default_rng(0)
 
 
 def test_tiled_distance_is_that_of_the_most_different_tile():
-    a = np.zeros((1, 32, 32, 3), np.uint8)
-    b = a.copy()
-    b[0, 8:16, 24:32] = 51  # one of 16 tiles, 0.2 of the range
-    assert attacks.tiled_distance(a, b)[0, 0] == pytest.approx(0.2, abs=1e-6)
-    b[0, 0:4, 0:8] = 255  # half of another tile: root mean square 1 / sqrt(2)
-    assert attacks.tiled_distance(a, b)[0, 0] == pytest.approx(0.5**0.5, abs=1e-6)
-    with pytest.raises(ValueError, match="cannot be cut into 5 x 5 tiles"):
-        attacks.tiled_distance(a, tiles=5)
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    images[1, 8:16, 24:32] = 51  # one of 16 tiles, 0.2 of the range
+    assert attacks.tiled_distance(images)[0, 1] == pytest.approx(0.2, abs=1e-6)
+    images[1, 0:4, 0:8] = 255  # half of another tile: root mean square 1 / sqrt(2)
+    assert attacks.tiled_distance(images)[0, 1] == pytest.approx(0.5**0.5, abs=1e-6)
+    with pytest.raises(ValueError, match="images of 32 x 30 pixels cannot be cut into 4 x 4 tiles"):
+        attacks.tiled_distance(images[:, :, :30])
 
 
 def test_a_planted_clique_is_found():

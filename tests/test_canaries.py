@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,6 +18,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from PIL import Image
 from scipy.stats import binomtest
 from sklearn.datasets import load_sample_images
+from tools import fullsize_canaries
 
 from conftest import ONE_METHOD, SMALL
 from memsub.io.images import save_image
@@ -51,14 +53,20 @@ RECIPE = {"batch_size": 4, "lr": 1e-3, "rank": 2}
 
 @cache
 def sample_images() -> list[np.ndarray]:
-    return load_sample_images().images
+    """The photographs that come with scikit-learn and, where it is installed, with scikit-image."""
+    images = list(load_sample_images().images)
+    if find_spec("skimage"):
+        from skimage import data
+
+        images += [data.astronaut(), data.chelsea(), data.coffee(), data.rocket()]
+    return images
 
 
 def crops(folder, count, rng):
-    """Parts of the photographs that come with scikit-learn, as JPEG files."""
+    """Parts of these photographs, as JPEG files."""
     folder.mkdir(parents=True)
     for i in range(count):
-        photograph = sample_images()[i % 2]
+        photograph = sample_images()[i % len(sample_images())]
         side = int(rng.integers(60, 200))
         y, x = (int(rng.integers(0, length - side)) for length in photograph.shape[:2])
         Image.fromarray(photograph[y : y + side, x : x + side + 8]).save(folder / f"{i}.jpg", quality=95)
@@ -366,6 +374,29 @@ def test_the_commands_end_with_a_table_of_both_models(photographs, base, tmp_pat
     assert (out / "tested.png").is_file() and len(json.loads((out / "tested.json").read_text())) == 8
     assert main(["test", str(base)]) == 1
     assert "was not trained on canaries" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [["--canaries", "50", "--repeats", "10"], ["--ordinary-samples", "1"]])
+def test_the_published_setting_is_not_taken_in_the_place_of_ones_own(photographs, tmp_path, given, capsys):
+    folders = [str(photographs / "candidates"), str(photographs / "ordinary")]
+    assert main(["plant", *folders, "--out", str(tmp_path / "canaries.json"), "--published", *given]) == 1
+    told = capsys.readouterr().err
+    assert "--published is --canaries 200, --repeats 200, --ordinary-samples 3" in told
+    assert f"{' '.join(given[:2])}" in told and "leave out one or the other" in told
+    assert not (tmp_path / "canaries.json").exists()
+
+
+def test_several_processes_are_told_what_to_do(base, manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr("memsub_extra.canaries.training.processes", lambda: 4)
+    with pytest.raises(ValueError, match=r"4 were started(?s:.*)--num_processes 1(?s:.*)--device cuda:1"):
+        train(str(base), manifest, tmp_path / "out")
+
+
+@pytest.mark.parametrize("way", fullsize_canaries.WAYS)
+def test_three_steps_say_what_they_take(way):
+    took = fullsize_canaries.three_steps(micro_pipeline(), Recipe(way=way, batch_size=2, rank=2))
+    assert took["steps"] == fullsize_canaries.STEPS == 3
+    assert took["gigabytes"] > took["counted"] > 0
 
 
 def test_a_table_is_called_uncalibrated_where_what_knows_nothing_seems_to_know():

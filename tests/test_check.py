@@ -1,6 +1,7 @@
 """`memsub check`: what a model is, what it takes and what will fail, from headers alone."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -118,14 +119,26 @@ def test_memory_is_what_shapes_say():
 
 
 def test_parameters_tell_the_cost_and_download_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMSUB_CACHE", str(tmp_path / "cache"))
+    lists = {kind: str(tmp_path / f"{kind}.txt") for kind in ("memorized", "ordinary", "heldout")}
+    for kind, file in lists.items():
+        Path(file).write_text("\n".join(f"{kind} {i}" for i in range(40)))
+        (tmp_path / "run" / "gt_images" / f"{len(kind)}").mkdir(parents=True, exist_ok=True)
+    for number in range(1, 13):
+        (tmp_path / "run" / "gt_images" / f"{number}.png").touch()
     monkeypatch.setattr(cost, "ESTIMATES", {"memory": lambda p: pytest.fail("takes a minute, and was not asked for")})
     parameters = tmp_path / "few.yaml"
-    few = SMALL | {"capture": {"steps": 50}, "sampling": {"batch_size": 60}, "grid": SMALL["grid"]}
+    few = SMALL | {
+        "folder": str(tmp_path / "run"),
+        "capture": {"steps": 50},
+        "sampling": {"batch_size": 60},
+        "grid": SMALL["grid"],
+    }
     parameters.write_text(yaml.safe_dump(few | {"model": "tiny", "extraction": {"captions": 2}}))
     assert main(["check", str(parameters)]) == 0
     told = capsys.readouterr().out
     assert "feed-forward layers: 16 with 5,504 neurons" in told
-    assert "ms an image and step on cpu" in told
+    assert "minutes: on cpu here, " in told and "decoding, metrics and the start of a kernel" in told
     assert "MB of statistics" in told
     row = next(line for line in told.splitlines() if "capture of the grid" in line)
     # 12 memorized, 12 ordinary and the empty prompt, 60 at a time; 10 steps of each, and of the empty prompt by itself
@@ -135,7 +148,14 @@ def test_parameters_tell_the_cost_and_download_nothing(capsys, tmp_path, monkeyp
     )
     parameters.write_text(parameters.read_text().replace("tiny", "sd14"))
     assert main(["check", str(parameters)]) == 0
-    assert "no time estimate: the model is not on this machine yet" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "the model was not timed here (it has to be downloaded first)" in told
+    assert "published lists that are not on this machine yet" in told and "0 minutes" in told
+    parameters.write_text(parameters.read_text().replace("sd14", "owner/model") + f"data: {{prompts: {lists}}}\n")
+    assert main(["check", str(parameters)]) == 0
+    told = capsys.readouterr().out
+    assert "minutes: not known, the model was not timed here (it has to be downloaded first)" in told
+    assert " minutes\n" not in told, "said after it was not known"
 
 
 def test_parameters_that_are_not_right_fail(capsys, tmp_path):
@@ -170,8 +190,23 @@ def test_a_first_result_takes_half_an_hour_and_nine_gigabytes(name, capsys):
     assert parameters.missing_images() == "" and "requires:" not in told
     assert parameters.sampling.batch_size <= 4
     assert max(cost._known(parameters)["memory"].values()) <= 9
-    assert "minutes: network calls alone on one NVIDIA H200" in told
+    assert "minutes: on one NVIDIA H200, " in told and "; network calls alone: decoding, metrics" in told
+    assert len(parameters.grid.sizes) > 1  # the overlap against m is a line, not a point
+    assert asked["01 capture of the grid"] == 1010  # larger sets are of the same captions
     assert "on a GPU, peak gigabytes from shapes, times 1.35: sampling" in told
+
+
+def test_the_page_says_the_minutes_that_check_says(capsys):
+    """The table of docs/full-size.md, and what the command prints of the files as they ship."""
+    page = (Path(__file__).parents[1] / "docs" / "full-size.md").read_text()
+    assert "KID on 2,000 images" in page
+    for column, name in enumerate(("sd14", "sd20")):
+        assert main(["check", name]) == 0
+        printed = dict(re.findall(r"^ *(\d\d [a-zA-Z,. ]+?) +\d+ +\d+ +\d+ +([\d.]+)$", capsys.readouterr().out, re.M))
+        rows = re.findall(r"^\| (\d\d [^|]+) \(min\) \| ([\d,.]+) \| ([\d,.]+) \|$", page, re.M)
+        assert {part: f"{float(cells[column].replace(',', '')):.1f}" for part, *cells in rows} == printed
+        assert "05 KID and FID" in printed and len(printed) > 10
+        assert find_parameters(name)[0].evaluation.real_images == 2000
 
 
 def test_removals_tell_their_price_before_they_begin():

@@ -455,7 +455,7 @@ def test_evaluate_judges_a_world_by_its_exact_test(micro_loaded, edit_file, prom
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--images", "none"], "none holds no training image of these captions: expected none/1/*.png"),
+        (["--images", "none"], "none holds no training image of these 2 captions; expected none/<index>/*.png"),
         (["--out", "."], "--out . holds other files"),
         (["--unseen", "one.txt"], "one.txt holds one caption"),
         (["--prompts", "one.txt"], "one.txt holds one caption: alignment is measured against the caption of another"),

@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from memsub.io import downloads
+from servers import serving
 
 LIST = b'{"caption": "a red heart"}\n{"caption": "a blue fish"}\n'
 
@@ -16,26 +15,15 @@ LIST = b'{"caption": "a red heart"}\n{"caption": "a blue fish"}\n'
 def server(tmp_path, monkeypatch):
     """Serves `server.body` at every address, with the status 200."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            http.asked += 1
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(http.body) + http.missing))
-            self.end_headers()
-            self.wfile.write(http.body)
+    def answer(request):
+        http.asked += 1
+        return 200, {"Content-Length": str(len(http.body) + http.missing)}, http.body
 
-        def log_message(self, *args):
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-    http.body, http.missing, http.asked = LIST, 0, 0
-    monkeypatch.setenv("MEMSUB_CACHE", str(tmp_path / "cache"))
-    address = f"http://127.0.0.1:{http.server_address[1]}/list.jsonl"
-    monkeypatch.setitem(downloads.SOURCES, "sd14", {"memorized": address})
-    yield http
-    http.shutdown()
-    http.server_close()
+    with serving(answer) as http:
+        http.body, http.missing, http.asked = LIST, 0, 0
+        monkeypatch.setenv("MEMSUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setitem(downloads.SOURCES, "sd14", {"memorized": http.address + "list.jsonl"})
+        yield http
 
 
 @pytest.mark.parametrize(

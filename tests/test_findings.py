@@ -1,11 +1,13 @@
 """Claims with three verdicts, sentences made of numbers, and figures in documents."""
 
 import json
+import time
 from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from tools import figures
 
 from memsub.io.files import load_json, save_json
@@ -15,19 +17,17 @@ from memsub_extra.notebooks.findings import (
     at_least,
     at_most,
     checks,
-    compared,
     counted,
     exactly,
     fact,
     hits,
     percent,
-    rate,
     result,
-    say,
     share,
     spanned,
     tally,
 )
+from memsub_extra.notebooks.took import read_took
 from memsub_extra.run.run import Run
 
 
@@ -84,7 +84,8 @@ def test_a_number_without_its_interval_is_an_error():
 
 
 def test_checks_are_printed_counted_and_recorded(tmp_path, capsys):
-    run = SimpleNamespace(folder=tmp_path, network_rows=7, by_kind={})
+    denoiser = SimpleNamespace(device=torch.device("cpu"))
+    run = SimpleNamespace(folder=tmp_path, network_rows=7, by_kind={}, began=time.monotonic() - 90, denoiser=denoiser)
     run.record = partial(Run.record, run)
     claims = {
         "most": at_least(0.9, 0.5, varies=0.01, interval=(0.6, np.float64(1.0))),
@@ -107,6 +108,19 @@ def test_checks_are_printed_counted_and_recorded(tmp_path, capsys):
     assert findings["claims"]["most"] == expected | {"relation": "at least"}
     assert findings["claims"]["sums"]["low"] is findings["claims"]["sums"]["high"] is None
     assert findings["claims"]["bits"]["relation"] == "exact"
+    took = read_took(tmp_path)["07_x"]
+    assert took.minutes == pytest.approx(1.5, abs=0.2) and took.gigabytes > 0 and took.rows == 7
+    assert "thread" in took.hardware and "torch" in took.versions
+    run.network_rows, run.began = 3, time.monotonic()  # the notebook again, from what is stored
+    checks(run, "07_x", {})
+    assert read_took(tmp_path)["07_x"] == took
+    run.network_rows = 8
+    checks(run, "07_x", {})
+    assert read_took(tmp_path)["07_x"].rows == 8
+    (tmp_path / "took" / "07_x.json").write_text('{"minutes": 1}')
+    with pytest.raises(ValueError, match=r"07_x\.json does not say what a notebook took(?s:.*)Remove it"):
+        read_took(tmp_path)
+    assert read_took(tmp_path / "of an earlier version") == {}
     assert findings["facts"] == {"rate": {"value": 0.25, "varies": 0.01}, "word": "b"}
     assert findings["network_rows"] == 7
     assert json.dumps(findings)
@@ -117,18 +131,11 @@ def test_all_three_verdicts_are_counted():
     assert tally(["holds", "inconclusive", "holds"]) == "holds 2, fails 0, inconclusive 1"
 
 
-def test_names_in_sentences_are_no_formulas_and_no_tags(monkeypatch):
-    shown = []
-    monkeypatch.setattr("IPython.display.display", lambda markdown: shown.append(markdown.data))
-    say("It costs $20 or $30:", "<script>alert(1)</script>.")
-    assert shown == [r"*Seen:* It costs \$20 or \$30: \<script>alert(1)\</script>."]
-
-
 def test_a_result_is_named_values_in_a_template_that_is_no_program(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda markdown: shown.append(markdown.data))
-    result("{rate:.0%} of {n} images, <b>", rate=Span(0.5, 0.25, 0.75), n=4)
-    assert shown == [r"*Here:* 50% (25% to 75%) of 4 images, \<b>"]
+    result("{rate:.0%} of {n} images, <b>, $20 or $30", rate=Span(0.5, 0.25, 0.75), n=4)
+    assert shown == [r"*Here:* 50% (25% to 75%) of 4 images, \<b>, \$20 or \$30"]
     for template in ("{rate.value} of {n}", "{rate[0]} of {n}", "{} of {n}", "{n} images"):
         with pytest.raises(ValueError, match="each needs the other"):
             result(template, rate=0.5, n=4)
@@ -146,10 +153,8 @@ def test_a_value_with_its_interval_is_a_claim_and_a_fact():
 
 def test_words_for_numbers():
     assert [percent(x) for x in (0, 1, 0.264, 0.004, 0.996)] == ["0 %", "100 %", "26 %", "0.4 %", "99.6 %"]
-    assert rate({"exact_rate": 0.5, "exact_low": 0.2, "exact_high": 0.8, "n": 4}, "exact") == "50 % (20 to 80 %, n = 4)"
     assert share(0.004, 0, 0.02, 250.0) == "0.4 % (0 to 2 %, n = 250)"
     assert counted([True, False, False, False]) == "25 % (5 to 70 %, n = 4)"  # Wilson's interval
-    assert [compared(a, 1.0, 0.1) for a in (1.05, 1.2, 0.8)] == ["as much", "more", "less"]
 
 
 def test_documents_say_what_the_figures_say():

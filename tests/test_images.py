@@ -289,7 +289,8 @@ def test_the_exact_test_takes_the_most_similar():
 @pytest.mark.parametrize(
     ("table", "layout", "told"),
     [
-        ({}, {"0/0.png": "red"}, r"for example .*gt/1, .*it holds '0'"),  # without indices, from 1
+        ({}, {"0/0.png": "red"}, r"gt holds '0/0\.png', .* numbered from 1 \('caption 0' is 1\), .* neighbour's image"),
+        ({}, {"x/0.png": "red"}, r"for example .*gt/1, .*it holds 'x'"),  # without indices, from 1
         ({"index": None}, {}, r"for example .*gt/1, .*there is no such folder"),
         ({"index": range(6)}, {"0000_x.png": "red"}, r"expected .*gt/<index>/\*\.png .*it holds '0000_x\.png'"),
         ({"index": range(6)}, {"sd1/0/0.png": "red"}, r"for example .*gt/0, .*it holds 'sd1'"),

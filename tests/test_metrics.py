@@ -67,7 +67,7 @@ def test_distances_tell_real_scenes_from_a_shifted_distribution(metrics, prompts
     dark = metrics.prompt.image_features(prompts.images("heldout", 250, 500) // 8)
     assert 0 <= fid(real, others) < 0.2 * fid(real, dark)
     assert abs(kid(real, others)[0]) < 0.2 * kid(real, dark)[0]
-    assert kid(real, dark) == kid(real, dark)  # the subsets are those of the seed
+    assert kid(real, dark) == kid(real, dark)  # the subsets are the same
 
 
 def test_kid_does_not_depend_on_the_number_of_images_as_fid_does(unseen):

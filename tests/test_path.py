@@ -35,6 +35,7 @@ from memsub.measure.sscd import CONSENT, SSCD
 from memsub.models import find_model, load_pipeline
 from memsub.prompts import read_prompts
 from memsub_extra.archives import recovery, session
+from memsub_extra.prompt_lists import kinds
 
 ROOT = Path(__file__).parents[1]
 COMMIT = "0" * 40
@@ -128,7 +129,7 @@ def internet(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", http.address[:-1])
     here = {kind: http.address + url.split("/", 3)[3] for kind, url in downloads.SOURCES["sd14"].items()}
     monkeypatch.setitem(downloads.SOURCES, "sd14", here)
-    monkeypatch.setitem(downloads.TYPES, "sd14", http.address + downloads.TYPES["sd14"].split("/", 3)[3])
+    monkeypatch.setitem(kinds.TYPES, "sd14", http.address + kinds.TYPES["sd14"].split("/", 3)[3])
     monkeypatch.setitem(SSCD, "sscd_disc_large", http.address + SSCD["sscd_disc_large"].split("/", 3)[3])
     monkeypatch.setattr(recovery, "WAYBACK", http.address + "web/")
     monkeypatch.setattr(recovery, "COMMON_CRAWL", http.address + "cc/")
@@ -165,7 +166,7 @@ def published(internet, micro, prompts, tmp_path):
     types = pd.DataFrame({"Caption": captions, "type": "TM", "mean_sscd": 0.1, "max_sscd": 0.3})
     types["Index"] = range(100, 100 + LISTED)
     types.loc[::3, ["type", "max_sscd"]] = ["VM", 0.9]
-    internet.there[path_of(downloads.TYPES["sd14"])] = types[::-1].to_csv(sep=";").encode()
+    internet.there[path_of(kinds.TYPES["sd14"])] = types[::-1].to_csv(sep=";").encode()
     for i in range(ALIVE):
         internet.there[f"images/{i}.png"] = png(i)
     capture = f"web/20200102030405id_/{images[ARCHIVED]}"

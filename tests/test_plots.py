@@ -69,7 +69,6 @@ def attack_work() -> pd.DataFrame:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: plots.heatmaps({"a": RNG.random((3, 2)), "b": RNG.random((3, 2))}, LAYERS, "norm"),
         lambda: plots.sorted_norms({"a": RNG.random(5) + 0.1}, "layer"),
         lambda: plots.subset_lines({"a": PAIRS}, LAYERS, "density (%)"),
         lambda: plots.profiles({"model": {"a": profile(PAIRS)}}, LAYERS, "IoU", reference=0),
@@ -175,7 +174,6 @@ MONEY = "costs $20 or $30, #cash$"
     "make",
     [
         lambda: plots.image_grid({MONEY: np.zeros((1, 4, 4, 3), np.uint8)}, [MONEY], title=MONEY),
-        lambda: plots.heatmaps({MONEY: RNG.random((3, 2))}, LAYERS, MONEY),
         lambda: plots.sorted_norms({MONEY: RNG.random(5) + 0.1}, MONEY),
         lambda: plots.subset_lines({MONEY: PAIRS}, LAYERS, MONEY),
         lambda: plots.profiles({MONEY: {MONEY: profile(PAIRS)}}, LAYERS, MONEY, ordered=True),

@@ -2,10 +2,8 @@
 
 import json
 import re
-import threading
 import warnings
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,6 +21,7 @@ from memsub.measure.noise import noise_seeds
 from memsub.prompts import load_prompts, read_prompts
 from memsub_extra.archives import recovery, session
 from memsub_extra.notebooks import batch, notebook04, notebook05, plots, report
+from memsub_extra.notebooks import kinds as tables
 from memsub_extra.notebooks.findings import checks, exactly
 from memsub_extra.prompt_lists import kinds, wordings
 from memsub_extra.prompt_lists.images import match_images, read_matched
@@ -32,7 +31,9 @@ from memsub_extra.run.run import Run
 from memsub_extra.run.specs import Group
 from memsub_extra.unlearning.pairs import Pairs
 from memsub_extra.unlearning.removals import REMOVALS
+from servers import serving
 
+ROOT = Path(__file__).parents[1]
 CAPTIONS = ["Harbour at Dawn; a print", 'The "Loud" Kettle', "Wool sock, left", "Map of Nowhere", "Tin robot"]
 
 
@@ -161,7 +162,7 @@ def test_prompts_that_share_an_address_are_of_one_image(tmp_path):
     (tmp_path / "m.csv").write_text("prompt,urls\na,[open('x')]\n")
     with pytest.raises(ValueError, match="addresses of 'a' are no list of texts"):
         wordings.wordings_in(read_prompts(tmp_path / "m.csv"))
-    with pytest.raises(ValueError, match="no other wordings: a column 'rephrased' is expected"):
+    with pytest.raises(ValueError, match=r"no other wordings: a column 'rephrased' is expected.*holds prompt, kind"):
         wordings.wordings_in(listed())
 
 
@@ -199,7 +200,12 @@ def test_folders_by_index_and_flat_ones(tmp_path):
         put(tmp_path / name, seed)
     matched = match_images(listed(), tmp_path)
     assert names(matched) == {0: ["11/0.png", "11/1.jpg"], 1: ["12.webp"], 2: ["13.png"]}
-    assert not matched.notes
+    assert matched.notes == [
+        f"{tmp_path}: 3 of 5 captions have images; of 5 image files 4 belong to a caption. Of no caption in the list: "
+        f"other/14.png. {tmp_path / 'other'} holds '14.png': name that folder."
+    ]
+    (tmp_path / "other" / "14.png").unlink()
+    assert not match_images(listed(), tmp_path).notes
     images = read_matched(matched, 8).images
     assert {place: stack.shape for place, stack in images.items()} == {
         0: (2, 8, 8, 3),
@@ -310,24 +316,21 @@ def test_a_pack_that_is_a_table_is_unpacked(tmp_path):
 def server(tmp_path, monkeypatch):
     """Serves `site/`, and is where the published lists of SD1.4 lie."""
 
-    class Handler(SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
+    def answer(request):
+        file = tmp_path / "site" / request.path.lstrip("/")
+        return (200, {}, file.read_bytes()) if file.is_file() else (404, {}, b"")
 
     (tmp_path / "site").mkdir()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "site")))
-    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-    address = f"http://127.0.0.1:{http.server_address[1]}/"
     monkeypatch.setenv("MEMSUB_CACHE", str(tmp_path / "cache"))
     lists = {"memorized": "list.jsonl", "ordinary": "ordinary.txt", "heldout": "heldout.txt"}
-    monkeypatch.setitem(downloads.SOURCES, "sd14", {kind: address + name for kind, name in lists.items()})
-    monkeypatch.setitem(downloads.TYPES, "sd14", address + "types.csv")
     monkeypatch.setattr(recovery, "SOURCES", recovery.SOURCES[:1])  # not the web's archives
     monkeypatch.setattr(session, "PRIVATE", True)
     monkeypatch.setattr(session, "PAUSE", 0.0)
-    yield address
-    http.shutdown()
-    http.server_close()
+    with serving(answer) as http:
+        listed = {kind: http.address + name for kind, name in lists.items()}
+        monkeypatch.setitem(downloads.SOURCES, "sd14", listed)
+        monkeypatch.setitem(kinds.TYPES, "sd14", http.address + "types.csv")
+        yield http.address
 
 
 @pytest.fixture
@@ -393,9 +396,39 @@ def test_a_run_reports_by_kind(published, micro, tmp_path, capsys):
     assert shared["kind"].tolist() == ["verbatim – verbatim", "template – template", "verbatim – template"]
     verbatim = [run.grid.masks(group, steps=2) for group in run.grid.groups_by_kind()[:2]]
     assert shared["mean"][0] == pytest.approx(memsub.pairwise_iou(verbatim).mean().item())
+    for name in ("04_pruning", "05_attack_evaluation"):
+        shown = by_kind_cell(name, run)
+        assert len(shown) == len(run.by_kind) > 4
+        assert "cannot judge a template" in capsys.readouterr().out
+    of_models = next(frame for frame in shown if frame.columns.name == "pruned models")
+    assert of_models["with a training image"].iloc[2] == f"{models['references'][0]} of 4"  # unedited, all kinds
+    assert re.fullmatch(r"\d+ \(\d+ to \d+\)", of_models["replication (%)"].iloc[2])
+    assert of_models.index[0] == ("unedited", "verbatim")
+    rates = tables.with_references(run, pd.DataFrame({"rate": [0.1]}))
+    assert rates["with a training image"].tolist() == [f"{sum(i < 10 for i in split)} of 4"]
+    assert "with a training image" in plots.trade_off(models, "copy_similarity", name="model").axes[0].get_xlabel()
     panels = plots.by_kind(table).axes
     assert [axis.get_title().split(" (")[0] for axis in panels] == ["verbatim", "template", "all"]
     assert len(panels[0].get_yticklabels()) == table["model"].nunique()
+
+
+def by_kind_cell(name: str, run: Run) -> list[pd.DataFrame]:
+    """What the cell by kind of a notebook shows of a run."""
+    cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    (code,) = ["".join(cell["source"]) for cell in cells if cell["id"] == "by-kind-tables"]
+    shown: list[pd.DataFrame] = []
+    exec(code, {"run": run, "kinds": tables, "plots": plots, "display": shown.append})
+    return shown
+
+
+def test_a_run_of_a_world_shows_nothing_by_kind(run, capsys):
+    """As the committed notebooks of the embedded model do, whose cells have no output."""
+    notebook04.pruned_models(run)
+    for name in ("04_pruning", "05_attack_evaluation"):
+        assert by_kind_cell(name, run) == []
+    assert capsys.readouterr().out == ""
+    plain = pd.DataFrame({"rate": [0.1]})
+    assert tables.with_references(run, plain) is plain
 
 
 def test_one_s_own_types_and_lists_that_say_none(published, tmp_path):

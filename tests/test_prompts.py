@@ -8,7 +8,6 @@ import threading
 import time
 import tracemalloc
 import warnings
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
 import pyarrow
@@ -26,7 +25,9 @@ from memsub.models import MODELS, ModelInfo
 from memsub.prompts import Prompts, load_prompts, read_prompts
 from memsub.world import WORLDS
 from memsub_extra.archives import recovery, session
+from memsub_extra.prompt_lists import kinds
 from memsub_extra.prompt_lists.captions import near_duplicates, too_long, without_near_duplicates
+from servers import serving
 
 CAPTIONS = ["A red house; by night", 'The "Best" Podcast', "Ein Haus am Wasser, Öl"]
 
@@ -48,7 +49,13 @@ def test_the_published_forms(tmp_path):
         assert found["kind"].tolist() == ["verbatim", "template"]
         assert found["index"].tolist() == [5, 6]
     assert load_prompts(tmp_path / "a.csv").memorized == CAPTIONS[:2]
-    together = load_prompts({"memorized": tmp_path / "a.csv", "heldout": tmp_path / "a.txt"})
+    with pytest.raises(
+        ValueError, match=r"2 captions are memorized in .*a\.csv and heldout in .*a\.txt, such as 'A red"
+    ):
+        load_prompts({"memorized": tmp_path / "a.csv", "heldout": tmp_path / "a.txt"})
+    (tmp_path / "b.txt").write_text(f"{CAPTIONS[0]}\nA kettle\nA sock\n")
+    with pytest.warns(UserWarning, match=r"1 captions are memorized in .*a\.csv and heldout in .*b\.txt"):
+        together = load_prompts({"memorized": tmp_path / "a.csv", "heldout": tmp_path / "b.txt"})
     assert [str(i) for i in together.memorized_rows["index"]] == ["5", "6"]  # names of folders of training images
 
 
@@ -429,39 +436,27 @@ def test_an_index_is_one_plain_name(index):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """Serves what `server.files` holds; "half" sends half of what it promises, "slow" nothing for a while."""
+    """Serves what `server.files` holds; "slow" nothing for a while."""
     files: dict[str, bytes] = {}
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            name = self.path.lstrip("/")
-            if name == "slow":
-                stop.wait(5)
-                return
-            body = files.get(name)
-            self.send_response(404 if body is None else 200)
-            body = body or b""
-            self.send_header("Content-Length", str(len(body) * (2 if name.startswith("half") else 1)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *args):
-            pass
+    def answer(request):
+        name = request.path.lstrip("/")
+        if name == "slow":
+            stop.wait(5)
+            return None
+        return (200, {}, files[name]) if name in files else (404, {}, b"")
 
     stop = threading.Event()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-    http.files, http.address = files, f"http://127.0.0.1:{http.server_address[1]}/"
     monkeypatch.setenv("MEMSUB_CACHE", str(tmp_path / "cache"))
-    yield http
-    stop.set()
-    http.shutdown()
-    http.server_close()
+    with serving(answer) as http:
+        http.files = files
+        yield http
+        stop.set()
 
 
 def sources(monkeypatch, server, name: str) -> None:
     monkeypatch.setitem(downloads.SOURCES, "sd14", {"memorized": server.address + name})
-    monkeypatch.delitem(downloads.TYPES, "sd14")
+    monkeypatch.delitem(kinds.TYPES, "sd14")
 
 
 def test_a_list_is_fetched_once_and_its_checksum_kept(server, monkeypatch):
@@ -503,9 +498,8 @@ def test_the_fetch_command_writes_the_checksums_it_saw(server, monkeypatch, tmp_
     assert "sscd.pt is not what was fetched first" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["missing.txt", "half.txt", "slow"])
+@pytest.mark.parametrize("name", ["missing.txt", "slow"])
 def test_a_server_that_fails_is_named_and_leaves_nothing(server, monkeypatch, name):
-    server.files["half.txt"] = b"one\n" * 1000
     sources(monkeypatch, server, name)
     with pytest.raises(ConnectionError, match=rf"could not be fetched from {server.address}{name}.*put that file at"):
         downloads.fetch("sd14", "memorized", timeout=0.2)

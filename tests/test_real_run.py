@@ -60,6 +60,8 @@ def test_every_file_is_as_the_schema_says(path):
         ({"model": "<script>"}, "model"),
         ({"minutes": -1}, "minutes"),
         ({"captions": ["a caption"]}, "captions"),
+        ({"settings": {"metrics": {"copy": "/home/somebody/sscd.pt"}}}, "looks like a path"),
+        ({"settings": {"baselines": {"strengths": {"..\\mine": [1]}}}}, "looks like a path"),
         ({"quantities": [{"quantity": "beauty", "method": "none", "value": 1, "n": 3}]}, "quantity"),
     ],
 )
@@ -95,11 +97,67 @@ def test_the_result_of_a_run(tmp_path):
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(content))
-    result = results.of_run(tmp_path, "2 threads")
+    result = results.of_run(tmp_path)
     assert (result.model, result.settings, result.quantities) == ("my-model", {"seed": 3}, [found])
     assert result.claims["05_attack_evaluation"]["it works"].verdict == "holds"
+    # A run of an earlier version: nothing of the machine that this tool runs on takes its place.
+    assert (result.machine.hardware, result.minutes, result.gigabytes) == ("not recorded", None, None)
     result.save(tmp_path / "result.json")
     assert results.Result.load(tmp_path / "result.json") == result
     assert "somebody" not in (tmp_path / "result.json").read_text()
     with pytest.raises(FileNotFoundError, match=r"parameters\.json"):
-        results.of_run(tmp_path / "findings", "2 threads")
+        results.of_run(tmp_path / "findings")
+
+
+def test_minutes_memory_and_machine_are_those_of_the_run(tmp_path):
+    def write(name, content):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+
+    gpu = {"hardware": "a GPU", "system": "Linux x86_64", "python": "3.12.1", "versions": {"torch": "2.9"}}
+    write("parameters.json", {"model": "sd14"})
+    for name, minutes, gigabytes in (("01_activation_capture", 2.5, 6.0), ("04_pruning", 10, 8.5)):
+        write(f"findings/{name}.json", {"claims": {}, "facts": {}, "network_rows": 3})
+        write(f"took/{name}.json", gpu | {"date": "2026-11-30", "minutes": minutes, "gigabytes": gigabytes, "rows": 3})
+    result = results.of_run(tmp_path)
+    assert (result.minutes, result.gigabytes, result.weights) == (12.5, 8.5, "published")
+    assert result.machine.model_dump() == gpu
+    assert result.minutes_by_notebook == {"01_activation_capture": 2.5, "04_pruning": 10}
+    write("findings/05_attack_evaluation.json", {"claims": {}, "facts": {}, "network_rows": 3})
+    some = results.of_run(tmp_path)  # a notebook without a record: no sum of the others alone
+    assert (some.minutes, some.gigabytes, some.minutes_by_notebook["04_pruning"]) == (None, None, 10)
+    other = gpu | {"hardware": "another GPU", "date": "2026-11-30", "minutes": 1, "gigabytes": 1, "rows": 3}
+    write("took/05_attack_evaluation.json", other)
+    with pytest.raises(ValueError, match=r"different machines or versions \(a GPU, another GPU\)(?s:.*)--fresh"):
+        results.of_run(tmp_path)
+
+
+def test_settings_hold_no_paths_and_published_names_stay():
+    given = {
+        "model": "sd14",
+        "folder": "/home/somebody/run",
+        "metrics": {"copy": "/home/somebody/sscd.pt", "prompt": "ViT-L/14", "more": ["sharpness"]},
+        "edit": {"steps": 10, "layers": ["C:\\mine"]},
+    }
+    assert results.changed(given) == {
+        "metrics": {"copy": results.OWN, "prompt": "ViT-L/14", "more": ["sharpness"]},
+        "edit": {"steps": 10, "layers": [results.OWN]},
+    }
+    assert results.changed({"metrics": {"copy": "mine"}})["metrics"]["copy"] == results.OWN  # a file without a suffix
+    assert results.changed({"metrics": {"copy": "sscd_disc_large"}})["metrics"]["copy"] == "sscd_disc_large"
+
+
+@pytest.mark.parametrize(
+    ("model", "weights"),
+    [
+        ("sd14", "published"),
+        ("CompVis/stable-diffusion-v1-4", "published"),
+        ("tiny", "embedded"),
+        ("tiny-twin", "embedded"),
+        ("owner/private-model", "own"),
+        ("runs/a-folder-that-is-gone", "own"),
+        ("tiny-of-mine", "own"),
+    ],
+)
+def test_only_what_is_known_as_published_is_called_so(model, weights):
+    assert results.weights_of(model) == weights

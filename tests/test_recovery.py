@@ -7,7 +7,6 @@ import json
 import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pandas as pd
@@ -17,9 +16,10 @@ from PIL import Image
 
 from memsub.io.files import save_json
 from memsub.io.images import rgb
-from memsub_extra.archives import recovery
+from memsub_extra.archives import TRAINING_IMAGES, recovery
 from memsub_extra.archives import session as sessions
 from memsub_extra.archives.recovery import PoliteSession, described, fetch_and_describe, fetch_images
+from servers import serving
 
 RNG = np.random.default_rng(0)
 
@@ -45,35 +45,24 @@ def web(monkeypatch):
     answers: dict[str, list[tuple[int, dict, bytes]]] = {}
     asked: list[tuple[float, str]] = []
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append((time.monotonic(), self.path))
-            http.headers.append(dict(self.headers))
-            given = answers.get(self.path, [(404, {}, b"gone")])
-            status, headers, body = given.pop(0) if len(given) > 1 else given[0]
-            if (span := self.headers.get("Range")) and not http.ignores_ranges:
-                first, last = map(int, span.removeprefix("bytes=").split("-"))
-                body = body[first : last + 1]
-            self.send_response(status)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
+    def answer(request):
+        asked.append((time.monotonic(), request.path))
+        http.headers.append(dict(request.headers))
+        given = answers.get(request.path, [(404, {}, b"gone")])
+        status, headers, body = given.pop(0) if len(given) > 1 else given[0]
+        if (span := request.headers.get("Range")) and not http.ignores_ranges:
+            first, last = map(int, span.removeprefix("bytes=").split("-"))
+            body = body[first : last + 1]
+        return status, headers, body
 
-        def log_message(self, *args):
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-    http.headers, http.ignores_ranges = [], False
-    http.answers, http.asked, http.address = answers, asked, f"http://127.0.0.1:{http.server_address[1]}/"
-    monkeypatch.setattr(recovery, "WAYBACK", http.address + "web/")
-    monkeypatch.setattr(recovery, "COMMON_CRAWL", http.address + "cc/")
-    monkeypatch.setattr(recovery, "COMMON_CRAWL_DATA", http.address + "data/")
-    monkeypatch.setattr(recovery, "CRAWLS", ("CC-1", "CC-2"))
-    yield http
-    http.shutdown()
-    http.server_close()
+    with serving(answer) as http:
+        http.headers, http.ignores_ranges = [], False
+        http.answers, http.asked = answers, asked
+        monkeypatch.setattr(recovery, "WAYBACK", http.address + "web/")
+        monkeypatch.setattr(recovery, "COMMON_CRAWL", http.address + "cc/")
+        monkeypatch.setattr(recovery, "COMMON_CRAWL_DATA", http.address + "data/")
+        monkeypatch.setattr(recovery, "CRAWLS", ("CC-1", "CC-2"))
+        yield http
 
 
 @pytest.fixture
@@ -205,8 +194,6 @@ def test_two_rows_of_one_index_are_refused_before_anything_is_asked_for(web, ses
 
 def test_a_list_of_any_source_is_fetched_and_described(web, tmp_path, monkeypatch):
     """As the registry of sources of training images calls it."""
-    from memsub_extra.run.data import TRAINING_IMAGES
-
     monkeypatch.setitem(TRAINING_IMAGES, "web archives", fetch_and_describe)
     monkeypatch.setattr(sessions, "PAUSE", 0)
     monkeypatch.setattr(sessions, "PRIVATE", True)

@@ -312,7 +312,7 @@ def test_training_images_of_a_published_list(new_run, tmp_path):
     table = pd.DataFrame({"prompt": list("abcdefghijkl"), "kind": "memorized", "index": range(7, 19), "url": "x"})
     run.data.prompts = memsub.Prompts(table, ("memorized",))
     (tmp_path / "gt").mkdir()
-    with pytest.raises(ValueError, match="holds no training image of these prompts"):
+    with pytest.raises(ValueError, match="holds no training image of these 12 captions"):
         run.data.references  # noqa: B018
     report = run.data.split["report"]
     for i in report[:2]:

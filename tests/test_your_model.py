@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import memsub
 from memsub.__main__ import COMMANDS, main
 from memsub.io.files import load_json
 from memsub.io.images import save_image
-from memsub.models import load_pipeline
+from memsub.models import as_denoiser, load_pipeline
+from memsub_extra.unlearning.pairs import Pairs
+from memsub_extra.unlearning.price import price
+from memsub_extra.unlearning.removals import REMOVALS, displayed
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "your-model.md").read_text()
@@ -94,3 +98,90 @@ def test_the_page_runs_as_written_on_a_single_file(workplace, micro, metrics, mo
     monkeypatch.setattr("memsub.measure.metrics.load_metrics", lambda *a, **k: metrics)
     assert "1 of 3 captions have no training image" in run_page("my-model.safetensors --config folder", capsys)
     assert load_pipeline("repaired", device="cpu").unet.config.sample_size == micro.unet.config.sample_size
+
+
+# --- removals ----------------------------------------------------------------------------------------------------
+
+
+IN_THE_TABLE = [name for name in REMOVALS if "," not in name]
+FEW = {"epochs": 1, "steps": 2, "alone": 1, "iterations": 1, "rounds": 1}
+"""Of a removal's options, those that say how long it takes."""
+
+
+@pytest.fixture
+def pairs_folder(tmp_path, monkeypatch, micro, prompts):
+    """The files that the page's Python reads, for a small model."""
+    side = as_denoiser(micro).image_shape[0]
+    for kind, captions, folder, n in (
+        ("verbatim", "captions", "training-images", 6),
+        ("ordinary", "ordinary", "ordinary-images", 8),
+    ):
+        texts = prompts.of(kind)[:n]
+        (tmp_path / f"{captions}.txt").write_text("\n".join(texts) + "\n")
+        table = pd.DataFrame({"caption": texts, "rephrased": [f"in other words, {text}" for text in texts]})
+        table.to_csv(tmp_path / f"{captions}.csv", index=False)
+        rng = np.random.default_rng(n)
+        for number in range(1, n):  # the last caption has no image
+            image = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+            save_image(image, tmp_path / folder / str(number) / "0.png")
+    micro.save_pretrained(tmp_path / "my-model")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def snippet() -> str:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    return code
+
+
+def test_the_table_has_the_removals_that_can_be_exchanged():
+    assert all(f"| {displayed(name)} |" in PAGE for name in IN_THE_TABLE)
+    assert 'name = "regrowth"' in snippet()
+
+
+@pytest.mark.parametrize("name", IN_THE_TABLE)
+def test_the_python_of_the_page_runs_as_written_with_every_removal(name, pairs_folder, monkeypatch, capsys):
+    removal, code = REMOVALS[name], snippet().replace('name = "regrowth"', f"name = {name!r}")
+    for option in FEW.keys() & removal.options.keys():
+        monkeypatch.setitem(removal.options, option, FEW[option])
+    if "pruning" in name:
+        monkeypatch.setitem(removal.options, "sparsity", 0.1)  # of rows of 64 weights
+    if removal.needs_wording:
+        with pytest.raises(ValueError, match="other words"):
+            exec(code, {})
+        code = code.replace("captions.txt", "captions.csv")
+    exec(code, {})
+    told = capsys.readouterr().out
+    assert "5 of 6 captions of captions." in told and "7 of 8 captions of ordinary.txt have an image" in told
+    assert "Minutes and memory of 'my-model' are not known: on a GPU sd14 and sd20 were measured" in told
+    edit = memsub.Edit.load("edit.safetensors")
+    assert any(map(len, edit.positions.values()))
+    with memsub.pruned(load_pipeline("my-model", dtype=torch.bfloat16), edit):
+        pass  # it belongs to this model
+
+
+def test_pairs_are_read_in_the_order_of_the_list(pairs_folder):
+    save_image(np.full((40, 50, 3), 200, np.uint8), pairs_folder / "training-images" / "2" / "1.png")  # a second one
+    pairs = Pairs.read("captions.csv", "training-images", 16)
+    texts = pd.read_csv("captions.csv")
+    assert pairs.captions == texts["caption"].tolist()[:5]
+    assert pairs.wordings == [[text] for text in texts["rephrased"][:5]]
+    assert pairs.images.shape == (5, 16, 16, 3) and pairs.images.dtype == np.uint8
+    assert Pairs.read("captions.txt", "training-images", 16).wordings == []
+    with pytest.raises(FileNotFoundError, match="no folder of images at nowhere"):
+        Pairs.read("captions.txt", "nowhere", 16)
+    (pairs_folder / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty holds no image of the 6 captions(?s:.*)empty/1/a\.png"):
+        Pairs.read("captions.txt", "empty", 16)
+
+
+def test_a_price_says_what_it_cannot():
+    told = str(price("regrowth", "sd14", 500))
+    assert "1,800 steps" in told and "minutes" in told and "19.1 GB" in told and "not known" not in told
+    for name in ("regrowth", "adversarial pruning"):
+        own = price(name, "my-model", 500)
+        assert own.steps > 0 and own.minutes is None and own.gigabytes is None
+        assert "Name the one that it is as large as" in str(own)
+    assert price("adversarial pruning", "sd14", 50).minutes == pytest.approx(4.9, abs=0.1)
+    assert "The memory of this removal was not measured on sd14" in str(price("adversarial pruning", "sd14", 50))
+    assert str(price("pruning", "sd14", 3)).startswith("no steps: it neither trains nor attacks, 3 pairs")

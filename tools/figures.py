@@ -18,8 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from memsub.io.files import load_json, save_json, save_text
-from memsub_extra.notebooks.batch import project
+from memsub_extra.notebooks.batch import find_parameters, project
+from memsub_extra.notebooks.cost import known_work, minutes, on_known_gpu
 from memsub_extra.notebooks.findings import SAFETY, percent, share
 from memsub_extra.unlearning import shipped
 from memsub_extra.unlearning.audit import summary
@@ -126,9 +129,18 @@ def on_gpu(measured: dict[str, Any]) -> str:
         peak, shapes = (f"{part.split(',')[0]}: peak (GB)", "... as `memsub check` has it from shapes")
         lines.append(row(peak, "{:.1f}", lambda m, k=k: [*m["parts"].values()][k]["gigabytes"]))  # type: ignore[misc]
         lines.append(row(shapes, "{:.1f}", lambda m, k=k: [*m["shapes_gb"].values()][k]))  # type: ignore[misc]
-    for part in next(iter(models.values()))["minutes"]:
-        lines.append(row(f"{part} (min)", "{:,.0f}", lambda m, part=part: m["minutes"][part]))  # type: ignore[misc]
+    by_part = pd.DataFrame({name: minutes_of(name) for name in models})
+    lines += [f"| {part} (min) | {' | '.join(f'{of:,.1f}' for of in row)} |" for part, *row in by_part.itertuples()]
     return markdown_table(["", *models], lines)
+
+
+def minutes_of(name: str) -> pd.Series:
+    """Minutes of each part of a run of a parameter file, as `memsub check` says them of the GPU that was measured."""
+    parameters, _ = find_parameters(name)
+    work, milliseconds = known_work(parameters), on_known_gpu(parameters.model)[1]
+    if milliseconds is None:
+        raise ValueError(f"nobody has timed a step of {name}: `python -m tools.costs` takes it from docs/figures.json.")
+    return minutes(work, milliseconds).set_axis(work["part"])
 
 
 def membership(rows: list[dict[str, Any]]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from memsub.io import distributed
 from memsub.io.files import load_json, save_json
 from memsub.models import as_denoiser
 from memsub.prompts import load_prompts
-from memsub_extra.hardware import hardware
+from memsub_extra.hardware import hardware, peak_gigabytes
 from memsub_extra.prompt_lists.wordings import wordings_of
 from memsub_extra.unlearning import pruning
 from memsub_extra.unlearning.pairs import Pairs
@@ -63,11 +62,8 @@ def one(model: Any, name: str) -> dict[str, Any]:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         edit = REMOVALS[name].edit(pipe, pairs("verbatim"), pairs("ordinary"), folder=folder, progress=False, **options)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 1e9
     weights = sum(map(len, edit.positions.values())) / 1e6
-    took = {"seconds": time.monotonic() - began, "gigabytes": peak, "million_weights": weights}
+    took = {"seconds": time.monotonic() - began, "gigabytes": peak_gigabytes(), "million_weights": weights}
     return {"model": model, "removal": name, "on": hardware(device), "side": side, **took}
 
 

@@ -2,8 +2,9 @@
 
 Random weights in float16, everything else as published: 512 and 768 pixels, the batch sizes of the parameter files. Per
 model: a guided step of one image, a whole image, capture and an edit against plain sampling, one set's masks, seconds
-and peak memory of each part that `memsub check --parts` estimates from shapes, how often a network call waits for the
-host, and the minutes of each part of a run. `--out` takes the file that `python -m tools.figures --gpu` reads.
+and peak memory of each part that `memsub check --parts` estimates from shapes, and how often a network call waits for
+the host. `--out` is the file that `python -m tools.figures --gpu` reads. (Minutes of a run follow from a step:
+`python -m tools.costs` writes them for `memsub check` and for the same table.)
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from memsub_extra.full_size import memory
 from memsub_extra.full_size.device import size
 from memsub_extra.hardware import decode_one_by_one
 from memsub_extra.notebooks.batch import find_parameters
-from memsub_extra.notebooks.cost import seconds_per_step, work
+from memsub_extra.notebooks.cost import seconds_per_step
 from memsub_extra.run.parameters import Parameters
 from tools.benchmarks import alternate
 from tools.fullsize import UNETS, random_pipeline
@@ -115,7 +116,6 @@ def measured(name: Any) -> dict[str, Any]:
     rows, pixels = len(prompts), 8 * UNETS[name]["sample_size"]
     step = seconds_per_step(pipe, rows)
     image = seconds(lambda: generate(pipe, prompts, steps=50, batch_size=rows, progress=False), 1) / rows
-    minutes = {row["part"]: row["steps"] * step / 60 for row in work(parameters).to_dict("records")}
     expected = memory.memory(parameters)
     assert expected is not None  # of published models there is one
     numbers = {
@@ -125,7 +125,6 @@ def measured(name: Any) -> dict[str, Any]:
         "image_s": image,
         "weights_gb": size(as_denoiser(pipe).parts().values()) / 1e9,
         "shapes_gb": expected[f"{pixels} pixels"].to_dict(),
-        "minutes": minutes,
     }
     return numbers | ratios(pipe, prompts) | {"parts": parts(pipe, parameters)}
 

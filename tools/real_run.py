@@ -25,7 +25,7 @@ import memsub
 from memsub.io.images import save_image
 from memsub.models import Pipeline, as_denoiser, fingerprint
 from memsub.pruning import Edit
-from memsub_extra.hardware import decode_one_by_one, hardware
+from memsub_extra.hardware import decode_one_by_one, hardware, peak_gigabytes
 from tools import results
 
 CAPTIONS = ("a red heart on a green field", "a blue fish beside a tree")
@@ -85,14 +85,14 @@ def real_run(model: str, out: Path, weights: str | None = None, remark: str = ""
             save_image(image, out / "images" / f"{name}-{i}.png")
     result = results.Result(
         kind="smoke",
-        model=model if not Path(model).exists() else Path(model).name,
+        model=Path(model).name if results.weights_of(model) == "own" else model,
         weights=weights or results.weights_of(model),
         date=time.strftime("%Y-%m-%d"),
         machine=results.machine(hardware(device)),
         settings=SETTINGS | {"edit_density": round(edit.density, 6)},
         checks=checks,
         minutes=round((time.monotonic() - began) / 60, 2),
-        gigabytes=round(results.peak_gigabytes(), 2),
+        gigabytes=round(peak_gigabytes(), 2),
         remark=remark,
     )
     result.save(out / "result.json")

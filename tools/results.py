@@ -4,7 +4,8 @@
     python -m tools.results --check                                 # are all files as they should be?
     python -m tools.results --schema                                # writes docs/results/schema.json
 
-A file holds numbers, versions and settings; no captions, no images, no paths and no names of people.
+A file holds numbers, versions and settings; no captions, no images, no paths and no names of people. What computed a
+run, how long and with how much memory is what the run itself recorded, wherever this tool is called.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
-import sys
 import time
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from memsub.io.files import load_json, save_json
+from memsub.measure.clip import CLIPS
+from memsub.measure.sscd import SSCD
+from memsub.models import MODELS, find_model
 from memsub_extra.notebooks.batch import project
 from memsub_extra.notebooks.findings import VERDICTS, plain, read_findings
 from memsub_extra.notebooks.published import Found, recorded
-from memsub_extra.notebooks.report import LIBRARIES
+from memsub_extra.notebooks.took import Took, read_took, system, versions
 from memsub_extra.run.parameters import Parameters
 
 FOLDER, SCHEMA = "docs/results", "schema.json"
@@ -73,6 +74,7 @@ class Result(_Part):
         settings: of a smoke run, or the parameters of a run that differ from the defaults.
         checks: what had to be true; quantities: what can stand beside published numbers; claims: of the notebooks.
         minutes: wall-clock; gigabytes: peak of the GPU, or of the process on a CPU.
+        minutes_by_notebook: of a run; those of an earlier version have none.
     """
 
     kind: Literal["smoke", "run"]
@@ -86,7 +88,15 @@ class Result(_Part):
     claims: dict[str, dict[str, Claim]] = {}
     minutes: float | None = Field(None, ge=0)
     gigabytes: float | None = Field(None, ge=0)
+    minutes_by_notebook: dict[str, float] = {}
     remark: str = Field("", max_length=500, pattern=r"^[^<>\x00-\x1f]*$")
+
+    @field_validator("settings")
+    @classmethod
+    def _without_paths(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        if found := next((text for text in _texts(settings) if is_path(text)), None):
+            raise ValueError(f"settings hold {found!r}, which looks like a path: write {OWN!r} in its place.")
+        return settings
 
     def save(self, path: Path) -> None:
         """Writes the file."""
@@ -105,55 +115,105 @@ class Result(_Part):
             raise ValueError(f"{path} is no result: {error}") from None
 
 
+OWN = "a file of one's own"
+"""In the place of a path."""
+PUBLISHED = {"sd14", "sd20", *(find_model(name).source for name in ("sd14", "sd20"))}
+"""Models whose weights are published, by memsub's names and by those of the hub."""
+PUBLIC = {*SSCD, *CLIPS, *CLIPS.values(), "published", *PUBLISHED}
+"""Names in settings that are no files of anybody's, though some have a slash."""
+
+
+def is_path(text: str) -> bool:
+    """Whether a setting may be the path of a file or a folder, or an address."""
+    if text in PUBLIC:
+        return False
+    return "/" in text or "\\" in text or text.startswith(("~", ".")) or Path(text).suffix in FILES
+
+
+FILES = {".pt", ".pth", ".onnx", ".safetensors", ".ckpt", ".bin", ".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet"}
+"""Suffixes of what a setting may name."""
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in settings, keys among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _texts(key)
+            yield from _texts(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _without_paths(value: Any) -> Any:
+    """Settings with `OWN` in the place of each path."""
+    if isinstance(value, str):
+        return OWN if is_path(value) else value
+    if isinstance(value, Mapping):
+        return {_without_paths(key): _without_paths(inner) for key, inner in value.items()}
+    return [_without_paths(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
 def machine(hardware: str) -> Machine:
     """This machine."""
-    return Machine(
-        hardware=hardware,
-        system=f"{platform.system()} {platform.machine()}",
-        python=platform.python_version(),
-        versions={name: version(name) for name in LIBRARIES},
-    )
-
-
-def peak_gigabytes() -> float:
-    """Of a GPU's memory for tensors, or of this process's."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return Machine(hardware=hardware, system=system(), python=platform.python_version(), versions=versions())
 
 
 def weights_of(model: str) -> str:
-    """What kind of weights a model has, by its name: a folder's are its owner's."""
-    if model.startswith("tiny"):
-        return "embedded"
-    return "published" if model in ("sd14", "sd20") or not Path(model).exists() else "own"
+    """What kind of weights a model has, by its name: "own" for all that memsub does not know as published.
+
+    A hub id says nothing of who may load it, and a folder that is not there nothing of what lay in it.
+    """
+    if model in PUBLISHED:
+        return "published"
+    return "embedded" if model in MODELS and MODELS[model].world == "testbed" else "own"
 
 
-def of_run(folder: Path, hardware: str, remark: str = "") -> Result:
-    """The result of a run that has finished.
+def of_run(folder: Path, remark: str = "") -> Result:
+    """The result of a run that has finished: what it found and what it recorded of machine, minutes and memory.
 
     Raises:
         FileNotFoundError: the folder holds no parameters, or no findings.
+        ValueError: what notebooks took was recorded on several machines, or a record is none.
     """
     given = load_json(folder / "parameters.json")
     files = sorted((folder / "findings").glob("*.json"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no findings/*.json: name the folder of a run that has finished.")
     claims = {file.stem: _claims(read_findings(file)["claims"]) for file in files}
+    took = {name: each for name, each in read_took(folder).items() if name in claims}
+    minutes = {name: round(each.minutes, 2) for name, each in took.items()}
+    complete = set(took) == set(claims)  # else the sum would be of some notebooks alone
     return Result(
         kind="run",
         model=Path(given["model"]).name,
         weights=weights_of(given["model"]),
         date=time.strftime("%Y-%m-%d", time.localtime(files[-1].stat().st_mtime)),
-        machine=machine(hardware),
+        machine=_machine_of(folder, took),
         settings=changed(given),
         quantities=recorded(folder),
         claims=claims,
+        minutes=round(sum(minutes.values()), 2) if complete else None,
+        gigabytes=round(max(each.gigabytes for each in took.values()), 2) if complete else None,
+        minutes_by_notebook=minutes,
         remark=remark,
     )
+
+
+def _machine_of(folder: Path, took: Mapping[str, Took]) -> Machine:
+    """What computed a run, by its records; "not recorded" for runs of earlier versions."""
+    machines = [Machine(**each.model_dump(include=set(Machine.model_fields))) for each in took.values()]
+    if not machines:
+        return Machine(hardware="not recorded", system="not recorded", python="not recorded", versions={})
+    if other := next((each for each in machines if each != machines[0]), None):
+        raise ValueError(
+            f"the notebooks of {folder} were executed on different machines or versions ({machines[0].hardware}, "
+            f"{other.hardware}): minutes and memory of one are expected. Execute all again on one by `memsub run "
+            "--fresh`."
+        )
+    return machines[0]
 
 
 def _claims(claims: Mapping[str, Mapping[str, Any]]) -> dict[str, Claim]:
@@ -163,10 +223,15 @@ def _claims(claims: Mapping[str, Mapping[str, Any]]) -> dict[str, Claim]:
 
 
 def changed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters that are not the defaults, but for names of files and folders."""
+    """Parameters that are not the defaults, with `OWN` in the place of files and folders."""
     defaults = Parameters().dump()
     different = {key: value for key, value in given.items() if value != defaults.get(key)}
-    return {k: v for k, v in different.items() if k not in ("folder", "data", "model", "deletion")}
+    kept = {key: value for key, value in different.items() if key not in ("folder", "data", "model", "deletion")}
+    for key, names in {"copy": SSCD, "prompt": CLIPS}.items():  # a plain name may be a file here
+        metrics = kept.get("metrics", {})
+        if metrics.get(key) not in (None, "published", *names):
+            kept["metrics"] = metrics | {key: OWN}
+    return _without_paths(kept)
 
 
 def main() -> None:
@@ -186,10 +251,7 @@ def main() -> None:
                 result = Result.load(file)
                 print(f"{file.name}: {result.kind} of {result.model} ({result.weights}) on {result.machine.hardware}")
     if args.run:
-        from memsub.io import distributed
-        from memsub_extra.hardware import hardware
-
-        result = of_run(args.run, hardware(distributed.device()), args.remark)
+        result = of_run(args.run, args.remark)
         if args.out:
             result.save(args.out)
         print(json.dumps(plain(result.model_dump(mode="json")), indent=1))

@@ -11,6 +11,7 @@ subsets(100, size=10, count=10)  # indices of ten disjoint subsets of ten prompt
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .io.lists import KEPT, SUFFIXES, read_rows
+from .io.lists import KEPT, SUFFIXES, kind_of, read_rows
 
 
 @dataclass(frozen=True)
@@ -94,15 +95,13 @@ def read_prompts(path: str | Path) -> pd.DataFrame:
     table = pd.DataFrame(read_rows(Path(path))).convert_dtypes()  # else numbers become floats beside a list without
     table = table.assign(prompt=table["prompt"].astype(str), kind="memorized")
     if "type" in table:
-        table = table[(table["type"] != "N").fillna(True)]
-        table = table.assign(kind=table["type"].replace(_TYPES).where(lambda kinds: kinds.isin(KINDS), "memorized"))
+        table = table.assign(kind=[kind_of(named) or "memorized" for named in table["type"]])
+        table = table[table["kind"] != "N"]
     if table.empty:
         raise ValueError(f"{path} holds no captions that it does not mark as not memorized (type N).")
     return table[[c for c in ("prompt", "kind", *KEPT) if c in table and c != "type"]].reset_index(drop=True)
 
 
-_TYPES = {"VM": "verbatim", "MV": "verbatim", "RV": "verbatim", "TM": "template", "TV": "template"}
-"""Types of the published lists: matching, retrieved and template verbatims."""
 KINDS = ("verbatim", "template", "memorized")
 """Of memorized captions; of the last one nothing more is known."""
 
@@ -167,4 +166,11 @@ def load_prompts(source: str | Path | Mapping[Any, str | Path]) -> Prompts:
 def _from_files(files: dict[str, Path]) -> Prompts:
     parts = [read_prompts(path) for path in files.values()]
     parts = [p if kind == "memorized" else p.assign(kind=kind) for kind, p in zip(files, parts, strict=True)]
+    for (kind, one), (other, another) in combinations(zip(files, parts, strict=True), 2):
+        if shared := set(one["prompt"]) & set(another["prompt"]):
+            about = f"{len(shared)} captions are {kind} in {files[kind]} and {other} in {files[other]}, such as "
+            about += f"{min(shared)[:60]!r}: what is compared has to differ. Leave them out of one list."
+            if kind == "memorized" and len(shared) == min(one["prompt"].nunique(), another["prompt"].nunique()):
+                raise ValueError(about)
+            warnings.warn(about, stacklevel=3)
     return Prompts(pd.concat(parts, ignore_index=True), KINDS)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+
 import torch
 
 from memsub.models import Pipeline
@@ -11,6 +14,14 @@ def hardware(device: torch.device) -> str:
     """The GPU's name, or how many threads of the CPU."""
     threads = torch.get_num_threads()
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
+
+
+def peak_gigabytes() -> float:
+    """Most memory so far: of a GPU's for tensors, or of this process's."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def decode_one_by_one(pipe: Pipeline) -> None:

@@ -12,50 +12,34 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import pooch
 import requests
 
-from ..registry import Registry
 from .distributed import first_on_each_machine
 from .files import load_json, save_json
 from .lists import read_rows
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 _GITHUB = "https://raw.githubusercontent.com/"
 _WEN = _GITHUB + "YuxinWenRick/diffusion_memorization/ca60157f40a5d3bc41763e922ce27187fdf1adc4/"
-_NEMO = _GITHUB + "ml-research/localizing_memorization_in_diffusion_models/c8de0c620ec511cdb9e937905d1503cd9758910b/"
+NEMO = _GITHUB + "ml-research/localizing_memorization_in_diffusion_models/c8de0c620ec511cdb9e937905d1503cd9758910b/"
 _WEBSTER = "https://huggingface.co/datasets/fraisdufour/templates-verbs/resolve/main/groundtruth_parquets/"
 
+_UNSEEN = {
+    "ordinary": NEMO + "prompts/unmemorized_laion_prompts.csv",
+    "heldout": NEMO + "prompts/coco2014_val_10000.csv",
+}
 SOURCES: dict[str, dict[str, str]] = {
-    "sd14": {
-        "memorized": _WEN
-        + "examples/sdv1_500_memorized.jsonl",  # 500 captions of Webster (2023), as Wen et al. use them
-        "ordinary": _NEMO + "prompts/unmemorized_laion_prompts.csv",
-        "heldout": _NEMO + "prompts/coco2014_val_10000.csv",
-    },
-    "sd20": {
-        "memorized": _WEBSTER + "sdv2_bb_edge_groundtruth.parquet",
-        "ordinary": _NEMO + "prompts/unmemorized_laion_prompts.csv",
-        "heldout": _NEMO + "prompts/coco2014_val_10000.csv",
-    },
+    # 500 captions of Webster (2023), as Wen et al. use them
+    "sd14": {"memorized": _WEN + "examples/sdv1_500_memorized.jsonl", **_UNSEEN},
+    "sd20": {"memorized": _WEBSTER + "sdv2_bb_edge_groundtruth.parquet", **_UNSEEN},
 }
 """Public prompt lists: model, kind of prompts, address."""
-TYPES = {"sd14": _NEMO + "prompts/memorized_laion_prompts.csv"}
-"""Published types and statistics of the memorized prompts: model, address."""
 PUBLISHED = {
     "sdv1_bb_edge_groundtruth.parquet": "md5:72c2dded275dda496de9c3f7c33c4f3d",
     "sdv2_bb_edge_groundtruth.parquet": "md5:c700ae1d156a9330940d339a24740ed1",
 }
 """Checksums that their authors published, by the file's name."""
-TRAINING_IMAGES: Registry[Callable[[pd.DataFrame, Path], str]] = Registry(
-    "memsub.training_images", "source of training images", {}
-)
-"""Who brings the training images of a published list into a folder: rows (columns url, index) and the folder to a
-sentence that says how many were brought."""
 
 
 def cache() -> Path:

@@ -24,6 +24,9 @@ Rows = tuple[str, Iterator[tuple[int, Row]]]
 
 KEPT = ("url", "urls", "index", "type", "mean_sscd", "max_sscd", "rephrased", "file")
 """Columns of a list that are kept besides its captions; `rephrased` holds other wordings, a line each."""
+TYPES = dict.fromkeys(("vm", "mv", "rv", "verbatim"), "verbatim") | dict.fromkeys(("tm", "tv", "template"), "template")
+TYPES |= {"memorized": "memorized", "n": "N"}
+"""Types of captions in published lists, in lower case (matching, retrieved, template verbatims; N: not memorized)."""
 FORMS = (
     "a caption a line (.txt); a table whose header has one column caption, prompt or text (.csv, .tsv, .parquet); or "
     "JSON: strings, or objects with such a key, one a line (.jsonl) or in an array, or an object of columns (.json)"
@@ -77,25 +80,33 @@ def _read_rows(path: Path) -> list[Row]:
     if suffix not in SUFFIXES:
         kind = f" {path.suffix!r}: unpack or convert it" if suffix else ", as it has no suffix: name it by its form"
         raise ValueError(f"{path} is of unknown kind{kind}.")
-    rows, empty, size = [], [], 0
+    rows, odd, size = list[Row](), dict[str, list[str]](), 0
     if suffix == ".txt":
         unit, numbered = _read_text(path)
     else:
         unit, numbered = READERS[suffix](path)
-    for number, row in numbered:
+    for count, (number, row) in enumerate(numbered, 1):
         if kept := _kept(row, f"{path}, {unit} {number},"):
             rows.append(kept)
             size += sum(len(value) for value in kept.values() if isinstance(value, str))
+            if kept.get("type") and not kind_of(kept["type"]):
+                what = f"an unknown type (none of {', '.join(TYPES)}) that counts as memorized"
+                odd.setdefault(what, []).append(f"{number} ({kept['type'][:40]!r})")
         else:
-            empty.append(number)
-        if len(rows) + len(empty) > MOST_ROWS or size > MOST_BYTES:
+            odd.setdefault("no caption", []).append(str(number))
+        if count > MOST_ROWS or size > MOST_BYTES:
             raise too_large(path)
     if not rows:
         raise ValueError(f"{path} holds no captions.")
-    if empty:
-        numbers = ", ".join(map(str, empty[:10])) + f" and {len(empty) - 10} more" * (len(empty) > 10)
-        warnings.warn(f"{path}: no caption in {unit}{'s' * (len(empty) > 1)} {numbers}.", stacklevel=3)
+    for what, at in odd.items():
+        numbers = ", ".join(at[:10]) + f" and {len(at) - 10} more" * (len(at) > 10)
+        warnings.warn(f"{path}: {what} in {unit}{'s' * (len(at) > 1)} {numbers}.", stacklevel=3)
     return rows
+
+
+def kind_of(named: object) -> str | None:
+    """What a type in a list stands for, whatever its case; None: an unknown one, or none."""
+    return TYPES.get(str(named).strip().casefold())
 
 
 def too_large(path: Path) -> ValueError:
@@ -111,6 +122,8 @@ def _kept(row: Row, where: str) -> Row:
         ValueError: the caption is no text, a value no number or text or too long, or the index no plain name.
     """
     values: Row = {column: row[column] for column in ("caption", *KEPT) if column in row}
+    if isinstance(image := row.get("image"), str) and len(image) <= 10 * LONGEST_NAME and not values.get("file"):
+        values["file"] = image  # else it is the image itself, which no list needs
     for column, value in values.items():
         if value is None or value != value or value == "":  # not a number: how tables write a missing one
             values[column] = None

@@ -19,7 +19,7 @@ _ALIASES = {
     "caption": ("caption", "captions", "prompt", "prompts", "text", "texts", "raw_prompt"),
     "type": ("type", "overfit_type", "kind"),
     "file": ("file", "file_name", "filename", "ref_file"),
-    **{column: (column,) for column in ("url", "urls", "index", "mean_sscd", "max_sscd")},
+    **{column: (column,) for column in ("url", "urls", "index", "mean_sscd", "max_sscd", "image")},
 }
 _COLUMNS = {alias: column for column, aliases in _ALIASES.items() for alias in aliases}
 """Names of columns, as published lists write them and in lower case, to what they are called here."""
@@ -67,7 +67,7 @@ def row_of(columns: Sequence[str], values: Sequence[Any]) -> Row:
     for column, value in zip(columns, values, strict=True):
         if column == "rephrased":
             wordings += value if isinstance(value, list) else [value]
-    if wordings and all(wording is None or isinstance(wording, str) for wording in wordings):
+    if "rephrased" in row and all(wording is None or isinstance(wording, str) for wording in wordings):
         size = sum(len(wording) + 1 for wording in wordings if wording)
         # What is too long is refused by its length: it is not put together.
         row["rephrased"] = "\n".join(filter(None, wordings)) if size <= 2 * LONGEST else " " * size

@@ -29,17 +29,12 @@ CONSENT = "MEMSUB_TORCHSCRIPT"
 """The environment variable that names the sha256 of files to execute, with commas between. No file can set it."""
 
 
-def sscd(
-    source: str | Path = "sscd_disc_large",
-    device: str | torch.device = "cpu",
-    threshold: float = 0.7,
-    batch_size: int = 16,
-) -> CopyMetric:
-    """SSCD with the preprocessing of its authors: 320 x 320 pixels, ImageNet's mean and deviation.
+def sscd(source: str | Path = "sscd_disc_large", device: str | torch.device = "cpu") -> CopyMetric:
+    """SSCD with the preprocessing of its authors: 320 x 320 pixels, ImageNet's mean and deviation. Two images count as
+    copies if their cosine is above 0.7, as in the literature on memorization.
 
     Args:
         source: a published name (fetched on first use), or the path of a TorchScript (`.pt`) or ONNX (`.onnx`) file.
-        threshold: cosine above which two images count as copies, as in the literature on memorization.
 
     Raises:
         ImportError, FileNotFoundError, ConnectionError, ValueError: as `sscd_file`, or it is neither kind of file.
@@ -56,7 +51,7 @@ def sscd(
         mean, std = x.new_tensor([0.485, 0.456, 0.406]), x.new_tensor([0.229, 0.224, 0.225])
         return F.normalize(run((x - mean[:, None, None]) / std[:, None, None]), dim=1)
 
-    return CopyMetric(embed, threshold, f"sscd {hashlib.sha256(content).hexdigest()}", batch_size)
+    return CopyMetric(embed, 0.7, f"sscd {hashlib.sha256(content).hexdigest()}", batch_size=16)
 
 
 def sscd_file(source: str | Path) -> tuple[Path, bytes]:

@@ -24,6 +24,7 @@ from memsub.models import Pipeline, Solver, as_denoiser, draws_noise, generate, 
 
 _MANIFEST = "manifest.json"
 """What a folder's images were made of."""
+TILES = 4
 
 
 def sample_to_folder(
@@ -97,33 +98,27 @@ def image_path(folder: Path, caption: int, seed: int) -> Path:
     return folder / f"{caption:05d}" / f"{seed:04d}.png"
 
 
-def tiled_distance(images: np.ndarray, others: np.ndarray | None = None, tiles: int = 4) -> np.ndarray:
-    """Root mean square difference of the most different of `tiles` x `tiles` tiles, pixels in [0, 1], for all pairs.
+def tiled_distance(images: np.ndarray) -> np.ndarray:
+    """Root mean square difference of the most different of `TILES` x `TILES` tiles, pixels in [0, 1], of every two.
 
     The maximum keeps two images with a large plain background from passing for duplicates.
 
     Args:
         images: uint8 (n, height, width, 3).
-        others: uint8 (m, height, width, 3); default `images`.
 
     Returns:
-        float32, shape (n, m).
+        float32, shape (n, n).
 
     Raises:
-        ValueError: the sides are no multiple of `tiles`.
+        ValueError: the sides are no multiple of `TILES`.
     """
-    a = _tiles(images, tiles)
-    b = a if others is None else _tiles(others, tiles)
-    return (torch.cdist(a, b).amax(0) / a.shape[-1] ** 0.5).numpy()
-
-
-def _tiles(images: np.ndarray, tiles: int) -> torch.Tensor:
     n, height, width, _ = images.shape
-    if height % tiles or width % tiles:
-        raise ValueError(f"images of {height} x {width} pixels cannot be cut into {tiles} x {tiles} tiles.")
+    if height % TILES or width % TILES:
+        raise ValueError(f"images of {height} x {width} pixels cannot be cut into {TILES} x {TILES} tiles.")
     x = torch.from_numpy(images).float() / 255
-    x = x.reshape(n, tiles, height // tiles, tiles, width // tiles, 3)
-    return x.permute(1, 3, 0, 2, 4, 5).reshape(tiles * tiles, n, -1)
+    x = x.reshape(n, TILES, height // TILES, TILES, width // TILES, 3)
+    x = x.permute(1, 3, 0, 2, 4, 5).reshape(TILES * TILES, n, -1)
+    return (torch.cdist(x, x).amax(0) / x.shape[-1] ** 0.5).numpy()
 
 
 def largest_clique(distances: np.ndarray, threshold: float) -> list[int]:

@@ -21,13 +21,17 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--out", type=file, required=True, help="file for the manifest, canaries.json")
     one.add_argument("--alternatives", type=whole, default=255, metavar="K", help="photographs never shown (255)")
     one.add_argument("--canaries", type=whole, help="captions that are planted (two thirds; the others stay unseen)")
-    one.add_argument("--repeats", type=whole, default=200, help="times that a canary is shown (200)")
+    one.add_argument("--repeats", type=whole, help="times that a canary is shown (200)")
     share = number(float, 0, 1e6, above=True)
-    one.add_argument("--ordinary-samples", type=share, default=3, help="ordinary samples to one of a canary (3)")
+    one.add_argument("--ordinary-samples", type=share, help="ordinary samples to one of a canary (3)")
     one.add_argument("--heldout", type=number(int, 0), help="ordinary pairs that are not shown (a tenth)")
     one.add_argument("--side", type=number(int, 8, 8192), default=512, help="of the model's images in pixels (512)")
     one.add_argument("--seed", type=number(int, 0, 2**32), default=0, help="of the lot (0)")
-    one.add_argument("--published", action="store_true", help="the paper's 200 canaries and 200 repeats")
+    one.add_argument(
+        "--published",
+        action="store_true",
+        help="the paper's 200 canaries, 200 repeats and 3 ordinary samples to one; excludes these options",
+    )
     one.set_defaults(function=_plant)
 
     two = commands.add_parser("train", help="fine-tune a model on canaries, and its twin; resumes")
@@ -62,11 +66,22 @@ def _plant(args: argparse.Namespace) -> None:
     from .training import PUBLISHED
 
     check_writable(args.out)
-    names = ("alternatives", "canaries", "repeats", "ordinary_samples", "heldout", "side", "seed")
-    options = {name: getattr(args, name) for name in names} | (PUBLISHED if args.published else {})
+    names = ("alternatives", "heldout", "side", "seed")
+    options = {name: getattr(args, name) for name in names}
+    # None: not given. Whoever gives one beside the preset wants a setting that is not the published one.
+    given = {name: value for name in PUBLISHED if (value := getattr(args, name)) is not None}
+    if args.published and given:
+        preset = ", ".join(f"{_flag(name)} {value}" for name, value in PUBLISHED.items())
+        beside = ", ".join(f"{_flag(name)} {value}" for name, value in given.items())
+        raise ValueError(f"--published is {preset}, and {beside} was given beside it: leave out one or the other.")
+    options |= PUBLISHED if args.published else given
     manifest = plant(args.candidates, args.ordinary, **options)
     manifest.save(args.out)
     print(f"{describe(manifest)}\nwritten to {args.out}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _train(args: argparse.Namespace) -> None:

@@ -21,10 +21,10 @@ import pandas as pd
 import torch
 
 from memsub.measure.exact import ALTERNATIVES, LEVEL, exact_p, uniformity
-from memsub.measure.intervals import interval
 from memsub.measure.membership import MEMBERSHIP_ALTERNATIVES, STEPS, membership_p
 from memsub.measure.noise import noise_seeds
 from memsub.models import Pipeline, find_model, generate, load_pipeline, sampler_fingerprint, world_of
+from memsub_extra.notebooks.intervals import smallest_share
 from memsub_extra.store import Kind, Store
 
 from .photographs import load
@@ -46,8 +46,6 @@ def p_values(
     first: int | None = None,
     alternatives: int = MEMBERSHIP_ALTERNATIVES,
     steps: int = STEPS,
-    noises: int = 1,
-    seed: int = 0,
     sampling: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -56,9 +54,9 @@ def p_values(
     Args:
         unseen: of the canaries that no model was shown.
         first: only so many of them.
-        alternatives: of the membership test, which takes (alternatives + 1) x steps x noises rows of network calls a
-            canary: all others of the manifest, or the first so many of them, whose order is random.
-        steps, noises, seed: of `memsub.measure.membership.membership_p`; each image has a noise of its own.
+        alternatives: of the membership test, which takes (alternatives + 1) x steps rows of network calls a canary:
+            all others of the manifest, or the first so many of them, whose order is random.
+        steps: of `memsub.measure.membership.membership_p`; each image has a noise of its own.
         sampling: options of `memsub.generate`; default `SAMPLING`.
 
     Returns:
@@ -69,13 +67,13 @@ def p_values(
     chosen = (manifest.unseen if unseen else manifest.canaries)[:first]
     captions = [canary.caption for canary in chosen]
     planted = load(world.candidates_folder, [canary.planted for canary in chosen], manifest.side)
-    images = generate(pipe, captions, seeds=noise_seeds(captions, seed), progress=progress, **(sampling or SAMPLING))
-    options: dict[str, Any] = {"alternatives": alternatives, "steps": steps, "noises": noises, "seed": seed}
+    images = generate(pipe, captions, seeds=noise_seeds(captions, 0), progress=progress, **(sampling or SAMPLING))
+    options: dict[str, Any] = {"alternatives": alternatives, "steps": steps, "progress": progress}
     return pd.DataFrame(
         {
             "caption": captions,
             "memorization_p": exact_p(images, captions, planted, world),
-            "membership_p": membership_p(pipe, captions, planted, world, progress=progress, **options),
+            "membership_p": membership_p(pipe, captions, planted, world, **options),
         }
     )
 
@@ -91,13 +89,11 @@ def rates(p: Sequence[float] | np.ndarray | pd.Series, alternatives: int) -> dic
     from scipy.stats import binomtest  # takes a second to import
 
     chance, values = 1 / (alternatives + 1), np.asarray(p, float)
-    hits = int((values <= chance + 1e-9).sum())
-    low, high = interval(hits, len(values))
+    share = smallest_share(values, chance)
+    hits = round(share["least"] * len(values))
     return {
         "n": len(values),
-        "least": hits / len(values),
-        "least_low": low,
-        "least_high": high,
+        **share,
         "chance": chance,
         "binomial_p": float(binomtest(hits, len(values), chance, alternative="greater").pvalue),
         "mean": float(values.mean()),

@@ -10,7 +10,8 @@ are the means of the autoencoder's posteriors, and all randomness is a function 
 
 The loop is `memsub_extra.training.fitting`, which removals and the embedded model's training use, and not accelerate's:
 its checkpoints are safetensors (those of accelerate pickle the optimizer's state), a run that is killed ends with the
-same weights as one that is not, and the twin sees the same noise in the same order. It uses one device.
+same weights as one that is not, and the twin sees the same noise in the same order. It uses one device; `accelerate
+launch --num_processes 1` may start it, and more processes are refused.
 """
 
 from __future__ import annotations
@@ -172,8 +173,7 @@ def train(
         OSError: the disk is too full.
     """
     out, recipe = Path(out), recipe or Recipe()
-    if processes() > 1:
-        raise ValueError("canaries are trained by one process on one device: start it without accelerate launch.")
+    _check_alone()
     info = find_model(base)
     pipe = load_pipeline(base, device, torch.float32)
     denoiser = as_denoiser(pipe)
@@ -192,7 +192,7 @@ def train(
         network.load_state_dict(begin)
         of_this = json.dumps(content | {"twin": is_twin})
         unfinished = out / "checkpoints" / hashlib.sha256(of_this.encode()).hexdigest()[:16]
-        log = _trained(denoiser, manifest, recipe, unfinished, is_twin)
+        log = fine_tuned(denoiser, manifest, recipe, unfinished, is_twin)
         _save(pipe, folder, manifest, {"base": base, "twin": is_twin, "content": content, "log": log})
         shutil.rmtree(unfinished)
     if info.scorers == "testbed" and not (out / "scorers").exists():
@@ -202,6 +202,17 @@ def train(
     except ValueError as error:
         print(f"no parameters for the notebooks: {error}")
     return cost
+
+
+def _check_alone() -> None:
+    """Raises ValueError for several processes."""
+    if processes() > 1:
+        raise ValueError(
+            f"canaries are trained by one process on one device, and {processes()} were started: only so do model and "
+            "twin see the same noise in the same order. Start `python -m memsub_extra.canaries train` by itself, or by "
+            "`accelerate launch --num_processes 1`; --device cuda:1 takes another GPU, and what does not fit on one is "
+            "trained by --way lora or a smaller --batch-size."
+        )
 
 
 def _check_size(denoiser: Denoiser, manifest: Manifest) -> None:
@@ -226,7 +237,7 @@ def _finished(folder: Path, content: dict[str, Any]) -> bool:
     return True
 
 
-def _trained(denoiser: Denoiser, manifest: Manifest, recipe: Recipe, folder: Path, twin: bool) -> dict[str, Any]:
+def fine_tuned(denoiser: Denoiser, manifest: Manifest, recipe: Recipe, folder: Path, twin: bool) -> dict[str, Any]:
     """Trains the network in place, with checkpoints in a folder; returns its log: seconds, and losses by step."""
     network: Any = denoiser.network
     device = denoiser.device

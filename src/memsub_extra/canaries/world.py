@@ -56,7 +56,8 @@ class Canaries:
         self.alternatives_each = manifest.alternatives
         self.fingerprint = manifest.fingerprint
         self._by_caption = {canary.caption: canary for canary in (*manifest.canaries, *manifest.unseen)}
-        self._alternatives: dict[str, np.ndarray] = {}
+        kept = int(KEPT_BYTES // (3 * manifest.side**2 * manifest.alternatives))
+        self._others = lru_cache(max(1, kept))(self._load_others)
 
     @property
     def candidates_folder(self) -> Path:
@@ -117,12 +118,10 @@ class Canaries:
     def alternatives(self, contents: Sequence[str], seed: int = 0) -> Iterator[np.ndarray]:
         """As the protocol. They are those of the manifest: the seed changes nothing."""
         for content in contents:
-            if content not in self._alternatives:
-                others = self._load(self.manifest.candidates_folder, self._by_caption[content].others)
-                while self._alternatives and (len(self._alternatives) + 1) * others.nbytes > KEPT_BYTES:
-                    del self._alternatives[next(iter(self._alternatives))]  # the oldest
-                self._alternatives[content] = others
-            yield self._alternatives[content]
+            yield self._others(content)
+
+    def _load_others(self, content: str) -> np.ndarray:
+        return self._load(self.manifest.candidates_folder, self._by_caption[content].others)
 
     @cached_property
     def exact_p(self) -> ImageMetric:

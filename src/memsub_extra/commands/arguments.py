@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -116,6 +116,25 @@ def captions_of(path: Path) -> list[str]:
     from memsub.prompts import read_prompts
 
     return read_prompts(path)["prompt"].tolist()
+
+
+def without(captions: list[str], others: Collection[str], what: str) -> list[str]:
+    """Captions that are not in --prompts; a warning says how many were left out.
+
+    Args:
+        others: the captions of --prompts.
+        what: the captions are, for the warning.
+    """
+    import warnings
+
+    given = set(others)
+    if shared := [caption for caption in captions if caption in given]:
+        warnings.warn(
+            f"{len(shared)} of {len(captions)} captions of {what} are in --prompts, too, and are left out of it: "
+            f"{shared[0][:60]!r}" + " and others" * (len(shared) > 1) + ".",
+            stacklevel=2,
+        )
+    return [caption for caption in captions if caption not in given]
 
 
 # --- the model --------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from .arguments import add_model, add_sampling, captions_of, check_model, check_output, file, load, number
+from .arguments import add_model, add_sampling, captions_of, check_model, check_output, file, load, number, without
 
 SHOWN = 20
 """Rows in the terminal; the file has all."""
@@ -54,7 +54,10 @@ def _detect(args: argparse.Namespace) -> None:
     from memsub_extra.mitigations.detection import SCORES, first_step_scores
 
     SCORES.find(args.score)
-    ordinary = [caption for caption in ordinary or _listed(args.model) if caption not in set(captions)]
+    if args.ordinary:
+        ordinary = without(ordinary, captions, f"--ordinary {args.ordinary}")
+    else:
+        ordinary = [caption for caption in _listed(args.model) if caption not in set(captions)]
     least = math.ceil(1 / args.false_positives - 1e-9) - 1
     if len(ordinary) < least:
         raise ValueError(

@@ -13,7 +13,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import MOST_SEED, add_model, add_sampling, captions_of, check_model, file, folder, load, loaded, number
+from .arguments import (
+    MOST_SEED,
+    add_model,
+    add_sampling,
+    captions_of,
+    check_model,
+    file,
+    folder,
+    load,
+    loaded,
+    number,
+    without,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,9 +86,7 @@ class Listed:
 
 def _evaluate(args: argparse.Namespace) -> None:
     listed = _checked(args)
-    unseen = list(dict.fromkeys(captions_of(args.unseen))) if args.unseen else []
-    if len(unseen) == 1:
-        raise ValueError(f"{args.unseen} holds one caption: alignment needs two or more.")
+    unseen = _unseen(args, listed.captions) if args.unseen else []
     check_model(args)
     import pandas as pd
 
@@ -154,10 +164,7 @@ def _checked(args: argparse.Namespace) -> Listed:
         table = with_types(table, read_types(args.types), str(args.types))
     matched = match_images(table, args.images, one_image_each=False) if args.images else Matched(Path())
     if args.images and not matched.files:
-        name = table["index"].tolist()[0] if "index" in table else 1
-        raise ValueError(
-            f"{args.images} holds no training image of these captions: expected {args.images}/{name}/*.png."
-        )
+        raise ValueError(matched.tally.nothing_matched())
     places: dict[str, list[int]] = {}
     for place, caption in enumerate(table["prompt"]):
         places.setdefault(caption, []).append(place)
@@ -170,6 +177,19 @@ def _checked(args: argparse.Namespace) -> Listed:
     kinds = [table["kind"].tolist()[of_caption[0]] for of_caption in places.values()]
     said = notes(table, "replication") if args.images and kinds_in(kinds) else []
     return Listed(list(places), kinds, list(places.values()), matched, said)
+
+
+def _unseen(args: argparse.Namespace, captions: Sequence[str]) -> list[str]:
+    """The captions of --unseen, each once, without those of --prompts; raises ValueError for fewer than two."""
+    unseen = list(dict.fromkeys(captions_of(args.unseen)))
+    if len(unseen) == 1:
+        raise ValueError(f"{args.unseen} holds one caption: alignment needs two or more.")
+    unseen = without(unseen, captions, f"--unseen {args.unseen}")
+    if len(unseen) < 2:
+        raise ValueError(
+            f"{args.unseen} holds {len(unseen)} captions that are not in --prompts: alignment needs two or more."
+        )
+    return unseen
 
 
 def _read(listed: Listed, side: int) -> list[np.ndarray]:
@@ -305,15 +325,12 @@ def measures_by_kind(before: pd.DataFrame, after: pd.DataFrame, kinds: Mapping[s
 
 
 def _row(name: str, a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
-    from memsub_extra.notebooks.intervals import difference_interval, mean_interval
+    from memsub_extra.notebooks.intervals import Span, difference_interval, mean_interval
 
-    ends, change = [mean_interval(values) for values in (a, b)], difference_interval(b, a, paired=True)
-    row: dict[str, Any] = {"measure": name}
-    for column, value, (low, high) in zip(
-        ("before", "after", "change"), (a.mean(), b.mean(), b.mean() - a.mean()), (*ends, change), strict=True
-    ):
-        row |= {column: float(value), f"{column}_low": float(low), f"{column}_high": float(high)}
-    return row | {"captions": len(a)}
+    before, after = (Span(values.mean(), *mean_interval(values)) for values in (a, b))
+    change = Span(b.mean() - a.mean(), *difference_interval(b, a, paired=True))
+    spans = before.columns("before") | after.columns("after") | change.columns("change")
+    return {"measure": name} | spans | {"captions": len(a)}
 
 
 def report_lines(table: pd.DataFrame, trained: Sequence[int], judged: str, with_unseen: bool) -> list[str]:

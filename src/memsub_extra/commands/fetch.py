@@ -23,8 +23,9 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def _fetch(args: argparse.Namespace) -> None:
-    from memsub.io.downloads import SOURCES, TRAINING_IMAGES, fetch, fetch_url, lock_file, verify
+    from memsub.io.downloads import SOURCES, fetch, fetch_url, lock_file, verify
     from memsub.io.files import printable
+    from memsub_extra.archives import TRAINING_IMAGES
     from memsub_extra.files import check_writable
 
     if args.model not in SOURCES:

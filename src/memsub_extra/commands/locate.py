@@ -8,7 +8,18 @@ import math
 import sys
 from pathlib import Path
 
-from .arguments import MOST_SEED, add_model, add_sampling, captions_of, check_model, check_output, file, load, number
+from .arguments import (
+    MOST_SEED,
+    add_model,
+    add_sampling,
+    captions_of,
+    check_model,
+    check_output,
+    file,
+    load,
+    number,
+    without,
+)
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -40,7 +51,11 @@ def _locate(args: argparse.Namespace) -> None:
         raise ValueError(f"no memorized captions are known of {args.model}: give a list of them by --prompts FILE.")
     check_output(args.out, args.prompts, args.contrast)
     memorized = captions_of(args.prompts) if args.prompts else []
-    contrast = captions_of(args.contrast) if args.contrast else [""]
+    contrast = [""]
+    if args.contrast and not (
+        contrast := without(captions_of(args.contrast), memorized, f"--contrast {args.contrast}")
+    ):
+        raise ValueError(f"all captions of --contrast {args.contrast} are in --prompts: nothing would be located.")
     check_model(args)
     from memsub.activations import capture
     from memsub.io.files import printable

@@ -28,10 +28,14 @@ def check_wordings(args: argparse.Namespace) -> None:
     from memsub_extra.prompt_lists.wordings import wordings_in
 
     rows = read_prompts(args.wordings)
-    wordings_in(rows)
+    wordings_in(rows, args.wordings)
     if args.images:
-        if not match_images(rows, args.images, one_image_each=False).files:
-            raise ValueError(f"{args.images} holds no training image of the prompts in {args.wordings}.")
+        try:
+            matched = match_images(rows, args.images, one_image_each=False)
+        except ValueError as error:
+            raise ValueError(f"--wordings {args.wordings}: {error}") from None
+        if not matched.files:
+            raise ValueError(f"--wordings {args.wordings}: {matched.tally.nothing_matched()}")
     elif not find_model(args.model).world:
         raise ValueError("--wordings needs --images: whether an image is replicated is judged by its training image.")
 
@@ -49,7 +53,7 @@ def save_by_wording(
     from .evaluate import joined, of_world, read_with_notes, sampled
 
     rows = read_prompts(args.wordings)
-    listed = wordings_in(rows)
+    listed = wordings_in(rows, args.wordings)
     side = as_denoiser(models[0].pipe).image_shape[0]
     if world:
         references = dict(enumerate(of_world(world, rows["prompt"].tolist())))

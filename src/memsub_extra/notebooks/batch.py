@@ -35,7 +35,9 @@ from memsub.models import ModelInfo, find_model, load_pipeline
 from memsub_extra.prompt_lists.kinds import read_types
 from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run
+from memsub_extra.run.sample import taken
 
+from . import inputs
 from .cost import at_hand, known_work, seconds_per_step
 from .execution import NotebookError, begin, execute
 from .findings import digest_of, read_findings
@@ -132,28 +134,28 @@ def run(
         raise ValueError(f"jobs: at least one notebook at a time; got {jobs}.")
     if not names:
         raise ValueError("name at least one parameter file.")
-    wanted: dict[Path, tuple[Parameters, list[Notebook]]] = {}
+    wanted: dict[Path, tuple[Parameters, list[Notebook], dict[str, Any]]] = {}
     for name in names:  # all are checked before the first is executed
         parameters, stem = find_parameters(name)
         folder = _folder(parameters, stem, out, len(names))
         if folder in wanted:
             raise ValueError(f"two of these parameter files lead to one run folder, {folder}: name one at a time.")
-        _check_files(parameters)
         notebooks = find_notebooks(find_model(parameters.model), only)
-        wanted[folder] = parameters.model_copy(update={"folder": str(folder)}), notebooks
+        parameters = parameters.model_copy(update={"folder": str(folder)})
+        wanted[folder] = parameters, notebooks, _check_files(parameters, [notebook.name for notebook in notebooks])
     if processes() > 1:  # under accelerate launch: together what takes long, then one of them runs the notebooks
-        for parameters, _ in wanted.values():
+        for parameters, *_ in wanted.values():
             precompute(Run(parameters))
         if not is_main():
             return []
         _leave_group()
     reports = []
-    for folder, (parameters, notebooks) in wanted.items():
+    for folder, (parameters, notebooks, prompts) in wanted.items():
         with one_at_a_time(folder):
-            save_json(parameters.dump(), folder / "parameters.json")
+            _save_inputs(parameters, prompts, folder)
             if not only and (others := left_out(find_model(parameters.model))):
                 print(f"{folder.name}: left out: {others}")
-            _execute_all(notebooks, parameters, folder, fresh, jobs)
+            _execute_all(notebooks, parameters, folder, fresh, jobs, prompts)
             executed = [folder / f"{notebook.name}.ipynb" for notebook in notebooks]
             title = f"memsub: {folder.name}" if len(names) > 1 else f"memsub: {parameters.model}"
             reports.append(write_report(executed, folder / "report.html", title, parameters.dump(), notice))
@@ -162,6 +164,13 @@ def run(
         print(table.to_string())
         save_text(table.to_csv(), (out or Path("runs")) / "comparison.csv")
     return reports
+
+
+def _save_inputs(parameters: Parameters, prompts: dict[str, Any], folder: Path) -> None:
+    """Writes `parameters.json`, and `prompts.json` where the list knows kinds: which of its rows the run takes."""
+    save_json(parameters.dump(), folder / "parameters.json")
+    if prompts:
+        save_json(prompts, folder / "prompts.json")
 
 
 def _leave_group() -> None:
@@ -189,8 +198,10 @@ def _named_files(parameters: Parameters) -> dict[str, Path]:
     return {key: project() / "notebooks" / path for key, path in named.items() if path}
 
 
-def _check_files(parameters: Parameters) -> None:
-    """Raises ValueError or FileNotFoundError for what a run would end with after hours: a missing file, or consent."""
+def _check_files(parameters: Parameters, notebooks: Sequence[str] = ()) -> dict[str, Any]:
+    """Raises ValueError or FileNotFoundError for what a run would end with after hours: a missing file, too few
+    captions or images for these notebooks, or consent. Returns which prompts it takes, where the list knows kinds.
+    """
     if missing := parameters.missing_images():
         raise ValueError(f"{missing}.")
     for key, path in _named_files(parameters).items():
@@ -200,6 +211,10 @@ def _check_files(parameters: Parameters) -> None:
         read_types(types)
     if copy := parameters.metrics.copy_:
         sscd_file(copy if copy in SSCD else project() / "notebooks" / copy)
+    data = inputs.data_of(parameters, project() / "notebooks")
+    if problem := next(inputs.problems(data, notebooks), ""):
+        raise ValueError(problem)
+    return {} if inputs.is_world(data) else taken(data)
 
 
 @contextmanager
@@ -225,8 +240,11 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 # --- executing -------------------------------------------------------------------------------------------------------
 
 
-def _execute_all(notebooks: list[Notebook], parameters: Parameters, folder: Path, fresh: bool, jobs: int) -> None:
-    digest, due = _digest(VERSION, parameters.dump(), _content(parameters)), dict[str, str]()
+def _execute_all(
+    notebooks: list[Notebook], parameters: Parameters, folder: Path, fresh: bool, jobs: int, prompts: dict[str, Any]
+) -> None:
+    content = _content(parameters) | ({"prompts": prompts} if prompts else {})
+    digest, due = _digest(VERSION, parameters.dump(), content), dict[str, str]()
     for notebook in notebooks:
         digest = _digest(digest, _code(nbformat.read(_file(notebook), as_version=4)))
         if due or fresh or _made_of(folder, notebook.name) != digest:
@@ -281,7 +299,7 @@ def expected_time(notebooks: list[Notebook], steps: Mapping[str, int], parameter
     total = sum(steps.get(notebook.name, 0) for notebook in notebooks)
     summary = f"{Path(parameters.folder).name}: {len(notebooks)} notebooks, {total:,} guided steps of one image at most"
     if not at_hand(parameters.model):
-        return f"{summary}; no time estimate: the model has to be downloaded first"
+        return f"{summary}; how long they take here is not known: the model has to be downloaded first"
     import torch
 
     threads = torch.get_num_threads()

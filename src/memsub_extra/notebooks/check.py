@@ -1,7 +1,7 @@
 """The command `memsub check`: what a model is, what a run of it takes, and what will fail, from headers alone.
 
 memsub check path/to/folder                 # or a .safetensors file, a name, a hub id: no torch, nothing downloaded
-memsub check quick tiny                     # parameter files too: images, network calls and minutes of a run
+memsub check quick tiny                     # parameter files too: what is missing, and what a run takes
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ def _said(name: str, args: argparse.Namespace) -> bool:
         else:
             model = name
         lines = list(described(model, args.config, args.prediction_type))
+        if parameters is not None:
+            lines += _inputs(wanted)
     except (ValueError, OSError) as error:
         lines = [f"will fail: {error}"]
     print("\n".join(f"  {line}" for line in lines), flush=True)
@@ -70,6 +72,27 @@ def _said(name: str, args: argparse.Namespace) -> bool:
     if parameters is not None and works:
         print(_run_of(wanted, args))
     return works
+
+
+def _inputs(parameters: Any) -> Iterator[str]:
+    """Lines on the files of a run: what is missing, or which prompts it takes."""
+    from memsub_extra.run.sample import described as sample_of
+
+    from . import inputs
+    from .batch import find_notebooks, project
+
+    data = inputs.data_of(parameters, project() / "notebooks")
+    if inputs.to_fetch(data):
+        yield (
+            "prompts: published lists that are not on this machine yet (`memsub fetch`): a run checks their counts and "
+            "kinds before it begins"
+        )
+        return
+    notebooks = [notebook.name for notebook in find_notebooks(find_model(parameters.model))]
+    wrong = list(inputs.problems(data, notebooks))
+    yield from (f"will fail: {sentence}" for sentence in wrong)
+    if not wrong and not inputs.is_world(data):
+        yield from (f"prompts: {sentence}" for sentence in sample_of(data))
 
 
 def parameter_file(name: str) -> Path | None:

@@ -165,7 +165,9 @@ class _Placeholders(Data):
         unseen = max(p.distance_images, p.baselines.never_seen, p.detection.captions, p.evaluation.captions)
         unseen = max(unseen, p.embedding_attack.images, p.deletion.targets)
         unseen += max(p.evaluation.captions, p.baselines.never_seen)  # those that choose a setting are others
-        kinds = ["memorized"] * n + ["ordinary"] * max(n, p.extraction.captions) + ["heldout"] * unseen
+        # Detection may take captions beyond the grid's: as many as are asked for beside the third that locates.
+        listed = n if p.detection.among == "reported" else max(n, p.detection.captions + -(-n // 3))
+        kinds = ["memorized"] * listed + ["ordinary"] * max(n, p.extraction.captions) + ["heldout"] * unseen
         captions = [f"caption {i}" for i in range(len(kinds))]
         # With other wordings: what is left out where a list has none is counted.
         table = pd.DataFrame({"prompt": captions, "kind": kinds, "rephrased": "other words"})
@@ -352,25 +354,44 @@ def halved(table: pd.DataFrame) -> str:
     return f"to halve it, leave out or make smaller: {'; '.join(named)}: {left_out / max(1, total):.0%} of the steps"
 
 
+LEFT_OUT = "network calls alone: decoding, metrics and the start of a kernel a notebook come on top"
+"""Of minutes."""
+
+
+def minutes(table: pd.DataFrame, milliseconds: float) -> pd.Series:
+    """Minutes of each part of a table of `work`, of its network calls alone.
+
+    Args:
+        milliseconds: of one guided step of one image.
+    """
+    return (table["steps"] * milliseconds / 60_000).round(1)
+
+
+def on_known_gpu(model: str) -> tuple[str, float | None]:
+    """The GPU on which steps were timed (`tools.gpu`), and milliseconds of a model's guided step; None: of none."""
+    gpu = load_json(KNOWN)["gpu"]
+    return gpu["name"], gpu["step_ms"].get(find_model(model).name)
+
+
 def describe(p: Parameters, pipe: Pipeline | None, estimates: bool = True) -> str:
     """The estimate as text; without a pipeline, with times of a GPU that was measured; `ESTIMATES` if asked for."""
     counted = known_work(p)
-    table, lines = counted.drop(columns=["notebook", "rows"]), []
-    gpu = load_json(KNOWN)["gpu"]
-    milliseconds = gpu["step_ms"].get(find_model(p.model).name)
+    table = counted.drop(columns=["notebook", "rows"])
+    name, milliseconds = on_known_gpu(p.model)
     if pipe is not None:
         milliseconds = 1000 * seconds_per_step(pipe, min(p.sampling.batch_size, 8))
-        lines.append(f"calibration: {milliseconds:.1f} ms an image and step on {as_denoiser(pipe).device}")
+        lines = [f"minutes: on {as_denoiser(pipe).device} here, {milliseconds:.1f} ms an image and step; {LEFT_OUT}"]
     else:
-        why = "`--time` loads the model for it" if at_hand(p.model) else "the model is not on this machine yet"
-        lines.append(f"no time estimate: {why}")
+        why = "`--time` does, and loads the model for it" if at_hand(p.model) else "it has to be downloaded first"
         if milliseconds:
-            lines.append(
-                f"minutes: network calls alone on one {gpu['name']}, {milliseconds:.1f} ms an image and step as "
-                "measured with random weights; on another GPU in proportion"
-            )
+            lines = [
+                f"minutes: on one {name}, {milliseconds:.1f} ms an image and step as measured with random weights; "
+                f"{LEFT_OUT}. On another GPU in proportion; the model was not timed here ({why})"
+            ]
+        else:
+            lines = [f"minutes: not known, the model was not timed here ({why})"]
     if milliseconds:
-        table["minutes"] = (table["steps"] * milliseconds / 60_000).round(1)
+        table["minutes"] = minutes(table, milliseconds)
     total = table.drop(columns="part").sum()
     lines += [table.to_string(index=False), "together: " + ", ".join(f"{v:,.7g} {k}" for k, v in total.items())]
     lines.append(halved(counted))

@@ -6,7 +6,7 @@
         "capture agrees with the sum by hand": at_most(apart, 1e-3, varies=1e-4, interval=None),
         "the weights are restored bit for bit": exactly(same),
     }, replication=fact(rate, varies=0.03))                          # prints, and records for README and report
-    say(f"Edits leave {percent(rate)} of the images.")               # shown as Markdown, also in the report
+    result("{rate:.0%} of {n} images replicate", rate=rate, n=n)     # shown as Markdown, also in the report
 
 A claim puts a value on one side of a bound. It *holds* if the whole 95 % interval of the value lies on that side, and
 the value itself lies there by three times what it varies by between machines (`varies`, measured by `python -m
@@ -23,16 +23,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from memsub.io.files import as_written, load_json, printable
 from memsub.measure.intervals import interval as wilson_interval
+from memsub_extra.run.run import Run
 
-if TYPE_CHECKING:
-    from memsub_extra.run.run import Run
+from .intervals import Span
+from .kinds import note_sets, notes_of
+from .took import note_took
 
 SAFETY = 3
 """How many times what varies between machines a claim must clear its bound by."""
@@ -40,17 +42,6 @@ VERDICTS = ("holds", "fails", "inconclusive")
 """In the order in which they are counted."""
 Hits = tuple[int, int]
 """Successes, and of how many."""
-
-
-class Span(NamedTuple):
-    """A value with its 95 % interval, written as one: f"{span:.0%}" is "71% (57% to 82%)"."""
-
-    value: float
-    low: float
-    high: float
-
-    def __format__(self, form: str) -> str:
-        return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
 
 
 @dataclass(frozen=True)
@@ -163,7 +154,7 @@ def checks(run: Run, notebook: str, claims: Mapping[str, Claim], **facts: Any) -
     for sentence, claim in claims.items():
         print(f"{claim.verdict}: {sentence} [{claim}]")
     print(tally(claim.verdict for claim in claims.values()))
-    _note_sets(run, notebook)
+    note_sets(run, notebook)
     run.record(
         notebook,
         claims={sentence: _recorded(claim) for sentence, claim in claims.items()},
@@ -171,18 +162,11 @@ def checks(run: Run, notebook: str, claims: Mapping[str, Claim], **facts: Any) -
         network_rows=run.network_rows,
         **({"by_kind": _by_kind(run)} if run.by_kind else {}),
     )
-
-
-def _note_sets(run: Run, notebook: str) -> None:
-    from .kinds import note_sets  # which reads what is defined here
-
-    note_sets(run, notebook)
+    note_took(run, notebook)
 
 
 def _by_kind(run: Run) -> dict[str, Any]:
     """The tables by kind that a notebook's experiments noted, and what they do not say; NaN is None."""
-    from .kinds import notes_of
-
     tables = {title: json.loads(table.to_json(orient="split", index=False)) for title, table in run.by_kind.items()}
     return {"notes": notes_of(run), "tables": tables}
 
@@ -251,15 +235,11 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def say(*sentences: str) -> None:
-    """Shows sentences as a paragraph of Markdown. Names in them are data: they begin no formula, tag or link."""
-    _show("Seen", " ".join(sentences))
-
-
 def result(template: str, **values: Any) -> None:
     """Shows one line of Markdown, also in the report: `result("{rate:.0%} of {n} images replicate", rate=r, n=n)`.
 
-    A template names values and how they are written, and does nothing else.
+    A template names values and how they are written, and does nothing else. Names in it are data: they begin no
+    formula, tag or link.
 
     Raises:
         ValueError: a field of it is no plain name, or a value is not named in it.
@@ -267,15 +247,11 @@ def result(template: str, **values: Any) -> None:
     fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
     if not all(name.isidentifier() for name in fields) or fields != set(values):
         raise ValueError(f"the template names {sorted(fields)}, the values are {sorted(values)}: each needs the other.")
-    _show("Here", template.format(**values))
-
-
-def _show(label: str, sentence: str) -> None:
     from IPython.display import Markdown, display
 
-    text = printable(" ".join(sentence.split())).replace("$", r"\$").replace("<", r"\<")
+    text = printable(" ".join(template.format(**values).split())).replace("$", r"\$").replace("<", r"\<")
     text = text.replace("](", r"]\(")
-    display(Markdown(f"*{label}:* {text}"))
+    display(Markdown(f"*Here:* {text}"))
 
 
 def percent(rate: float) -> str:
@@ -289,11 +265,6 @@ def share(value: float, low: float, high: float, n: float) -> str:
     return f"{percent(value)} ({100 * low:.0f} to {100 * high:.0f} %, n = {int(n)})"
 
 
-def rate(row: Mapping[str, Any], name: str = "replication") -> str:
-    """`share` of a rate in what `memsub.summary` returns."""
-    return share(row[f"{name}_rate"], row[f"{name}_low"], row[f"{name}_high"], row["n"])
-
-
 def spanned(outcomes: Sequence[bool] | np.ndarray | pd.Series) -> Span:
     """The share of outcomes with Wilson's interval."""
     successes, n = hits(outcomes)
@@ -303,10 +274,3 @@ def spanned(outcomes: Sequence[bool] | np.ndarray | pd.Series) -> Span:
 def counted(outcomes: Sequence[bool] | np.ndarray | pd.Series) -> str:
     """`share` of outcomes, with Wilson's interval."""
     return share(*spanned(outcomes), len(outcomes))
-
-
-def compared(a: float, b: float, margin: float, more: str = "more", less: str = "less", same: str = "as much") -> str:
-    """A word for how a compares with b: `more` or `less` if they differ by at least the share `margin` of b."""
-    if abs(a - b) < margin * abs(b):
-        return same
-    return more if a > b else less

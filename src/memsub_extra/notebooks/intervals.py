@@ -6,7 +6,8 @@ mean_interval(hits, shared_noise=True)                  # ... where all captions
 difference_interval(before, after, paired=True)         # of mean(before) - mean(after)
 share_difference_interval(before, after)                # ... of shares, a caption each
 ratio_interval(after, before, paired=True)              # of mean(after) / mean(before)
-auc_interval(0.97, 28, 28), jackknife_interval(value, left_out), difference_of(a, b), ratio_of(a, b)
+smallest_share(p, 1 / 32)                               # of exact tests: how many have the smallest p that there is
+auc_interval(0.97, 28, 28), difference_of(a, b), ratio_of(a, b)
 
 A unit is what was sampled independently: a caption with all of its images, not each image. Numbers are resampled by the
 unit. Outcomes (bool) have Wilson's interval at an effective number of images, which has a width at 0 of n and n of n,
@@ -17,12 +18,12 @@ How often these intervals hold the truth is in docs/benchmarks.md (`python -m to
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
 
-from memsub.measure.intervals import clustered, interval
+from memsub.measure.intervals import Z, clustered, interval
 
 RESAMPLES = 2000
 """Of a bootstrap."""
@@ -32,8 +33,23 @@ Estimate = tuple[float, float, float]
 """Value, lower and upper bound."""
 
 
+class Span(NamedTuple):
+    """A value with its 95 % interval, written as one: f"{span:.0%}" is "71% (57% to 82%)"."""
+
+    value: float
+    low: float
+    high: float
+
+    def __format__(self, form: str) -> str:
+        return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
+
+    def columns(self, name: str) -> dict[str, float]:
+        """As a table has it: columns `name`, `name_low` and `name_high`."""
+        return {name: float(self.value), f"{name}_low": float(self.low), f"{name}_high": float(self.high)}
+
+
 def mean_interval(
-    values: Values, level: float = 0.95, *, shared_noise: bool = False, bounds: tuple[float, float] | None = None
+    values: Values, *, shared_noise: bool = False, bounds: tuple[float, float] | None = None
 ) -> tuple[float, float]:
     """Interval of the mean; NaN for fewer than two units.
 
@@ -44,18 +60,16 @@ def mean_interval(
     """
     x = _units(values)
     if x.dtype == bool:
-        return _rate(x, level, shared_noise)[1:]
+        return _rate(x, shared_noise)[1:]
     if bounds and np.ptp(x) == 0 and x[0, 0] in bounds:
-        low, high = _rate(x == bounds[1], level, shared_noise)[1:]
+        low, high = _rate(x == bounds[1], shared_noise)[1:]
         return bounds[0] + low * (bounds[1] - bounds[0]), bounds[0] + high * (bounds[1] - bounds[0])
     if shared_noise:
-        return _student(float(x.mean()), x, level)
-    return _bootstrap([x], lambda mean: mean, paired=False, level=level)
+        return _student(float(x.mean()), x)
+    return _bootstrap([x], lambda mean: mean, paired=False)
 
 
-def difference_interval(
-    a: Values, b: Values, *, paired: bool, level: float = 0.95, shared_noise: bool = False
-) -> tuple[float, float]:
+def difference_interval(a: Values, b: Values, *, paired: bool, shared_noise: bool = False) -> tuple[float, float]:
     """Interval of mean(a) - mean(b): a bootstrap; for outcomes (bool) of their rates' intervals by `difference_of`.
 
     Args:
@@ -71,10 +85,10 @@ def difference_interval(
     x, y = _checked(a, b, paired, shared_noise)
     if x.dtype == y.dtype == bool:
         correlation = _correlation(x, y, shared_noise) if paired else 0.0
-        return difference_of(_rate(x, level, shared_noise), _rate(y, level, shared_noise), correlation)
+        return difference_of(_rate(x, shared_noise), _rate(y, shared_noise), correlation)
     if shared_noise:
-        return _student(float(x.mean() - y.mean()), x.astype(float) - y, level)
-    return _bootstrap([x, y], lambda mean, other: mean - other, paired, level)
+        return _student(float(x.mean() - y.mean()), x.astype(float) - y)
+    return _bootstrap([x, y], lambda mean, other: mean - other, paired)
 
 
 def share_difference_interval(a: Values, b: Values) -> tuple[float, float]:
@@ -90,9 +104,7 @@ def share_difference_interval(a: Values, b: Values) -> tuple[float, float]:
     return -high, high
 
 
-def ratio_interval(
-    a: Values, b: Values, *, paired: bool, level: float = 0.95, shared_noise: bool = False
-) -> tuple[float, float]:
+def ratio_interval(a: Values, b: Values, *, paired: bool, shared_noise: bool = False) -> tuple[float, float]:
     """Interval of mean(a) / mean(b): a bootstrap; for outcomes (bool) of their rates' intervals by `ratio_of`.
 
     Args and errors as of `difference_interval`.
@@ -100,11 +112,11 @@ def ratio_interval(
     x, y = _checked(a, b, paired, shared_noise)
     if x.dtype == y.dtype == bool:
         correlation = _correlation(x, y, shared_noise) if paired else 0.0
-        return ratio_of(_rate(x, level, shared_noise), _rate(y, level, shared_noise), correlation)
+        return ratio_of(_rate(x, shared_noise), _rate(y, shared_noise), correlation)
     if shared_noise:
         ratio = float(x.mean() / y.mean())
-        return _student(ratio, (x - ratio * y) / y.mean(), level)  # linear in both means, near their ratio
-    return _bootstrap([x, y], lambda mean, other: mean / other, paired, level)
+        return _student(ratio, (x - ratio * y) / y.mean())  # linear in both means, near their ratio
+    return _bootstrap([x, y], lambda mean, other: mean / other, paired)
 
 
 def difference_of(a: Estimate, b: Estimate, correlation: float = 0.0) -> tuple[float, float]:
@@ -134,34 +146,29 @@ def ratio_of(a: Estimate, b: Estimate, correlation: float = 0.0) -> tuple[float,
     return float(bounds[0]), float(bounds[1])
 
 
-def jackknife_interval(value: float, left_out: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Interval of any statistic, such as an IoU over pairs of subsets (Tukey 1958); NaN for fewer than two units.
+def smallest_share(p: Values, step: float) -> dict[str, float]:
+    """The share of exact tests with the smallest p-value that there is: least, and its interval least_low, least_high.
 
     Args:
-        left_out: the statistic without each of the n independent units in turn: without all pairs of a subset, say.
+        p: a p-value a unit, such as a pair or a canary.
+        step: the smallest possible one, 1 / (alternatives + 1).
     """
-    from scipy.stats import t
-
-    n = len(left_out)
-    if n < 2:
-        return np.nan, np.nan
-    half = float(t.ppf(0.5 + level / 2, n - 1) * np.sqrt((n - 1) * np.var(left_out)))
-    return float(value) - half, float(value) + half
+    least = np.asarray(p, float) <= step + 1e-9
+    return Span(float(least.mean()), *interval(int(least.sum()), len(least))).columns("least")
 
 
-def auc_interval(area: float, positives: int, negatives: int, level: float = 0.95) -> tuple[float, float]:
+def auc_interval(area: float, positives: int, negatives: int) -> tuple[float, float]:
     """Interval of an area under an ROC curve from how many cases it is of (Newcombe 2006, method 5).
 
     Its ends are the areas that differ from `area` by as much as their own error allows, which has a width at 1 too.
     """
     from scipy.optimize import brentq
-    from scipy.stats import norm
 
-    z, n = norm.ppf(0.5 + level / 2), (positives + negatives) / 2 - 1
+    n = (positives + negatives) / 2 - 1
 
     def beyond(end: float) -> float:
         others = n * ((1 - end) / (2 - end) + end / (1 + end))
-        return (end - area) ** 2 - z**2 * end * (1 - end) * (1 + others) / (positives * negatives)
+        return (end - area) ** 2 - Z**2 * end * (1 - end) * (1 + others) / (positives * negatives)
 
     low = brentq(beyond, 0.0, area - 1e-9) if area > 0 else 0.0  # at 1 itself, where no error is left, it is 0 too
     high = brentq(beyond, area + 1e-9, 1.0) if area < 1 else 1.0
@@ -189,21 +196,21 @@ def _checked(a: Values, b: Values, paired: bool, shared_noise: bool) -> tuple[np
     return x, y
 
 
-def _rate(hits: np.ndarray, level: float, shared_noise: bool) -> Estimate:
+def _rate(hits: np.ndarray, shared_noise: bool) -> Estimate:
     """A rate of outcomes (units, images) with Wilson's interval at the effective number of images (`clustered`)."""
-    from scipy.stats import norm, t
+    from scipy.stats import t
 
     rate = float(hits.mean())
     if not shared_noise:
-        return rate, *clustered(hits.ravel(), np.repeat(np.arange(len(hits)), hits.shape[1]), level)
+        return rate, *clustered(hits.ravel(), np.repeat(np.arange(len(hits)), hits.shape[1]))
     if min(hits.shape) < 2:
         return rate, np.nan, np.nan
     n = float(len(hits))
     if 0 < rate < 1:
         variance, freedom = _variance(hits.astype(float), shared_noise)
         n = float(np.clip(rate * (1 - rate) / variance, 1, hits.size)) if variance else float(hits.size)
-        n *= float(norm.ppf(0.5 + level / 2) / t.ppf(0.5 + level / 2, freedom)) ** 2
-    return rate, *interval(rate * n, n, level)
+        n *= (Z / float(t.ppf(0.975, freedom))) ** 2
+    return rate, *interval(rate * n, n)
 
 
 def _variance(x: np.ndarray, shared_noise: bool) -> tuple[float, float]:
@@ -241,19 +248,19 @@ def _spread(x: float, y: float, correlation: float) -> float:
     return float(np.sqrt(max(0.0, x**2 + y**2 - 2 * correlation * x * y)))
 
 
-def _student(value: float, x: np.ndarray, level: float) -> tuple[float, float]:
+def _student(value: float, x: np.ndarray) -> tuple[float, float]:
     """Student's interval of a value whose error is that of the mean of x, (captions, seeds) of shared noises."""
     from scipy.stats import t
 
     if min(x.shape) < 2:
         return np.nan, np.nan
     variance, freedom = _variance(x.astype(float), shared_noise=True)
-    half = float(t.ppf(0.5 + level / 2, freedom) * np.sqrt(variance))
+    half = float(t.ppf(0.975, freedom) * np.sqrt(variance))
     return value - half, value + half
 
 
 def _bootstrap(
-    samples: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], paired: bool, level: float
+    samples: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], paired: bool
 ) -> tuple[float, float]:
     """Percentiles of a seeded bootstrap that resamples the units of each sample, of paired ones together.
 
@@ -276,6 +283,6 @@ def _bootstrap(
         means.append(x.astype(float).mean(1)[chosen].mean(1))
     with np.errstate(divide="ignore", invalid="ignore"):
         values = statistic(*means)
-    tail = float(norm.sf(np.sqrt(n / (n - 1)) * t.ppf(0.5 + level / 2, n - 1)))
+    tail = float(norm.sf(np.sqrt(n / (n - 1)) * t.ppf(0.975, n - 1)))
     low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)

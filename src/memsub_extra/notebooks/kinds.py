@@ -2,7 +2,9 @@
 
     evaluated(run, rows, ...)                   # the table as a notebook shows it; by kind it is noted beside
     run.by_kind["pruned models"]                # columns of the table, kind, n, references, listed, rates
+    readable(run.by_kind["pruned models"])      # ... as people read it
     figure = plots.by_kind(run.by_kind["pruned models"], run.judge.column)
+    with_references(run, table)                 # any table of the third that reports: how many captions have an image
 
 Experiments note their tables by kind as they compute them, for lists that know kinds (`Data.memorized`). The function
 `findings.checks` records them with the notebook's findings, and the report shows them with what they do not say
@@ -11,7 +13,7 @@ Experiments note their tables by kind as they compute them, for lists that know 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import combinations, product
 from typing import Any
 
@@ -21,12 +23,17 @@ from memsub.measure.evaluation import alignment
 from memsub.measure.intervals import rate
 from memsub.neurons import WeightMasks
 from memsub.overlap import pairwise_iou
-from memsub_extra.prompt_lists.kinds import ALL, counted, kinds_in, notes
+from memsub_extra.prompt_lists.kinds import ALL, kinds_in, notes
 from memsub_extra.run.model import Model
 from memsub_extra.run.run import Run
+from memsub_extra.run.sample import described
 
+from .intervals import Span
 from .notebook02 import density
 from .subsets import Measured, profile
+
+IMAGES = "with a training image"
+"""The column of tables that says of how many captions the training image is known."""
 
 
 def kinds_of(run: Run) -> list[str]:
@@ -147,6 +154,48 @@ def references(run: Run, of_part: Collection[int], kind: str = ALL) -> dict[str,
     return {"references": sum(place in run.data.references for place in of_kind), "listed": len(of_kind)}
 
 
+def with_references(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    """A table of captions that report, with how many of them have a training image; as it is where all are known."""
+    if run.data.world is not None:
+        return table
+    known = references(run, listed(run, []))
+    return table.assign(**{IMAGES: "{references} of {listed}".format(**known)})
+
+
+def readable(table: pd.DataFrame, title: str = "") -> pd.DataFrame:
+    """A table by kind as people read it: values with their 95 % intervals, rates in percent; nothing where no caption
+    of a kind was judged.
+
+    Args:
+        table: of `Run.by_kind`.
+        title: of the columns.
+    """
+    at = list(table.columns).index("kind") + 1
+    rows = [dict(_read(row)) for row in table.iloc[:, at:].to_dict("records")]
+    labels = pd.MultiIndex.from_frame(table.iloc[:, :at].astype(str))
+    return pd.DataFrame(rows, index=labels).fillna("").rename_axis(columns=title)
+
+
+def _read(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Columns and values of a row as text; the ends of an interval stand with their value."""
+    for name, value in row.items():
+        if pd.isna(value) or name == "listed" or name.endswith(("low", "high")):
+            continue
+        if name == "n":
+            yield "captions", f"{value:.0f}"
+        elif name == "references":
+            yield IMAGES, f"{value:.0f} of {row['listed']:.0f}"
+        elif name.endswith("_rate"):
+            measure = name.removesuffix("_rate")
+            low, high = row[f"{measure}_low"], row[f"{measure}_high"]
+            yield f"{measure} (%)", f"{Span(100 * value, 100 * low, 100 * high):.0f}"
+        elif name.endswith(", AUC"):
+            score = name.removesuffix(", AUC")
+            yield name, f"{Span(value, row[f'{score}, low'], row[f'{score}, high']):.2f}"
+        else:
+            yield name.replace("_", " "), f"{value:.2f}"
+
+
 def notes_of(run: Run) -> list[str]:
     """What every table by kind of a run has to say of itself: kinds and references of its list, and `kinds.notes`."""
     rows = run.data.memorized.rows
@@ -155,5 +204,5 @@ def notes_of(run: Run) -> list[str]:
     places = range(len(rows))
     counts = {kind: references(run, places, kind) for kind in kinds_in(rows["kind"])}
     known = ", ".join(f"{count['references']} of {count['listed']} {kind}" for kind, count in counts.items())
-    said = f"The list has {counted(rows)} captions. Training images: {known}; only captions that have one are judged."
-    return [said, *notes(rows, run.judge.column)]
+    images = f"Training images: {known}; only captions that have one are judged."
+    return [*described(run.data), images, *notes(rows, run.judge.column)]

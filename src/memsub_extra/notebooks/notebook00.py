@@ -18,7 +18,7 @@ from memsub_extra.run.run import OTHER, TWIN, Run
 from memsub_extra.store import Kind
 from memsub_extra.training.corpus import SHOWN_TO_ALL
 
-from .intervals import mean_interval
+from .intervals import Span, mean_interval, smallest_share
 from .listing import Notebook
 
 MEMBERSHIP = Kind("membership")
@@ -114,11 +114,8 @@ def by_exposures(kinds: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def _rate(images: pd.DataFrame) -> dict[str, float]:
-    low, high = clustered(images["exact"], images["prompt"])
-    return {
-        "exact": images["exact"].mean(),
-        "exact_low": low,
-        "exact_high": high,
+    exact = Span(images["exact"].mean(), *clustered(images["exact"], images["prompt"]))
+    return exact.columns("exact") | {
         "images": len(images),
         "captions": images["prompt"].nunique(),
         "copied": images["replicated"].mean(),
@@ -167,11 +164,10 @@ def membership_rates(tested: pd.DataFrame) -> pd.DataFrame:
     """
     rows = {}
     for key, part in tested.groupby(["model", "caption"], sort=False):
-        p, least = part["p"].to_numpy(), part["p"] <= SMALLEST + 1e-9
-        low, high = mean_interval(p, bounds=(SMALLEST, 1.0))
-        fewest, most = clustered(least, part["pair"])
-        rows[key] = {"pairs": len(p), "mean": p.mean(), "mean_low": low, "mean_high": high, "least": least.mean()}
-        rows[key] |= {"least_low": fewest, "least_high": most, "uniform": uniformity(p, SMALLEST)}
+        p = part["p"].to_numpy()
+        mean = Span(p.mean(), *mean_interval(p, bounds=(SMALLEST, 1.0)))
+        rows[key] = {"pairs": len(p), **mean.columns("mean"), **smallest_share(p, SMALLEST)}
+        rows[key]["uniform"] = uniformity(p, SMALLEST)
     return pd.DataFrame(rows).T.rename_axis(["model", "caption"])
 
 

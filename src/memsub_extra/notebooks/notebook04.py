@@ -19,7 +19,7 @@ from memsub_extra.run.run import Run
 from memsub_extra.run.specs import Contrast, Group
 
 from . import notebook01
-from .intervals import mean_interval, ratio_interval
+from .intervals import Span, mean_interval, ratio_interval
 from .kinds import kinds_of, listed, note, references
 from .listing import Notebook
 from .rows import (
@@ -132,16 +132,12 @@ def averaged(run: Run) -> pd.DataFrame:
     for name in verdict:
         entries: dict[str, Any] = {"models": sum(row.labels["model"] == name for row in rows)}
         for column, values in {"verdict": verdict[name], "copied": copied[name]}.items():
-            entries |= _with_interval(column, values.mean(), share_interval(values))
+            entries |= Span(values.mean(), *share_interval(values)).columns(column)
         whole = aligned["unedited"]
-        kept = aligned[name].mean() / whole.mean(), ratio_interval(aligned[name], whole, paired=True)
-        entries |= _with_interval("kept", *kept) | {"captions": len(verdict)}
+        kept = Span(aligned[name].mean() / whole.mean(), *ratio_interval(aligned[name], whole, paired=True))
+        entries |= kept.columns("kept") | {"captions": len(verdict)}
         table[name] = entries
     return pd.DataFrame(table).T
-
-
-def _with_interval(name: str, value: float, bounds: tuple[float, float]) -> dict[str, float]:
-    return {name: value, f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
 
 
 def seeds(run: Run) -> pd.DataFrame:
@@ -161,7 +157,7 @@ def seeds(run: Run) -> pd.DataFrame:
         similar = seed_similarity(sample, run.metrics, captions, seeds=2, own_noise=own_noise).mean(1)
         _note_seeds(run, model.name, similar, places)
         row = {"model": model.name, "captions": len(similar)}
-        rows.append(row | _with_interval("similarity", similar.mean(), mean_interval(similar)))
+        rows.append(row | Span(similar.mean(), *mean_interval(similar)).columns("similarity"))
     return pd.DataFrame(rows)
 
 

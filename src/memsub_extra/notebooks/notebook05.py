@@ -25,6 +25,7 @@ from memsub_extra.attacks.extraction import image_path
 from memsub_extra.hardware import hardware
 from memsub_extra.mitigations import BASELINES
 from memsub_extra.mitigations.detection import SCORES, first_step_scores, roc
+from memsub_extra.run.data import Memorized
 from memsub_extra.run.model import Model
 from memsub_extra.run.run import Run
 from memsub_extra.store import Kind
@@ -32,10 +33,10 @@ from memsub_extra.store import Kind
 from . import notebook01
 from .findings import hits
 from .intervals import auc_interval
-from .kinds import kinds_of, listed, note, note_outcomes, references
+from .kinds import kinds_of, listed, note, note_outcomes
 from .listing import Notebook
 from .notebook04 import KEPT
-from .published import Found, of_detection, of_prompts, of_scores, record
+from .published import Found, of_detection, of_prompts, of_scores, part_of, record
 from .rows import PAPER, Row, baseline_rows, control_rows, evaluated, gradient_rows, under_attack
 
 SECONDS = Kind("seconds")
@@ -50,10 +51,10 @@ DISTANCES = Kind("distances")
 
 def at_random(run: Run, n: int) -> list[int]:
     """Places of n memorized prompts under attack, chosen at random among those that neither located the edit nor chose
-    its setting."""
+    its setting; of each kind in proportion, where the list knows kinds."""
     places = run.data.held_out(run.data.split["locate"])
-    chosen = np.random.default_rng([run.parameters.seed, 5]).permutation(len(places))[:n]
-    return [places[i] for i in chosen]
+    order = np.random.default_rng([run.parameters.seed, 5]).permutation(len(places))
+    return run.data.memorized.mixed([places[i] for i in order])[:n]
 
 
 def attacked(run: Run) -> pd.DataFrame:
@@ -118,6 +119,29 @@ def _judge_of(run: Run, world: World, captions: list[str]) -> Judge:
     return run.judge
 
 
+def detected(run: Run) -> list[int]:
+    """Places in the whole list of the memorized captions whose scores are taken (`detection.among`), at random.
+
+    "all": none of those that located the edit. Those that chose its setting are among them; a score looks at no image
+    and at no setting.
+    """
+    p = run.parameters
+    if p.detection.among == "reported":
+        return at_random(run, p.detection.captions)
+    places = _not_located(run)
+    chosen = np.random.default_rng([p.seed, 5]).permutation(len(places))[: p.detection.captions]
+    return [places[i] for i in chosen]
+
+
+def _not_located(run: Run) -> list[int]:
+    located = set(run.data.split["locate"])
+    return [place for place in range(len(run.data.prompts.memorized)) if place not in located]
+
+
+def _first_steps(calls: int) -> str:
+    return "first step" if calls == 1 else f"first {calls} steps"
+
+
 def detection(run: Run) -> tuple[pd.DataFrame, dict[tuple[str, str], pd.DataFrame]]:
     """How well the scores of the first steps tell memorized captions from unseen ones that match them.
 
@@ -126,9 +150,11 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[tuple[str, str], pd.DataFram
         captions); and the curve of each model and score.
     """
     p = run.parameters
-    places = at_random(run, p.detection.captions)
-    memorized = [run.data.captions("memorized")[i] for i in places]
+    places = detected(run)
+    memorized = [run.data.prompts.memorized[i] for i in places]
     groups = memorized, run.data.matched("heldout")[: len(memorized)]
+    of_list = part_of(len(memorized), len(run.data.prompts.memorized))
+    about = {"list": f"{of_list} and {len(groups[1])} others", "setting": _first_steps(p.detection.calls)}
     options = p.detection.model_dump(include={"calls", "seeds"}) | p.sampling.model_dump(exclude={"solver"})
     rows, curves, measured = [], {}, list[Found]()
     for model in tqdm(under_attack(run), desc="detection"):
@@ -147,7 +173,7 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[tuple[str, str], pd.DataFram
             rows.append(row | {"memorized": len(groups[0]), "unseen": len(groups[1])})
             curves[model.name, score] = curve
             if model.name == run.unedited.name:
-                measured += of_detection(score, area, curve, len(groups[1]), (low, high))
+                measured += of_detection(score, area, curve, len(groups[1]), (low, high), **about)
     record(run, "detection", measured)
     return pd.DataFrame(rows), curves
 
@@ -161,10 +187,13 @@ def _note_detection(
     run: Run, model: str, places: list[int], memorized: dict[str, np.ndarray], unseen: dict[str, np.ndarray]
 ) -> None:
     """Notes the area under the curve of each score by kind; `memorized` has a value for each caption at `places`."""
-    of_part, rows = _under_attack_listed(run), []
+    every, rows = Memorized(run.data.prompts.memorized_rows), []  # "all": beyond the captions of the grid
+    of_part = _under_attack_listed(run) if run.parameters.detection.among == "reported" else _not_located(run)
     for kind in kinds_of(run):
-        chosen = [i for i, place in enumerate(places) if run.data.memorized.of_kind([place], kind)]
-        row: dict[str, Any] = {"model": model, "kind": kind, "n": len(chosen), **references(run, of_part, kind)}
+        chosen = [i for i, place in enumerate(places) if every.of_kind([place], kind)]
+        of_kind = every.of_kind(of_part, kind)
+        known = {"references": sum(place in run.data.references for place in of_kind), "listed": len(of_kind)}
+        row: dict[str, Any] = {"model": model, "kind": kind, "n": len(chosen), **known}
         for score, values in memorized.items() if chosen else ():
             area, _ = roc(values[chosen], unseen[score])
             low, high = auc_interval(area, len(chosen), len(unseen[score]))
@@ -215,8 +244,8 @@ def unseen_pairs(run: Run, n: int) -> tuple[list[str], np.ndarray]:
 
 
 def embeddings(run: Run, iterations: int | None = None) -> dict[tuple[str, str, int], np.ndarray]:
-    """Images before and after the embedding attack on the pruned model and, for training images, the controls; with
-    seeds that it did not use.
+    """Images before and after the embedding attack on the pruned model and, for training images, the controls and (by
+    `embedding_attack.models`) the unedited model; with seeds that it did not use.
 
     Args:
         iterations: default those of the parameters.
@@ -226,10 +255,11 @@ def embeddings(run: Run, iterations: int | None = None) -> dict[tuple[str, str, 
     """
     iterations = run.parameters.embedding_attack.iterations if iterations is None else iterations
     images = {}
-    for model in under_attack(run)[1:]:
+    unedited, *edited = under_attack(run)
+    for model in [*([unedited] if run.parameters.embedding_attack.models == "all" else []), *edited]:
         for target, (captions, wanted) in targets(run).items():
-            if model.name in run.info.controls and target == "never trained on":
-                continue  # a control was trained on neither
+            if target == "never trained on" and model.name in (*run.info.controls, unedited.name):
+                continue  # a control was trained on neither, and the control of the unedited model is its edit's
             seeds = range(1000, 1000 + len(wanted))
             moved = _attacked(run, model, captions, wanted, iterations)
             images[model.name, target, 0] = run.scores.images(model, captions, seeds)
@@ -246,7 +276,8 @@ def _share_generated(run: Run, attacked: Mapping[tuple[str, str, int], np.ndarra
             successes, n = hits(copy.similarity(images, wanted) > copy.threshold)
             low, high = interval(successes, n)
             about: dict[str, Any] = {"quantity": "share generated by the embedding attack", "judge": copy.identity}
-            about |= {"low": low, "high": high, "n": n, "strength": f"{iterations} iterations"}
+            about |= {"low": low, "high": high, "n": n, "setting": f"{iterations} iterations"}
+            about["list"] = part_of(n, len(run.data.prompts.memorized))
             measured.append(Found(method=name, value=successes / n, **about))
     return measured
 

@@ -4,8 +4,9 @@
     record(run, "detection", [Found(...)])      # an experiment says what it found, in runs/<name>/quantities/
     section(folder, {"model": "sd14"})          # HTML for the report
 
-A row is compared with what was found under the same quantity, kind of prompts and judge, for the same model. Nothing is
-judged where the source gives no interval. What a run has not found is said to be missing.
+A row stands beside what was found of the same quantity, method and kind of prompts, for the same model. Where list,
+setting or judge are others than the source's, the table says so in words. Nothing is judged then, nor where the source
+gives no interval. What a run has not found is said to be missing, or not to be asked.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ Quantity = Literal[
 FOLDER = "quantities"
 """Of a run's folder: what its experiments found, a file each."""
 ALL = "all"
+TELL_ONE_PERCENT = 100
+"""Captions that are not memorized, of which fewer cannot tell a false positive in a hundred."""
+ATTACKED = ("unedited", "pruned")
+"""Models that notebook 05 attacks: other rows of the embedding attack are of edits that a run does not make."""
 
 
 class _Row(BaseModel):
@@ -94,7 +99,8 @@ class Published(_Row):
 class Found(_Row):
     """What a run found: the fields as of `Published` and `Value`; `n`: units of the interval; `strength`: of a method.
 
-    `kind` is "all" where prompts of several kinds were taken together.
+    `kind` is "all" where prompts of several kinds were taken together. Runs of earlier versions have no list and no
+    setting.
     """
 
     quantity: Quantity
@@ -106,6 +112,8 @@ class Found(_Row):
     kind: str = ALL
     judge: str | None = None
     strength: str = ""
+    list: str | None = None
+    setting: str | None = None
 
 
 def find() -> Path:
@@ -151,15 +159,28 @@ def recorded(folder: Path) -> list[Found]:
 def of_prompts(run: Run) -> list[Found]:
     """How many prompts of each kind the run's list has, and of how many a training image is at hand."""
     rows, n = run.data.prompts.memorized_rows, run.parameters.grid.memorized
-    counts = rows["kind"].value_counts()
+    counts, of_all = rows["kind"].value_counts(), f"{len(rows)} captions"
     at_hand = len(run.data.training_images) / n
+    # Other types than those that belong to the list are another judge of what is verbatim.
+    kinds: dict[str, Any] = {"list": of_all, "judge": "the types of data.types" if run.parameters.data.types else None}
     return [
         *(
-            Found(quantity="prompts of a kind", method=ALL, value=k, n=len(rows), kind=kind)
+            Found(quantity="prompts of a kind", method=ALL, value=k, n=len(rows), kind=kind, **kinds)
             for kind, k in counts.items()
         ),
-        Found(quantity="share of prompts with a training image", method=ALL, value=at_hand, n=n),
+        Found(
+            quantity="share of prompts with a training image",
+            method=ALL,
+            value=at_hand,
+            n=n,
+            list=part_of(n, len(rows)),
+        ),
     ]
+
+
+def part_of(n: int, listed: int) -> str:
+    """Which of a list was taken: "500 captions", or "50 of 500 captions"."""
+    return f"{listed} captions" if n >= listed else f"{n} of {listed} captions"
 
 
 def of_scores(run: Run, method: str, strength: str, scored: pd.DataFrame, places: Sequence[int]) -> list[Found]:
@@ -181,6 +202,7 @@ def of_scores(run: Run, method: str, strength: str, scored: pd.DataFrame, places
             low, high = mean_interval(values) if len(values) > 2 else (None, None)
             quantity: Any = column.replace("_", " ")
             how: dict[str, Any] = {"kind": str(kind), "judge": judge, "strength": strength}
+            how["list"] = part_of(len(values), len(run.data.prompts.memorized_rows))
             measured.append(
                 Found(
                     quantity=quantity,
@@ -196,19 +218,24 @@ def of_scores(run: Run, method: str, strength: str, scored: pd.DataFrame, places
 
 
 def of_detection(
-    score: str, area: float, curve: pd.DataFrame, n: int, ends: tuple[float, float] | None = None
+    score: str, area: float, curve: pd.DataFrame, n: int, ends: tuple[float, float] | None = None, **about: Any
 ) -> list[Found]:
     """Area under a score's curve, and the share of true positives where at most 1 % of the others are flagged.
 
     Args:
-        curve: of `mitigations.detection.roc`; `n`: unseen captions, of which fewer than 100 cannot tell 1 %.
+        curve: of `mitigations.detection.roc`; `n`: unseen captions, of which fewer than `TELL_ONE_PERCENT` cannot tell
+            1 %.
         ends: of the area's 95 % interval.
+        about: list and setting.
     """
     low, high = (_number(end) for end in ends or (None, None))
-    measured = [Found(quantity="detection, area under the curve", method=score, value=area, low=low, high=high, n=n)]
-    if n >= 100:
+    area_found: dict[str, Any] = {"value": area, "low": low, "high": high}
+    measured = [Found(quantity="detection, area under the curve", method=score, n=n, **area_found, **about)]
+    if n >= TELL_ONE_PERCENT:
         at_one = float(curve.loc[curve["false_positives"] <= 0.01, "true_positives"].max())
-        measured.append(Found(quantity="detection, true positives at 1 % false ones", method=score, value=at_one, n=n))
+        measured.append(
+            Found(quantity="detection, true positives at 1 % false ones", method=score, value=at_one, n=n, **about)
+        )
     return measured
 
 
@@ -220,12 +247,23 @@ def _number(value: float | None) -> float | None:
 
 
 def matching(row: Published, value: Value, measured: Iterable[Found]) -> list[Found]:
-    """What was found for the same quantity, method, kind and judge. A kind or judge that the source does not name is
-    compared with all prompts, and with any judge."""
+    """What was found for the same quantity, method and kind: it stands beside the value with its `differences`. A kind
+    that the source does not name is compared with all prompts."""
     kind = row.kind or ALL
-    same = [f for f in measured if (f.quantity, f.method, f.kind) == (row.quantity, value.ours, kind)]
+    return [f for f in measured if (f.quantity, f.method, f.kind) == (row.quantity, value.ours, kind)]
+
+
+def differences(row: Published, measured: Found) -> list[str]:
+    """In which of judge, list and setting that the source names a run differs, in words; empty where it is the same."""
+    said = []
     judge = (row.judge or "").partition(",")[0].lower()
-    return [f for f in same if not (judge and f.judge) or judge in f.judge.lower()]
+    if judge and measured.judge and judge not in measured.judge.lower():
+        said.append(f"judge: there {row.judge}, here {measured.judge}")
+    for name in ("list", "setting"):
+        there, here = getattr(row, name), getattr(measured, name)
+        if there and there != here:
+            said.append(f"{name}: there {there}, here {here or 'not recorded'}")
+    return said
 
 
 def verdict(value: Value, measured: Found) -> str:
@@ -245,14 +283,14 @@ def section(folder: Path, parameters: Mapping[str, Any]) -> str:
         return f"<p>{html.escape(str(error))}</p>" if str(parameters.get("model", "")).startswith("sd") else ""
     own = (parameters.get("data") or {}).get("prompts")
     measured = [] if own else recorded(folder)
-    lines = [line for row in rows for line in _lines(row, measured)]
+    lines = [line for row in rows for line in _lines(row, measured, parameters)]
     own_list = (
         "The prompts of this run are another list than the published ones: nothing of it is compared." if own else ""
     )
     return _SECTION.format(rows="".join(lines), own_list=own_list) if lines else ""
 
 
-def _lines(row: Published, measured: Sequence[Found]) -> Iterable[str]:
+def _lines(row: Published, measured: Sequence[Found], parameters: Mapping[str, Any]) -> Iterable[str]:
     about = [row.kind, row.list, row.judge, row.setting, row.remark]
     how = {"files": "read in its files", "note": "as quoted in a note", "paper page": "the paper's page"}[row.read]
     rest = ["; ".join(x for x in about if x), f"{row.source} ({how})"]
@@ -260,7 +298,7 @@ def _lines(row: Published, measured: Sequence[Found]) -> Iterable[str]:
         yield _line("the paper says", row.statement, "a statement, not compared", *rest)
     for value in row.values:
         same = matching(row, value, measured)
-        seen = "; ".join(_seen(value, f) for f in same) or _missing(value)
+        seen = "; ".join(_seen(row, value, f) for f in same) or _missing(row, value, parameters)
         yield _line(row.quantity, f"{value.method}: {_written(value.value, value.low, value.high)}", seen, *rest)
 
 
@@ -268,13 +306,32 @@ def _line(*cells: str) -> str:
     return "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>"
 
 
-def _missing(value: Value) -> str:
-    return "not found by this run" if value.ours else "memsub does not have this method"
+def _missing(row: Published, value: Value, parameters: Mapping[str, Any]) -> str:
+    """Why a run says nothing of a value."""
+
+    def asked(part: str, key: str) -> Any:
+        return (parameters.get(part) or {}).get(key)
+
+    if not value.ours:
+        return "memsub does not have this method"
+    if row.quantity == "share generated by the embedding attack":
+        if value.ours not in ATTACKED:
+            return f"this run does not ask: notebook 05 attacks the {' and the '.join(ATTACKED)} model"
+        if value.ours == ATTACKED[0] and asked("embedding_attack", "models") == "edited":
+            return "this run does not ask: embedding_attack.models leaves it out"
+    if row.quantity == "detection, true positives at 1 % false ones":
+        captions = asked("detection", "captions")
+        if captions is not None and captions < TELL_ONE_PERCENT:
+            return f"this run does not ask: detection.captions is {captions}, {TELL_ONE_PERCENT} or more can tell 1 %"
+    if (asked("baselines", "strengths") or {}).get(value.ours) == []:
+        return "this run does not ask: baselines.strengths leaves it out"
+    return "not found by this run"
 
 
-def _seen(value: Value, measured: Found) -> str:
+def _seen(row: Published, value: Value, measured: Found) -> str:
     strength = f"at {measured.strength}: " if measured.strength else ""
-    judged = verdict(value, measured)
+    differing = differences(row, measured)
+    judged = f"not the same ({'; '.join(differing)})" if differing else verdict(value, measured)
     return f"{strength}{_written(measured.value, measured.low, measured.high)}, n = {measured.n}" + (
         f", {judged}" if judged else ""
     )
@@ -286,8 +343,9 @@ def _written(value: float, low: float | None, high: float | None) -> str:
 
 
 _SECTION = """<h2 id="published">Beside published numbers</h2>
-<p>For the same quantity, kind of prompts and judge. Sets of prompts that are not memorized differ between papers:
-compare within a source. There is no verdict where a source gives no interval. Intervals of this run are of 95 %.
+<p>For the same quantity, method and kind of prompts. Where list, setting or judge are others than the source's, the
+numbers are not of the same, and the row says what differs. Sets of prompts that are not memorized differ between
+papers: compare within a source. There is no verdict where a source gives no interval. Intervals of this run: 95 %.
 {own_list}</p>
 <div class="scroll"><table><tr><th>quantity</th><th>published</th><th>this run</th><th>of</th><th>source</th></tr>{rows}
 </table></div>

@@ -18,7 +18,6 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -34,9 +33,8 @@ from memsub.io.files import save_text
 from .findings import digest_of, read_findings, tally
 from .formulas import FORMULA, mathml
 from .published import section
+from .took import versions
 
-LIBRARIES = ("memsub", "torch", "diffusers", "transformers", "numpy")
-"""Whose versions the report states."""
 _PNG = re.compile(r'(<img\b[^>]*? src=")data:image/png;base64,([A-Za-z0-9+/=\s]+)"')
 _TITLE = re.compile(r"^(#{1,2}) (.+)$", re.MULTILINE)
 _STYLES = re.compile(r"<style\b[^>]*>.*?</style>", re.DOTALL)
@@ -164,12 +162,12 @@ def _value(claim: Mapping[str, Any]) -> str:
 
 def provenance(parameters: Mapping[str, Any]) -> str:
     """What made the report, as HTML: versions, machine, date, and the parameters in a fold."""
-    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    libraries = ", ".join(f"{name} {version}" for name, version in versions().items())
     made = (
         f"{datetime.now():%Y-%m-%d %H:%M}, Python {platform.python_version()}, {platform.machine()} {platform.system()}"
     )
     values = html.escape(yaml.safe_dump(dict(parameters), sort_keys=False))
-    return f"<p class='made'>{versions}; {made}</p><details><summary>Parameters</summary><pre>{values}</pre></details>"
+    return f"<p class='made'>{libraries}; {made}</p><details><summary>Parameters</summary><pre>{values}</pre></details>"
 
 
 def _with_anchors(notebook: NotebookNode, stem: str) -> list[tuple[int, str, str]]:

@@ -27,9 +27,8 @@ from memsub_extra.run.run import TWIN as TWIN
 from memsub_extra.run.run import Run
 from memsub_extra.run.specs import EditSpec
 
-from .findings import Span
-from .intervals import Values, mean_interval, ratio_interval
-from .kinds import listed, note_evaluated, references
+from .intervals import Span, Values, mean_interval, ratio_interval
+from .kinds import IMAGES, listed, note_evaluated, references
 
 PAPER = 0.01
 """The paper's sparsity: a row of every table."""
@@ -165,7 +164,7 @@ READ = {
     "copy_similarity": "copy similarity",
     "relative_alignment": "relative alignment (%)",
     "n": "captions",
-    "references": "with a training image",
+    "references": IMAGES,
 }
 """What tables call what `evaluated` measures."""
 

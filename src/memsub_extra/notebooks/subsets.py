@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from .findings import Span
+from .intervals import Span
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ Layouts, which may be mixed:
     list.jsonl, gt_images/3/0.png               a pack with its own list (Wen et al.), whose indices may be of another
     prompt_to_ref.csv, 00003.jpg                prompt_idx, the row of the list from 0, and ref_file
 
-A caption decides, where the folder says captions. An index that the folder's own list gives to another caption is not
-used. Two answers that do not look alike, and images that are none, are noted.
+A caption decides, where the folder says captions. What a table of the folder gives to another caption is not used.
+Two answers that do not look alike, images that are none, files that a table names and that are not there, and images
+that belong to no caption are noted. A list without indices is numbered from 1: a folder 0 beside it is refused.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,15 +28,13 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from memsub.io.images import FORMATS, SUFFIXES, image_files, read_images, rgb
-from memsub.io.lists import LONGEST_NAME, Row, plain_name, read_rows, text_of
+from memsub.io.images import FORMATS, read_images, rgb
+from memsub.io.lists import plain_name
 
-from .kinds import shortened
+from .joining import ByCaption, folded, spaced
+from .packs import PACK, Pack, numbered
+from .tally import Tally, shortened
 
-NUMBERED = "prompt_to_ref.csv"
-PACK = "gt_images"
-"""The folder of images in a pack that has its own list beside it."""
-LISTS = (".jsonl", ".csv", ".tsv", ".parquet")
 MIN_SIDE = 8
 """Pixels: what is smaller is no image of anything."""
 PLAIN = 2.0
@@ -55,11 +53,13 @@ class Matched:
         folder: where they lie.
         files: place of a caption in the list to its files, of those alone that have some.
         notes: sentences on what does not fit together.
+        tally: what the folder holds and its tables name, and what of it belongs to a caption.
     """
 
     folder: Path
     files: dict[int, list[Path]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass
@@ -78,46 +78,82 @@ def match_images(rows: pd.DataFrame, folder: str | Path, *, one_image_each: bool
     Args:
         rows: the whole list in its order; columns prompt, and index and url where it has them. (`row` instead of the
             order, where some rows were left out.)
-        one_image_each: an index that two captions have needs an address that they share.
+        one_image_each: an index that two captions have needs an address that they share. Else that is noted.
 
     Raises:
         ValueError: an index is no plain name, or two captions share one; a table of the folder cannot be read, names a
-            file outside of it, or numbers more prompts than the list has.
+            file outside of it, or numbers more prompts than the list has; or the list has no indices, and the folder
+            begins with 0.
     """
     folder = Path(folder)
-    names = _names(rows, one_image_each)
-    matched = Matched(folder)
+    names, shared = _names(rows, one_image_each)
+    matched = Matched(folder, tally=Tally(folder, captions=len(rows), names=list(dict.fromkeys(names.values()))))
+    if shared:
+        matched.notes.append(f"{len(shared)} captions have the index of another, and its images: {shortened(shared)}")
     if not folder.is_dir():
         return matched
-    root = folder / PACK if (folder / PACK).is_dir() else folder
-    pack = _Pack(folder, root)
-    matched.notes += pack.notes
-    strange, differ = [], []
-    for place, caption in enumerate(map(_text, rows["prompt"])):
-        by_caption, name = pack.files(caption), names.get(place)
-        owner = pack.caption_of.get(name) if name else None
-        by_index = _indexed(root, pack.flat, name) if name else []
-        if owner is not None and owner != caption:
-            if by_index and not by_caption:
-                strange.append(f"index {name} is {owner[:60]!r} there, and {caption[:60]!r} in the list")
+    here = ByCaption(rows["prompt"])
+    pack = Pack(folder, folder / PACK if (folder / PACK).is_dir() else folder, here)
+    by_number = numbered(rows, pack, here)
+    by_caption = {place: files for place, caption in enumerate(rows["prompt"]) if (files := pack.files(caption))}
+    if not has_indices(rows) and (by_number or pack.indexed("0")):
+        if not by_caption and not by_number:
+            raise _from_zero(rows, pack)
+        names = {}  # the folder numbers its images from 0, and its tables say whose they are
+    matched.notes += pack.notes + _joined(matched, rows["prompt"].tolist(), names, by_caption, by_number, pack)
+    matched.tally.matched = len(matched.files)
+    matched.tally.tables, matched.tally.named = pack.tables, pack.named
+    matched.tally.take_stock({file for files in matched.files.values() for file in files})
+    if matched.files and (matched.tally.missing or matched.tally.unused):
+        matched.notes.append(matched.tally.summary())
+    return matched
+
+
+def _joined(
+    matched: Matched,
+    captions: Sequence[str],
+    names: dict[int, str],
+    by_caption: dict[int, list[Path]],
+    by_number: dict[int, list[Path]],
+    pack: Pack,
+) -> list[str]:
+    """Puts the files of each caption into `matched`: by caption, else by index, else by number; returns notes."""
+    strange, differ, folder = list[str](), list[str](), matched.folder
+    for place, caption in enumerate(captions):
+        files = by_caption.get(place, [])
+        by_index = pack.indexed(names[place]) if place in names else []
+        if by_index and (owner := pack.owner(names[place], by_index)) and folded(owner) != folded(caption):
+            if not files:
+                strange.append(
+                    f"index {names[place]} is {owner[:60]!r} there, and {spaced(caption)[:60]!r} in the list"
+                )
             by_index = []
-        if by_caption and by_index and set(by_caption) != set(by_index) and not _alike(by_caption[0], by_index[0]):
-            differ.append(f"{by_caption[0].relative_to(folder)} by caption, {by_index[0].relative_to(folder)} by index")
-            by_index = []
-        if files := list(dict.fromkeys([*by_caption, *by_index])):
+        for others, how, first in ((by_index, "index", "caption"), (by_number.get(place, []), "number", "the former")):
+            if files and others and set(files) != set(others) and not _alike(files[0], others[0]):
+                a, b = (file.relative_to(folder).as_posix() for file in (files[0], others[0]))
+                differ.append(f"{a} by {first}, {b} by {how}")
+            elif others and not (files and how == "number"):
+                files = list(dict.fromkeys([*files, *others]))
+        if files:
             matched.files[place] = files
-    for place, files in _numbered(rows, folder, pack).items():
-        matched.files.setdefault(place, files)
+    notes = []
     if strange:
-        matched.notes.append(
+        notes.append(
             f"{folder}: the indices of {len(strange)} captions are those of others there, and are not used: "
             f"{shortened(strange)}"
         )
     if differ:
-        matched.notes.append(
-            f"{folder}: {len(differ)} captions have two images; by caption counts: {shortened(differ)}"
-        )
-    return matched
+        notes.append(f"{folder}: {len(differ)} captions have two images; by caption counts: {shortened(differ)}")
+    return notes
+
+
+def _from_zero(rows: pd.DataFrame, pack: Pack) -> ValueError:
+    """A folder begins with 0, and the captions are numbered from 1."""
+    return ValueError(
+        f"{pack.folder} holds {pack.indexed('0')[0].relative_to(pack.folder).as_posix()!r}, and the list has no "
+        f"indices: its captions are numbered from 1 ({spaced(rows['prompt'].iloc[0])[:60]!r} is 1), and each would get "
+        "its neighbour's image. Number the images from 1, or give the list a column 'index' that begins with 0."
+    )
 
 
 def read_matched(matched: Matched, side: int) -> TrainingImages:
@@ -154,20 +190,25 @@ def read_matched(matched: Matched, side: int) -> TrainingImages:
     return TrainingImages(images, [*matched.notes, *notes], broken)
 
 
-# --- what an index and a caption name ---------------------------------------------------------------------------------
+# --- what an index names ---------------------------------------------------------------------------------------------
 
 
-def _text(caption: object) -> str:
-    return " ".join(str(caption).split())
+def has_indices(rows: pd.DataFrame) -> bool:
+    """Whether a list says indices; else its captions are numbered."""
+    return "index" in rows and not rows["index"].isna().all()
 
 
-def _names(rows: pd.DataFrame, one_image_each: bool) -> dict[int, str]:
-    """Place of a caption to the name of its index; to its number from 1 if the list has no indices."""
-    if "index" not in rows or rows["index"].isna().all():
-        return {place: str(place + 1) for place in range(len(rows))}
+def _names(rows: pd.DataFrame, one_image_each: bool) -> tuple[dict[int, str], list[str]]:
+    """Place of a caption to the name of its index, or to its number from 1 if the list has no indices; and which
+    captions have the index of another without an address in common."""
+    if not has_indices(rows):
+        # A caption keeps its number where earlier ones were left out of the list.
+        order = rows["row"] if "row" in rows else range(len(rows))
+        return {place: str(int(number) + 1) for place, number in enumerate(order)}, []
     names: dict[int, str] = {}
     first: dict[str, int] = {}
-    urls = rows["url"].tolist() if "url" in rows else [None] * len(rows)
+    same: list[str] = []
+    captions, urls = rows["prompt"].tolist(), rows["url"].tolist() if "url" in rows else [None] * len(rows)
     for place, index in enumerate(rows["index"]):
         if pd.isna(index):
             continue
@@ -177,124 +218,17 @@ def _names(rows: pd.DataFrame, one_image_each: bool) -> dict[int, str]:
             raise ValueError(f"memorized caption {place + 1} has the {error}") from None
         earlier = first.setdefault(names[place], place)
         # One address: two captions of one image. Else nobody can tell whose image is whose in the folder.
-        shared = urls[place] is not None and str(urls[earlier]) == str(urls[place])
-        if one_image_each and earlier != place and not shared:
+        shared = not pd.isna(urls[place]) and str(urls[earlier]) == str(urls[place])
+        if earlier == place or shared:
+            continue
+        if one_image_each:
             raise ValueError(
                 f"memorized captions {earlier + 1} and {place + 1} have one index, {names[place]!r}, and no common "
                 "url: which of the images in its folder is whose? Give each caption another index."
             )
-    return names
-
-
-def _flat(root: Path) -> dict[str, list[Path]]:
-    """Image files right in a folder, by their names without the suffix."""
-    files: dict[str, list[Path]] = {}
-    for path in sorted(root.iterdir()):
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
-            files.setdefault(path.stem, []).append(path)
-    return files
-
-
-def _indexed(root: Path, flat: dict[str, list[Path]], name: str) -> list[Path]:
-    return image_files(root / name) or flat.get(name, [])
-
-
-class _Pack:
-    """What the tables of a folder say: files and indices by caption, and whose caption an index is.
-
-    Raises:
-        ValueError: a table names a file outside of the folder.
-    """
-
-    def __init__(self, folder: Path, root: Path):
-        self.folder, self.root, self.flat = folder, root, _flat(root)
-        beside = sorted(folder.parent.glob("*.jsonl")) if folder.name == PACK else []
-        inside = [path for path in sorted({*folder.iterdir(), *root.iterdir()}) if path.suffix.lower() in LISTS]
-        self.rows_of: dict[str, list[Row]] = {}
-        self.caption_of: dict[str, str] = {}
-        self.captions: list[list[str]] = []
-        self.notes: list[str] = []
-        for path in [*inside, *beside]:
-            if path.name == NUMBERED:
-                continue
-            try:
-                listed = read_rows(path)
-            except ValueError:
-                self.notes.append(f"{path} is no list of captions: it is passed over.")
-                continue
-            self.captions.append([_text(row["prompt"]) for row in listed])
-            for row in listed:
-                self.rows_of.setdefault(_text(row["prompt"]), []).append(row)
-                if row.get("index") is not None:
-                    self.caption_of.setdefault(plain_name(row["index"]), _text(row["prompt"]))
-
-    def files(self, caption: str) -> list[Path]:
-        """The files that the tables give a caption."""
-        files: list[Path] = []
-        for row in self.rows_of.get(caption, []):
-            if row.get("file"):
-                files += _existing(self.folder, self.root, str(row["file"]))
-            elif row.get("index") is not None:
-                files += _indexed(self.root, self.flat, plain_name(row["index"]))
-        return files
-
-
-def _existing(folder: Path, root: Path, name: str) -> list[Path]:
-    """The file that a table of a stranger names, if it is there.
-
-    Raises:
-        ValueError: it would lie outside of the folder.
-    """
-    if "\0" in name or len(name.encode("utf-8", "replace")) > 10 * LONGEST_NAME:
-        raise ValueError(f"a table in {folder} names a file {name[:60]!r}, which is no name of a file.")
-    for base in dict.fromkeys((root, folder)):
-        if not (base / name).resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"a table in {folder} names {name[:60]!r}, which leads out of the folder.")
-        if (base / name).is_file() and Path(name).suffix.lower() in SUFFIXES:
-            return [base / name]
-    return []
-
-
-def _numbered(rows: pd.DataFrame, folder: Path, pack: _Pack) -> dict[int, list[Path]]:
-    """What `prompt_to_ref.csv` says: place of a caption to its file.
-
-    Its numbers are rows of the list that lies beside it, if there is one, else of the prompt list; from 0.
-    """
-    path = folder / NUMBERED
-    if not path.is_file():
-        return {}
-    table = list(csv.DictReader(text_of(path).splitlines()))
-    if not table or not {"prompt_idx", "ref_file"} <= set(table[0]):
-        raise ValueError(f"{path} has no columns prompt_idx and ref_file.")
-    texts = [text_of(p).splitlines() for p in sorted(folder.glob("*.txt"))]
-    listed = next(iter([*pack.captions, *([_text(line) for line in text if line.strip()] for text in texts)]), None)
-    places: dict[object, list[int]] = {}
-    if listed is None:
-        numbers = rows["row"] if "row" in rows else range(len(rows))
-        places = {int(number): [place] for place, number in enumerate(numbers)}
-        most = int(max(numbers)) + 1
-    else:
-        for place, caption in enumerate(map(_text, rows["prompt"])):
-            places.setdefault(caption, []).append(place)
-        most = len(listed)
-    files: dict[int, list[Path]] = {}
-    for number, row in enumerate(table, start=2):
-        at = _number(row["prompt_idx"], most, f"{path}, line {number},")
-        name = (row["ref_file"] or "").strip()
-        if name and name != "MISSING" and (existing := _existing(folder, pack.root, name)):
-            for place in places.get(at if listed is None else listed[at], []):
-                files.setdefault(place, []).extend(existing)
-    return files
-
-
-def _number(text: str | None, most: int, where: str) -> int:
-    """Raises ValueError for what is no row of a list of `most`."""
-    if not (text or "").strip().isdecimal() or int(str(text)) >= most:
-        raise ValueError(
-            f"{where} has the prompt_idx {str(text)[:20]!r}; the list has the rows 0 to {most - 1}: give the list that "
-            "the folder was made for, or put it beside the table as a .jsonl or .txt file."
-        )
-    return int(str(text))
+        if folded(captions[earlier]) != folded(captions[place]):
+            same.append(f"{names[place]} is of captions {earlier + 1} and {place + 1}")
+    return names, same
 
 
 # --- what is no training image ----------------------------------------------------------------------------------------

@@ -4,27 +4,32 @@
     table[["prompt", "kind", "max_sscd"]]       # as many rows as before, in their order
     for note in notes(table, "replication"): print(note)
 
-A list of captions and a table of types join by index and caption, then by caption alone. No row is lost or doubled.
-Where the two disagree, nothing is guessed: a warning names the caption, and its kind stays "memorized".
+A list of captions and a table of types join by index and caption, then by caption alone, whatever its case. No row is
+lost or doubled. Where the two disagree, nothing is guessed: a warning names the caption, and its kind stays
+"memorized"; if less than half of the captions join, the table is refused.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from memsub.io.downloads import TYPES, fetch_url
+from memsub.io.downloads import NEMO, fetch_url
 from memsub.io.lists import plain_name, read_rows
 from memsub.prompts import KINDS, read_prompts
 
+from .joining import ByCaption, folded, spaced
+from .tally import shortened
+
+TYPES = {"sd14": NEMO + "prompts/memorized_laion_prompts.csv"}
+"""Published types and statistics of the memorized prompts: model, address."""
 ALL = "all"
 """The row of a table by kind that has every caption."""
 STATISTICS = ("mean_sscd", "max_sscd")
-_SHOWN = 3
 
 
 def published_types(name: str) -> Path | None:
@@ -47,7 +52,10 @@ def read_types(path: str | Path) -> pd.DataFrame:
     """
     table = read_prompts(path)
     if set(table["kind"]) <= {"memorized"}:
-        raise ValueError(f"{path} says no type of its captions: a column 'type' with VM or TM (or 'kind') is expected.")
+        raise ValueError(
+            f"{path} says no type of its captions: a column 'type' (or 'kind') is expected, with VM or verbatim, TM or "
+            "template."
+        )
     for name in table.columns.intersection(STATISTICS):
         try:
             table[name] = pd.to_numeric(table[name]).astype(float)
@@ -68,24 +76,34 @@ def with_types(table: pd.DataFrame, types: pd.DataFrame, source: str = "the tabl
         The same rows in the same order; columns mean_sscd and max_sscd more (NaN where nothing is known).
 
     Raises:
-        ValueError: a caption has two types, in the table of types or there and in the list; or no caption is in it.
+        ValueError: a caption has two types, in the table of types or there and in the list; or less than half of the
+            captions are in it.
     """
     by_both, by_caption, by_index = _lookups(types, source)
+    there, here, captions = ByCaption(types["prompt"]), ByCaption(table["prompt"]), types["prompt"].tolist()
+    alike = {(index, folded(caption)): caption for index, caption in by_both if index is not None}
     joined: dict[int, dict[str, Any]] = {}
     other: list[str] = []
     memorized = table.index[table["kind"].isin(KINDS)]
     for place in memorized:
-        caption, index = _text(table.at[place, "prompt"]), _name(table, place)
-        row = by_both.get((index, caption)) or by_caption.get(caption)
+        caption, index = spaced(table.at[place, "prompt"]), _name(table, place)
+        row = by_both.get((index, caption)) or by_both.get((index, alike.get((index, folded(caption)), "")))
+        if row is None and (same := there.find(caption, here)):
+            row = by_caption.get(spaced(captions[same[0]]))
         if row is not None:
             joined[place] = row
         elif index is not None and index in by_index:
             other.append(f"index {index}: {caption[:60]!r}, and there {by_index[index][:60]!r}")
-    if not joined:
-        raise ValueError(f"{source} holds none of the {len(memorized)} memorized captions: is it of another list?")
+    missing = len(memorized) - len(joined)
+    first = next((spaced(table.at[place, "prompt"]) for place in memorized if place not in joined), "")
+    if missing > len(joined):
+        raise ValueError(
+            f"{source} holds {len(joined) or 'none'} of the {len(memorized)} memorized captions, and not "
+            f"{first[:60]!r}; its {len(types)} begin with {spaced(types['prompt'].iloc[0])[:60]!r}: is it of another "
+            "list? At least half of the captions are expected."
+        )
     _check_kinds(table, joined, source)
-    if missing := len(memorized) - len(joined):
-        first = next(_text(table.at[place, "prompt"]) for place in memorized if place not in joined)
+    if missing:
         warnings.warn(
             f"{source} says nothing of {missing} of {len(memorized)} memorized captions, such as {first[:60]!r}: their "
             "kind stays as it is." + (f" An index of another caption: {shortened(other)}." if other else ""),
@@ -96,10 +114,6 @@ def with_types(table: pd.DataFrame, types: pd.DataFrame, source: str = "the tabl
     for name in STATISTICS:
         typed[name] = [joined.get(place, {}).get(name, float("nan")) for place in table.index]
     return typed
-
-
-def _text(caption: Any) -> str:
-    return " ".join(str(caption).split())
 
 
 def _name(table: pd.DataFrame, place: Any) -> str | None:
@@ -115,7 +129,7 @@ def _lookups(types: pd.DataFrame, source: str) -> tuple[dict, dict, dict[str, st
     of_caption: dict[str, list[dict[str, Any]]] = {}
     by_index: dict[str, str] = {}
     for place in types.index:
-        caption, index = _text(types.at[place, "prompt"]), _name(types, place)
+        caption, index = spaced(types.at[place, "prompt"]), _name(types, place)
         row = {name: types.at[place, name] for name in ("kind", *STATISTICS) if name in types}
         first = by_both.setdefault((index, caption), row)
         if first["kind"] != row["kind"]:
@@ -131,14 +145,9 @@ def _check_kinds(table: pd.DataFrame, joined: dict[int, dict[str, Any]], source:
     for place, row in joined.items():
         if table.at[place, "kind"] not in ("memorized", row["kind"]):
             raise ValueError(
-                f"the prompt list calls {_text(table.at[place, 'prompt'])[:60]!r} {table.at[place, 'kind']}, and "
+                f"the prompt list calls {spaced(table.at[place, 'prompt'])[:60]!r} {table.at[place, 'kind']}, and "
                 f"{source} {row['kind']}: leave one of the two out."
             )
-
-
-def shortened(items: Sequence[str]) -> str:
-    """The first items of a list that may be long."""
-    return "; ".join(items[:_SHOWN]) + f"; and {len(items) - _SHOWN} more" * (len(items) > _SHOWN)
 
 
 # --- what a table by kind says ----------------------------------------------------------------------------------------

@@ -17,7 +17,11 @@ def read(path: Path) -> Rows:
     try:
         with parquet.ParquetFile(path) as file:
             names, about = file.schema_arrow.names, file.metadata
-            columns = columns_of(names, str(path))
+            columns = [
+                # A column of images is none of names: its bytes are not read.
+                "" if column == "image" and not _is_text(kind) else column
+                for column, kind in zip(columns_of(names, str(path)), file.schema_arrow.types, strict=True)
+            ]
             wanted = {name: column for name, column in zip(names, columns, strict=True) if column}
             groups = [about.row_group(i) for i in range(about.num_row_groups)]
             chunks = [group.column(j) for group in groups for j in range(group.num_columns)]
@@ -33,6 +37,10 @@ def read(path: Path) -> Rows:
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is truncated or no parquet file: {error}.") from error
     return "row", enumerate((row_of(list(wanted.values()), row) for row in zip(*cells, strict=True)), 1)
+
+
+def _is_text(kind: pyarrow.DataType) -> bool:
+    return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
 
 
 def _python(chunk: Any) -> list[Any]:

@@ -6,33 +6,88 @@
     listed = wordings_in(rows)                  # a row a prompt: prompt, image, is_caption
     by_wording(scored, listed)                  # scored: model to a row an image; replication by wording
 
-A list has other wordings in a column `rephrased` (several: one a line, or columns caption1, caption2, ...), or is one
-of wordings itself: MemBench's, each prompt with the addresses of the images that it brings back. There an image's unit
-is all prompts that share an address, directly or by way of others.
+A list has other wordings in a column `rephrased` (several: one a line, a list in JSON, or columns caption1, ...),
+or is one of wordings itself: MemBench's, each prompt with the addresses of the images that it brings back. There an
+image's unit is all prompts that share an address, directly or by way of others.
 """
 
 from __future__ import annotations
 
 import ast
+import io
+import json
+import re
+import tokenize
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pandas as pd
+
+from memsub.io.lists import READERS
 
 CAPTION, OTHER, ANY = "the caption", "other wordings", "any wording of the image"
 """The rows of `by_wording`."""
 
 
 def wordings_of(rows: pd.DataFrame) -> list[list[str]]:
-    """Other wordings of each row's caption; empty where there is none."""
+    """Other wordings of each row's caption; empty where there is none.
+
+    Raises:
+        ValueError: a cell begins as a list of texts does, and is none; names the caption.
+    """
     column = next((name for name in ("rephrased", "content") if name in rows), None)
     if column is None:
         return [[] for _ in range(len(rows))]
     cells = rows[column].where(rows[column].notna(), "").astype(str)
     others = []
     for caption, cell in zip(rows["prompt"], cells, strict=True):
-        lines = dict.fromkeys(line.strip() for line in cell.splitlines())
-        others.append([line for line in lines if line and line != str(caption).strip()])
+        try:
+            texts = _texts(cell)
+        except ValueError as error:
+            raise ValueError(f"the other wordings of {str(caption)[:60]!r} {error}") from None
+        others.append([text for text in dict.fromkeys(texts) if text != str(caption).strip()])
     return others
+
+
+def _texts(cell: str) -> list[str]:
+    """The texts of a cell: one a line, or a list."""
+    lines = re.split("[\r\n]+", cell)
+    try:
+        listed = _listed(cell)
+    except ValueError:
+        if len(lines) == 1:
+            raise
+        listed = None
+    if listed is None:  # cells of several columns are lines of one; each may be a list
+        of_lines = ((line, _listed(line)) for line in lines)
+        listed = [text for line, texts in of_lines for text in ([line] if texts is None else texts)]
+    return [text.strip() for text in listed if text.strip()]
+
+
+def _listed(text: str) -> list[str] | None:
+    """The texts of a list in JSON, or as Python writes it ("['a', 'b']"); None: it is no list, but a text.
+
+    Raises:
+        ValueError: it begins with a bracket and a quote, and is no list of texts.
+    """
+    text = text.strip()
+    if not text.startswith("["):
+        return None
+    try:
+        values = json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        try:
+            values = ast.literal_eval(text)
+            strings = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.STRING]
+            if len(strings) > len(values):  # ['a' 'b'], as numpy writes it: for Python one text
+                values = None
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError):
+            values = None
+    if isinstance(values, list) and all(value is None or isinstance(value, str) for value in values):
+        return [value for value in values if value]
+    if re.match(r"""\[\s*["']""", text):
+        raise ValueError(f'are no list of texts: {text[:80]!r}; expected a JSON list such as ["one", "another"].')
+    return None
 
 
 def required(captions: Sequence[str], wordings: Sequence[Sequence[str]], what: str) -> list[str]:
@@ -54,8 +109,11 @@ def required(captions: Sequence[str], wordings: Sequence[Sequence[str]], what: s
     return [others[0] for others in of_each]
 
 
-def wordings_in(rows: pd.DataFrame) -> pd.DataFrame:
+def wordings_in(rows: pd.DataFrame, path: Path | None = None) -> pd.DataFrame:
     """The prompts of a list by the image that they are of.
+
+    Args:
+        path: the list's file, for messages.
 
     Returns:
         Columns prompt, image (number of the unit), row (place in the list, whose training images the prompt has) and
@@ -64,35 +122,57 @@ def wordings_in(rows: pd.DataFrame) -> pd.DataFrame:
         for the first of its images.
 
     Raises:
-        ValueError: the list has neither other wordings nor addresses, or addresses that cannot be read.
+        ValueError: the list has neither other wordings nor addresses, or some that cannot be read; names its line.
     """
+    name = path or "the list"
     if "urls" in rows and rows["urls"].notna().any():
         prompts = rows["prompt"].tolist()
-        units = _units([_addresses(cell, prompt) for cell, prompt in zip(rows["urls"], prompts, strict=True)])
+        units = _units([_addresses(cell, prompt, path) for cell, prompt in zip(rows["urls"], prompts, strict=True)])
         table = pd.DataFrame({"prompt": prompts, "image": units, "row": range(len(rows)), "is_caption": False})
         return table.drop_duplicates("prompt", ignore_index=True)
     listed = []
-    for row, (caption, others) in enumerate(zip(rows["prompt"], wordings_of(rows), strict=True)):
+    try:
+        wordings = wordings_of(rows)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    for row, (caption, others) in enumerate(zip(rows["prompt"], wordings, strict=True)):
         if others:
             listed += [(caption, row, row, True), *((other, row, row, False) for other in others)]
     if not listed:
-        raise ValueError("the list has no other wordings: a column 'rephrased' is expected, or 'urls' as MemBench has.")
+        held = ", ".join(column for column in rows if rows[column].notna().any())
+        raise ValueError(
+            f"{name} has no other wordings: a column 'rephrased' is expected, or 'urls' as MemBench has; of the "
+            f"columns that are read it holds {held}."
+        )
     table = pd.DataFrame(listed, columns=["prompt", "image", "row", "is_caption"])
     return table.drop_duplicates("prompt", ignore_index=True)
 
 
-def _addresses(cell: object, prompt: str) -> list[str]:
-    """MemBench writes a list of Python: "['http://a', 'http://b']"."""
+def _addresses(cell: object, prompt: str, path: Path | None) -> list[str]:
+    """MemBench writes a list of Python: "['http://a', 'http://b']"; others separate addresses by commas or blanks."""
     text = "" if pd.isna(cell) else str(cell).strip()
     if not text.startswith("["):
-        return [text] if text else []
+        return re.split(r"[\s,;|]+(?=https?://)", text) if text else []
     try:
-        addresses = ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        addresses = _listed(text)
+    except ValueError:
         addresses = None
-    if not isinstance(addresses, list) or not all(isinstance(address, str) for address in addresses):
-        raise ValueError(f"the addresses of {prompt[:60]!r} are no list of texts: {text[:80]!r}.")
+    if addresses is None:
+        where = f"{path}{_line(path, prompt, text)}: " if path else ""
+        raise ValueError(
+            f"{where}the addresses of {prompt[:60]!r} are no list of texts: {text[:80]!r}; expected a list such as "
+            "['http://a', 'http://b']."
+        )
     return addresses
+
+
+def _line(path: Path, prompt: str, addresses: str) -> str:
+    """Where in a file a prompt with these addresses stands: ", line 3"; rows of a table of prompts do not know it."""
+    unit, rows = READERS[path.suffix.lower()](path)
+    for number, row in rows:
+        if str(row.get("caption")).strip() == prompt and str(row.get("urls")).strip() == addresses:
+            return f", {unit} {number}"
+    return ""
 
 
 def _units(addresses: Sequence[Sequence[str]]) -> list[int]:

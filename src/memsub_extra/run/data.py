@@ -10,7 +10,8 @@
     data.located_on(Group.subset("memorized", 10, 0))
 
 The memorized prompts are split in three: an edit that the notebooks report is *located* on the first third, its setting
-was *chosen* on the second, and it is *reported* on the third.
+was *chosen* on the second, and it is *reported* on the third. Where a list knows kinds, a run takes each in proportion,
+in all thirds (`memsub_extra.run.sample`).
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ import numpy as np
 import pandas as pd
 
 from memsub.io.distributed import first_on_each_machine
-from memsub.io.downloads import TRAINING_IMAGES
 from memsub.io.images import SUFFIXES, decode_png, image_files, read_images
-from memsub.io.lists import plain_name
 from memsub.measure.metric import References
 from memsub.models import ModelInfo, find_model, world_of
 from memsub.prompts import Prompts, load_prompts, subsets
 from memsub.world import World
+from memsub_extra.archives import TRAINING_IMAGES
 from memsub_extra.prompt_lists.captions import near_duplicates, too_long, without_near_duplicates
 from memsub_extra.prompt_lists.images import match_images, read_matched
 from memsub_extra.prompt_lists.kinds import ALL, published_types, read_types, with_types
 from memsub_extra.prompt_lists.wordings import wordings_of
 
 from .parameters import Parameters
+from .sample import PARTS, described, mixed, sampled, strata, thirds
 from .specs import Group, Kind, MemorizedKind
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ class Memorized:
     def of_kind(self, places: Collection[int], kind: str) -> list[int]:
         """Those of the places that are of a kind, or of any ("all")."""
         return [place for place in places if kind in (ALL, self.kinds[place])]
+
+    def mixed(self, places: Collection[int]) -> list[int]:
+        """The same places, so that the first few of them have every kind; in their order where kinds are not known."""
+        return mixed(places, dict(enumerate(self.kinds))) if strata(self.rows) else list(places)
 
     def sets(self, size: int, most: int, seed: int) -> dict[MemorizedKind, list[list[int]]]:
         """Sets of places of one published kind, which share none: as many of each kind, `most` at most.
@@ -104,7 +109,8 @@ class Data:
 
     @cached_property
     def prompts(self) -> Prompts:
-        """The prompts of the run; the memorized ones with their published kinds, where there are some."""
+        """The prompts of the run; the memorized ones with their published kinds, where there are some, and those that
+        the run takes in front of the others."""
         given, types = self.parameters.data.prompts, self.parameters.data.types
         prompts = load_prompts(given or self.info.prompts)
         if "image" not in prompts.table:
@@ -115,7 +121,9 @@ class Data:
             if file:
                 table = with_types(table, read_types(file), str(file))
             prompts = Prompts(table, prompts.memorized_kinds)
-        return without_near_duplicates(prompts) if self.parameters.data.near_duplicates == "drop" else prompts
+        if self.parameters.data.near_duplicates == "drop":
+            prompts = without_near_duplicates(prompts)
+        return sampled(prompts, self.parameters.grid.memorized, self.parameters.seed)
 
     @cached_property
     def memorized(self) -> Memorized:
@@ -149,10 +157,11 @@ class Data:
     @cached_property
     def split(self) -> dict[str, list[int]]:
         """Places of the memorized prompts that locate an edit, choose its setting, and report what it does: thirds."""
-        n = self.parameters.grid.memorized
-        order = np.random.default_rng([self.parameters.seed, 3]).permutation(n)
-        locating, choosing, reporting = np.array_split(order, 3)
-        return {"locate": locating.tolist(), "choose": choosing.tolist(), "report": reporting.tolist()}
+        n, seed = self.parameters.grid.memorized, self.parameters.seed
+        if strata(self.memorized.rows) and len(self.memorized.rows) == n:
+            return dict(zip(PARTS, thirds(self.memorized.kinds, seed), strict=True))
+        order = np.random.default_rng([seed, 3]).permutation(n)
+        return {name: part.tolist() for name, part in zip(PARTS, np.array_split(order, len(PARTS)), strict=True)}
 
     def members(self, size: int) -> list[list[int]]:
         """Subsets of `size` prompts, as indices into `captions`; the same for both kinds."""
@@ -179,6 +188,8 @@ class Data:
     def held_out(self, located_on: Collection[int], part: str = "report") -> list[int]:
         """Places of a part's memorized prompts that did not locate an edit and whose training image is known.
 
+        Whoever takes the first few has every kind that the list knows.
+
         Raises:
             ValueError: fewer than two are left.
         """
@@ -188,7 +199,7 @@ class Data:
                 f"only {len(places)} of the {len(self.split[part])} memorized prompts that {part} are held out and "
                 "have a training image: at least two are needed."
             )
-        return places
+        return self.memorized.mixed(places)
 
     def unseen(self, n: int, part: str = "report") -> tuple[int, list[str]]:
         """Unseen captions and the place of the first: n from the beginning of the list, or n from its end for "choose".
@@ -233,27 +244,24 @@ class Data:
         Raises:
             ValueError: there is none at all, an index is no plain name, or two captions share one; names the folder.
         """
-        rows = self.prompts.memorized_rows[: self.parameters.grid.memorized]
+        # The whole list is matched: images of captions that this run leaves out belong to the list, too.
+        rows, used = self.prompts.memorized_rows, self.parameters.grid.memorized
         if "image" in rows:
-            return {i: decode_png(png)[None] for i, png in enumerate(rows["image"])}
+            return {i: decode_png(png)[None] for i, png in enumerate(rows["image"][:used])}
         folder = images_folder(self.parameters)
         match_images(rows, folder)  # raises for what is wrong with the list, before anything is fetched
         with first_on_each_machine():
             if not folder.is_dir() and "url" in rows and "index" in rows:
                 for fetch in TRAINING_IMAGES.values():
-                    print(fetch(rows, folder))
+                    print(fetch(rows[:used], folder))
         matched = match_images(rows, folder)
+        matched.files = {place: files for place, files in matched.files.items() if place < used}
         read = read_matched(matched, self._image_side())
         _tell(read.broken, str(folder))
         for sentence in read.notes:
             warnings.warn(sentence, stacklevel=2)
         if not read.images:
-            name = rows["index"].dropna().iloc[0] if "index" in rows and rows["index"].notna().any() else 1
-            raise ValueError(
-                f"{folder} holds no training image of these prompts; expected {folder}/<index>/*.png (or "
-                f"{', '.join(SUFFIXES[1:])}), for example {folder / plain_name(name)}, or a layout of docs/images.md; "
-                f"{_content(folder)}."
-            )
+            raise ValueError(matched.tally.nothing_matched())
         return read.images
 
     @cached_property
@@ -297,14 +305,16 @@ class Data:
 
 
 def describe(data: Data, tokenizer: PreTrainedTokenizerBase) -> str:
-    """How many memorized captions nearly repeat another, and how many captions of the run the tokenizer cuts."""
+    """How many memorized captions nearly repeat another, how many captions of the run the tokenizer cuts, and which
+    kinds the run takes, where the list knows them."""
     memorized, ordinary = data.captions("memorized"), data.captions("ordinary")
     repeats = sum(i is not None for i in near_duplicates(memorized))
     cut, limit = too_long(memorized + ordinary, tokenizer), tokenizer.model_max_length
-    return (
-        f"{repeats} of {len(memorized)} memorized captions nearly repeat an earlier one\n"
-        f"{len(cut)} of {len(memorized + ordinary)} captions are longer than {limit} tokens and are cut"
-    )
+    lines = [
+        f"{repeats} of {len(memorized)} memorized captions nearly repeat an earlier one",
+        f"{len(cut)} of {len(memorized + ordinary)} captions are longer than {limit} tokens and are cut",
+    ]
+    return "\n".join([*lines, *described(data)])
 
 
 def images_folder(parameters: Parameters) -> Path:
@@ -316,11 +326,3 @@ def _tell(broken: dict[Path, str], where: str) -> None:
     if broken:
         reasons = "; ".join([*broken.values()][:5]) + "; ..." * (len(broken) > 5)
         warnings.warn(f"{where}: {len(broken)} images are passed over: {reasons}", stacklevel=3)
-
-
-def _content(folder: Path) -> str:
-    """What lies in a folder where something else was expected."""
-    if not folder.is_dir():
-        return "there is no such folder"
-    names = sorted(path.name for path in folder.iterdir())
-    return f"it holds {', '.join(map(repr, names[:5])) or 'nothing'}" + f" and {len(names) - 5} more" * (len(names) > 5)

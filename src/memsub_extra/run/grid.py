@@ -87,23 +87,12 @@ class Grid:
     def pipe(self) -> Pipeline:
         return self.model.pipe if self.model else self.run.pipe
 
-    def captured(
-        self,
-        kind: Kind,
-        prompts: list[str],
-        groups: dict[str, list[int]] | None = None,
-        pipe: Pipeline | None = None,
-        **changed: Any,
-    ) -> ActivationStats:
-        """`memsub.capture` with the grid's options, or with others; computed once.
-
-        Args:
-            pipe: default the grid's.
-        """
-        p, pipe, store = self.run.parameters, pipe or self.pipe, self.run.store
+    def _captured(self, kind: Kind, prompts: list[str], groups: dict[str, list[int]] | None = None) -> ActivationStats:
+        """`memsub.capture` with the grid's options; computed once."""
+        p, pipe, store = self.run.parameters, self.pipe, self.run.store
         first = None if p.grid_steps == p.capture.steps else p.grid_steps
         options = p.capture.model_dump() | {"first": first, "guidance_scale": p.sampling.guidance_scale}
-        options |= self.changed | changed
+        options |= self.changed
         content = options | {"model": sampler_fingerprint(pipe), "prompts": prompts, "groups": groups}
         checkpoint = store.path(kind, ".partial", **content)
         options |= {"batch_size": p.sampling.batch_size, "checkpoint": checkpoint}
@@ -131,12 +120,12 @@ class Grid:
             row = {place: len(prompts) + i for i, place in enumerate(needed)}
             groups |= {name: [row[place] for place in members] for name, members in places.items()}
             prompts += [data.captions(kind)[place] for place in needed]
-        return self.captured(STATISTICS, prompts, groups)
+        return self._captured(STATISTICS, prompts, groups)
 
     def null(self, contrast: Contrast = "empty") -> ActivationStats:
         """What prompts are contrasted with: the empty prompt (the paper's rule), or ordinary prompts."""
         if contrast == "empty":
-            return self.captured(EMPTY, [""])
+            return self._captured(EMPTY, [""])
         return self.statistics.only(str(Group.all("ordinary")))
 
     def masks(self, group: Group, sparsity: float | None = None, steps: int | None = None) -> WeightMasks:

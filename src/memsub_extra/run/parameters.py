@@ -103,7 +103,9 @@ class Capture(Part):
 class Grid(Part):
     """The paper's grid: subsets of memorized and, as the control, of ordinary prompts."""
 
-    memorized: int = Field(100, ge=6, description="memorized prompts to use, and as many ordinary ones")
+    memorized: int = Field(
+        100, ge=6, description="memorized prompts to use, each kind in its proportion, and as many ordinary ones"
+    )
     subsets: int = Field(10, ge=2, description="subsets of each size")
     sizes: Annotated[list[Annotated[int, Field(ge=1)]], AfterValidator(_ascending)] = Field(
         [10, 20, 30, 40, 50], min_length=1, description="prompts in a subset, ascending"
@@ -170,6 +172,11 @@ class Detection(Part):
     """Telling memorized captions before sampling."""
 
     captions: int = Field(33, ge=2, description="memorized captions, and as many unseen ones like them")
+    among: Literal["reported", "all"] = Field(
+        "reported",
+        description="of which: those that report the edit and have a training image, or all of the list that did not "
+        "locate it (no image is needed, and 100 can tell a rate of false positives of 1 %)",
+    )
     calls: int = Field(3, ge=1, description="network calls that score a caption and seed")
     seeds: int = Field(1, ge=1, description="seeds of a caption")
 
@@ -189,6 +196,9 @@ class EmbeddingAttack(Part):
     images: int = Field(10, ge=1, description="training images, and as many that were never trained on")
     iterations: int = Field(60, ge=1, description="steps of the optimization")
     noises: int = Field(1, ge=1, description="noises an image and step")
+    models: Literal["edited", "all"] = Field(
+        "edited", description="under attack: the pruned model (and the twin), or the unedited one, too"
+    )
 
 
 class Deletion(Part):

@@ -10,6 +10,7 @@ run.scores                                  # what models generate, and how it s
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -48,6 +49,7 @@ class Run:
         folder: of artifacts, notebooks, findings and report.
         network_rows: latents that networks were called with so far, each half of a guided call for itself: what a
             notebook costs, on whatever machine.
+        began: seconds of a clock when it was made: what a notebook takes counts from there.
         by_kind: tables by kind of memorized caption, of experiments so far (`memsub_extra.notebooks.kinds`).
 
     Raises:
@@ -62,6 +64,7 @@ class Run:
         self.info: ModelInfo = self.data.info
         self.grid, self.scores = Grid(self), Scores(self)
         self.network_rows = 0
+        self.began = time.monotonic()
         self.by_kind: dict[str, pd.DataFrame] = {}
 
     @classmethod

@@ -64,13 +64,12 @@ class Scores:
         content = {"prompts": prompts, "seeds": list(seeds), "model": model, **self._sampling}
         return self.run.store.arrays(IMAGES, make, **content)["images"]
 
-    def seeds(self, captions: Sequence[str], number: int = 0) -> list[int]:
-        """Seeds of the images of that number, one a caption: by caption and number, or by the caption's place.
+    def seeds(self, captions: Sequence[str]) -> list[int]:
+        """Seeds of one image a caption: by caption, or by the caption's place.
 
-        Two models get the same noise for the same caption and number; by place only if the lists are the same.
+        Two models get the same noise for the same caption; by place only if the lists are the same.
         """
-        places = range(number, number + len(captions))
-        return noise_seeds(captions, number) if self.run.parameters.evaluation.own_noise else list(places)
+        return noise_seeds(captions, 0) if self.run.parameters.evaluation.own_noise else list(range(len(captions)))
 
     def replicated(self, images: np.ndarray, captions: Sequence[str], references: References) -> np.ndarray:
         """The run's verdict on images, bool (n,)."""

@@ -1,12 +1,13 @@
 """Mixed precision on a CPU, where it pays.
 
 with mixed_precision(device): loss = ...      # products of matrices in bfloat16, weights and sums in float32
+with one_attention(device): ...               # around losses and their gradients, where layers are computed again
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from threading import Lock
 
@@ -28,6 +29,17 @@ def mixed_precision(device: torch.device) -> Iterator[None]:
         with torch.autocast("cpu", torch.bfloat16), _BY_FORMULA:
             yield
     else:
+        yield
+
+
+@contextmanager
+def one_attention(device: torch.device) -> Iterator[None]:
+    """Attention as within `mixed_precision`, in the backward pass as well.
+
+    Gradient checkpointing computes layers again in the backward pass. Autocast is then as it was, torch's choice of
+    attention is not, and what it keeps for the gradient would not be what was kept.
+    """
+    with _BY_FORMULA if device.type == "cpu" and bfloat16_pays() else nullcontext():
         yield
 
 

@@ -26,7 +26,7 @@ from memsub.pruning import Edit
 from memsub_extra.store import Store
 
 from ..training.fitting import fit, generator
-from ..training.precision import mixed_precision
+from ..training.precision import mixed_precision, one_attention
 from .pairs import Pairs
 from .pruning import prune
 from .removal import UNFINISHED, Removal
@@ -139,7 +139,8 @@ def fine_tuned(
 
         rates: dict[str, Any] = {"lr": lr, "warmup": warmup, "weight_decay": 0.0, "optimizer": optimizer}
         checkpoints: dict[str, Any] = {"folder": path.parent, "name": path.name, "stream": name}
-        fit(module, step_loss, steps=steps, seed=seed, **rates, **checkpoints)
+        with one_attention(device):
+            fit(module, step_loss, steps=steps, seed=seed, **rates, **checkpoints)
         shapes, positions, values = _collected(pipe, written)
     return Edit(positions, shapes, {"model": model, "removal": about}, values)
 

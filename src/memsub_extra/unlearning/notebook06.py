@@ -71,7 +71,7 @@ def removed(run: Run) -> Pairs:
 
 
 def _attacked_places(run: Run) -> list[int]:
-    return list(run.data.references)[: run.parameters.deletion.targets]
+    return run.data.memorized.mixed(run.data.references)[: run.parameters.deletion.targets]
 
 
 def work(run: Run) -> pd.DataFrame:

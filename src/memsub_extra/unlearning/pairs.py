@@ -1,5 +1,6 @@
 """Captions and their images: what a removal is given, and what its result is judged on.
 
+pairs = Pairs.read("captions.txt", "training-images", pipe)     # of files; those without an image are left out
 pairs = Pairs(captions, images)             # image i belongs to caption i
 pairs = Pairs(captions, images, wordings)   # ... and other wordings of each, which some removals need
 subjects = Subjects(forget_set, held_out, unseen, ordinary)
@@ -10,11 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from memsub_extra.prompt_lists.wordings import required
+from memsub.models import Pipeline, as_denoiser
+from memsub.prompts import read_prompts
+from memsub_extra.prompt_lists.images import match_images, read_matched
+from memsub_extra.prompt_lists.wordings import required, wordings_of
 
 SAMPLING: dict[str, Any] = {"steps": 8, "solver": "multistep", "guidance_scale": 3.0, "progress": False}
 """How audits sample the images that they judge: options of `memsub.generate`."""
@@ -41,6 +46,40 @@ class Pairs:
             raise ValueError(
                 f"{len(self.captions)} captions with other wordings of {len(self.wordings)}: each needs some."
             )
+
+    @classmethod
+    def read(cls, captions: str | Path, images: str | Path, size: Pipeline | int) -> Pairs:
+        """Pairs of a list and a folder, in the order of the list; of several images of a caption the first.
+
+        Captions without an image are left out, and how many is printed, with all else that `match_images` notes.
+
+        Args:
+            captions: a prompt list (`memsub.prompts.read_prompts`); its column `rephrased` has other wordings.
+            images: a folder in a layout of docs/images.md: `images/1/a.png` belongs to the first caption.
+            size: of the images in pixels, or the pipeline that they are for.
+
+        Raises:
+            FileNotFoundError: no such list, or no such folder.
+            ValueError: the list is none, or the folder holds no image of its captions.
+        """
+        folder = Path(images)
+        rows = read_prompts(captions)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"no folder of images at {folder}.")
+        side = size if isinstance(size, int) else as_denoiser(size).image_shape[0]
+        read = read_matched(match_images(rows, folder, one_image_each=False), side)
+        for sentence in (*read.notes, *read.broken.values()):
+            print(sentence)
+        if not read.images:
+            raise ValueError(
+                f"{folder} holds no image of the {len(rows)} captions of {captions}: {folder}/1/a.png is expected for "
+                "the first, or another layout of docs/images.md."
+            )
+        places = sorted(read.images)
+        print(f"{len(places)} of {len(rows)} captions of {captions} have an image in {folder}")
+        texts, wordings = rows["prompt"].tolist(), wordings_of(rows)
+        chosen = [wordings[i] for i in places] if any(wordings) else []
+        return cls([texts[i] for i in places], np.stack([read.images[i][0] for i in places]), chosen)
 
     def __len__(self) -> int:
         return len(self.captions)

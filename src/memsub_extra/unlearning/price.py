@@ -1,6 +1,6 @@
 """What a removal takes at full size, before it begins: steps, time, memory and data.
 
-    price("regrowth", "sd14", memorized=500)    # Price(steps=1800, ...)
+    print(price("regrowth", "sd14", memorized=500))     # steps, minutes, GB, pairs; of what nobody measured it says so
     describe(parameters)                        # all of them, as lines of `memsub check sd14 --parts`
 
 Nobody has made one of them on the published weights. Steps are what the removal's options say; the time is that of its
@@ -24,6 +24,8 @@ from .fine_tuning import BATCH
 from .pruning import NOISES
 from .removals import REMOVALS, displayed
 
+CAPTURED = 10
+"""Steps that adversarial pruning captures in each round, whatever the model: its own default."""
 RECIPE = "bfloat16, gradient checkpointing, optimizer='adafactor'"
 """How memory was measured."""
 
@@ -76,6 +78,7 @@ class Price:
         pairs: captions with their training images that it needs.
         ordinary: how many ordinary pairs it shows, each as often as it is drawn from those that it is given.
         wordings: whether it needs other wordings of the captions.
+        unknown: what is not known and why, sentences.
     """
 
     steps: int
@@ -84,10 +87,24 @@ class Price:
     pairs: int
     ordinary: int = 0
     wordings: bool = False
+    unknown: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """All of it, as a line of words."""
+        parts = [f"{self.steps:,} steps" if self.steps else "no steps: it neither trains nor attacks"]
+        parts += [f"{self.minutes:.1f} minutes"] if self.minutes is not None else []
+        parts += [f"{self.gigabytes:.1f} GB"] if self.gigabytes is not None else []
+        parts.append(f"{self.pairs:,} pairs" + (" with other wordings" if self.wordings else ""))
+        parts += [f"ordinary pairs shown {self.ordinary:,} times in all"] if self.ordinary else []
+        return ". ".join([", ".join(parts), *self.unknown]) + "."
 
 
 def price(name: str, model: str, memorized: int) -> Price:
     """What a removal of so many memorized pairs takes.
+
+    Args:
+        model: a name. Minutes and memory are known of those that were measured on a GPU, sd14 and sd20; of any other
+            the steps alone are, and `unknown` says so: give the one that yours is as large as.
 
     Raises:
         ValueError: there is no such removal.
@@ -100,12 +117,24 @@ def price(name: str, model: str, memorized: int) -> Price:
     if name == "adversarial pruning":
         rounds, iterations = options["rounds"], options["iterations"]
         steps = rounds * iterations
-        captured = (1 + rounds) * memorized * 2 * find_model(model).steps
+        captured = (1 + rounds) * memorized * 2 * CAPTURED
         rows = steps * memorized * Rows(attacked=NOISES).forward + captured
     guided = known["gpu"]["step_ms"].get(model)  # of an image: two rows
     minutes = rows * guided / 2 / 60_000 if guided and rows else None
     gigabytes = known["removals"].get(model, {}).get(name)
-    return Price(steps, minutes, gigabytes, memorized, steps * of_a_step.ordinary, removal.needs_wording)
+    unknown = []
+    if guided is None:
+        measured = " and ".join(sorted(known["gpu"]["step_ms"]))
+        unknown.append(
+            f"Minutes and memory of {model!r} are not known: on a GPU {measured} were measured. Name the one that it "
+            "is as large as"
+        )
+    elif gigabytes is None:
+        unknown.append(f"The memory of this removal was not measured on {model}")
+    if steps and not rows:
+        unknown.append("Minutes are not known: nobody counted the network calls of its steps")
+    data = steps * of_a_step.ordinary
+    return Price(steps, minutes, gigabytes, memorized, data, removal.needs_wording, tuple(unknown))
 
 
 def describe(p: Parameters) -> str:

@@ -43,8 +43,13 @@ class Removal:
     needs_wording: bool = False
     version: int = 1
 
-    def edit(self, pipe: Pipeline, memorized: Pairs, ordinary: Pairs, **options: Any) -> Edit:
+    def edit(
+        self, pipe: Pipeline, memorized: Pairs, ordinary: Pairs, *, optimizer: str | None = None, **options: Any
+    ) -> Edit:
         """Makes the edit; `options` go before the removal's own.
+
+        Args:
+            optimizer: of a removal that trains (has an objective), such as "adafactor"; others have none to choose.
 
         Raises:
             ValueError: images are not of the model's size, a pair is to be removed and kept, or other wordings are
@@ -53,6 +58,8 @@ class Removal:
         _check(memorized, ordinary, as_denoiser(pipe).image_shape)
         if self.needs_wording:
             memorized.other_wording(f"this removal ({self.changes})")
+        if optimizer and self.objective:
+            options["optimizer"] = optimizer
         return self.make(pipe, memorized, ordinary, **self.options | options)
 
 

@@ -8,7 +8,6 @@
     p_values({"verbatim": p, ...}, step)                        # distribution of an exact test's p-values, by kind
     uniform_band(axis, n)                                       # where the line of n uniform p-values stays
 
-    heatmaps({"memorized": (steps, layers), ...}, layers, "")   # a panel an entry, one colour scale
     sorted_norms({"memorized": (neurons,), ...}, "")            # how unequal the neurons of a layer are
     subset_lines({"memorized": measured}, layers, "")           # per layer and per step, a line a subset
     profiles({"model": {"memorized": profile, ...}}, layers, "")    # per layer and per step, with intervals
@@ -28,7 +27,7 @@ from .attacks import roc
 from .images import image_grid
 from .kinds import by_kind
 from .labels import label_points
-from .layers import heatmaps, layer_label, mask, profiles, sorted_norms, subset_lines
+from .layers import layer_label, mask, profiles, sorted_norms, subset_lines
 from .replication import exact_test, exposure_curve, p_values, similarity_strips, uniform_band
 from .style import BASELINE_COLOURS, METHOD_COLOURS, colours
 from .tradeoffs import MEASURES, trade_off

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -27,26 +26,6 @@ def label_layers(axis: Axes, layers: Sequence[str]) -> None:
     labels = [layer_label(name) for name in layers]
     axis.set_xticks(np.arange(len(layers)), labels, rotation=90, fontsize=8, parse_math=False)
     axis.set_xlabel("feed-forward layer, in execution order")
-
-
-def heatmaps(panels: Mapping[str, np.ndarray], layers: Sequence[str], label: str) -> Figure:
-    """Layers by steps, one panel an entry, all on one colour scale.
-
-    Args:
-        panels: title to values of shape (steps, layers).
-        label: what the values are, with their unit.
-    """
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3.1 * len(panels) + 1, 4.2), squeeze=False, layout="constrained", sharey=True
-    )
-    low, high = min(float(np.min(v)) for v in panels.values()), max(float(np.max(v)) for v in panels.values())
-    for axis, (title, values) in zip(axes[0], panels.items(), strict=True):
-        image = axis.imshow(values, aspect="auto", cmap="viridis", vmin=low, vmax=high, interpolation="nearest")
-        axis.set_title(textwrap.fill(title, 28), fontsize=10)
-        label_layers(axis, layers)
-    axes[0, 0].set_ylabel("denoising step")
-    figure.colorbar(image, ax=axes, label=label)
-    return finished(figure)
 
 
 def sorted_norms(sets: Mapping[str, np.ndarray], title: str) -> Figure:

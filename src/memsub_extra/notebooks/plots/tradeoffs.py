@@ -76,4 +76,8 @@ def _label(column: str, frame: pd.DataFrame) -> str:
     shown = MEASURES.get(column, column)
     if f"{column.split('_')[0]}_low" not in frame or "n" not in frame or column == "relative_alignment":
         return shown
-    return f"{shown}; thin: 95 % intervals, {frame['n'].max():.0f} captions"
+    known = ""
+    if "references" in frame:  # where images are missing
+        most = frame.loc[frame["references"].idxmax()]
+        known = f", {most['references']:.0f} of {most['listed']:.0f} with a training image"
+    return f"{shown}; thin: 95 % intervals, {frame['n'].max():.0f} captions{known}"

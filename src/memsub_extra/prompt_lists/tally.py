@@ -1,0 +1,143 @@
+"""What a folder of training images holds, what its tables name, and what of both belongs to the captions of a list.
+
+tally.named, tally.existing         # files that tables of the folder name, and those of them that are there
+tally.used, tally.unused            # image files of the folder that belong to a caption, and those that do not
+print(tally.summary())              # all of it, with the first names of what is missing and of what is unused
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from memsub.io.images import SUFFIXES, image_files
+
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
+UNREAD = (".avif", ".heic", ".heif", ".jxl", ".svg", ".npy", ".jfif")
+"""Suffixes of images that are not read."""
+SHOWN = 3
+"""Items of a long list that a sentence names."""
+
+
+def shortened(items: Sequence[object]) -> str:
+    """The first items of a list that may be long."""
+    return "; ".join(map(str, items[:SHOWN])) + f"; and {len(items) - SHOWN} more" * (len(items) > SHOWN)
+
+
+@dataclass
+class Table:
+    """A table of a folder: its path, how many captions it has, how many of them are in the list, and what of it was
+    not usable, if anything."""
+
+    path: Path
+    captions: int
+    in_list: int
+    problem: str = ""
+
+
+@dataclass
+class Tally:
+    """Files of a folder of training images.
+
+    Attributes:
+        folder: where they lie.
+        captions: how many captions the list has; `matched` of them have a file.
+        names: of the list's indices, or numbers.
+        tables: of the folder, as far as they were read.
+        named: files that the tables name, by the name that stands there, each with what is found under it.
+        used: image files that belong to a caption; `unused` ones belong to none. Paths from the folder.
+    """
+
+    folder: Path = Path()
+    captions: int = 0
+    matched: int = 0
+    names: list[str] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    named: dict[str, list[Path]] = field(default_factory=dict)
+    used: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+    @property
+    def existing(self) -> list[str]:
+        """Names of files in tables under which there is an image."""
+        return [name for name, files in self.named.items() if files]
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of files in tables under which there is none."""
+        return [name for name, files in self.named.items() if not files]
+
+    def take_stock(self, used: set[Path]) -> None:
+        """Looks through the folder, when it is known which files belong to captions."""
+        inside = [file for file in image_files(self.folder) if not is_hidden(file.relative_to(self.folder))]
+        # Linked folders are not walked through: a link may lead anywhere. Those of an index are used.
+        linked = [
+            p for p in sorted(self.folder.iterdir()) if p.is_symlink() and p.is_dir() and not is_hidden(Path(p.name))
+        ]
+        linked = [path for path in linked if not any(path in file.parents for file in used)]
+        self.used = [file.relative_to(self.folder).as_posix() for file in sorted(used)]
+        self.unused = [file.relative_to(self.folder).as_posix() for file in inside if file not in used]
+        self.unused += [f"{path.name}/ (a linked folder)" for path in linked]
+
+    def summary(self) -> str:
+        """The tally in a few sentences."""
+        text = f"{self.folder}: {self.matched} of {self.captions} captions have images; "
+        if self.named:
+            text += f"tables name {len(self.named)} files, {len(self.existing)} of them are there; "
+        text += f"of {len(self.used) + len(self.unused)} image files {len(self.used)} belong to a caption."
+        text += f" Named, and not there or no images: {shortened(self.missing)}." * bool(self.missing)
+        text += f" Of no caption in the list: {shortened(self.unused)}." * bool(self.unused)
+        return " ".join([text, *self._hints()])
+
+    def nothing_matched(self) -> str:
+        """Why no caption has an image: what is expected, what was found, and what to do."""
+        example = self.folder / (self.names[0] if self.names else "1")
+        lines = [
+            f"{self.folder} holds no training image of these {self.captions} captions; expected "
+            f"{self.folder}/<index>/*.png (or {', '.join(SUFFIXES[1:])}), for example {example}, or a table such as "
+            "metadata.csv, separated by commas, semicolons or tabs, with the columns caption (prompt, text) and file "
+            f"(file_name, filename, ref_file, image) or index; {self._content()}."
+        ]
+        for table in self.tables:
+            of = f"was read: {table.captions} captions, {table.in_list} of them in the list"
+            said = [of] * bool(table.captions) + [table.problem] * bool(table.problem)
+            lines.append(f"{table.path.name} {'; '.join(said)}.")
+        if self.missing:
+            lines.append(f"Tables name {len(self.missing)} files that are not there: {shortened(self.missing)}.")
+        if self.matched:
+            lines.append(f"Files of {self.matched} captions are there, and none can be used: warnings say why.")
+        return " ".join([*lines, *self._hints(), "docs/images.md shows all layouts."])
+
+    def _content(self) -> str:
+        """What lies in the folder."""
+        if not self.folder.is_dir():
+            return "it is a file: unpack it, and name the folder" if self.folder.exists() else "there is no such folder"
+        inside = sorted(path.name for path in self.folder.iterdir())
+        held = ", ".join(map(repr, inside[:5])) + f" and {len(inside) - 5} more" * (len(inside) > 5)
+        return f"it holds {held or 'nothing'}, {len(self.unused) + len(self.used)} image files in all"
+
+    def _hints(self) -> list[str]:
+        """What to do about what is often in the way: archives, images that are not read or one folder too deep, and
+        names such as 0003."""
+        hints, names = list[str](), set(self.names)
+        others = [path for path in self.folder.rglob("*") if path.is_file()] if self.folder.is_dir() else []
+        if packed := [path.name for path in others if path.suffix.lower() in ARCHIVES]:
+            hints.append(f"Archives are not read, unpack them: {shortened(packed)}.")
+        if unread := [path.relative_to(self.folder) for path in others if path.suffix.lower() in UNREAD]:
+            hints.append(f"{len(unread)} images are of a kind that is not read, save them as PNG: {shortened(unread)}.")
+        for file in map(Path, self.unused):
+            first = file.parts[0].removesuffix(file.suffix)
+            number = first.lstrip("0") or "0"
+            if file.parent.name in names and file.parent.parent != Path():
+                return [*hints, f"{self.folder / file.parent.parent} holds {file.parent.name!r}: name that folder."]
+            if file.stem in names and file.parent != Path():
+                return [*hints, f"{self.folder / file.parent} holds {file.name!r}: name that folder."]
+            if first.isdecimal() and first not in names and number in names:
+                return [*hints, f"{first!r} is not {number!r}: rename it, or name it in a table."]
+        return hints
+
+
+def is_hidden(path: Path) -> bool:
+    """Whether programs keep it for themselves: .ipynb_checkpoints, ._x.png, __MACOSX."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)

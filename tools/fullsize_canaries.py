@@ -1,0 +1,111 @@
+"""Three training steps on canaries at full size with random weights: `python -m tools.fullsize_canaries`.
+
+What is trained means nothing; how much memory it takes does. All weights and a LoRA, each in a process of its own, by
+the recipe of `memsub_extra.canaries` on images of noise: of the published size where there is a GPU, of 64 pixels
+elsewhere (all weights take about 25 GB there, two of the checkpoint among them).
+
+    python -m tools.fullsize_canaries --out canaries.json               # SD1.4, all weights, then a LoRA
+    python -m tools.fullsize_canaries --models sd20 --ways lora --batch-size 4
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from memsub.io import distributed
+from memsub.io.files import load_json, save_json
+from memsub.io.images import save_image
+from memsub.models import Pipeline, as_denoiser
+from memsub_extra.canaries.planting import Manifest, plant
+from memsub_extra.canaries.training import Recipe, cost_of, fine_tuned
+from memsub_extra.hardware import hardware, peak_gigabytes
+from tools.fullsize import UNETS, random_pipeline
+
+STEPS = 3
+"""The first makes the optimizer's state, the second is the first with all of it, the third shows that no more comes."""
+WAYS: tuple[Literal["full", "lora"], ...] = ("full", "lora")
+
+
+def planted(folder: Path, side: int, samples: int, seed: int = 0) -> Manifest:
+    """Two canaries, shown once each, among so many ordinary pairs that there are `samples` in all: images of noise."""
+    rng = np.random.default_rng(seed)
+    places = [folder / "candidates" / f"a_photo_of_noise_{i}" / f"{j}.png" for i in range(3) for j in range(2)]
+    places += [folder / "ordinary" / "more_noise" / f"{i}.png" for i in range(samples)]
+    for place in places:
+        save_image(rng.integers(0, 256, (side, side, 3), dtype=np.uint8), place)
+    options: dict[str, Any] = {"alternatives": 1, "canaries": 2, "repeats": 1, "heldout": 0, "side": side}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*may be memorized as well")  # nobody asks what is memorized here
+        return plant(folder / "candidates", folder / "ordinary", ordinary_samples=(samples - 2) / 2, **options)
+
+
+def three_steps(pipe: Pipeline, recipe: Recipe) -> dict[str, Any]:
+    """Trains a pipeline in place for `STEPS` steps, one checkpoint included; what it took.
+
+    Returns:
+        steps, seconds, gigabytes (the peak of the GPU, or of this process), counted (what `train` says beforehand:
+        weights, gradients and optimizer).
+    """
+    denoiser = as_denoiser(pipe)
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = planted(Path(folder), denoiser.image_shape[0], STEPS * recipe.batch_size)
+        cost = cost_of(pipe, manifest, recipe)
+        log = fine_tuned(denoiser, manifest, recipe, Path(folder) / "checkpoints", twin=False)
+    return {"steps": log["steps"], "seconds": log["seconds"], "gigabytes": peak_gigabytes(), "counted": cost.gigabytes}
+
+
+def one(model: Any, way: Any, batch_size: int, side: int | None = None) -> dict[str, Any]:
+    """A row: the steps of one way of training on a model of random weights; `side`: of its latents."""
+    device = distributed.device()
+    side = side or (UNETS[model]["sample_size"] if device.type == "cuda" else 8)
+    pipe = random_pipeline(model, sample_size=side, complete=True).to(device)
+    took = three_steps(pipe, Recipe(way=way, batch_size=batch_size))
+    about = {"model": model, "way": way, "on": hardware(device), "pixels": 8 * side, "batch_size": batch_size}
+    return about | took | {"torch": torch.__version__}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.fullsize_canaries", description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="*", choices=list(UNETS), default=["sd14"], help="(sd14)")
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS), help="(both)")
+    parser.add_argument("--batch-size", type=int, default=Recipe().batch_size, help="samples a step (8)")
+    parser.add_argument("--side", type=int, help="of latents (on a GPU the published one, else 8)")
+    parser.add_argument("--out", type=Path, help="file for the rows, JSON; other rows that it holds are kept")
+    parser.add_argument("--here", action="store_true", help="in this process: for one model and one way")
+    args = parser.parse_args()
+    if args.here:
+        print(json.dumps(one(args.models[0], args.ways[0], args.batch_size, args.side)), flush=True)
+        return
+    rows = load_json(args.out) if args.out and args.out.is_file() else []
+    failed = False
+    for model in args.models:
+        for way in args.ways:
+            given = ["--models", model, "--ways", way, "--batch-size", str(args.batch_size)]
+            given += ["--side", str(args.side)] if args.side else []
+            command = [sys.executable, "-m", "tools.fullsize_canaries", "--here", *given]
+            done = subprocess.run(command, check=False, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE)
+            if done.returncode:
+                print(f"{model}, {way}: failed ({done.returncode}; -9 is not enough memory)", flush=True)
+                failed = True
+                continue
+            row = json.loads(done.stdout.splitlines()[-1])
+            print(row, flush=True)
+            rows = [r for r in rows if (r["model"], r["way"]) != (model, way)] + [row]
+            if args.out:
+                save_json(rows, args.out)
+    if failed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
