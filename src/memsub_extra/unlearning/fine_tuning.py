@@ -128,7 +128,8 @@ def fine_tuned(
     data |= {"model": model, "objective": f"{objective.__module__}:{objective.__qualname__}"}
     path = Store(folder).path(UNFINISHED, "", **data, **about)
     loss = objective(pipe, memorized, ordinary, located=located, seed=seed, **options)
-    with _trainable(pipe, _positions(pipe, where, located, seed), generator(seed, name) if fresh else None) as written:
+    at, fresh_values = _positions(pipe, where, located, seed), generator(seed, name) if fresh else None
+    with _trainable(pipe, at, fresh_values) as written, one_attention(as_denoiser(pipe).device):
         # Names with dots are no keys of a ModuleDict.
         module = nn.ModuleDict({layer.replace(".", "/"): weight for layer, weight in written.items()})
         parameters, device = list(module.parameters()), next(module.parameters()).device
@@ -138,9 +139,7 @@ def fine_tuned(
                 return loss(step, rng, parameters=parameters)
 
         rates: dict[str, Any] = {"lr": lr, "warmup": warmup, "weight_decay": 0.0, "optimizer": optimizer}
-        checkpoints: dict[str, Any] = {"folder": path.parent, "name": path.name, "stream": name}
-        with one_attention(device):
-            fit(module, step_loss, steps=steps, seed=seed, **rates, **checkpoints)
+        fit(module, step_loss, steps=steps, seed=seed, folder=path.parent, name=path.name, stream=name, **rates)
         shapes, positions, values = _collected(pipe, written)
     return Edit(positions, shapes, {"model": model, "removal": about}, values)
 
