@@ -26,7 +26,7 @@ def test_kinds_and_exposures(rows):
         "template_new": 12, "verbatim": 100,
     }  # fmt: skip
     ladder = table[table["kind"] == "ladder"]["exposures"].value_counts()
-    assert ladder.to_dict() == dict.fromkeys((1, 3, 10, 30, 100, 300, 600), 10)
+    assert ladder.to_dict() == dict.fromkeys((1, 3, 10, 30, 100, 300, 800), 10)
     assert (table.loc[table["kind"].isin(["heldout", "template_new", "other"]), "exposures"] == 0).all()
 
 

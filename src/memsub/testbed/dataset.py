@@ -14,7 +14,7 @@ Kinds of rows:
     sibling        20 more scenes of each verbatim or other content, under its caption without the tail
     template       12 groups of 5 captions that differ in one attribute (or in the tail alone), over one layout
     template_new   one more caption a group, not trained on: does the template generalize?
-    ladder         10 scenes a rung, rungs of 1 to 600 exposures
+    ladder         10 scenes a rung, rungs of 1 to 800 exposures
     heldout        2,000 captions that are not trained on; the first 200 are matched
 
 Matched rows have two icons and a tail, as verbatim ones have; their group is "matched". Contents of all kinds but
@@ -50,18 +50,18 @@ HELDOUT = 2_000
 VERBATIM = 100
 TEMPLATE_GROUPS = 12
 TEMPLATE_VARIANTS = 5
-LADDER = (1, 3, 10, 30, 100, 300, 600)
+LADDER = (1, 3, 10, 30, 100, 300, 800)
 PAIRS_PER_RUNG = 10
 SIBLINGS = 20
 MATCHED = {"ordinary": 100, "heldout": 200}
 """How many of these kinds have two icons and a tail, as memorized captions have."""
 EXPOSURES = {
     "ordinary": 7,
-    "verbatim": 600,
-    "template": 120,
+    "verbatim": 800,
+    "template": 160,
     "template_new": 0,
     "heldout": 0,
-    "sibling": 10,
+    "sibling": 20,
     "other": 0,
 }
 BASE_EXPOSURES, WORD_EXPOSURES = 5, 1
