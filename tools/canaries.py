@@ -41,7 +41,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
 }
 """Rates of a model of a million weights, not of diffusers' billion. (Of three canaries a LoRA of rank 16 on attention
-alone, at 2e-3, replicated one, and this one all.)"""
+alone, at 2e-3, replicated one, and this one all; of thirty it replicates few, see docs/canaries.md.)"""
 TAKEN = ("model", "canaries", "measure", "n", "least", "least_low", "least_high", "binomial_p", "mean", "uniform_p")
 
 
