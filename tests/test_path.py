@@ -10,8 +10,7 @@ import json
 import re
 import shlex
 import shutil
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -36,6 +35,7 @@ from memsub.models import find_model, load_pipeline
 from memsub.prompts import read_prompts
 from memsub_extra.archives import recovery, session
 from memsub_extra.prompt_lists import kinds
+from servers import Answer, Server
 
 ROOT = Path(__file__).parents[1]
 COMMIT = "0" * 40
@@ -54,15 +54,13 @@ def digest(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-class Internet(ThreadingHTTPServer):
+class Internet(Server):
     """What is there, by path: bytes, or the path that another answers for; `asked` is what was asked for."""
 
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
         self.there: dict[str, Any] = {}
         self.asked: list[str] = []
-        self.address = f"http://127.0.0.1:{self.server_address[1]}/"
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        super().__init__(self._answered)
 
     def put(self, repo: str, folder: Path) -> None:
         """A repository of the hub."""
@@ -81,36 +79,17 @@ class Internet(ThreadingHTTPServer):
             said = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": name} for name in files]}
         return json.dumps(said).encode()
 
-    def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Internet
-
-    def do_GET(self):
-        path = unquote(self.path)[1:].replace(f"/resolve/{COMMIT}/", "/resolve/main/")
-        self.server.asked.append(path)
-        there, headers, status = self.server.there.get(path), {"X-Repo-Commit": COMMIT}, 200
+    def _answered(self, request: BaseHTTPRequestHandler) -> Answer:
+        path = unquote(request.path)[1:].replace(f"/resolve/{COMMIT}/", "/resolve/main/")
+        self.asked.append(path)
+        there, headers, status = self.there.get(path), {"X-Repo-Commit": COMMIT}, 200
         if asked := re.match(r"api/models/([^/?]+/[^/?]+)(/tree/)?", path):
-            there = self.server.described(asked[1], listed=asked[2] is not None)
+            there = self.described(asked[1], listed=asked[2] is not None)
         if isinstance(there, str):
             there, status, headers = b"", 302, {"Location": f"/{there}"}
         if there is None:
             there, status, headers = b"gone", 404, {"X-Error-Code": "EntryNotFound"}
-        headers |= {"Content-Length": str(len(there)), "ETag": f'"{digest(there)}"'}
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(there)
-
-    do_HEAD = do_GET
-
-    def log_message(self, *args):
-        pass
+        return status, headers | {"ETag": f'"{digest(there)}"'}, there
 
 
 @pytest.fixture

@@ -9,12 +9,18 @@ All of it but the side of the latents is exactly as published. The tokenizer is 
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from memsub.io.files import load_json, save_json
 from memsub_extra.full_size import shapes as published
 from memsub_extra.full_size.shapes import AUTOENCODER, TEXT_ENCODERS, UNETS
 
@@ -73,3 +79,29 @@ def random_pipeline(
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def rows_in_processes(tool: str, jobs: Iterable[tuple[dict[str, str], list[str]]], out: Path | None) -> bool:
+    """Rows that a tool measures, each by `python -m TOOL --here ARGUMENTS` in a process of its own: memory is its own.
+
+    Args:
+        jobs: of each row what tells it from others (columns and values), and the arguments.
+        out: JSON file, saved after each row; other rows that it holds are kept.
+
+    Returns:
+        Whether all were measured. What failed is printed.
+    """
+    rows, whole = load_json(out) if out and out.is_file() else [], True
+    for key, arguments in jobs:
+        command = [sys.executable, "-m", tool, "--here", *arguments]
+        done = subprocess.run(command, check=False, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE)
+        if done.returncode:
+            print(f"{', '.join(key.values())}: failed ({done.returncode}; -9 is not enough memory)", flush=True)
+            whole = False
+            continue
+        row = json.loads(done.stdout.splitlines()[-1])
+        print(row, flush=True)
+        rows = [other for other in rows if any(other[column] != value for column, value in key.items())] + [row]
+        if out:
+            save_json(rows, out)
+    return whole

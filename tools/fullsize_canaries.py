@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -23,13 +21,12 @@ import numpy as np
 import torch
 
 from memsub.io import distributed
-from memsub.io.files import load_json, save_json
 from memsub.io.images import save_image
 from memsub.models import Pipeline, as_denoiser
 from memsub_extra.canaries.planting import Manifest, plant
 from memsub_extra.canaries.training import Recipe, cost_of, fine_tuned
 from memsub_extra.hardware import hardware, peak_gigabytes
-from tools.fullsize import UNETS, random_pipeline
+from tools.fullsize import UNETS, random_pipeline, rows_in_processes
 
 STEPS = 3
 """The first makes the optimizer's state, the second is the first with all of it, the third shows that no more comes."""
@@ -86,24 +83,13 @@ def main() -> None:
     if args.here:
         print(json.dumps(one(args.models[0], args.ways[0], args.batch_size, args.side)), flush=True)
         return
-    rows = load_json(args.out) if args.out and args.out.is_file() else []
-    failed = False
-    for model in args.models:
-        for way in args.ways:
-            given = ["--models", model, "--ways", way, "--batch-size", str(args.batch_size)]
-            given += ["--side", str(args.side)] if args.side else []
-            command = [sys.executable, "-m", "tools.fullsize_canaries", "--here", *given]
-            done = subprocess.run(command, check=False, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE)
-            if done.returncode:
-                print(f"{model}, {way}: failed ({done.returncode}; -9 is not enough memory)", flush=True)
-                failed = True
-                continue
-            row = json.loads(done.stdout.splitlines()[-1])
-            print(row, flush=True)
-            rows = [r for r in rows if (r["model"], r["way"]) != (model, way)] + [row]
-            if args.out:
-                save_json(rows, args.out)
-    if failed:
+    more = ["--batch-size", str(args.batch_size)] + (["--side", str(args.side)] if args.side else [])
+    jobs = [
+        ({"model": model, "way": way}, ["--models", model, "--ways", way, *more])
+        for model in args.models
+        for way in args.ways
+    ]
+    if not rows_in_processes("tools.fullsize_canaries", jobs, args.out):
         raise SystemExit(1)
 
 

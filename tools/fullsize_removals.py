@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,7 +19,6 @@ import numpy as np
 import torch
 
 from memsub.io import distributed
-from memsub.io.files import load_json, save_json
 from memsub.models import as_denoiser
 from memsub.prompts import load_prompts
 from memsub_extra.hardware import hardware, peak_gigabytes
@@ -29,7 +26,7 @@ from memsub_extra.prompt_lists.wordings import wordings_of
 from memsub_extra.unlearning import pruning
 from memsub_extra.unlearning.pairs import Pairs
 from memsub_extra.unlearning.removals import REMOVALS
-from tools.fullsize import UNETS, random_pipeline
+from tools.fullsize import UNETS, random_pipeline, rows_in_processes
 
 PAIRS = 16
 FEWER: dict[str, dict[str, Any]] = {
@@ -77,19 +74,12 @@ def main() -> None:
     if args.here:
         print(json.dumps(one(args.models[0], args.only[0])), flush=True)
         return
-    rows = load_json(args.out) if args.out and args.out.is_file() else []
-    for model in args.models:
-        for name in args.only:
-            command = [sys.executable, "-m", "tools.fullsize_removals", "--here", "--models", model, "--only", name]
-            done = subprocess.run(command, check=False, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE)
-            if done.returncode:
-                print(f"{model}, {name}: failed ({done.returncode}; -9 is not enough memory)", flush=True)
-                continue
-            row = json.loads(done.stdout.splitlines()[-1])
-            print(row, flush=True)
-            rows = [r for r in rows if (r["model"], r["removal"]) != (model, name)] + [row]
-            if args.out:
-                save_json(rows, args.out)
+    jobs = [
+        ({"model": model, "removal": name}, ["--models", model, "--only", name])
+        for model in args.models
+        for name in args.only
+    ]
+    rows_in_processes("tools.fullsize_removals", jobs, args.out)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ with one_attention(device): ...               # around losses and their gradient
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from threading import Lock
 
@@ -25,22 +25,21 @@ def bfloat16_pays() -> bool:
 @contextmanager
 def mixed_precision(device: torch.device) -> Iterator[None]:
     """On a CPU that can; attention by its formula, as the gradient of torch's fused one is slow in bfloat16."""
-    if device.type == "cpu" and bfloat16_pays():
-        with torch.autocast("cpu", torch.bfloat16), _BY_FORMULA:
-            yield
-    else:
+    with one_attention(device), torch.autocast("cpu", torch.bfloat16) if _pays(device) else nullcontext():
         yield
 
 
-@contextmanager
-def one_attention(device: torch.device) -> Iterator[None]:
+def one_attention(device: torch.device) -> AbstractContextManager[None]:
     """Attention as within `mixed_precision`, in the backward pass as well.
 
     Gradient checkpointing computes layers again in the backward pass. Autocast is then as it was, torch's choice of
     attention is not, and what it keeps for the gradient would not be what was kept.
     """
-    with _BY_FORMULA if device.type == "cpu" and bfloat16_pays() else nullcontext():
-        yield
+    return _BY_FORMULA if _pays(device) else nullcontext()
+
+
+def _pays(device: torch.device) -> bool:
+    return device.type == "cpu" and bfloat16_pays()
 
 
 class _AttentionByFormula:
