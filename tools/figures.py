@@ -189,15 +189,11 @@ def price(rows: list[dict[str, Any]]) -> str:
 
 def coverage(measured: dict[str, Any]) -> str:
     """How often simulated intervals hold the truth, as Markdown; shares in percent."""
-    kinds = {
-        "used": "used here",
-        "images": "images counted as independent",
-        "captions resampled": "captions resampled",
-        "seeds resampled": "captions and seeds resampled",
-    }
-    head = ["", "truth", "captions x seeds", "noise", *kinds.values(), "mean width"]
+    kinds = {"used": "used here", "images": "images counted as independent"}
+    kinds |= {"captions resampled": "captions resampled"}
+    head = ["", "truth", "captions x images", *kinds.values(), "mean width"]
     lines = [
-        f"| {r['of']} | {r['truth']} | {r['n']} x {r['seeds']} | {'of the seed' if r['shared_noise'] else 'own'} | "
+        f"| {r['of']} | {r['truth']} | {r['n']} x {r['images each']} | "
         + " | ".join(f"{100 * r[kind]:.1f}" if kind in r else "" for kind in kinds)
         + f" | {r['width']:.3f} |"
         for r in measured["rows"]
