@@ -24,6 +24,7 @@ def project(tmp_path, monkeypatch):
     here = tmp_path / "notebooks"
     rows = [{"caption": f"memorized {i}", "index": 100 + i, "url": URL} for i in range(14)]
     (here / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (here / "odd.jsonl").write_text("\n".join(map(json.dumps, [*rows[:2], rows[2] | {"rephrased": "['a"}, *rows[3:]])))
     for kind, n in {"ordinary": 12, "heldout": 8}.items():
         (here / f"{kind}.txt").write_text("\n".join(f"{kind} {i}" for i in range(n)))
     for folder, names in {"gt": range(100, 114), "coco": range(6)}.items():
@@ -70,6 +71,7 @@ WRONG = [
         r"coco has 6 images, and evaluation\.real_images or fid_images asks for 7: add",
     ),
     ({"evaluation": {"fid_images": 9}, "real": None}, r"data\.real names no folder, but KID and FID need 9"),
+    ({"prompts": FILES | {"memorized": "odd.jsonl"}}, r"odd\.jsonl, line 3: the other wordings of 'memorized 2' are"),
     ({"prompts": None}, r"no prompt list named"),
 ]
 

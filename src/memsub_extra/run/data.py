@@ -50,10 +50,11 @@ class Memorized:
 
     Attributes:
         rows: of the list; columns prompt, kind, and those of `memsub.io.lists.KEPT` that it has.
+        file: the list's, for messages.
     """
 
-    def __init__(self, rows: pd.DataFrame):
-        self.rows = rows
+    def __init__(self, rows: pd.DataFrame, file: str | None = None):
+        self.rows, self.file = rows, file
 
     @cached_property
     def kinds(self) -> list[str]:
@@ -63,7 +64,7 @@ class Memorized:
     @cached_property
     def wordings(self) -> list[list[str]]:
         """Other wordings of each; empty where there is none."""
-        return wordings_of(self.rows)
+        return wordings_of(self.rows, self.file)
 
     def of_kind(self, places: Collection[int], kind: str) -> list[int]:
         """Those of the places that are of a kind, or of any ("all")."""
@@ -128,7 +129,9 @@ class Data:
     @cached_property
     def memorized(self) -> Memorized:
         """What the list says of the memorized prompts of this run."""
-        return Memorized(self.prompts.memorized_rows[: self.parameters.grid.memorized])
+        given = self.parameters.data.prompts
+        file = given.get("memorized") if isinstance(given, dict) else given
+        return Memorized(self.prompts.memorized_rows[: self.parameters.grid.memorized], file)
 
     def captions(self, kind: Kind) -> list[str]:
         """The memorized prompts of this run, or the ordinary ones: equally many.

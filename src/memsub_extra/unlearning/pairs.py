@@ -75,7 +75,7 @@ class Pairs:
             raise ValueError(matched.tally.nothing_matched())
         places = sorted(read.images)
         print(f"{len(places)} of {len(rows)} captions of {captions} have an image in {folder}")
-        texts, wordings = rows["prompt"].tolist(), wordings_of(rows)
+        texts, wordings = rows["prompt"].tolist(), wordings_of(rows, captions)
         chosen = [wordings[i] for i in places] if any(wordings) else []
         return cls([texts[i] for i in places], np.stack([read.images[i][0] for i in places]), chosen)
 
