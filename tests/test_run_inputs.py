@@ -109,6 +109,13 @@ def test_training_images_are_counted_where_they_judge(project):
         batch.run([file], project / "run", only=["01", "02", "03"])
 
 
+def test_tables_of_the_folder_may_name_captions_that_the_run_leaves_out(project):
+    lines = ["prompt_idx,ref_file", *(f"{i},{100 + i}.png" for i in range(14))]  # the run takes 12
+    (project / "notebooks" / "gt" / "prompt_to_ref.csv").write_text("\n".join(lines))
+    with pytest.raises(pytest.fail.Exception, match="began"):
+        batch.run([given(project)], project / "run")
+
+
 def test_images_that_are_not_there_can_be_fetched_or_not(project, capsys):
     file = given(project, images=None)  # into the run's folder, by the addresses of the list
     with pytest.raises(pytest.fail.Exception, match="began"):

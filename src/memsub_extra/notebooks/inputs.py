@@ -16,7 +16,6 @@ from typing import Any
 
 from memsub.io.downloads import SOURCES, cache
 from memsub.io.images import image_files
-from memsub_extra.prompt_lists.images import match_images
 from memsub_extra.prompt_lists.kinds import TYPES
 from memsub_extra.run.data import Data, images_folder
 from memsub_extra.run.parameters import Parameters
@@ -127,7 +126,7 @@ def _training_images(data: Data) -> Iterator[str]:
             )
         return
     try:
-        files = match_images(rows, folder).files
+        files = data.matched_images().files
     except ValueError as error:
         yield f"data.images: {error}"
         return

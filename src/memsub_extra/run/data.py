@@ -33,7 +33,7 @@ from memsub.prompts import Prompts, load_prompts, subsets
 from memsub.world import World
 from memsub_extra.archives import TRAINING_IMAGES
 from memsub_extra.prompt_lists.captions import near_duplicates, too_long, without_near_duplicates
-from memsub_extra.prompt_lists.images import match_images, read_matched
+from memsub_extra.prompt_lists.images import Matched, match_images, read_matched
 from memsub_extra.prompt_lists.kinds import ALL, published_types, read_types, with_types
 from memsub_extra.prompt_lists.wordings import wordings_of
 
@@ -247,18 +247,16 @@ class Data:
         Raises:
             ValueError: there is none at all, an index is no plain name, or two captions share one; names the folder.
         """
-        # The whole list is matched: images of captions that this run leaves out belong to the list, too.
         rows, used = self.prompts.memorized_rows, self.parameters.grid.memorized
         if "image" in rows:
             return {i: decode_png(png)[None] for i, png in enumerate(rows["image"][:used])}
         folder = images_folder(self.parameters)
-        match_images(rows, folder)  # raises for what is wrong with the list, before anything is fetched
+        self.matched_images()  # raises for what is wrong with the list, before anything is fetched
         with first_on_each_machine():
             if not folder.is_dir() and "url" in rows and "index" in rows:
                 for fetch in TRAINING_IMAGES.values():
                     print(fetch(rows[:used], folder))
-        matched = match_images(rows, folder)
-        matched.files = {place: files for place, files in matched.files.items() if place < used}
+        matched = self.matched_images()
         read = read_matched(matched, self._image_side())
         _tell(read.broken, str(folder))
         for sentence in read.notes:
@@ -266,6 +264,19 @@ class Data:
         if not read.images:
             raise ValueError(matched.tally.nothing_matched())
         return read.images
+
+    def matched_images(self) -> Matched:
+        """Files of training images in the folder `data.images`, of memorized prompts by their places in `captions`;
+        none is read.
+
+        Raises:
+            ValueError: as `match_images`.
+        """
+        # The whole list is matched: images of captions that this run leaves out belong to the list, too.
+        matched = match_images(self.prompts.memorized_rows, images_folder(self.parameters))
+        used = self.parameters.grid.memorized
+        matched.files = {place: files for place, files in matched.files.items() if place < used}
+        return matched
 
     @cached_property
     def corpus(self) -> np.ndarray:
