@@ -42,7 +42,7 @@ def project(tmp_path, monkeypatch):
 def given(project: Path, **data) -> str:
     """A parameter file of lists and images of one's own, with some of `data` changed; returns its path."""
     data = {"prompts": FILES, "images": "gt", "real": "coco"} | data
-    parts = {key: data.pop(key) for key in ("grid", "evaluation", "baselines", "extraction") if key in data}
+    parts = {key: data.pop(key) for key in SMALL if key in data}
     small = SMALL | {key: SMALL[key] | changed for key, changed in parts.items()}
     model = {"model": "owner/model", "metrics": {"more": []}}
     file = project / "p.yaml"
@@ -66,6 +66,10 @@ WRONG = [
     ({"grid": {"memorized": 13}}, r"takes 13 ordinary captions .* its list has 12"),
     ({"extraction": {"captions": 13}}, r"13 ordinary captions \(extraction\.captions is 13\), and its list has 12"),
     ({"baselines": {"never_seen": 5}}, r"10 unseen captions .*baselines\.never_seen is 5: so many choose .* has 8"),
+    (
+        {"deletion": {"targets": 9}, "real": None, "evaluation": {"real_images": 0}},
+        r"9 unseen .*deletion\.targets is 9",
+    ),
     (
         {"evaluation": {"real_images": 7}},
         r"coco has 6 images, and evaluation\.real_images or fid_images asks for 7: add",

@@ -87,6 +87,9 @@ def _wanted(p: Parameters, notebooks: Collection[str]) -> Iterator[tuple[str, in
         yield "ordinary", p.extraction.captions, f"extraction.captions is {p.extraction.captions}"
         asked = f"evaluation.real_images is {p.evaluation.real_images}, evaluation.fid_images {p.fid_images}"
         yield "heldout", p.distance_images, asked
+        yield "heldout", p.embedding_attack.images, f"embedding_attack.images is {p.embedding_attack.images}"
+    if REMOVALS in notebooks:
+        yield "heldout", p.deletion.targets, f"deletion.targets is {p.deletion.targets}"
     if set(notebooks) - {*CAPTURES}:
         most = {"evaluation.captions": p.evaluation.captions, "baselines.never_seen": p.baselines.never_seen}
         name = max(most, key=lambda key: most[key])
