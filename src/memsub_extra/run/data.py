@@ -251,12 +251,12 @@ class Data:
         if "image" in rows:
             return {i: decode_png(png)[None] for i, png in enumerate(rows["image"][:used])}
         folder = images_folder(self.parameters)
-        self.matched_images()  # raises for what is wrong with the list, before anything is fetched
+        matched_images(self)  # raises for what is wrong with the list, before anything is fetched
         with first_on_each_machine():
             if not folder.is_dir() and "url" in rows and "index" in rows:
                 for fetch in TRAINING_IMAGES.values():
                     print(fetch(rows[:used], folder))
-        matched = self.matched_images()
+        matched = matched_images(self)
         read = read_matched(matched, self._image_side())
         _tell(read.broken, str(folder))
         for sentence in read.notes:
@@ -264,19 +264,6 @@ class Data:
         if not read.images:
             raise ValueError(matched.tally.nothing_matched())
         return read.images
-
-    def matched_images(self) -> Matched:
-        """Files of training images in the folder `data.images`, of memorized prompts by their places in `captions`;
-        none is read.
-
-        Raises:
-            ValueError: as `match_images`.
-        """
-        # The whole list is matched: images of captions that this run leaves out belong to the list, too.
-        matched = match_images(self.prompts.memorized_rows, images_folder(self.parameters))
-        used = self.parameters.grid.memorized
-        matched.files = {place: files for place, files in matched.files.items() if place < used}
-        return matched
 
     @cached_property
     def corpus(self) -> np.ndarray:
@@ -334,6 +321,15 @@ def describe(data: Data, tokenizer: PreTrainedTokenizerBase) -> str:
 def images_folder(parameters: Parameters) -> Path:
     """Where the training images of published lists are, or will be."""
     return Path(parameters.data.images or Path(parameters.folder) / "gt_images")
+
+
+def matched_images(data: Data) -> Matched:
+    """Files of the training images of a run, by places in `captions`; none is read. Raises as `match_images`."""
+    # The whole list is matched: images of captions that this run leaves out belong to the list, too.
+    matched = match_images(data.prompts.memorized_rows, images_folder(data.parameters))
+    used = data.parameters.grid.memorized
+    matched.files = {place: files for place, files in matched.files.items() if place < used}
+    return matched
 
 
 def _tell(broken: dict[Path, str], where: str) -> None:
