@@ -130,6 +130,15 @@ def test_images_that_are_not_there_can_be_fetched_or_not(project, capsys):
         batch.run([given(project, images=None, prompts=FILES | {"memorized": "plain.txt"})], project / "run")
 
 
+def test_several_processes_find_files_where_notebooks_do(project, monkeypatch):
+    found = []
+    monkeypatch.setattr(batch, "processes", lambda: 2)
+    monkeypatch.setattr(batch, "is_main", lambda: False)
+    monkeypatch.setattr(batch, "precompute", lambda run: found.append(Path(run.parameters.data.real).is_dir()))
+    assert batch.run([given(project)], project / "run") == []
+    assert found == [True]
+
+
 def test_check_lists_all_that_is_missing(project, capsys):
     prompts = FILES | {"heldout": "short.txt"}
     (project / "notebooks" / "short.txt").write_text("one\ntwo\n")
