@@ -9,7 +9,7 @@ from .known import MODELS, WORLDS, ModelInfo
 from .loading import find_contents, find_model, load_pipeline, model_of
 from .plain import check_plain, named_modules, only_shapes
 from .prediction import Kind, NoiseSchedule, noise_schedule
-from .protocol import ADAPTERS, GRADIENT_ROWS, Denoiser, Pipeline, Solver, as_denoiser, declare, rows_of_call
+from .protocol import ADAPTERS, Denoiser, Pipeline, Solver, as_denoiser, rows_of_call
 from .sampling import (
     as_prompts,
     check_request,
@@ -30,7 +30,6 @@ from .worlds import world_of
 
 __all__ = [
     "ADAPTERS",
-    "GRADIENT_ROWS",
     "MODELS",
     "OTHER_FORMS",
     "WORLDS",
@@ -52,7 +51,6 @@ __all__ = [
     "check_plain",
     "check_request",
     "chosen",
-    "declare",
     "draws_noise",
     "find_contents",
     "find_model",
