@@ -80,6 +80,21 @@ def test_bad_input_is_named(micro, prompts, options, message):
 def test_one_seed_is_for_all():
     assert one_seed_each(3, 2) == [3, 3] and one_seed_each(np.int64(3), 1) == [3]
     assert one_seed_each(range(2), 2) == [0, 1]
+    assert one_seed_each(torch.tensor(3), 2) == [3, 3] and one_seed_each(torch.tensor([3, 4]), 2) == [3, 4]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_default_dtype_of_the_process_changes_nothing(micro, dtype):
+    options = {"steps": 2, "progress": False}
+    images, stats = memsub.generate(micro, TWO, **options), memsub.capture(micro, TWO, **options)
+    torch.set_default_dtype(dtype)
+    try:
+        np.testing.assert_array_equal(memsub.generate(micro, TWO, **options), images)
+        again = memsub.capture(micro, TWO, **options)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for layer, sums in stats.sums.items():
+        assert again.sums[layer].dtype == torch.float32 and torch.equal(again.sums[layer], sums)
 
 
 def test_a_check_is_made_once_and_leaves_the_random_numbers_alone(monkeypatch):

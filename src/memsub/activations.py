@@ -221,7 +221,7 @@ class BatchSums:
 
     def __init__(self, widths: Mapping[str, int], row_counts: torch.Tensor, calls: int, order: int = 1):
         self.widths, self.row_counts, self.calls, self.order = dict(widths), row_counts, calls, order
-        self.sums = torch.zeros(len(row_counts), -(-calls // order), sum(widths.values()))  # (G, C, F), on the CPU
+        self.sums = row_counts.new_zeros(len(row_counts), -(-calls // order), sum(widths.values()))  # (G, C, F)
         self.call = -1
         self.squares: dict[str, list[torch.Tensor]] = {layer: [] for layer in widths}  # (B, f) of a call, or of parts
         self.copying: tuple[int, Callable[[], torch.Tensor]] | None = None  # a call whose squares come to the host
@@ -407,7 +407,8 @@ def _empty(
     software = {"sampler": type(denoiser.scheduler).__name__, "diffusers": version("diffusers")}
     content = prompts if isinstance(prompts, list) else prompts.row_digests()
     digest = hashlib.sha256(json.dumps([content, groups]).encode()).hexdigest()
-    sums = {name: torch.zeros(len(groups), captured, linear.in_features) for name, linear in layers.items()}
+    shapes = {name: (len(groups), captured, linear.in_features) for name, linear in layers.items()}
+    sums = {name: torch.zeros(shape, dtype=torch.float32, device="cpu") for name, shape in shapes.items()}
     counts = {name: len(members) for name, members in groups.items()}
     return ActivationStats(sums, counts, network | how | software, [digest])
 

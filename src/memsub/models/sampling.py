@@ -138,7 +138,7 @@ def initial_noise(pipe: Pipeline, seeds: Sequence[int]) -> torch.Tensor:
     """Standard normal latents, shape (seeds, channels, height, width), the same on every device."""
     denoiser = as_denoiser(pipe)
     # Sampled once a distinct seed: many prompts often share one.
-    noise = {s: torch.randn(denoiser.latent_shape, generator=torch.Generator().manual_seed(s)) for s in set(seeds)}
+    noise = {s: _first_draw(torch.Generator().manual_seed(s), denoiser.latent_shape) for s in set(seeds)}
     return torch.stack([noise[s] for s in seeds]).to(denoiser.device, denoiser.dtype)
 
 
@@ -146,8 +146,13 @@ def row_generators(pipe: Pipeline, seeds: Sequence[int]) -> list[torch.Generator
     """A generator of random numbers a row, on the host: what comes after the initial noise of its seed."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     for generator in generators:
-        torch.randn(as_denoiser(pipe).latent_shape, generator=generator)
+        _first_draw(generator, as_denoiser(pipe).latent_shape)
     return generators
+
+
+def _first_draw(generator: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
+    """The same numbers whatever dtype or device a process has set as its default: a seed means one image."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def model_input(scheduler: Any, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
