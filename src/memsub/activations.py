@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import escape
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,6 +52,7 @@ from .models import (
     in_batches,
     initial_noise,
     is_of_weight,
+    one_seed_each,
     row_generators,
     to_host,
 )
@@ -336,6 +338,8 @@ def capture(
     denoiser = as_denoiser(pipe)
     prompts = as_prompts(prompts, denoiser)
     groups = {"all": range(len(prompts))} if groups is None else groups
+    if not isinstance(groups, Mapping) or not all(isinstance(name, str) for name in groups):  # as a file has them
+        raise ValueError(f"groups must name lists of prompts by text, such as {{'A': [0, 1]}}; got {groups!r:.80}.")
     members = {name: _indices(name, indices) for name, indices in groups.items()}
     how = {"steps": steps, "first": first, "guidance_scale": float(guidance_scale), "seed": seed, "cfg_half": cfg_half}
     _check(denoiser, prompts, members, how, batch_size)
@@ -379,7 +383,7 @@ def _add_batch(
         batch.add(layer, hidden)
         batch.compare(layers[layer], hidden, output)
 
-    seeds = [how["seed"]] * len(prompts)
+    seeds = one_seed_each(how["seed"], len(prompts))
     options: Any = {"generators": row_generators(denoiser, seeds)} if draws_noise(denoiser) else {}
     rows, noise = len(prompt_of_row), initial_noise(denoiser, seeds)
     with hooked(denoiser, layers, see, rows=rows, begin=batch.begin_call, end=batch.end_call, first=first and calls):
@@ -427,8 +431,8 @@ def _check(
 ) -> None:
     check_request(prompts, how["steps"], batch_size, how["guidance_scale"], how["seed"])
     captured, first = _steps(denoiser, how), how["first"]
-    if first is not None and not 1 <= first <= captured:
-        raise ValueError(f"first must lie between 1 and {captured}, the steps of this sampling; got {first}.")
+    if first is not None and not (isinstance(first, Integral) and 1 <= first <= captured):
+        raise ValueError(f"first must be a whole number from 1 to {captured}, the steps of this sampling; got {first}.")
     if not groups:
         raise ValueError("no groups: give one group or more, or None for one group of all prompts.")
     if how["cfg_half"] not in ("both", "cond"):
