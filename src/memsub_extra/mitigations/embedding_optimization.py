@@ -15,14 +15,13 @@ from memsub.models import (
     Sample,
     as_denoiser,
     check_request,
-    first_latents,
     initial_noise,
     model_input,
     one_seed_each,
 )
 
 from .base import GRADIENT_ROWS, Baseline, Context, declare
-from .detection import text_magnitude
+from .detection import first_latents, text_magnitude
 
 
 def optimized_embeddings(
