@@ -109,7 +109,7 @@ class Denoiser(Protocol):
         ...
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """uint8 images (B, height, width, 3) of scaled latents (B, C, H, W)."""
+        """uint8 images (B, height, width, 3) of scaled latents (B, C, H, W); raises FloatingPointError for NaN."""
         ...
 
     def parts(self) -> Mapping[str, torch.nn.Module]:
