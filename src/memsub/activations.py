@@ -431,7 +431,7 @@ def _check(
 ) -> None:
     check_request(prompts, how["steps"], batch_size, how["guidance_scale"], how["seed"])
     captured, first = _steps(denoiser, how), how["first"]
-    if first is not None and not (isinstance(first, Integral) and 1 <= first <= captured):
+    if first is not None and not (isinstance(first, Integral) and 1 <= int(first) <= captured):
         raise ValueError(f"first must be a whole number from 1 to {captured}, the steps of this sampling; got {first}.")
     if not groups:
         raise ValueError("no groups: give one group or more, or None for one group of all prompts.")
