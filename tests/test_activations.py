@@ -185,7 +185,7 @@ def test_activations_that_are_not_finite_are_named():
         (["a"], {"first": 0}, "first must be a whole number from 1 to 50, the steps of this sampling; got 0"),
         (["a"], {"first": 51}, "first must be a whole number from 1 to 50, the steps of this sampling; got 51"),
         (["a"], {"first": 1.5}, "first must be a whole number from 1 to 50, the steps of this sampling; got 1.5"),
-        (["a"], {"groups": {}}, "no groups: give one group or more"),
+        (["a"], {"groups": {}}, r"groups must name lists of prompts by text, .*; got \{\}"),
         (["a"], {"cfg_half": "bth"}, "cfg_half must be 'both' or 'cond'; got 'bth'"),
         (["a"], {"groups": {"A": []}}, "group 'A' holds no prompts"),
         (["a"], {"groups": {"A": [1]}}, "group 'A' names prompt 1, but there are 1"),

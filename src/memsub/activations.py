@@ -337,10 +337,7 @@ def capture(
     """
     denoiser = as_denoiser(pipe)
     prompts = as_prompts(prompts, denoiser)
-    groups = {"all": range(len(prompts))} if groups is None else groups
-    if not isinstance(groups, Mapping) or not all(isinstance(name, str) for name in groups):  # as a file has them
-        raise ValueError(f"groups must name lists of prompts by text, such as {{'A': [0, 1]}}; got {groups!r:.80}.")
-    members = {name: _indices(name, indices) for name, indices in groups.items()}
+    members = _members({"all": range(len(prompts))} if groups is None else groups)
     how = {"steps": steps, "first": first, "guidance_scale": float(guidance_scale), "seed": seed, "cfg_half": cfg_half}
     _check(denoiser, prompts, members, how, batch_size)
     draws_noise(denoiser)  # or says why it cannot be repeated
@@ -417,13 +414,18 @@ def _empty(
     return ActivationStats(sums, counts, network | how | software, [digest])
 
 
-def _indices(group: str, indices: Sequence[int]) -> list[int]:
-    """The prompts of a group; raises ValueError for what counts no prompts, such as a mask or fractions."""
-    given = list(indices) if isinstance(indices, Iterable) else [f"{indices!r} alone"]
-    numbers = [i.tolist() if hasattr(i, "tolist") else i for i in given]  # of numpy or torch
-    if wrong := [i for i in numbers if type(i) is not int]:
-        raise ValueError(f"group {group!r} must be a list of whole numbers, indices of prompts; it holds {wrong[0]!r}.")
-    return numbers
+def _members(groups: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """The prompts of each group; raises ValueError for what counts no prompts, such as a mask or fractions."""
+    if not groups or not isinstance(groups, Mapping) or not all(isinstance(name, str) for name in groups):
+        raise ValueError(f"groups must name lists of prompts by text, such as {{'A': [0, 1]}}; got {groups!r:.80}.")
+    members = {}
+    for group, indices in groups.items():
+        given = list(indices) if isinstance(indices, Iterable) else [f"{indices!r} alone"]
+        members[group] = [i.tolist() if hasattr(i, "tolist") else i for i in given]  # of numpy or torch
+        if wrong := [i for i in members[group] if type(i) is not int]:
+            what = "must be a list of whole numbers, indices of prompts"
+            raise ValueError(f"group {group!r} {what}; it holds {wrong[0]!r}.")
+    return members
 
 
 def _check(
@@ -433,8 +435,6 @@ def _check(
     captured, first = _steps(denoiser, how), how["first"]
     if first is not None and not (isinstance(first, Integral) and 1 <= int(first) <= captured):
         raise ValueError(f"first must be a whole number from 1 to {captured}, the steps of this sampling; got {first}.")
-    if not groups:
-        raise ValueError("no groups: give one group or more, or None for one group of all prompts.")
     if how["cfg_half"] not in ("both", "cond"):
         raise ValueError(f"cfg_half must be 'both' or 'cond'; got {how['cfg_half']!r}.")
     for name, members in groups.items():
