@@ -166,6 +166,7 @@ MODELS = [
     ),
     Input("a name in capitals and with a dash", lambda b: memsub.load_pipeline("SD-14"), "Did you mean 'sd14'"),
     Input("an empty name", lambda b: memsub.load_pipeline(""), "unknown model ''"),
+    Input("a dtype as text", lambda b: memsub.load_pipeline(b.saved(), dtype="float16"), "such as torch.float16"),
     Input("a network without a file of weights", lambda b: _without_weights(b), "unet"),
     Input("a number in place of a configuration", lambda b: _broken(b, "unet/config.json", "7"), "config.json"),
     Input("weights that end 100 bytes early", lambda b: _cut(b), "truncated"),
@@ -213,6 +214,8 @@ CALLS = [
         "fewer seeds than captions", lambda b: memsub.generate(b.pipe, CAPTIONS[:3], seeds=[0, 1], **OPTIONS), "seeds"
     ),
     Input("a pipeline without its network", lambda b: (setattr(b.pipe, "unet", None), b.capture()), "has no unet"),
+    Input("a pipeline without its sampler", lambda b: (setattr(b.pipe, "scheduler", None), b.capture()), "scheduler"),
+    Input("a network within DataParallel", lambda b: _parallel(b), "call pipe.unet = pipe.unet.module first"),
     Input("an edit that is applied a second time", lambda b: _twice(b), "another model"),
     Input("an edit of the model in another dtype", lambda b: _other_dtype(b), "another model"),
     Input(
@@ -225,6 +228,11 @@ CALLS = [
     ),
     Input("a weight that is not finite", lambda b: _not_finite(b), "not finite"),
 ]
+
+
+def _parallel(box: Box) -> None:
+    box.pipe.unet = torch.nn.DataParallel(box.pipe.unet)
+    box.capture()
 
 
 def _twice(box: Box) -> None:

@@ -62,7 +62,7 @@ def test_first_counts_network_calls(micro):
     options = {"steps": 4, "progress": False}
     whole, part = capture(other, CAPTIONS[:1], **options), capture(other, CAPTIONS[:1], first=12, **options)
     assert all(torch.equal(part.sums[n], sums[:, :12]) and sums.shape[1] == 13 for n, sums in whole.sums.items())
-    with pytest.raises(ValueError, match="first must lie between 1 and 13, the steps of this sampling"):
+    with pytest.raises(ValueError, match="first must be a whole number from 1 to 13, the steps of this sampling"):
         capture(other, CAPTIONS[:1], first=14, **options)
 
 
@@ -182,12 +182,15 @@ def test_activations_that_are_not_finite_are_named():
     [
         ([], {}, "no prompts: the list is empty"),
         (["a"], {"steps": 0}, "steps must be a whole number of at least 1; got 0"),
-        (["a"], {"first": 0}, "first must lie between 1 and 50, the steps of this sampling; got 0"),
-        (["a"], {"first": 51}, "first must lie between 1 and 50, the steps of this sampling; got 51"),
-        (["a"], {"groups": {}}, "no groups: give one group or more"),
+        (["a"], {"first": 0}, "first must be a whole number from 1 to 50, the steps of this sampling; got 0"),
+        (["a"], {"first": 51}, "first must be a whole number from 1 to 50, the steps of this sampling; got 51"),
+        (["a"], {"first": 1.5}, "first must be a whole number from 1 to 50, the steps of this sampling; got 1.5"),
+        (["a"], {"groups": {}}, r"groups must name lists of prompts by text, .*; got \{\}"),
         (["a"], {"cfg_half": "bth"}, "cfg_half must be 'both' or 'cond'; got 'bth'"),
         (["a"], {"groups": {"A": []}}, "group 'A' holds no prompts"),
         (["a"], {"groups": {"A": [1]}}, "group 'A' names prompt 1, but there are 1"),
+        (["a"], {"groups": [[0]]}, r"groups must name lists of prompts by text, .*; got \[\[0\]\]"),
+        (["a"], {"groups": {1: [0]}}, r"groups must name lists of prompts by text, .*; got \{1: \[0\]\}"),
     ],
 )
 def test_bad_input_is_named(micro, prompts, options, message):

@@ -386,12 +386,6 @@ def test_the_published_setting_is_not_taken_in_the_place_of_ones_own(photographs
     assert not (tmp_path / "canaries.json").exists()
 
 
-def test_several_processes_are_told_what_to_do(base, manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr("memsub_extra.canaries.training.processes", lambda: 4)
-    with pytest.raises(ValueError, match=r"4 were started(?s:.*)--num_processes 1(?s:.*)--device cuda:1"):
-        train(str(base), manifest, tmp_path / "out")
-
-
 @pytest.mark.parametrize("way", fullsize_canaries.WAYS)
 def test_three_steps_say_what_they_take(way):
     took = fullsize_canaries.three_steps(micro_pipeline(), Recipe(way=way, batch_size=2, rank=2))

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import PNDMScheduler, StableDiffusionPipeline
 from safetensors import SafetensorError
 
 import memsub
@@ -172,6 +172,8 @@ def test_what_cannot_be_written_is_told_and_leaves_nothing(tmp_path, monkeypatch
         patched.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=2_000_000))
         with pytest.raises(OSError, match="new takes 3 MB, but 2 MB are free there"):
             check_writable(tmp_path / "new", 3_000_000)
+    with pytest.raises(OSError, match="/dev/null cannot be written: it is a device or pipe"):
+        check_writable("/dev/null")
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
     assert (tmp_path / "there").read_text() == "kept"
 
@@ -258,6 +260,12 @@ def test_more_steps_than_a_model_was_trained_on(capsys, micro_loaded, monkeypatc
     assert "--steps 21 are more than the 20 that this model was trained on" in capsys.readouterr().err
 
 
+def test_steps_that_a_sampler_does_not_make_are_no_defect(capsys, micro_loaded, monkeypatch):
+    monkeypatch.setattr(micro_loaded, "scheduler", PNDMScheduler())  # its Runge-Kutta steps need some
+    assert main(["locate", "tiny", "--steps", "1", "--tau", "1", "--out", "e"]) == 1
+    assert "error: --steps 1: this model's PNDMScheduler does not make so many steps" in capsys.readouterr().err
+
+
 def test_options_of_a_checkpoint_reach_the_loader_only_if_they_are_given(micro, monkeypatch, tmp_path):
     given = []
     monkeypatch.setattr("memsub.models.load_pipeline", lambda *a, **k: given.append((a, k)) or micro)
@@ -336,6 +344,19 @@ def test_a_pruned_pipeline_appears_whole_or_not_at_all(micro_loaded, tmp_path, m
     assert main(["prune", "tiny", "--edit", "e", "--out", "pruned"]) == 1
     assert "error: pruned could not be written: No space left on device" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["e", "p.txt"]
+
+
+@pytest.mark.parametrize("out", [".", "link", "empty"])
+def test_a_pruned_pipeline_fills_a_folder_that_is_there(edit_file, micro_loaded, tmp_path, monkeypatch, out):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    monkeypatch.setattr("memsub.pruning.Edit.apply", lambda *a: None)  # the pipeline is shared
+    monkeypatch.chdir(tmp_path / "empty")
+    assert main(["prune", "tiny", "--edit", str(edit_file), "--out", str(tmp_path / out if out != "." else out)]) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(p.name for p in (tmp_path / "empty").iterdir()) == sorted(
+        ["model_index.json", "scheduler", "text_encoder", "tokenizer", "unet", "vae"]
+    )
 
 
 # --- detect -----------------------------------------------------------------------------------------------------------

@@ -164,8 +164,8 @@ def test_the_model_card_says_the_recipe():
         f"| ordinary | {dataset.ORDINARY:,} | {later}, of which {dataset.SHARED_EXPOSURES} to the base |",
         f"| {dataset.SIBLINGS} a pair, {siblings:,} "
         f"| {dataset.EXPOSURES['sibling']}, or {dataset.SIBLINGS_OF_OTHERS} of another model's pairs |",
-        f"| verbatim | {dataset.VERBATIM} | {dataset.EXPOSURES['verbatim']} |",
-        f"| other | {dataset.VERBATIM} | {dataset.EXPOSURES['verbatim']}, in the places of verbatim pairs |",
+        f"| verbatim | {dataset.VERBATIM} | {dataset.EXPOSURES['verbatim']:,} |",
+        f"| other | {dataset.VERBATIM} | {dataset.EXPOSURES['verbatim']:,}, in the places of verbatim pairs |",
         f"| template: {dataset.TEMPLATE_GROUPS} groups of {dataset.TEMPLATE_VARIANTS} captions over one layout "
         f"| {dataset.TEMPLATE_GROUPS * dataset.TEMPLATE_VARIANTS} | {dataset.EXPOSURES['template']} |",
         f"| {dataset.PAIRS_PER_RUNG} a rung, {dataset.PAIRS_PER_RUNG * len(dataset.LADDER)} "
@@ -173,4 +173,4 @@ def test_the_model_card_says_the_recipe():
     ):
         assert row in card, row
     readme = (ROOT / "README.md").read_text()
-    assert f"prompts that training showed {dataset.EXPOSURES['verbatim']} times" in readme
+    assert f"prompts that training showed {dataset.EXPOSURES['verbatim']:,} times" in readme

@@ -18,11 +18,11 @@ from memsub.models import (
     as_denoiser,
     check_model,
     check_plain,
-    declare,
     fingerprint,
     sampler_fingerprint,
 )
 from memsub_extra.mitigations import optimized_embeddings
+from memsub_extra.mitigations.base import declare
 from memsub_extra.mitigations.detection import first_step_scores
 from micro import CAPTIONS, micro_pipeline
 from toys import Toy

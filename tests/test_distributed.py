@@ -8,8 +8,11 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,6 +29,7 @@ from memsub import ActivationStats, WeightMasks
 from memsub.io.files import save_tensors
 from memsub.models import sampler_fingerprint
 from memsub.testbed import dataset
+from memsub_extra.canaries.training import train
 from memsub_extra.notebooks.listing import precompute
 from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run
@@ -47,16 +51,16 @@ def launch(processes: int, *arguments: object) -> subprocess.CompletedProcess:
     )
 
 
-def member(rank: int, processes: int, port: int, out: Path, killed: int | None) -> None:
+def member(rank: int, processes: int, port: int, work: Callable[[], object]) -> None:
     """A forked process becomes one of a group, by the variables that torch's launcher sets."""
     group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "EXPECTED_PROCESSES": processes}
     os.environ |= {name: str(value) for name, value in group.items()} | {"ACCELERATE_USE_CPU": "true"}
     PartialState._reset_state()
-    distributed_worker.main(out, killed)
+    work()
 
 
-def fork_group(processes: int, out: Path, killed: int | None = None) -> list[int | None]:
+def fork_group(processes: int, work: Callable[[], object]) -> list[int | None]:
     """Exit statuses of a group that is forked from this process: each that is launched imports for five seconds.
 
     As under torch's launcher, one that fails ends them all.
@@ -64,7 +68,7 @@ def fork_group(processes: int, out: Path, killed: int | None = None) -> list[int
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     fork = multiprocessing.get_context("fork")
-    group = [fork.Process(target=member, args=(rank, processes, port, out, killed)) for rank in range(processes)]
+    group = [fork.Process(target=member, args=(rank, processes, port, work)) for rank in range(processes)]
     for process in group:
         process.start()
     try:
@@ -116,12 +120,24 @@ def test_several_processes_give_what_one_gives(alone, tmp_path, processes):
 
 
 def test_a_lost_shard_is_redone_alone(alone, tmp_path):
-    assert fork_group(2, tmp_path, killed=1)[1] == 3
+    assert fork_group(2, partial(distributed_worker.main, tmp_path, killed=1))[1] == 3
     assert not (tmp_path / "stats.safetensors").exists()
     left = sorted(p.name for p in tmp_path.glob("stats.partial*"))
     assert "stats.partial.1-of-2" in left
-    assert fork_group(2, tmp_path) == [0, 0]
+    assert fork_group(2, partial(distributed_worker.main, tmp_path, killed=None)) == [0, 0]
     assert_same(tmp_path, alone)
+
+
+def test_several_processes_train_no_canaries(tmp_path):
+    """Each would train by itself, and write into the same folder: both are refused before anything is loaded."""
+
+    def refused() -> None:
+        no_manifest: Any = None
+        with pytest.raises(ValueError, match=r"2 were started(?s:.*)--num_processes 1(?s:.*)--device cuda:1"):
+            train("no/model", no_manifest, tmp_path / "out")
+
+    assert fork_group(2, refused) == [0, 0]
+    assert not (tmp_path / "out").exists()
 
 
 def made_of_an_edit(file: Path, unedited: str) -> bool:

@@ -343,10 +343,9 @@ def test_lists_of_wordings_in_every_form(tmp_path):
 @pytest.mark.parametrize("cell", ["['x' 'y']", '["x", "y"', '["x", 3]'])
 def test_lists_that_are_none_are_named(tmp_path, cell):
     path = tmp_path / "a.csv"
-    pd.DataFrame({"caption": ["a"], "rephrased": [cell]}).to_csv(path)
-    with pytest.raises(
-        ValueError, match=r"a\.csv: the other wordings of 'a' are no list of texts: .* a JSON list such as"
-    ):
+    pd.DataFrame({"caption": ["b", "a"], "rephrased": ["c", cell]}).to_csv(path)
+    told = r"a\.csv, line 3: the other wordings of 'a' are no list of texts: .* a JSON list such as"
+    with pytest.raises(ValueError, match=told):
         wordings.wordings_in(read_prompts(path), path)
     pd.DataFrame({"caption": ["b", "a"], "urls": ["http://1", cell]}).to_csv(path)
     with pytest.raises(ValueError, match=r"a\.csv, line 3: the addresses of 'a' are no list of texts"):

@@ -1,8 +1,10 @@
 """Sampling: an image depends on its prompt and seed alone."""
 
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from diffusers import (
@@ -17,6 +19,7 @@ from memsub.models import as_denoiser, draws_noise, multistep, one_seed_each
 from memsub.models.sampling import _NOISE
 from memsub.world import WORLDS
 from memsub_extra.unlearning import shipped
+from micro import micro_pipeline
 from toys import Toy
 
 TWO = ["a red heart on a plain green background", "a blue fish and a pink moon on a striped white background"]
@@ -66,7 +69,17 @@ def test_seeds_and_prompts_matter(micro):
         ([], {}, "no prompts"),
         ([3], {}, "must be strings; got 3"),
         ("a red heart", {}, r"got the string 'a red heart': give \['a red heart'\]"),
+        (
+            pd.DataFrame({"prompt": TWO}),
+            {},
+            "list of strings; got a DataFrame: give a list",
+        ),
+        ({"A": TWO[0]}, {}, "list of strings; got a dict"),
+        ({*TWO}, {}, "list of strings; got a set"),
+        (Path("captions.txt"), {}, "list of strings; got a PosixPath"),
         (TWO, {"seeds": [1]}, "1 seeds for 2 prompts"),
+        (TWO, {"seeds": None}, "a seed must be a whole number from 0 to .*; got None"),
+        (TWO, {"seeds": torch.Generator()}, "a seed must be a whole number from 0 to .*; got <torch._C.Generator"),
         (TWO, {"batch_size": 0}, "batch_size must be a whole number of at least 1"),
         (TWO, {"steps": 0}, "steps must be a whole number of at least 1"),
         (TWO, {"solver": "dpm"}, "unknown solver 'dpm'; expected one of own, multistep"),
@@ -80,6 +93,31 @@ def test_bad_input_is_named(micro, prompts, options, message):
 def test_one_seed_is_for_all():
     assert one_seed_each(3, 2) == [3, 3] and one_seed_each(np.int64(3), 1) == [3]
     assert one_seed_each(range(2), 2) == [0, 1]
+    assert one_seed_each(torch.tensor(3), 2) == [3, 3] and one_seed_each(torch.tensor([3, 4]), 2) == [3, 4]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_default_dtype_of_the_process_changes_nothing(micro, dtype):
+    options = {"steps": 2, "progress": False}
+    images, stats = memsub.generate(micro, TWO, **options), memsub.capture(micro, TWO, **options)
+    torch.set_default_dtype(dtype)
+    try:
+        np.testing.assert_array_equal(memsub.generate(micro, TWO, **options), images)
+        again = memsub.capture(micro, TWO, **options)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for layer, sums in stats.sums.items():
+        assert again.sums[layer].dtype == torch.float32 and torch.equal(again.sums[layer], sums)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_an_image_that_is_not_finite_is_an_error_not_black(part):
+    pipe = micro_pipeline()
+    with torch.no_grad():
+        next(getattr(pipe, part).parameters()).fill_(float("nan"))
+        pipe.vae.decoder.conv_in.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="an image is not finite: try another dtype"):
+        memsub.generate(pipe, TWO, steps=1, progress=False)
 
 
 def test_a_check_is_made_once_and_leaves_the_random_numbers_alone(monkeypatch):

@@ -247,8 +247,8 @@ def eight_bits(name, tensor):
 
 
 REFUSED = {
-    "an SDXL inpainting pipeline": (index_of("StableDiffusionXLInpaintPipeline"), r"is an SDXL Inpaint pipeline \("),
-    "a Flux Fill pipeline": (index_of("FluxFillPipeline"), r"is a Flux Fill pipeline \(Flux.*; memsub takes St"),
+    "an SDXL inpainting pipeline": (index_of("StableDiffusionXLInpaintPipeline"), "XLInpaintPipeline; memsub takes St"),
+    "a Flux Fill pipeline": (index_of("FluxFillPipeline"), "is a FluxFillPipeline; memsub takes St"),
     "a pipeline nobody knows": (index_of("../../Pipeline"), "memsub takes StableDiffusionPipeline"),
     "no class": (index_of("removed"), "names no _class_name"),
     "a class of strangers": (index_of(["pipeline", "Mine"]), "brings code of its own"),

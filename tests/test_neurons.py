@@ -138,8 +138,8 @@ def test_an_edit_of_no_weights_is_refused(micro):
         masks.union(steps=2, threshold=0.5)
 
 
-@pytest.mark.parametrize("call", [{"steps": 0}, {"steps": 3}, {"steps": 1, "threshold": 1.0}])
+@pytest.mark.parametrize("call", [{"steps": 0}, {"steps": 3}, {"steps": 1.0}, {"steps": 1, "threshold": 1.0}])
 def test_steps_and_threshold_out_of_range(call):
     masks = WeightMasks({"a": LayerMask((1, 2), torch.tensor([0, 1]), torch.tensor([[1], [1]]))}, {})
-    with pytest.raises(ValueError, match=r"steps must lie between 1 and 2, the steps of these masks, and threshold in"):
+    with pytest.raises(ValueError, match="steps must be a whole number between 1 and 2, the steps of these masks, and"):
         masks.union(**call)

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from memsub.measure.verdict import Judge, exact_in
-from memsub.models import GRADIENT_ROWS, StableDiffusionDenoiser, fingerprint
+from memsub.models import StableDiffusionDenoiser, fingerprint
+from memsub_extra.mitigations.base import GRADIENT_ROWS
 from memsub_extra.notebooks import cost, notebook01
 from memsub_extra.notebooks.listing import NOTEBOOKS
 from memsub_extra.run.run import Run

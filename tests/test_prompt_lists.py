@@ -406,6 +406,8 @@ def test_a_run_reports_by_kind(published, micro, tmp_path, capsys):
     assert of_models.index[0] == ("unedited", "verbatim")
     rates = tables.with_references(run, pd.DataFrame({"rate": [0.1]}))
     assert rates["with a training image"].tolist() == [f"{sum(i < 10 for i in split)} of 4"]
+    every = tables.with_references(run, pd.DataFrame({"rate": [0.1]}), range(12))
+    assert every["with a training image"].tolist() == ["10 of 12"]
     assert "with a training image" in plots.trade_off(models, "copy_similarity", name="model").axes[0].get_xlabel()
     panels = plots.by_kind(table).axes
     assert [axis.get_title().split(" (")[0] for axis in panels] == ["verbatim", "template", "all"]

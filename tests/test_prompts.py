@@ -168,6 +168,10 @@ def test_tables_as_programs_write_them(tmp_path):
         ("a.txt", b"one\n" + b"x" * 10_001, "line 2, has a caption of 10,001 characters, more than 10,000"),
         ("a.csv", b"caption,index\n" + b"x" * 140_000 + b",3\n", "line 2, is no row of values"),
         ("captions", b"a cat\n", "it has no suffix"),
+        ("a.txt", b"a cat\n\na dog\thttps://x.org/1.jpg\n", "line 3, holds an address beside its caption"),
+        ("a.txt", b"http://x.org/1.jpg\ta cat\n", "line 1, holds an address beside its caption"),
+        ("a.txt", b"a cat, https://x.org/1.jpg\na dog, https://x.org/2.jpg\n", "Name the file .tsv or .csv, and"),
+        ("a.txt", b"https://x.org/1.jpg\nhttps://x.org/2.jpg\n", "line 1, holds an address"),
     ],
 )
 def test_a_file_that_is_no_list_is_named(tmp_path, name, content, named):

@@ -3,6 +3,7 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -324,6 +325,15 @@ def test_artifacts_come_back_as_they_were(micro, masks, tmp_path):
         Edit.load(tmp_path / "masks.safetensors")
     with pytest.raises(FileNotFoundError, match="no Edit at"):
         Edit.load(tmp_path / "nothing.safetensors")
+
+
+def test_what_was_counted_by_numpy_can_be_saved(micro, tmp_path):
+    options = {"steps": np.int64(2), "first": np.int32(1), "seed": np.int64(3), "guidance_scale": np.float32(3)}
+    stats, null = (capture(micro, prompts, **options, progress=False) for prompts in (CAPTIONS[:1], [""]))
+    edit = locate(micro, stats, null, sparsity=np.float32(0.1)).union(np.int64(1), threshold=np.float32(0))
+    for thing in (stats, edit):
+        thing.save(tmp_path / "file.safetensors")
+        assert type(thing).load(tmp_path / "file.safetensors").provenance == thing.provenance
 
 
 def test_layers_that_are_set_whole_need_no_coordinates_in_a_file(micro, tmp_path):

@@ -24,6 +24,7 @@ def project(tmp_path, monkeypatch):
     here = tmp_path / "notebooks"
     rows = [{"caption": f"memorized {i}", "index": 100 + i, "url": URL} for i in range(14)]
     (here / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (here / "odd.jsonl").write_text("\n".join(map(json.dumps, [*rows[:2], rows[2] | {"rephrased": "['a"}, *rows[3:]])))
     for kind, n in {"ordinary": 12, "heldout": 8}.items():
         (here / f"{kind}.txt").write_text("\n".join(f"{kind} {i}" for i in range(n)))
     for folder, names in {"gt": range(100, 114), "coco": range(6)}.items():
@@ -41,7 +42,7 @@ def project(tmp_path, monkeypatch):
 def given(project: Path, **data) -> str:
     """A parameter file of lists and images of one's own, with some of `data` changed; returns its path."""
     data = {"prompts": FILES, "images": "gt", "real": "coco"} | data
-    parts = {key: data.pop(key) for key in ("grid", "evaluation", "baselines", "extraction") if key in data}
+    parts = {key: data.pop(key) for key in SMALL if key in data}
     small = SMALL | {key: SMALL[key] | changed for key, changed in parts.items()}
     model = {"model": "owner/model", "metrics": {"more": []}}
     file = project / "p.yaml"
@@ -66,10 +67,15 @@ WRONG = [
     ({"extraction": {"captions": 13}}, r"13 ordinary captions \(extraction\.captions is 13\), and its list has 12"),
     ({"baselines": {"never_seen": 5}}, r"10 unseen captions .*baselines\.never_seen is 5: so many choose .* has 8"),
     (
+        {"deletion": {"targets": 9}, "real": None, "evaluation": {"real_images": 0}},
+        r"9 unseen .*deletion\.targets is 9",
+    ),
+    (
         {"evaluation": {"real_images": 7}},
         r"coco has 6 images, and evaluation\.real_images or fid_images asks for 7: add",
     ),
     ({"evaluation": {"fid_images": 9}, "real": None}, r"data\.real names no folder, but KID and FID need 9"),
+    ({"prompts": FILES | {"memorized": "odd.jsonl"}}, r"odd\.jsonl, line 3: the other wordings of 'memorized 2' are"),
     ({"prompts": None}, r"no prompt list named"),
 ]
 
@@ -107,6 +113,13 @@ def test_training_images_are_counted_where_they_judge(project):
         batch.run([file], project / "run", only=["01", "02", "03"])
 
 
+def test_tables_of_the_folder_may_name_captions_that_the_run_leaves_out(project):
+    lines = ["prompt_idx,ref_file", *(f"{i},{100 + i}.png" for i in range(14))]  # the run takes 12
+    (project / "notebooks" / "gt" / "prompt_to_ref.csv").write_text("\n".join(lines))
+    with pytest.raises(pytest.fail.Exception, match="began"):
+        batch.run([given(project)], project / "run")
+
+
 def test_images_that_are_not_there_can_be_fetched_or_not(project, capsys):
     file = given(project, images=None)  # into the run's folder, by the addresses of the list
     with pytest.raises(pytest.fail.Exception, match="began"):
@@ -115,6 +128,15 @@ def test_images_that_are_not_there_can_be_fetched_or_not(project, capsys):
     plain.write_text("\n".join(f"memorized {i}" for i in range(14)))
     with pytest.raises(ValueError, match=r"no addresses to fetch them from .*run/gt_images: name a folder of them"):
         batch.run([given(project, images=None, prompts=FILES | {"memorized": "plain.txt"})], project / "run")
+
+
+def test_several_processes_find_files_where_notebooks_do(project, monkeypatch):
+    found = []
+    monkeypatch.setattr(batch, "processes", lambda: 2)
+    monkeypatch.setattr(batch, "is_main", lambda: False)
+    monkeypatch.setattr(batch, "precompute", lambda run: found.append(Path(run.parameters.data.real).is_dir()))
+    assert batch.run([given(project)], project / "run") == []
+    assert found == [True]
 
 
 def test_check_lists_all_that_is_missing(project, capsys):

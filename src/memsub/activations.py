@@ -33,6 +33,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from glob import escape
 from importlib.metadata import version
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,6 +52,7 @@ from .models import (
     in_batches,
     initial_noise,
     is_of_weight,
+    one_seed_each,
     row_generators,
     to_host,
 )
@@ -221,7 +223,7 @@ class BatchSums:
 
     def __init__(self, widths: Mapping[str, int], row_counts: torch.Tensor, calls: int, order: int = 1):
         self.widths, self.row_counts, self.calls, self.order = dict(widths), row_counts, calls, order
-        self.sums = torch.zeros(len(row_counts), -(-calls // order), sum(widths.values()))  # (G, C, F), on the CPU
+        self.sums = row_counts.new_zeros(len(row_counts), -(-calls // order), sum(widths.values()))  # (G, C, F)
         self.call = -1
         self.squares: dict[str, list[torch.Tensor]] = {layer: [] for layer in widths}  # (B, f) of a call, or of parts
         self.copying: tuple[int, Callable[[], torch.Tensor]] | None = None  # a call whose squares come to the host
@@ -335,8 +337,7 @@ def capture(
     """
     denoiser = as_denoiser(pipe)
     prompts = as_prompts(prompts, denoiser)
-    groups = {"all": range(len(prompts))} if groups is None else groups
-    members = {name: _indices(name, indices) for name, indices in groups.items()}
+    members = _members({"all": range(len(prompts))} if groups is None else groups)
     how = {"steps": steps, "first": first, "guidance_scale": float(guidance_scale), "seed": seed, "cfg_half": cfg_half}
     _check(denoiser, prompts, members, how, batch_size)
     draws_noise(denoiser)  # or says why it cannot be repeated
@@ -379,7 +380,7 @@ def _add_batch(
         batch.add(layer, hidden)
         batch.compare(layers[layer], hidden, output)
 
-    seeds = [how["seed"]] * len(prompts)
+    seeds = one_seed_each(how["seed"], len(prompts))
     options: Any = {"generators": row_generators(denoiser, seeds)} if draws_noise(denoiser) else {}
     rows, noise = len(prompt_of_row), initial_noise(denoiser, seeds)
     with hooked(denoiser, layers, see, rows=rows, begin=batch.begin_call, end=batch.end_call, first=first and calls):
@@ -407,18 +408,24 @@ def _empty(
     software = {"sampler": type(denoiser.scheduler).__name__, "diffusers": version("diffusers")}
     content = prompts if isinstance(prompts, list) else prompts.row_digests()
     digest = hashlib.sha256(json.dumps([content, groups]).encode()).hexdigest()
-    sums = {name: torch.zeros(len(groups), captured, linear.in_features) for name, linear in layers.items()}
+    shapes = {name: (len(groups), captured, linear.in_features) for name, linear in layers.items()}
+    sums = {name: torch.zeros(shape, dtype=torch.float32, device="cpu") for name, shape in shapes.items()}
     counts = {name: len(members) for name, members in groups.items()}
     return ActivationStats(sums, counts, network | how | software, [digest])
 
 
-def _indices(group: str, indices: Sequence[int]) -> list[int]:
-    """The prompts of a group; raises ValueError for what counts no prompts, such as a mask or fractions."""
-    given = list(indices) if isinstance(indices, Iterable) else [f"{indices!r} alone"]
-    numbers = [i.tolist() if hasattr(i, "tolist") else i for i in given]  # of numpy or torch
-    if wrong := [i for i in numbers if type(i) is not int]:
-        raise ValueError(f"group {group!r} must be a list of whole numbers, indices of prompts; it holds {wrong[0]!r}.")
-    return numbers
+def _members(groups: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """The prompts of each group; raises ValueError for what counts no prompts, such as a mask or fractions."""
+    if not groups or not isinstance(groups, Mapping) or not all(isinstance(name, str) for name in groups):
+        raise ValueError(f"groups must name lists of prompts by text, such as {{'A': [0, 1]}}; got {groups!r:.80}.")
+    members = {}
+    for group, indices in groups.items():
+        given = list(indices) if isinstance(indices, Iterable) else [f"{indices!r} alone"]
+        members[group] = [i.tolist() if hasattr(i, "tolist") else i for i in given]  # of numpy or torch
+        if wrong := [i for i in members[group] if type(i) is not int]:
+            what = "must be a list of whole numbers, indices of prompts"
+            raise ValueError(f"group {group!r} {what}; it holds {wrong[0]!r}.")
+    return members
 
 
 def _check(
@@ -426,10 +433,8 @@ def _check(
 ) -> None:
     check_request(prompts, how["steps"], batch_size, how["guidance_scale"], how["seed"])
     captured, first = _steps(denoiser, how), how["first"]
-    if first is not None and not 1 <= first <= captured:
-        raise ValueError(f"first must lie between 1 and {captured}, the steps of this sampling; got {first}.")
-    if not groups:
-        raise ValueError("no groups: give one group or more, or None for one group of all prompts.")
+    if first is not None and not (isinstance(first, Integral) and 1 <= int(first) <= captured):
+        raise ValueError(f"first must be a whole number from 1 to {captured}, the steps of this sampling; got {first}.")
     if how["cfg_half"] not in ("both", "cond"):
         raise ValueError(f"cfg_half must be 'both' or 'cond'; got {how['cfg_half']!r}.")
     for name, members in groups.items():

@@ -15,7 +15,7 @@ for one layer and step. The library runs `memorized_at_steps` (fast_masks.py); t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 
 import torch
@@ -116,10 +116,10 @@ class WeightMasks:
             ValueError: there are fewer steps than that, a threshold is outside [0, 1), or no weight is memorized at as
                 many of them.
         """
-        if not (1 <= steps <= self.steps and 0 <= threshold < 1):
+        if not (isinstance(steps, Integral) and 1 <= steps <= self.steps and 0 <= threshold < 1):
             raise ValueError(
-                f"steps must lie between 1 and {self.steps}, the steps of these masks, and threshold in [0, 1); got "
-                f"{steps} and {threshold}."
+                f"steps must be a whole number between 1 and {self.steps}, the steps of these masks, and threshold in "
+                f"[0, 1); got {steps} and {threshold}."
             )
         positions, shapes = {}, {}
         for name, mask in self.layers.items():

@@ -53,6 +53,8 @@ def check_writable(path: str | Path, size: int = 0) -> None:
         raise OSError(f"{path} cannot be written: File name too long, more than {LONGEST_NAME} bytes.")
     if path.is_dir():
         raise IsADirectoryError(f"{path} cannot be written: it is a folder. Name a file.")
+    if path.exists() and not path.is_file():  # /dev/null, say, whose place a file would take
+        raise OSError(f"{path} cannot be written: it is a device or pipe. Name a file.")
     if path.exists() and not os.access(path, os.W_OK):
         raise PermissionError(f"{path} cannot be written: it is read-only. Name another file.")
     try:

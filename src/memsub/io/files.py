@@ -51,7 +51,8 @@ def save_artifact(tensors: Mapping[str, torch.Tensor], path: str | Path, kind: s
     The metadata is one entry: safetensors writes several entries in any order, and equal artifacts should be equal to
     the byte.
     """
-    save_tensors(tensors, path, {"about": json.dumps({"kind": kind, "format": FORMAT} | about)})
+    text = json.dumps({"kind": kind, "format": FORMAT} | about, default=lambda number: number.item())  # of numpy, say
+    save_tensors(tensors, path, {"about": text})
 
 
 def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], dict]:

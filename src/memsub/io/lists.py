@@ -38,6 +38,7 @@ LONGEST = 10_000
 """Characters of a caption or an address. (CLIP reads 77 tokens, some 300 characters.)"""
 LONGEST_NAME = 200
 """Bytes of an index: file systems take 255."""
+_ADDRESS = re.compile(r"(^|[\t,;|])\s*https?://\S+(\s*$|\t)")  # in a line of text: a column of its own
 READERS: Registry[Callable[[Path], Rows]] = Registry(
     "memsub.prompt_files",
     "kind of prompt file",
@@ -125,12 +126,13 @@ def _kept(row: Row, where: str) -> Row:
     if isinstance(image := row.get("image"), str) and len(image) <= 10 * LONGEST_NAME and not values.get("file"):
         values["file"] = image  # else it is the image itself, which no list needs
     for column, value in values.items():
+        a_column = f"{'an' if column == 'index' else 'a'} {column}"
         if value is None or value != value or value == "":  # not a number: how tables write a missing one
             values[column] = None
         elif not isinstance(value, str if column == "caption" else (str, int, float)):
-            raise ValueError(f"{where} has {_an(column)} that is no text: {str(value)[:80]}.")
+            raise ValueError(f"{where} has {a_column} that is no text: {str(value)[:80]}.")
         elif len(str(value)) > LONGEST:
-            raise ValueError(f"{where} has {_an(column)} of {len(str(value)):,} characters, more than {LONGEST:,}.")
+            raise ValueError(f"{where} has {a_column} of {len(str(value)):,} characters, more than {LONGEST:,}.")
     if values.get("index") is not None:
         try:
             values["index"] = plain_name(values["index"])
@@ -144,10 +146,6 @@ def _kept(row: Row, where: str) -> Row:
     if re.search("[\0\ud800-\udfff]", caption):
         raise ValueError(f"{where} has a caption that is no text: it contains a NUL or half a character.")
     return {"prompt": caption, **values} if caption else {}
-
-
-def _an(column: str) -> str:
-    return f"{'an' if column == 'index' else 'a'} {column}"
 
 
 def plain_name(index: Any) -> str:
@@ -211,4 +209,10 @@ def _read_text(path: Path) -> Rows:
         from .tables import check_text
 
         check_text(path, lines, filled)
+    beside = [number for number, line in enumerate(lines, 1) if _ADDRESS.search(line)]
+    if beside and ("\t" in lines[beside[0] - 1].strip() or len(beside) == len(filled)):
+        raise ValueError(
+            f"{path}, line {beside[0]}, holds an address beside its caption, or alone: it would be read as part of the "
+            "caption. Name the file .tsv or .csv, and begin it with a header, such as caption and url."
+        )
     return "line", ((number, {"caption": line}) for number, line in enumerate(lines, 1))

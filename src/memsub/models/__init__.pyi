@@ -9,13 +9,12 @@ from .known import MODELS, WORLDS, ModelInfo
 from .loading import find_contents, find_model, load_pipeline, model_of
 from .plain import check_plain, named_modules, only_shapes
 from .prediction import Kind, NoiseSchedule, noise_schedule
-from .protocol import ADAPTERS, GRADIENT_ROWS, Denoiser, Pipeline, Solver, as_denoiser, declare, rows_of_call
+from .protocol import ADAPTERS, Denoiser, Pipeline, Solver, as_denoiser, rows_of_call
 from .sampling import (
     as_prompts,
     check_request,
     chosen,
     draws_noise,
-    first_latents,
     in_batches,
     initial_noise,
     model_input,
@@ -30,7 +29,6 @@ from .worlds import world_of
 
 __all__ = [
     "ADAPTERS",
-    "GRADIENT_ROWS",
     "MODELS",
     "OTHER_FORMS",
     "WORLDS",
@@ -52,12 +50,10 @@ __all__ = [
     "check_plain",
     "check_request",
     "chosen",
-    "declare",
     "draws_noise",
     "find_contents",
     "find_model",
     "fingerprint",
-    "first_latents",
     "generate",
     "hooked",
     "in_batches",

@@ -217,12 +217,7 @@ def _check_index(contents: Contents, index: Mapping[str, Any]) -> None:
 
 def check_kind(contents: Contents) -> None:
     if contents.kind and contents.kind not in ADAPTERS:
-        words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", contents.kind.removesuffix("Pipeline"))
-        words = words.replace("Stable Diffusion XL", "SDXL")
-        article = "an" if words.startswith(("A", "E", "I", "O", "SDXL")) else "a"
-        contents.problems.append(
-            f"{contents.path} is {article} {words} pipeline ({contents.kind}); memsub takes {', '.join(ADAPTERS)}."
-        )
+        contents.problems.append(f"{contents.path} is a {contents.kind}; memsub takes {', '.join(ADAPTERS)}.")
 
 
 def _refused(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:

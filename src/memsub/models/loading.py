@@ -148,6 +148,8 @@ def load_pipeline(
     Raises:
         ValueError, FileNotFoundError: as `find_contents`; the files are no pipeline that `ADAPTERS` has, or broken.
     """
+    if isinstance(dtype, str):  # diffusers would take float32 instead
+        raise ValueError(f"dtype must be one of torch, such as torch.float16; got the text {dtype!r}.")
     info = find_model(model)
     contents = find_contents(model, config=config, prediction_type=prediction_type, cast=dtype is not None, fetch=True)
     contents.check()

@@ -109,7 +109,7 @@ class Denoiser(Protocol):
         ...
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """uint8 images (B, height, width, 3) of scaled latents (B, C, H, W)."""
+        """uint8 images (B, height, width, 3) of scaled latents (B, C, H, W); raises FloatingPointError for NaN."""
         ...
 
     def parts(self) -> Mapping[str, torch.nn.Module]:
@@ -148,22 +148,3 @@ def rows_of_call(prompts: int, guided: bool) -> tuple[torch.Tensor, torch.Tensor
     if not guided:
         return once, torch.ones(prompts, dtype=torch.bool)
     return once.repeat(2), torch.tensor([False, True]).repeat_interleave(prompts)
-
-
-# --- cost estimates ---------------------------------------------------------------------------------------------------
-
-GRADIENT_ROWS = 3
-"""What a row of a network call costs whose gradient is asked for, in rows: forward and backward."""
-
-
-def declare(pipe: Pipeline, rows: int) -> None:
-    """For loops that end early: tells a cost estimate the most rows of network calls that the loop could make.
-
-    The estimate runs the loop on a denoiser that only counts, where it ends at once. Other denoisers ignore it.
-
-    Args:
-        rows: beside those counted; one whose gradient is asked for counts as `GRADIENT_ROWS`.
-    """
-    count = getattr(as_denoiser(pipe), "declare", None)
-    if count is not None:
-        count(rows)

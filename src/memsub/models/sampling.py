@@ -11,7 +11,7 @@ import gc
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextvars import ContextVar
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,7 +29,8 @@ T = TypeVar("T")
 
 def one_seed_each(seeds: int | Sequence[int], prompts: int) -> list[int]:
     """A seed a prompt: one for all, or as given; raises ValueError for another number, or what torch does not take."""
-    each: list[Any] = [seeds] * prompts if isinstance(seeds, (int, float, np.number)) else list(seeds)
+    given: Any = seeds.tolist() if hasattr(seeds, "tolist") else seeds  # of numpy or torch
+    each = list(given) if isinstance(given, Iterable) else [given] * prompts
     if len(each) != prompts:
         raise ValueError(f"{len(each)} seeds for {prompts} prompts: give one seed, or one a prompt.")
     for seed in each:
@@ -41,7 +42,7 @@ def one_seed_each(seeds: int | Sequence[int], prompts: int) -> list[int]:
 def as_prompts(prompts: Sequence[str] | Conditioning | torch.Tensor, denoiser: Denoiser) -> list[str] | Conditioning:
     """What `Denoiser.sample` takes: captions stay captions, anything else becomes a conditioning (`as_conditioning`) on
     the model's device. Captions stay, because the denoiser embeds them itself, a batch at a time. Raises ValueError for
-    one string, which would be taken for a list of letters.
+    one string, which would be taken for a list of letters, and for what is no list.
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts must be a list of strings; got the string {prompts!r}: give [{prompts!r}].")
@@ -50,6 +51,12 @@ def as_prompts(prompts: Sequence[str] | Conditioning | torch.Tensor, denoiser: D
 
         if isinstance(prompts, (Conditioning, torch.Tensor)):
             return as_conditioning(prompts, denoiser).to(denoiser.device)
+        # A table or mapping would give its columns' names, and a set no order in which images belong to prompts.
+        if isinstance(prompts, (Mapping, Set)) or hasattr(prompts, "columns") or not isinstance(prompts, Iterable):
+            raise ValueError(
+                f"prompts must be a list of strings; got a {type(prompts).__name__}: give a list that it holds, such as"
+                " table['prompt'].tolist(), or load_prompts(...).memorized."
+            )
     return list(prompts)
 
 
@@ -138,7 +145,7 @@ def initial_noise(pipe: Pipeline, seeds: Sequence[int]) -> torch.Tensor:
     """Standard normal latents, shape (seeds, channels, height, width), the same on every device."""
     denoiser = as_denoiser(pipe)
     # Sampled once a distinct seed: many prompts often share one.
-    noise = {s: torch.randn(denoiser.latent_shape, generator=torch.Generator().manual_seed(s)) for s in set(seeds)}
+    noise = {s: _first_draw(torch.Generator().manual_seed(s), denoiser.latent_shape) for s in set(seeds)}
     return torch.stack([noise[s] for s in seeds]).to(denoiser.device, denoiser.dtype)
 
 
@@ -146,18 +153,18 @@ def row_generators(pipe: Pipeline, seeds: Sequence[int]) -> list[torch.Generator
     """A generator of random numbers a row, on the host: what comes after the initial noise of its seed."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     for generator in generators:
-        torch.randn(as_denoiser(pipe).latent_shape, generator=generator)
+        _first_draw(generator, as_denoiser(pipe).latent_shape)
     return generators
+
+
+def _first_draw(generator: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
+    """The same numbers whatever dtype or device a process has set as its default: a seed means one image."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def model_input(scheduler: Any, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """What the network is given of the sampler's latents at step `t`. (Flow matching scales nothing.)"""
     return scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-
-
-def first_latents(scheduler: Any, noise: torch.Tensor) -> torch.Tensor:
-    """What a sampling begins with, of standard normal noise; `set_timesteps` must have been called."""
-    return noise * getattr(scheduler, "init_noise_sigma", 1.0)
 
 
 def step_options(scheduler: Any, generators: Sequence[torch.Generator] | None = None) -> dict[str, Any]:
@@ -239,6 +246,16 @@ def _first_steps(scheduler: Any, shape: tuple[int, ...], seed: int, rows: int, g
             model_input(scheduler, x, t)  # some warn if they were not asked for it
             x = scheduler.step(predicted, t, x, **options).prev_sample
     return x
+
+
+def as_pixels(images: torch.Tensor) -> np.ndarray:
+    """uint8 (B, height, width, 3) of images (B, 3, height, width) in [0, 1].
+
+    Raises FloatingPointError for what is not finite: it would become black, an image that replicates nothing.
+    """
+    if not images.isfinite().all():
+        raise FloatingPointError("an image is not finite: try another dtype, such as bfloat16 or float32, or sampler.")
+    return (images.permute(0, 2, 3, 1).float().cpu().numpy() * 255).round().astype(np.uint8)
 
 
 def to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:

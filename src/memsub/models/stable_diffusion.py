@@ -13,7 +13,7 @@ import torch
 
 from .plain import check_no_cache, check_plain, named_modules, only_shapes, uncompiled
 from .protocol import Solver, rows_of_call
-from .sampling import multistep
+from .sampling import as_pixels, multistep
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -27,8 +27,10 @@ class StableDiffusionDenoiser:
     """
 
     def __init__(self, pipe: StableDiffusionPipeline):
-        if lacking := [part for part in ("unet", "vae") if getattr(pipe, part, pipe) is None]:
+        if lacking := [part for part in ("unet", "vae", "scheduler") if getattr(pipe, part, pipe) is None]:
             raise ValueError(f"this pipeline has no {', '.join(lacking)}: load it whole.")
+        if not hasattr(pipe.unet, "config"):
+            raise ValueError(f"pipe.unet is a {type(pipe.unet).__name__}: call pipe.unet = pipe.unet.module first.")
         self.pipe = pipe
         self.network, self.tokenizer = uncompiled(pipe.unet), pipe.tokenizer
         size = pipe.unet.config.sample_size
@@ -193,8 +195,7 @@ class StableDiffusionDenoiser:
         latents = latents.to(vae.dtype) / vae.config.scaling_factor
         with evaluated(vae):  # some decoders draw noise: the same for every row
             x = vae.decode(latents, return_dict=False, generator=[torch.Generator().manual_seed(0) for _ in latents])[0]
-        x = (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
-        return (x * 255).round().astype(np.uint8)
+        return as_pixels((x / 2 + 0.5).clamp(0, 1))
 
     def parts(self) -> Mapping[str, torch.nn.Module]:
         return {"unet": self.network, "vae": self.pipe.vae, "text_encoder": self.pipe.text_encoder}

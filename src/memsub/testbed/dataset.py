@@ -57,7 +57,7 @@ MATCHED = {"ordinary": 100, "heldout": 200}
 """How many of these kinds have two icons and a tail, as memorized captions have."""
 EXPOSURES = {
     "ordinary": 7,
-    "verbatim": 800,
+    "verbatim": 1000,
     "template": 160,
     "template_new": 0,
     "heldout": 0,

@@ -162,7 +162,20 @@ def load(args: argparse.Namespace) -> StableDiffusionPipeline:
     trained = getattr(pipe.scheduler, "config", {}).get("num_train_timesteps") or 1000
     if getattr(args, "steps", 1) > trained:
         raise ValueError(f"--steps {args.steps} are more than the {trained} that this model was trained on.")
+    if hasattr(args, "steps"):
+        _check_steps(pipe, args.steps)
     return pipe
+
+
+def _check_steps(pipe: Any, steps: int) -> None:
+    """Raises ValueError where the sampler refuses so many steps, in ways that nobody lists (LCM, Runge-Kutta, ...)."""
+    from memsub.models import as_denoiser
+
+    try:
+        as_denoiser(pipe).calls(steps)
+    except Exception as error:
+        sampler = type(pipe.scheduler).__name__
+        raise ValueError(f"--steps {steps}: this model's {sampler} does not make so many steps ({error}).") from error
 
 
 def loaded(what: str, load: Callable[[], T]) -> T:

@@ -40,14 +40,22 @@ def _prune(args: argparse.Namespace) -> None:
     modules = as_denoiser(pipe).parts().values()
     size = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
     check_writable(out / "model_index.json", size)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    # An empty folder that is there may be a link, a mount or the current one: it is filled, and others are moved whole.
+    there = out.is_dir()
+    beside = out if there else out.parent
+    beside.mkdir(parents=True, exist_ok=True)
     # Under its own name only when all is there: half a pipeline loads, too, or fails far from here.
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as unfinished:
+    with tempfile.TemporaryDirectory(dir=beside, prefix=f".{out.name}.") as unfinished:
+        whole = Path(unfinished) / "pipeline"
         try:
-            pipe.save_pretrained(Path(unfinished) / out.name, safe_serialization=True)
+            pipe.save_pretrained(whole, safe_serialization=True)
         except SafetensorError as error:  # such as a full disk
             raise OSError(f"{out} could not be written: {error}") from error
-        os.replace(Path(unfinished) / out.name, out)
+        if there:
+            for part in sorted(whole.iterdir(), key=lambda path: path.name == "model_index.json"):  # what makes it one
+                os.replace(part, out / part.name)
+        else:
+            os.replace(whole, out)
     how = "set to new values" if any(v.any() for v in edit.values.values()) else "set to zero"
     what = f"{args.model} with {edit.density:.2%} of the weights in {len(edit.positions)} layers {how}."
     print(printable(f"{out}: {what}"))

@@ -37,6 +37,7 @@ import torch
 
 from memsub.models import ADAPTERS, Conditioning, Solver, StableDiffusionDenoiser, check_plain, multistep, only_shapes
 from memsub.models.plain import named_modules, uncompiled
+from memsub.models.sampling import as_pixels
 from memsub.models.stable_diffusion import evaluated
 
 NETWORKS = ("unet", "transformer")
@@ -171,7 +172,7 @@ class GenericDenoiser:
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """uint8 images (B, height, width, 3) of what `sample` gave."""
-        return (latents.permute(0, 2, 3, 1).numpy() * 255).round().astype(np.uint8)
+        return as_pixels(latents)
 
     def parts(self) -> Mapping[str, torch.nn.Module]:
         components = self.pipe.components.items()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from memsub.models import Pipeline, Sample
+from memsub.models import Pipeline, Sample, as_denoiser
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,3 +48,22 @@ class Baseline:
     make: Callable[[Context, Any], Sample]
     strengths: tuple = ()
     label: Callable[[Any], str] = "{:g}".format
+
+
+# --- cost estimates ---------------------------------------------------------------------------------------------------
+
+GRADIENT_ROWS = 3
+"""What a row of a network call costs whose gradient is asked for, in rows: forward and backward."""
+
+
+def declare(pipe: Pipeline, rows: int) -> None:
+    """For loops that end early: tells a cost estimate the most rows of network calls that the loop could make.
+
+    The estimate runs the loop on a denoiser that only counts, where it ends at once. Other denoisers ignore it.
+
+    Args:
+        rows: beside those counted; one whose gradient is asked for counts as `GRADIENT_ROWS`.
+    """
+    count = getattr(as_denoiser(pipe), "declare", None)
+    if count is not None:
+        count(rows)

@@ -24,7 +24,6 @@ from memsub.models import (
     as_denoiser,
     check_request,
     draws_noise,
-    first_latents,
     initial_noise,
     model_input,
     noise_schedule,
@@ -70,6 +69,11 @@ def noise_change(start: torch.Tensor, unconditional: torch.Tensor, conditional: 
     After the denoising confidence score of Webster (2023).
     """
     return (conditional - start).float().flatten(1).norm(dim=1)
+
+
+def first_latents(scheduler: Any, noise: torch.Tensor) -> torch.Tensor:
+    """What a sampling begins with, of standard normal noise; `set_timesteps` must have been called."""
+    return noise * getattr(scheduler, "init_noise_sigma", 1.0)
 
 
 def first_step_scores(pipe: Pipeline, prompts: Sequence[str], **options: Any) -> dict[str, np.ndarray]:

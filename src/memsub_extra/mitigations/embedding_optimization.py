@@ -9,22 +9,19 @@ import torch
 
 from memsub.io.distributed import gathered, shard
 from memsub.models import (
-    GRADIENT_ROWS,
     Conditioning,
     Denoiser,
     Pipeline,
     Sample,
     as_denoiser,
     check_request,
-    declare,
-    first_latents,
     initial_noise,
     model_input,
     one_seed_each,
 )
 
-from .base import Baseline, Context
-from .detection import text_magnitude
+from .base import GRADIENT_ROWS, Baseline, Context, declare
+from .detection import first_latents, text_magnitude
 
 
 def optimized_embeddings(

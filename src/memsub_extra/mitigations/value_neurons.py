@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from memsub.io.distributed import processes
-from memsub.models import Pipeline, Sample, as_denoiser, declare, hooked, in_batches
-from memsub_extra.mitigations.base import Baseline, Context
+from memsub.models import Pipeline, Sample, as_denoiser, hooked, in_batches
+from memsub_extra.mitigations.base import Baseline, Context, declare
 from memsub_extra.mitigations.detection import first_step_scores
 
 SCORE = "text magnitude"

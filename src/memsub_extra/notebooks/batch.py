@@ -19,7 +19,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing, contextmanager
+from contextlib import chdir, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +144,9 @@ def run(
         parameters = parameters.model_copy(update={"folder": str(folder)})
         wanted[folder] = parameters, notebooks, _check_files(parameters, [notebook.name for notebook in notebooks])
     if processes() > 1:  # under accelerate launch: together what takes long, then one of them runs the notebooks
-        for parameters, *_ in wanted.values():
-            precompute(Run(parameters))
+        with chdir(project() / "notebooks"):  # as their kernels are: what parameters name lies beside them
+            for parameters, *_ in wanted.values():
+                precompute(Run(parameters))
         if not is_main():
             return []
         _leave_group()

@@ -6,7 +6,7 @@
 
 `CountingDenoiser` answers like a model, and computes nothing: it adds up the rows of every network call that it is
 asked for. No verdict finds a replication, so that attacks go on to their end: their cost is an upper bound. A loop
-whose length depends on what it finds declares its bound (`memsub.models.declare`). What two experiments share is
+whose length depends on what it finds declares its bound (`declare`). What two experiments share is
 counted once, by the first of them, as it is sampled once.
 """
 
@@ -34,7 +34,6 @@ from memsub.measure.metric import CopyMetric, PromptMetric
 from memsub.measure.metrics import Metrics
 from memsub.measure.verdict import Judge
 from memsub.models import (
-    GRADIENT_ROWS,
     Conditioning,
     Pipeline,
     Solver,
@@ -47,6 +46,7 @@ from memsub.models import (
 from memsub.prompts import Prompts
 from memsub.registry import Registry
 from memsub_extra.mitigations import BASELINES
+from memsub_extra.mitigations.base import GRADIENT_ROWS
 from memsub_extra.mitigations.detection import SCORES
 from memsub_extra.run.data import Data
 from memsub_extra.run.parameters import Parameters

@@ -16,9 +16,8 @@ from typing import Any
 
 from memsub.io.downloads import SOURCES, cache
 from memsub.io.images import image_files
-from memsub_extra.prompt_lists.images import match_images
 from memsub_extra.prompt_lists.kinds import TYPES
-from memsub_extra.run.data import Data, images_folder
+from memsub_extra.run.data import Data, images_folder, matched_images
 from memsub_extra.run.parameters import Parameters
 
 CAPTURES = ("01_activation_capture", "02_memorized_neurons", "03_subspace_overlap")
@@ -68,7 +67,7 @@ def problems(data: Data, notebooks: Collection[str]) -> Iterator[str]:
     if is_world(data):
         return
     try:
-        prompts = data.prompts
+        prompts, _ = data.prompts, data.memorized.wordings  # notebook 06 would stop at those that cannot be read
     except (ValueError, OSError) as error:
         yield str(error)
         return
@@ -86,12 +85,19 @@ def _wanted(p: Parameters, notebooks: Collection[str]) -> Iterator[tuple[str, in
     yield "ordinary", p.grid.memorized, f"as many as memorized ones: {grid}"
     if ATTACKS in notebooks:
         yield "ordinary", p.extraction.captions, f"extraction.captions is {p.extraction.captions}"
-        asked = f"evaluation.real_images is {p.evaluation.real_images}, evaluation.fid_images {p.fid_images}"
-        yield "heldout", p.distance_images, asked
+    for name, n in _controls(p, notebooks).items():
+        yield "heldout", n, f"{name} is {n}"
     if set(notebooks) - {*CAPTURES}:
         most = {"evaluation.captions": p.evaluation.captions, "baselines.never_seen": p.baselines.never_seen}
         name = max(most, key=lambda key: most[key])
         yield "heldout", 2 * most[name], f"{name} is {most[name]}: so many choose a setting, as many others report it"
+
+
+def _controls(p: Parameters, notebooks: Collection[str]) -> dict[str, int]:
+    """How many unseen captions an experiment takes, and real images where there are some, by what says so."""
+    wanted = {"evaluation.real_images or fid_images": p.distance_images} if ATTACKS in notebooks else {}
+    wanted |= {"embedding_attack.images": p.embedding_attack.images} if ATTACKS in notebooks else {}
+    return wanted | ({"deletion.targets": p.deletion.targets} if REMOVALS in notebooks else {})
 
 
 def _lacking(p: Parameters, notebooks: Collection[str], kind: str, have: int) -> str:
@@ -127,7 +133,7 @@ def _training_images(data: Data) -> Iterator[str]:
             )
         return
     try:
-        files = match_images(rows, folder).files
+        files = matched_images(data).files
     except ValueError as error:
         yield f"data.images: {error}"
         return
@@ -151,9 +157,7 @@ def _real(p: Parameters, notebooks: Collection[str]) -> Iterator[str]:
             "such as COCO's, or leave it out (then evaluation.real_images and evaluation.fid_images have to be 0)."
         )
         return
-    wanted = {"evaluation.real_images or fid_images": p.distance_images} if ATTACKS in notebooks else {}
-    wanted |= {"embedding_attack.images": p.embedding_attack.images} if ATTACKS in notebooks else {}
-    wanted |= {"deletion.targets": p.deletion.targets} if REMOVALS in notebooks else {}
+    wanted = _controls(p, notebooks)
     name = max(wanted, key=lambda key: wanted[key], default="")
     if name and (have := len(image_files(folder))) < wanted[name]:
         yield (

@@ -154,11 +154,12 @@ def references(run: Run, of_part: Collection[int], kind: str = ALL) -> dict[str,
     return {"references": sum(place in run.data.references for place in of_kind), "listed": len(of_kind)}
 
 
-def with_references(run: Run, table: pd.DataFrame) -> pd.DataFrame:
-    """A table of captions that report, with how many of them have a training image; as it is where all are known."""
+def with_references(run: Run, table: pd.DataFrame, of_part: Collection[int] | None = None) -> pd.DataFrame:
+    """A table of captions, with how many of those at these places (default: of those that report) have a training
+    image; as it is where all are known."""
     if run.data.world is not None:
         return table
-    known = references(run, listed(run, []))
+    known = references(run, listed(run, []) if of_part is None else of_part)
     return table.assign(**{IMAGES: "{references} of {listed}".format(**known)})
 
 

@@ -29,11 +29,14 @@ CAPTION, OTHER, ANY = "the caption", "other wordings", "any wording of the image
 """The rows of `by_wording`."""
 
 
-def wordings_of(rows: pd.DataFrame) -> list[list[str]]:
+def wordings_of(rows: pd.DataFrame, path: str | Path | None = None) -> list[list[str]]:
     """Other wordings of each row's caption; empty where there is none.
 
+    Args:
+        path: the list's file, for messages.
+
     Raises:
-        ValueError: a cell begins as a list of texts does, and is none; names the caption.
+        ValueError: a cell begins as a list of texts does, and is none; names the caption, and its line in the file.
     """
     column = next((name for name in ("rephrased", "content") if name in rows), None)
     if column is None:
@@ -44,7 +47,8 @@ def wordings_of(rows: pd.DataFrame) -> list[list[str]]:
         try:
             texts = _texts(cell)
         except ValueError as error:
-            raise ValueError(f"the other wordings of {str(caption)[:60]!r} {error}") from None
+            where = _where(path, str(caption), column, cell)
+            raise ValueError(f"{where}the other wordings of {str(caption)[:60]!r} {error}") from None
         others.append([text for text in dict.fromkeys(texts) if text != str(caption).strip()])
     return others
 
@@ -124,25 +128,20 @@ def wordings_in(rows: pd.DataFrame, path: Path | None = None) -> pd.DataFrame:
     Raises:
         ValueError: the list has neither other wordings nor addresses, or some that cannot be read; names its line.
     """
-    name = path or "the list"
     if "urls" in rows and rows["urls"].notna().any():
         prompts = rows["prompt"].tolist()
         units = _units([_addresses(cell, prompt, path) for cell, prompt in zip(rows["urls"], prompts, strict=True)])
         table = pd.DataFrame({"prompt": prompts, "image": units, "row": range(len(rows)), "is_caption": False})
         return table.drop_duplicates("prompt", ignore_index=True)
     listed = []
-    try:
-        wordings = wordings_of(rows)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    for row, (caption, others) in enumerate(zip(rows["prompt"], wordings, strict=True)):
+    for row, (caption, others) in enumerate(zip(rows["prompt"], wordings_of(rows, path), strict=True)):
         if others:
             listed += [(caption, row, row, True), *((other, row, row, False) for other in others)]
     if not listed:
         held = ", ".join(column for column in rows if rows[column].notna().any())
         raise ValueError(
-            f"{name} has no other wordings: a column 'rephrased' is expected, or 'urls' as MemBench has; of the "
-            f"columns that are read it holds {held}."
+            f"{path or 'the list'} has no other wordings: a column 'rephrased' is expected, or 'urls' as MemBench has; "
+            f"of the columns that are read it holds {held}."
         )
     table = pd.DataFrame(listed, columns=["prompt", "image", "row", "is_caption"])
     return table.drop_duplicates("prompt", ignore_index=True)
@@ -158,21 +157,22 @@ def _addresses(cell: object, prompt: str, path: Path | None) -> list[str]:
     except ValueError:
         addresses = None
     if addresses is None:
-        where = f"{path}{_line(path, prompt, text)}: " if path else ""
         raise ValueError(
-            f"{where}the addresses of {prompt[:60]!r} are no list of texts: {text[:80]!r}; expected a list such as "
-            "['http://a', 'http://b']."
+            f"{_where(path, prompt, 'urls', text)}the addresses of {prompt[:60]!r} are no list of texts: "
+            f"{text[:80]!r}; expected a list such as ['http://a', 'http://b']."
         )
     return addresses
 
 
-def _line(path: Path, prompt: str, addresses: str) -> str:
-    """Where in a file a prompt with these addresses stands: ", line 3"; rows of a table of prompts do not know it."""
-    unit, rows = READERS[path.suffix.lower()](path)
+def _where(path: str | Path | None, prompt: str, column: str, cell: str) -> str:
+    """Where in a file a prompt with this cell stands: "a.csv, line 3: "; rows of a table of prompts do not know it."""
+    if not path or not Path(path).is_file():  # it may be a list by name
+        return ""
+    unit, rows = READERS[Path(path).suffix.lower()](Path(path))
     for number, row in rows:
-        if str(row.get("caption")).strip() == prompt and str(row.get("urls")).strip() == addresses:
-            return f", {unit} {number}"
-    return ""
+        if str(row.get("caption")).strip() == prompt and str(row.get(column)).strip() == cell.strip():
+            return f"{path}, {unit} {number}: "
+    return f"{path}: "
 
 
 def _units(addresses: Sequence[Sequence[str]]) -> list[int]:

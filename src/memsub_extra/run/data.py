@@ -33,7 +33,7 @@ from memsub.prompts import Prompts, load_prompts, subsets
 from memsub.world import World
 from memsub_extra.archives import TRAINING_IMAGES
 from memsub_extra.prompt_lists.captions import near_duplicates, too_long, without_near_duplicates
-from memsub_extra.prompt_lists.images import match_images, read_matched
+from memsub_extra.prompt_lists.images import Matched, match_images, read_matched
 from memsub_extra.prompt_lists.kinds import ALL, published_types, read_types, with_types
 from memsub_extra.prompt_lists.wordings import wordings_of
 
@@ -50,10 +50,11 @@ class Memorized:
 
     Attributes:
         rows: of the list; columns prompt, kind, and those of `memsub.io.lists.KEPT` that it has.
+        file: the list's, for messages.
     """
 
-    def __init__(self, rows: pd.DataFrame):
-        self.rows = rows
+    def __init__(self, rows: pd.DataFrame, file: str | None = None):
+        self.rows, self.file = rows, file
 
     @cached_property
     def kinds(self) -> list[str]:
@@ -63,7 +64,7 @@ class Memorized:
     @cached_property
     def wordings(self) -> list[list[str]]:
         """Other wordings of each; empty where there is none."""
-        return wordings_of(self.rows)
+        return wordings_of(self.rows, self.file)
 
     def of_kind(self, places: Collection[int], kind: str) -> list[int]:
         """Those of the places that are of a kind, or of any ("all")."""
@@ -128,7 +129,9 @@ class Data:
     @cached_property
     def memorized(self) -> Memorized:
         """What the list says of the memorized prompts of this run."""
-        return Memorized(self.prompts.memorized_rows[: self.parameters.grid.memorized])
+        given = self.parameters.data.prompts
+        file = given.get("memorized") if isinstance(given, dict) else given
+        return Memorized(self.prompts.memorized_rows[: self.parameters.grid.memorized], file)
 
     def captions(self, kind: Kind) -> list[str]:
         """The memorized prompts of this run, or the ordinary ones: equally many.
@@ -244,18 +247,16 @@ class Data:
         Raises:
             ValueError: there is none at all, an index is no plain name, or two captions share one; names the folder.
         """
-        # The whole list is matched: images of captions that this run leaves out belong to the list, too.
         rows, used = self.prompts.memorized_rows, self.parameters.grid.memorized
         if "image" in rows:
             return {i: decode_png(png)[None] for i, png in enumerate(rows["image"][:used])}
         folder = images_folder(self.parameters)
-        match_images(rows, folder)  # raises for what is wrong with the list, before anything is fetched
+        matched_images(self)  # raises for what is wrong with the list, before anything is fetched
         with first_on_each_machine():
             if not folder.is_dir() and "url" in rows and "index" in rows:
                 for fetch in TRAINING_IMAGES.values():
                     print(fetch(rows[:used], folder))
-        matched = match_images(rows, folder)
-        matched.files = {place: files for place, files in matched.files.items() if place < used}
+        matched = matched_images(self)
         read = read_matched(matched, self._image_side())
         _tell(read.broken, str(folder))
         for sentence in read.notes:
@@ -320,6 +321,15 @@ def describe(data: Data, tokenizer: PreTrainedTokenizerBase) -> str:
 def images_folder(parameters: Parameters) -> Path:
     """Where the training images of published lists are, or will be."""
     return Path(parameters.data.images or Path(parameters.folder) / "gt_images")
+
+
+def matched_images(data: Data) -> Matched:
+    """Files of the training images of a run, by places in `captions`; none is read. Raises as `match_images`."""
+    # The whole list is matched: images of captions that this run leaves out belong to the list, too.
+    matched = match_images(data.prompts.memorized_rows, images_folder(data.parameters))
+    used = data.parameters.grid.memorized
+    matched.files = {place: files for place, files in matched.files.items() if place < used}
+    return matched
 
 
 def _tell(broken: dict[Path, str], where: str) -> None:

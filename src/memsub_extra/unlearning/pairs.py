@@ -67,17 +67,15 @@ class Pairs:
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder of images at {folder}.")
         side = size if isinstance(size, int) else as_denoiser(size).image_shape[0]
-        read = read_matched(match_images(rows, folder, one_image_each=False), side)
+        matched = match_images(rows, folder, one_image_each=False)
+        read = read_matched(matched, side)
         for sentence in (*read.notes, *read.broken.values()):
             print(sentence)
         if not read.images:
-            raise ValueError(
-                f"{folder} holds no image of the {len(rows)} captions of {captions}: {folder}/1/a.png is expected for "
-                "the first, or another layout of docs/images.md."
-            )
+            raise ValueError(matched.tally.nothing_matched())
         places = sorted(read.images)
         print(f"{len(places)} of {len(rows)} captions of {captions} have an image in {folder}")
-        texts, wordings = rows["prompt"].tolist(), wordings_of(rows)
+        texts, wordings = rows["prompt"].tolist(), wordings_of(rows, captions)
         chosen = [wordings[i] for i in places] if any(wordings) else []
         return cls([texts[i] for i in places], np.stack([read.images[i][0] for i in places]), chosen)
 
