@@ -1,4 +1,4 @@
-"""One notebook headless, and what the processes are that execute notebooks side by side (`notebooks.batch`).
+"""Executes one notebook headless; each process that `notebooks.batch` starts imports this module alone.
 
 Each of these processes imports this module. It imports no torch and no model: the kernels do.
 """
