@@ -1,4 +1,4 @@
-"""Executes one notebook headless; each process that `notebooks.batch` starts imports this module alone.
+"""Executes one notebook headless, in a process of its own (`notebooks.batch`).
 
 Each of these processes imports this module. It imports no torch and no model: the kernels do.
 """
