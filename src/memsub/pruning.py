@@ -128,6 +128,8 @@ class Edit:
 
     def _combine(self, other: Edit, name: str, keep: _Keep, right_wins: bool = False) -> Edit:
         """`keep` says which positions of both edits stay. Where both set one, the left edit's value counts."""
+        if not isinstance(other, Edit):
+            raise ValueError(f"an Edit combines with another; got {other!r:.80}: of a file, give Edit.load(path).")
         ours, theirs = self.provenance["model"], other.provenance["model"]
         if ours != theirs:
             raise ValueError(f"edits of two models do not combine: {ours[:12]} and {theirs[:12]}.")
@@ -250,6 +252,8 @@ def pruned(pipe: Pipeline, edit: Edit | None) -> Iterator[Pipeline]:
     if edit is None:
         yield pipe
         return
+    if not isinstance(edit, Edit):
+        raise ValueError(f"an Edit is expected; got {edit!r:.80}: of a file, give Edit.load(path).")
     layers = edit._layers(pipe)
     before = edit._read(layers)
     try:
