@@ -39,6 +39,8 @@ LONGEST = 10_000
 LONGEST_NAME = 200
 """Bytes of an index: file systems take 255."""
 _ADDRESS = re.compile(r"(^|[\t,;|])\s*https?://\S+(\s*$|\t)")  # in a line of text: a column of its own
+_QUOTED = re.compile(r"""\s*("([^"]|"")*"|'[^']*'|\u201c[^\u201c\u201d]*\u201d)\s*,?\s*""")
+"""A line that is a value of a table, or of a list in a program."""
 READERS: Registry[Callable[[Path], Rows]] = Registry(
     "memsub.prompt_files",
     "kind of prompt file",
@@ -215,4 +217,11 @@ def _read_text(path: Path) -> Rows:
             f"{path}, line {beside[0]}, holds an address beside its caption, or alone: it would be read as part of the "
             "caption. Name the file .tsv or .csv, and begin it with a header, such as caption and url."
         )
+    forms = {"quotes around it": _QUOTED.fullmatch, "a tab in it": lambda line: "\t" in line.strip()}
+    for what, has_form in forms.items():
+        if len(filled) > 1 and all(map(has_form, filled)):  # one line alone may be a title, or have a tab by accident
+            raise ValueError(
+                f"{path}: every line has {what}, which would be read as part of the caption. Remove them, or name the "
+                "file .csv or .tsv and begin it with a header, such as caption."
+            )
     return "line", ((number, {"caption": line}) for number, line in enumerate(lines, 1))
