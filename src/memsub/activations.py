@@ -228,7 +228,7 @@ class BatchSums:
         self.squares: dict[str, list[torch.Tensor]] = {layer: [] for layer in widths}  # (B, f) of a call, or of parts
         self.copying: tuple[int, Callable[[], torch.Tensor]] | None = None  # a call whose squares come to the host
         self.compared: list[torch.Tensor] = []  # by layer, whether its output is that of its weight: on the device
-        self.of_weights = torch.ones(len(self.widths))  # the same, on the host
+        self.of_weights = torch.ones(len(self.widths), device="cpu")  # the same, on the host
 
     def begin_call(self) -> None:
         """The network is about to be called; raises RuntimeError if that was not expected."""
@@ -341,7 +341,8 @@ def capture(
     how = {"steps": steps, "first": first, "guidance_scale": float(guidance_scale), "seed": seed, "cfg_half": cfg_half}
     _check(denoiser, prompts, members, how, batch_size)
     draws_noise(denoiser)  # or says why it cannot be repeated
-    membership = torch.stack([torch.bincount(torch.tensor(m), minlength=len(prompts)) for m in members.values()])
+    indices = [torch.tensor(m, device="cpu") for m in members.values()]
+    membership = torch.stack([torch.bincount(of_group, minlength=len(prompts)) for of_group in indices])
     stats = _empty(denoiser, prompts, members, how)
     mine = shard(range(len(prompts)))  # one process: all of them
     checkpoint = Path(f"{checkpoint}.{rank()}-of-{processes()}") if checkpoint else None

@@ -108,7 +108,7 @@ def noise_schedule(model: Any) -> NoiseSchedule:
     if not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(f"{name} has no noise schedule that memsub knows: it has no alphas_cumprod.")
     alphas = scheduler.alphas_cumprod
-    return NoiseSchedule(kind, alphas.sqrt(), (1 - alphas).sqrt(), torch.arange(len(alphas)))
+    return NoiseSchedule(kind, alphas.sqrt(), (1 - alphas).sqrt(), torch.arange(len(alphas), device="cpu"))
 
 
 def _flow_schedule(scheduler: Any) -> NoiseSchedule:

@@ -187,7 +187,8 @@ def multistep(scheduler: Any) -> Any:
         raise ValueError(
             f"the multistep solver cannot step {type(scheduler).__name__} (flow matching): use solver='own'."
         )
-    return DPMSolverMultistepScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+    with torch.device("cpu"):  # its tables, whatever device a process has set as its default
+        return DPMSolverMultistepScheduler.from_config(scheduler.config, timestep_spacing="trailing")
 
 
 _NOISE: dict[tuple[type, str, str], bool | None] = {}
@@ -239,7 +240,8 @@ def _first_steps(scheduler: Any, shape: tuple[int, ...], seed: int, rows: int, g
     options = {"mu": 1.0} if getattr(scheduler, "config", {}).get("use_dynamic_shifting") else {}
     scheduler.set_timesteps(4, **options)  # more than are made: some draw no noise at the last step
     options = step_options(scheduler, generators)
-    x, predicted = torch.ones(rows, *shape), torch.full((rows, *shape), 0.5)
+    x = torch.ones(rows, *shape, dtype=torch.float32, device="cpu")
+    predicted = torch.full_like(x, 0.5)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU, too
         for t in scheduler.timesteps[: 2 * getattr(scheduler, "order", 1)]:
