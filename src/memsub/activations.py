@@ -235,7 +235,10 @@ class BatchSums:
         self.call += 1
         self.squares = {layer: [] for layer in self.widths}
         if self.call >= self.calls:
-            raise RuntimeError(f"the sampler made more than the {self.calls} calls that were expected.")
+            raise RuntimeError(
+                f"the sampler made more than the {self.calls} calls that were expected, or another thread uses the "
+                "same pipeline: give each its own."
+            )
 
     def add(self, layer: str, hidden: torch.Tensor) -> None:
         """The input of a layer: (B, T, f), or with more axes of tokens."""
@@ -274,7 +277,8 @@ class BatchSums:
             layer = list(self.widths)[int(self.of_weights.argmin())]
             raise RuntimeError(
                 f"the output of layer {layer} is not that of its weight, so that an edit of the weight would not be"
-                " one of the layer: fuse adapters (pipe.fuse_lora()), or take off what changes the output."
+                " one of the layer: fuse adapters (pipe.fuse_lora()), load the pipeline without offloading to disk, or"
+                " take off what changes the output."
             )
         return dict(zip(self.widths, self.sums.split(list(self.widths.values()), 2), strict=True))
 
