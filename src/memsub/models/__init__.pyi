@@ -3,7 +3,7 @@
 from .conditioning import Conditioning, as_conditioning
 from .contents import OTHER_FORMS, Contents, inspect
 from .fingerprints import check_model, fingerprint, module_fingerprint
-from .generation import Sample, generate, sampler_fingerprint
+from .generation import Sample, generate
 from .hooks import Joint, hooked, is_of_weight
 from .known import MODELS, WORLDS, ModelInfo
 from .loading import find_contents, find_model, load_pipeline, model_of
@@ -71,7 +71,6 @@ __all__ = [
     "only_shapes",
     "row_generators",
     "rows_of_call",
-    "sampler_fingerprint",
     "step_options",
     "to_host",
     "world_of",
