@@ -103,11 +103,20 @@ class StableDiffusionDenoiser:
         return layers
 
     def embed(self, prompts: Sequence[str]) -> Conditioning:
-        """As the protocol; without gradients."""
+        """As the protocol; without gradients. Raises ValueError as `_check_text`."""
         from .conditioning import Conditioning
 
+        self._check_text()
         with torch.no_grad(), evaluated(self.pipe.text_encoder):
             return Conditioning(self.pipe.encode_prompt(list(prompts), self.device, 1, False)[0])
+
+    def _check_text(self) -> None:
+        """Raises ValueError if the pipeline lacks what embeds captions."""
+        if lacking := [part for part in ("text_encoder", "tokenizer") if getattr(self.pipe, part) is None]:
+            raise ValueError(
+                f"this pipeline has no {' and no '.join(lacking)}, which captions and the unconditional half of a "
+                "guided call take: give one that has them, or embeddings (a Conditioning) and guidance_scale=1."
+            )
 
     def predict(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """As the protocol; raises ValueError as `_checked`. A scale that the network itself takes is 7.5."""
@@ -143,9 +152,12 @@ class StableDiffusionDenoiser:
         return guidance_scale > 1 and self.network.config.time_cond_proj_dim is None
 
     def _call_arguments(self, prompts: list[str] | Conditioning, guidance_scale: float) -> dict[str, Any]:
-        """What the pipeline is called with for some prompts; raises ValueError as `_checked`."""
-        if isinstance(prompts, (list, tuple, str)):
-            return {"prompt": prompts}  # the pipeline embeds captions itself
+        """What the pipeline is called with for some prompts; raises ValueError as `_checked` and `_check_text`."""
+        captions = isinstance(prompts, (list, tuple, str))
+        if captions or self._guided(guidance_scale):
+            self._check_text()
+        if captions:
+            return {"prompt": prompts}  # the pipeline embeds them itself
         return {"prompt_embeds": self._checked(prompts)}
 
     def sample(
