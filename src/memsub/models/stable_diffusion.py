@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .contents import refused
 from .plain import check_no_cache, check_plain, named_modules, only_shapes, uncompiled
 from .protocol import Solver, rows_of_call
 from .sampling import as_pixels, multistep
@@ -29,10 +30,17 @@ class StableDiffusionDenoiser:
     def __init__(self, pipe: StableDiffusionPipeline):
         if lacking := [part for part in ("unet", "vae", "scheduler") if getattr(pipe, part, pipe) is None]:
             raise ValueError(f"this pipeline has no {', '.join(lacking)}: load it whole.")
-        if not hasattr(pipe.unet, "config"):
-            raise ValueError(f"pipe.unet is a {type(pipe.unet).__name__}: call pipe.unet = pipe.unet.module first.")
+        network = uncompiled(pipe.unet)
+        whole = hasattr(network, "merge_and_unload") or "down_blocks" in dict(network.named_children())
+        if not whole or not hasattr(network, "config"):
+            raise ValueError(
+                f"pipe.unet is a {type(network).__name__}, where a UNet is expected, with blocks and configuration of "
+                "its own: put the one that it wraps in its place, such as by pipe.unet = pipe.unet.module."
+            )
+        for sentence in self.refuses(_configs(pipe)):
+            raise ValueError(f"this {type(pipe).__name__}: {sentence}")
         self.pipe = pipe
-        self.network, self.tokenizer = uncompiled(pipe.unet), pipe.tokenizer
+        self.network, self.tokenizer = network, pipe.tokenizer
         size = pipe.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         self.latent_shape = (pipe.unet.config.in_channels, height, width)
@@ -40,13 +48,26 @@ class StableDiffusionDenoiser:
         self.source = str(pipe.config.get("_name_or_path") or "")
         limit_captions(pipe.tokenizer, getattr(pipe, "text_encoder", None))
 
+    @staticmethod
+    def refuses(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+        """Why models of these configurations, by part, are of another family: at most one sentence is read."""
+        return refused(configs, loaded=True)
+
     @property
     def scheduler(self) -> Any:
         return self.pipe.scheduler
 
     @cached_property
     def device(self) -> torch.device:
-        return self.pipe._execution_device  # of an offloaded pipeline, not where its weights rest
+        try:
+            return self.pipe._execution_device  # of an offloaded pipeline, not where its weights rest
+        except AttributeError:
+            modules = {n: part for n, part in self.pipe.components.items() if isinstance(part, torch.nn.Module)}
+            silent = [name for name, part in modules.items() if not hasattr(part, "device")]
+            raise ValueError(
+                f"{' and '.join(silent)} of this pipeline cannot be asked for a device, as diffusers asks all parts: "
+                "set what you do not need to None, such as pipe.safety_checker = None, or give it a property `device`."
+            ) from None
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -210,7 +231,17 @@ class StableDiffusionDenoiser:
         return as_pixels((x / 2 + 0.5).clamp(0, 1))
 
     def parts(self) -> Mapping[str, torch.nn.Module]:
-        return {"unet": self.network, "vae": self.pipe.vae, "text_encoder": self.pipe.text_encoder}
+        """As the protocol: a text encoder that the pipeline lacks is left out."""
+        encoders = {name: getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2")}
+        return {"unet": self.network, "vae": self.pipe.vae} | {name: part for name, part in encoders.items() if part}
+
+
+def _configs(pipe: Any) -> dict[str, dict[str, Any]]:
+    """Configurations of a pipeline's parts, as its folder would have them: "" is model_index.json."""
+    kinds = {name: type(uncompiled(part)) for name, part in pipe.components.items() if part is not None}
+    index = {name: [kind.__module__.split(".")[0], kind.__name__] for name, kind in kinds.items()}
+    configs = {name: pipe.components[name].config for name in kinds if hasattr(pipe.components[name], "config")}
+    return {"": index} | {n: c.to_dict() if hasattr(c, "to_dict") else dict(c) for n, c in configs.items()}
 
 
 def limit_captions(tokenizer: Any, encoder: Any) -> None:
