@@ -217,8 +217,8 @@ def _read_text(path: Path) -> Rows:
             f"{path}, line {beside[0]}, holds an address beside its caption, or alone: it would be read as part of the "
             "caption. Name the file .tsv or .csv, and begin it with a header, such as caption and url."
         )
-    forms = {"quotes around it": _QUOTED.fullmatch, "a tab in it": lambda line: "\t" in line.strip()}
-    for what, has_form in forms.items():
+    quoted: Callable[[str], object] = _QUOTED.fullmatch
+    for what, has_form in {"quotes around it": quoted, "a tab in it": lambda line: "\t" in line.strip()}.items():
         if len(filled) > 1 and all(map(has_form, filled)):  # one line alone may be a title, or have a tab by accident
             raise ValueError(
                 f"{path}: every line has {what}, which would be read as part of the caption. Remove them, or name the "

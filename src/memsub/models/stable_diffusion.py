@@ -240,8 +240,9 @@ def _configs(pipe: Any) -> dict[str, dict[str, Any]]:
     """Configurations of a pipeline's parts, as its folder would have them: "" is model_index.json."""
     kinds = {name: type(uncompiled(part)) for name, part in pipe.components.items() if part is not None}
     index = {name: [kind.__module__.split(".")[0], kind.__name__] for name, kind in kinds.items()}
-    configs = {name: pipe.components[name].config for name in kinds if hasattr(pipe.components[name], "config")}
-    return {"": index} | {n: c.to_dict() if hasattr(c, "to_dict") else dict(c) for n, c in configs.items()}
+    configs = {name: getattr(pipe.components[name], "config", None) for name in kinds}
+    configs |= {name: config.to_dict() for name, config in configs.items() if hasattr(config, "to_dict")}
+    return {"": index} | {name: dict(config) for name, config in configs.items() if isinstance(config, Mapping)}
 
 
 def limit_captions(tokenizer: Any, encoder: Any) -> None:
