@@ -174,11 +174,11 @@ class StableDiffusionDenoiser:
 
     def _call_arguments(self, prompts: list[str] | Conditioning, guidance_scale: float) -> dict[str, Any]:
         """What the pipeline is called with for some prompts; raises ValueError as `_checked` and `_check_text`."""
-        captions = isinstance(prompts, (list, tuple, str))
-        if captions or self._guided(guidance_scale):
+        if isinstance(prompts, (list, tuple, str)):
             self._check_text()
-        if captions:
-            return {"prompt": prompts}  # the pipeline embeds them itself
+            return {"prompt": prompts}  # the pipeline embeds captions itself
+        if self._guided(guidance_scale):
+            self._check_text()
         return {"prompt_embeds": self._checked(prompts)}
 
     def sample(
@@ -240,7 +240,7 @@ def _configs(pipe: Any) -> dict[str, dict[str, Any]]:
     """Configurations of a pipeline's parts, as its folder would have them: "" is model_index.json."""
     kinds = {name: type(uncompiled(part)) for name, part in pipe.components.items() if part is not None}
     index = {name: [kind.__module__.split(".")[0], kind.__name__] for name, kind in kinds.items()}
-    configs = {name: getattr(pipe.components[name], "config", None) for name in kinds}
+    configs: dict[str, Any] = {name: getattr(pipe.components[name], "config", None) for name in kinds}
     configs |= {name: config.to_dict() for name, config in configs.items() if hasattr(config, "to_dict")}
     return {"": index} | {name: dict(config) for name, config in configs.items() if isinstance(config, Mapping)}
 
