@@ -56,7 +56,7 @@ def test_scores_of_known_images():
     assert (alignment_each(scored) == scored["prompt_similarity"] - scored["chance"]).all()
 
 
-def test_each_image_has_a_noise_of_its_own_unless_captions_are_to_share_it():
+def test_each_image_has_a_noise_of_its_own():
     asked = []
 
     def sample(prompts, *, seeds):
@@ -73,9 +73,6 @@ def test_each_image_has_a_noise_of_its_own_unless_captions_are_to_share_it():
     assert asked[1][:2] == [asked[0][2], asked[0][0]]
     assert memsub.score(sample, COLOURS, pair)["seed"].tolist() == [0, 0]
     assert asked[2] == noise_seeds(pair, 0)
-    memsub.score(sample, COLOURS, pair, own_noise=False)
-    memsub.score(sample, COLOURS, pair, seeds=[7], own_noise=False)
-    assert asked[3:] == [[0, 1], [7, 7]]
 
 
 def test_the_interval_of_a_rate_counts_captions_and_not_their_images():

@@ -45,17 +45,14 @@ def score(
     references: References | None = None,
     *,
     seeds: Sequence[int] | None = None,
-    own_noise: bool = True,
 ) -> pd.DataFrame:
     """Samples captions and measures every image.
 
     Args:
         references: training images of the captions, uint8 (n, height, width, 3), or a stack of several a caption, of
             which each image is compared with the one most similar to it; None for captions that have none.
-        seeds: numbers of the images of each caption. Default: one.
-        own_noise: each caption and seed has a noise of its own (`noise_seeds`): images are independent, and two models
-            get one noise for one image. False: the captions share the noise of a seed; without seeds, the noise of a
-            caption is that of its place in the list.
+        seeds: numbers of the images of each caption. Default: one. Each caption and number has a noise of its own
+            (`noise_seeds`): images are independent, and two models get one noise for one image.
 
     Returns:
         One row an image: prompt, seed (its number), prompt_similarity, chance (the similarity with the next caption),
@@ -72,12 +69,10 @@ def score(
         )
     if len(prompts) < 2:
         raise ValueError(f"two captions or more expected; got {len(prompts)}.")
-    times = 1 if seeds is None else len(seeds)
-    by_place = seeds is None and not own_noise
-    seed = list(range(len(prompts))) if by_place else np.tile([0] if seeds is None else seeds, len(prompts)).tolist()
-    rows = pd.DataFrame({"prompt": np.repeat(prompts, times).tolist(), "seed": seed})
-    noises = noise_seeds(rows["prompt"].tolist(), seed) if own_noise else seed
-    images = sample(rows["prompt"].tolist(), seeds=noises)
+    numbers = [0] if seeds is None else list(seeds)
+    times = len(numbers)
+    rows = pd.DataFrame({"prompt": np.repeat(prompts, times), "seed": numbers * len(prompts)})
+    images = sample(rows["prompt"].tolist(), seeds=noise_seeds(rows["prompt"].tolist(), rows["seed"].tolist()))
     features, text = metrics.prompt.image_features(images), metrics.prompt.text_features(rows["prompt"].tolist())
     rows = rows.assign(
         prompt_similarity=(features * text).sum(1),

@@ -38,13 +38,9 @@ def sample_to_folder(
     guidance_scale: float = 7.5,
     solver: Solver = "own",
     batch_size: int = 64,
-    own_noise: bool = True,
     progress: bool = True,
 ) -> None:
     """Samples every caption with seeds 0 to `images` - 1 into `folder/<caption>/<seed>.png`; resumes where it stopped.
-
-    Args:
-        own_noise: each image has a noise of its own, by caption and seed; else the captions share that of a seed.
 
     Raises:
         ValueError: no captions, a sampler whose noise no seed fixes, or the folder holds the images of other
@@ -56,7 +52,6 @@ def sample_to_folder(
     draws_noise(as_denoiser(pipe), solver)  # or says, before anything is written, why it cannot be repeated
     options = {"steps": steps, "guidance_scale": guidance_scale, "solver": solver}
     about = {"model": sampler_fingerprint(pipe), "captions": list(captions), "images": images} | options
-    about |= {"own_noise": own_noise}
     _check_manifest(folder, about)
     wanted = [(i, seed) for i in range(len(captions)) for seed in range(images)]
     missing = [pair for pair in wanted if not image_path(folder, *pair).is_file()]
@@ -71,7 +66,7 @@ def sample_to_folder(
             sampled = generate(
                 pipe,
                 prompts,
-                seeds=noise_seeds(prompts, seeds) if own_noise else seeds,
+                seeds=noise_seeds(prompts, seeds),
                 steps=steps,
                 guidance_scale=guidance_scale,
                 solver=solver,

@@ -154,8 +154,7 @@ def seeds(run: Run) -> pd.DataFrame:
         def sample(prompts: Sequence[str], *, seeds: Sequence[int], model: Model = model) -> np.ndarray:
             return run.scores.images(model, prompts, seeds)
 
-        own_noise = run.parameters.evaluation.own_noise
-        similar = seed_similarity(sample, run.metrics, captions, seeds=2, own_noise=own_noise).mean(1)
+        similar = seed_similarity(sample, run.metrics, captions, seeds=2).mean(1)
         _note_seeds(run, model.name, similar, places)
         row = {"model": model.name, "captions": len(similar)}
         rows.append(row | Span(similar.mean(), *mean_interval(similar)).columns("similarity"))
@@ -174,16 +173,13 @@ def _note_seeds(run: Run, model: str, similar: np.ndarray, places: list[int]) ->
     note(run, "similarity between seeds", rows)
 
 
-def seed_similarity(
-    sample: Sample, metrics: Metrics, captions: Sequence[str], seeds: int = 4, own_noise: bool = True
-) -> np.ndarray:
+def seed_similarity(sample: Sample, metrics: Metrics, captions: Sequence[str], seeds: int = 4) -> np.ndarray:
     """Copy similarity of the images of every two seeds of each caption, shape (captions, pairs).
 
-    It is high where a caption gives nearly the same image for every seed. Each image has a noise of its own, or
-    (`own_noise` false) that of its seed.
+    It is high where a caption gives nearly the same image for every seed.
     """
     prompts, numbers = np.repeat(captions, seeds).tolist(), np.tile(range(seeds), len(captions)).tolist()
-    images = sample(prompts, seeds=noise_seeds(prompts, numbers) if own_noise else numbers)
+    images = sample(prompts, seeds=noise_seeds(prompts, numbers))
     features = metrics.copy.features(images).reshape(len(captions), seeds, -1)
     i, j = np.triu_indices(seeds, 1)
     return (features[:, i] * features[:, j]).sum(-1)

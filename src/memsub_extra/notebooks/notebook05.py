@@ -75,9 +75,7 @@ def extraction(run: Run) -> pd.DataFrame:
     """
     p, under = run.parameters, attacked(run)
     captions = under["prompt"].tolist()
-    options = {"images": p.extraction.images, "own_noise": p.evaluation.own_noise} | p.sampling.model_dump(
-        exclude={"batch_size"}
-    )
+    options = {"images": p.extraction.images} | p.sampling.model_dump(exclude={"batch_size"})
     tables = []
     for model in under_attack(run):
         folder = run.store.path(EXTRACTION, "", captions=captions, model=model, **options)

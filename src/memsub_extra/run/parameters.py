@@ -146,13 +146,6 @@ class Evaluation(Part):
         None, ge=0, description="unseen captions for FID (default: of a known world those of KID, else none)"
     )
     seed_captions: int = Field(10, ge=2, description="captions whose images are compared between seeds")
-    noise: Literal["own", "shared"] = Field(
-        "own", description="of each image, by its caption and number, or of each seed, which captions share"
-    )
-
-    @property
-    def own_noise(self) -> bool:
-        return self.noise == "own"
 
 
 class BaselineSetting(Part):

@@ -65,11 +65,8 @@ class Scores:
         return self.run.store.arrays(IMAGES, make, **content)["images"]
 
     def seeds(self, captions: Sequence[str]) -> list[int]:
-        """Seeds of one image a caption: by caption, or by the caption's place.
-
-        Two models get the same noise for the same caption; by place only if the lists are the same.
-        """
-        return noise_seeds(captions, 0) if self.run.parameters.evaluation.own_noise else list(range(len(captions)))
+        """Seeds of one image a caption. Two models get the same noise for the same caption, whatever else they get."""
+        return noise_seeds(captions, 0)
 
     def replicated(self, images: np.ndarray, captions: Sequence[str], references: References) -> np.ndarray:
         """The run's verdict on images, bool (n,)."""
@@ -95,18 +92,16 @@ class Scores:
 
         Args:
             references: training images of the captions.
-            seeds: each caption is sampled with each; default: once. (Of captions that share a noise many replicate or
-                few do: with the parameter `evaluation.noise` "own" each image has its own.)
+            seeds: each caption is sampled with each; default: once.
             sample: something else than plain sampling; `content` says what it is a function of.
         """
 
         def make() -> pd.DataFrame:
             with model.applied():
                 plain = sample or self.sample(model)
-                return score(plain, self.run.metrics, captions, references, seeds=seeds, own_noise=own_noise)
+                return score(plain, self.run.metrics, captions, references, seeds=seeds)
 
-        own_noise = self.run.parameters.evaluation.own_noise
-        content |= {"references": references, "seeds": seeds, "own_noise": own_noise} | self._content(model, captions)
+        content |= {"references": references, "seeds": seeds} | self._content(model, captions)
         return self.run.store.table(kind, make, **content)
 
     def memorized(
@@ -133,26 +128,16 @@ class Scores:
         first = min(self.run.parameters.evaluation.captions, len(captions))
         edges = [0, *range(first, len(captions) - 1, CHUNK), len(captions)]  # no part of one caption
         parts = []
-        own_noise = self.run.parameters.evaluation.own_noise
         for begin, end in tqdm([*pairwise(edges)], desc="sampling unseen captions", disable=n <= CHUNK):
             start, those = place + begin, captions[begin:end]
-            make = partial(self._score_from, start, model, sample, those)
-            content_here = {"start": start, "own_noise": own_noise} | self._content(model, those) | content
+            make = partial(self._score, model, sample, those)
+            content_here = {"start": start} | self._content(model, those) | content
             parts.append(self.run.store.table(UNSEEN, make, **content_here))
         return pd.concat(parts, ignore_index=True)
 
-    def _score_from(self, start: int, model: Model, sample: Sample | None, captions: list[str]) -> pd.DataFrame:
-        """Scores of captions whose seeds go on from `start`: caption i of a long list has seed i, or its own noise."""
-        plain = sample or self.sample(model)
-        if self.run.parameters.evaluation.own_noise:
-            with model.applied():
-                return score(plain, self.run.metrics, captions)
-
-        def shifted(prompts: Any, *, seeds: Sequence[int]) -> np.ndarray:
-            return plain(prompts, seeds=[start + seed for seed in seeds])
-
+    def _score(self, model: Model, sample: Sample | None, captions: list[str]) -> pd.DataFrame:
         with model.applied():
-            return score(shifted, self.run.metrics, captions, own_noise=False)
+            return score(sample or self.sample(model), self.run.metrics, captions)
 
     def evaluate(
         self, model: Model, places: Collection[int], n: int | None = None, part: str = "report", **how: Any

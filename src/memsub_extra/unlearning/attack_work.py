@@ -59,7 +59,6 @@ def attack_work(
     sampling: Mapping[str, Any] = SAMPLING,
     noises: int = 4,
     batch_size: int = 64,
-    own_noise: bool = True,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Iterations of the embedding attack until each target is sampled; one that was sampled is attacked no further.
@@ -72,7 +71,6 @@ def attack_work(
         judge: says which images replicate their target.
         iterations: ascending, after which the images are judged.
         sampling: of the images that are judged, for `generate`.
-        own_noise: each of these images has a noise of its own, by its target's caption; else targets share a seed's.
 
     Returns:
         One row a target: target (its place), iterations (infinite if it was not sampled by the last look), last.
@@ -86,8 +84,8 @@ def attack_work(
             done, attacked = look, targets.only(left)
             hits = np.ones(len(left), bool)
             for seed in seeds:
-                noises_of = noise_seeds(attacked.captions, seed) if own_noise else [seed] * len(left)
-                images = generate(pipe, attack.embeddings(left), seeds=noises_of, **options)
+                of_images = noise_seeds(attacked.captions, seed)
+                images = generate(pipe, attack.embeddings(left), seeds=of_images, **options)
                 hits &= judge(images, attacked.captions, attacked.images)
             needed[[left[i] for i in np.flatnonzero(hits)]] = look
             bar.update(int(hits.sum()) * (iterations[-1] - look))

@@ -83,7 +83,6 @@ def work(run: Run) -> pd.DataFrame:
     p, memorized = run.parameters, removed(run)
     subjects = {FORGET_SET: memorized, UNSEEN: Pairs(*unseen_pairs(run, len(memorized)))}
     options: dict[str, Any] = {"iterations": p.deletion.iterations, "noises": p.deletion.noises}
-    options["own_noise"] = p.evaluation.own_noise
     options["sampling"] = p.sampling.model_dump(exclude={"batch_size"})
     tables = []
     for model in models(run):
