@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from memsub.io.images import decode_png, encode_png
+from memsub.io.images import decode_png
 from memsub.testbed import dataset
 from memsub.testbed.scenes import caption, render
-from memsub_extra.training.corpus import SHOWN_TO_TWIN, schedule
+from memsub_extra.training.corpus import SHOWN_TO_TWIN, encode_png, schedule
 
 SMALL = 300
 

@@ -32,13 +32,14 @@ from memsub.prompts import Prompts, load_prompts
 from memsub.testbed import dataset
 from memsub.testbed.scenes import CHOICES, COLOURS, ICONS, Content, alternatives, caption, parse, sample_content
 from memsub.testbed.towers import SceneEncoder
-from memsub.testbed.unet import LEVELS, SceneUNet
+from memsub.testbed.unet import SceneUNet
 from memsub.testbed.world import exact_p
 from memsub_extra.notebooks import plots
 from memsub_extra.notebooks.equivalence import holm
 from memsub_extra.notebooks.findings import percent
 from memsub_extra.notebooks.notebook04 import seed_similarity
 from memsub_extra.training.scorers import copy_pairs, round_trip, scorer_scenes
+from memsub_extra.training.stages import LEVELS
 from memsub_extra.unlearning.pairs import SAMPLING
 
 ALTERNATIVES = 16

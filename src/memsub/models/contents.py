@@ -43,8 +43,7 @@ _SIZES = (
 FUSE = "pipe.load_lora_weights(...), pipe.fuse_lora(), pipe.unload_lora_weights(), pipe.save_pretrained(FOLDER)"
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that a pipeline works without."""
-_OTHER_SAMPLERS = ("RePaint", "ScoreSde", "VQDiffusion", "Amused")
-"""They repaint images, or step what is no latent of Stable Diffusion."""
+_OTHER_SAMPLERS = ("RePaint", "ScoreSde", "VQDiffusion", "Amused")  # they repaint, or step no latents of its kind
 _NO_WEIGHTS = re.compile(r"(Tokenizer|TokenizerFast|Scheduler|FeatureExtractor|Processor)$")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", ".model")
 _CONVERT = (

@@ -64,10 +64,6 @@ class Denoiser(Protocol):
         """The second maps of the feed-forward blocks by module name, in execution order."""
         ...
 
-    def value_layers(self) -> dict[str, torch.nn.Linear]:
-        """Value projections of the cross-attention on the way down and in the middle, by module name."""
-        ...
-
     def embed(self, prompts: Sequence[str]) -> Conditioning:
         """What the network is conditioned on for captions, a row a caption."""
         ...

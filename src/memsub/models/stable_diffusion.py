@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,8 +31,8 @@ class StableDiffusionDenoiser:
         if lacking := [part for part in ("unet", "vae", "scheduler") if getattr(pipe, part, pipe) is None]:
             raise ValueError(f"this pipeline has no {', '.join(lacking)}: load it whole.")
         network = uncompiled(pipe.unet)
-        whole = hasattr(network, "merge_and_unload") or "down_blocks" in dict(network.named_children())
-        if not whole or not hasattr(network, "config"):
+        inside = hasattr(network, "merge_and_unload") or "down_blocks" in dict(network.named_children())
+        if not (inside and hasattr(network, "config")):
             raise ValueError(
                 f"pipe.unet is a {type(network).__name__}, where a UNet is expected, with blocks and configuration of "
                 "its own: put the one that it wraps in its place, such as by pipe.unet = pipe.unet.module."
@@ -48,10 +48,7 @@ class StableDiffusionDenoiser:
         self.source = str(pipe.config.get("_name_or_path") or "")
         limit_captions(pipe.tokenizer, getattr(pipe, "text_encoder", None))
 
-    @staticmethod
-    def refuses(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-        """Why models of these configurations, by part, are of another family: at most one sentence is read."""
-        return refused(configs, loaded=True)
+    refuses = staticmethod(partial(refused, loaded=True))  # configurations by part -> sentences, of which one is read
 
     @property
     def scheduler(self) -> Any:
@@ -106,23 +103,6 @@ class StableDiffusionDenoiser:
         layers = {f"{names[m]}.net.2": m.net[2] for m in forwards}
         return {name: check_plain(name, layer, shapes) for name, layer in layers.items()}
 
-    def value_layers(self) -> dict[str, torch.nn.Linear]:
-        """As the protocol; raises ValueError if the UNet has none, or one that is not plain or fused with others."""
-        modules, shapes = named_modules(self.network), only_shapes(self.network)
-        layers = {
-            name: check_plain(name, module, shapes)
-            for name, module in modules.items()
-            if name.endswith("attn2.to_v") and name.startswith(("down_blocks", "mid_block"))
-        }
-        for name in layers:
-            if getattr(modules[name.removesuffix(".to_v")], "fused_projections", False):
-                raise ValueError(f"layer {name} is fused with others: call pipe.unfuse_qkv_projections() first.")
-        if not layers:
-            raise ValueError(
-                f"this {type(self.network).__name__} has no cross-attention in its down and middle blocks."
-            )
-        return layers
-
     def embed(self, prompts: Sequence[str]) -> Conditioning:
         """As the protocol; without gradients. Raises ValueError as `_check_text`."""
         from .conditioning import Conditioning
@@ -174,12 +154,11 @@ class StableDiffusionDenoiser:
 
     def _call_arguments(self, prompts: list[str] | Conditioning, guidance_scale: float) -> dict[str, Any]:
         """What the pipeline is called with for some prompts; raises ValueError as `_checked` and `_check_text`."""
-        if isinstance(prompts, (list, tuple, str)):
+        captions = isinstance(prompts, (list, tuple, str))
+        if captions or self._guided(guidance_scale):
             self._check_text()
-            return {"prompt": prompts}  # the pipeline embeds captions itself
-        if self._guided(guidance_scale):
-            self._check_text()
-        return {"prompt_embeds": self._checked(prompts)}
+        # The pipeline embeds captions itself.
+        return {"prompt": prompts} if captions else {"prompt_embeds": self._checked(prompts)}
 
     def sample(
         self,

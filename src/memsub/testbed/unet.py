@@ -1,6 +1,6 @@
 """The embedded model's UNet: diffusers' own, with feed-forward rows of any width.
 
-    unet = SceneUNet(**LEVELS, widening=3)      # rows of 768 to 1,152 weights instead of 256 to 384
+    unet = SceneUNet(**levels, widening=3)      # rows of 768 to 1,152 weights instead of 256 to 384
     unet.save_pretrained(folder)                # an ordinary diffusers folder; pipelines load it
 
 Block types and module names are SD1.4's; diffusers itself fixes the width of a feed-forward block at four times its
@@ -17,19 +17,8 @@ from diffusers import ModelMixin, UNet2DConditionModel
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import FeedForward
 
-__all__ = ["LEVELS", "ModelMixin", "SceneUNet"]  # ModelMixin: diffusers looks it up where a pipeline's parts come from
+__all__ = ["ModelMixin", "SceneUNet"]  # ModelMixin: diffusers looks it up where a pipeline's parts come from
 
-LEVELS: dict[str, Any] = {
-    "sample_size": 8,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    "block_out_channels": (64, 96, 96, 96),
-    "layers_per_block": 2,
-    "cross_attention_dim": 96,
-    "attention_head_dim": 4,
-    "norm_num_groups": 16,
-}
-"""16 feed-forward layers, 8.0 M parameters with rows as diffusers makes them."""
 _ROWS = 128
 
 
@@ -68,7 +57,7 @@ class SceneUNet(UNet2DConditionModel):
 
     Args:
         widening: 1 or more.
-        levels: arguments of `UNet2DConditionModel`, such as `LEVELS`.
+        levels: arguments of `UNet2DConditionModel`, such as `memsub_extra.training.stages.LEVELS`.
 
     Raises:
         ValueError: a widening below 1.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from memsub.testbed import scenes
 from memsub.testbed.dataset import Corpus
 from memsub.testbed.towers import in_range, to_tensor
-from memsub.testbed.unet import LEVELS, SceneUNet
+from memsub.testbed.unet import SceneUNet
 from memsub_extra.training.clip import SceneCLIP
 
 from .corpus import schedule
@@ -36,6 +36,17 @@ from .tokenizer import tokenize
 BATCH = 64
 WIDENING = 3
 """Of the shipped model's feed-forward rows: the widest at which an image takes at most half as long again."""
+LEVELS: dict[str, Any] = {
+    "sample_size": 8,
+    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+    "block_out_channels": (64, 96, 96, 96),
+    "layers_per_block": 2,
+    "cross_attention_dim": 96,
+    "attention_head_dim": 4,
+    "norm_num_groups": 16,
+}
+"""16 feed-forward layers, 8.0 M parameters with rows as diffusers makes them."""
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 """As SD1.4."""
 
