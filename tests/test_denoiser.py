@@ -123,12 +123,6 @@ def test_a_module_around_the_network_is_refused_by_its_name():
         as_denoiser(pipe)
 
 
-def test_a_part_that_cannot_be_asked_for_its_device_is_named():
-    pipe = with_part("safety_checker", torch.nn.Identity())
-    with pytest.raises(ValueError, match="safety_checker of this pipeline cannot be asked for a device"):
-        memsub.generate(pipe, ["a"], steps=1, progress=False)
-
-
 def test_decoding_is_the_inverse_of_encoding(pipe, prompts):
     denoiser, images = as_denoiser(pipe), prompts.images("verbatim", 0, 2)
     assert np.abs(denoiser.decode(denoiser.encode(images)).astype(int) - images).mean() < 8

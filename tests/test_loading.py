@@ -190,7 +190,7 @@ def test_a_path_is_not_asked_of_the_hub(tmp_path, monkeypatch, name, match):
 
 
 def test_a_pipeline_that_is_loaded_is_not_a_name(micro):
-    refused(micro, "got a StableDiffusionPipeline. A pipeline that is loaded needs no load_pipeline")
+    refused(micro, "got a StableDiffusionPipeline: a pipeline is used as it is")
 
 
 def test_hub_ids_of_all_kinds():

@@ -235,10 +235,7 @@ class BatchSums:
         self.call += 1
         self.squares = {layer: [] for layer in self.widths}
         if self.call >= self.calls:
-            raise RuntimeError(
-                f"the sampler made more than the {self.calls} calls that were expected, or another thread uses the "
-                "same pipeline: give each its own."
-            )
+            raise RuntimeError(f"more than the {self.calls} calls that were expected: do two threads use one pipeline?")
 
     def add(self, layer: str, hidden: torch.Tensor) -> None:
         """The input of a layer: (B, T, f), or with more axes of tokens."""

@@ -8,7 +8,7 @@ from .hooks import Joint, hooked, is_of_weight
 from .known import MODELS, WORLDS, ModelInfo
 from .loading import find_contents, find_model, load_pipeline, model_of
 from .plain import check_plain, named_modules, only_shapes
-from .prediction import Kind, NoiseSchedule, noise_schedule
+from .prediction import Kind, NoiseSchedule, multistep, noise_schedule
 from .protocol import ADAPTERS, Denoiser, Pipeline, Solver, as_denoiser, rows_of_call
 from .sampling import (
     as_prompts,
@@ -18,7 +18,6 @@ from .sampling import (
     in_batches,
     initial_noise,
     model_input,
-    multistep,
     one_seed_each,
     row_generators,
     step_options,

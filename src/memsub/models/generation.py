@@ -90,3 +90,14 @@ def generate(
             bar.update(len(part))
     images = gathered(images)
     return np.stack([images[i] for i in range(len(prompts))])
+
+
+def as_pixels(images: torch.Tensor) -> np.ndarray:
+    """uint8 (B, height, width, 3) of images (B, 3, height, width) in [0, 1].
+
+    Raises FloatingPointError for what is not finite: it would become black, an image that replicates nothing.
+    """
+    pixels = images.permute(0, 2, 3, 1).float().cpu().numpy()
+    if not np.isfinite(pixels).all():
+        raise FloatingPointError("an image is not finite: try another dtype, such as bfloat16 or float32, or sampler.")
+    return (pixels * 255).round().astype(np.uint8)

@@ -142,13 +142,11 @@ class _Calls:
             raise RuntimeError(
                 f"layer {name} was called on {parts[0]} rows in network call {self.number}, where {self.rows} were "
                 "expected: the sampler splits its batches, or a cache leaves out half of them (switch it off, "
-                "`disable_cache()`), or another thread uses the pipeline. Use `batch_size=1`, or a sampler that calls "
-                "the network once a step."
+                "`disable_cache()`). Use `batch_size=1`, or a sampler that calls the network once a step."
             )
         raise RuntimeError(
             f"layer {name} was called {len(parts)} times in network call {self.number}, where one call of every layer "
-            "is expected. Likely causes: two threads that use one pipeline (give each its own, or a lock); "
-            "blocks that are cached or skipped (switch it off, `disable_cache()`); fused "
+            "is expected. Likely causes: blocks that are cached or skipped (switch it off, `disable_cache()`); fused "
             "projections (`unfuse_qkv_projections()`); feed-forward layers in chunks that diffusers did not make "
             "(`set_chunk_feed_forward(None)`); a compiled or exported network that calls no hooks (load the pipeline "
             "again without it)."

@@ -42,8 +42,7 @@ def find_model(name: str | Path) -> ModelInfo:
     """
     if not isinstance(name, (str, os.PathLike)):
         raise ValueError(
-            f"a model is named by text or a path; got a {type(name).__name__}. A pipeline that is loaded needs no "
-            "load_pipeline: give it to capture, locate and generate as it is."
+            f"a model is named by text or a path; got a {type(name).__name__}: a pipeline is used as it is."
         )
     name = str(name)
     if row := MODELS.get(name) or _of_source(name):

@@ -14,7 +14,7 @@ import torch
 from .contents import refused
 from .plain import check_no_cache, check_plain, named_modules, only_shapes, uncompiled
 from .protocol import Solver, rows_of_call
-from .sampling import as_pixels, multistep
+from .sampling import stepped_by
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -56,15 +56,7 @@ class StableDiffusionDenoiser:
 
     @cached_property
     def device(self) -> torch.device:
-        try:
-            return self.pipe._execution_device  # of an offloaded pipeline, not where its weights rest
-        except AttributeError:
-            modules = {n: part for n, part in self.pipe.components.items() if isinstance(part, torch.nn.Module)}
-            silent = [name for name, part in modules.items() if not hasattr(part, "device")]
-            raise ValueError(
-                f"{' and '.join(silent)} of this pipeline cannot be asked for a device, as diffusers asks all parts: "
-                "set what you do not need to None, such as pipe.safety_checker = None, or give it a property `device`."
-            ) from None
+        return self.pipe._execution_device  # of an offloaded pipeline, not where its weights rest
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -157,7 +149,6 @@ class StableDiffusionDenoiser:
         captions = isinstance(prompts, (list, tuple, str))
         if captions or self._guided(guidance_scale):
             self._check_text()
-        # The pipeline embeds captions itself.
         return {"prompt": prompts} if captions else {"prompt_embeds": self._checked(prompts)}
 
     def sample(
@@ -175,7 +166,7 @@ class StableDiffusionDenoiser:
         options["generator"] = list(generators) if generators else None
         check_no_cache(self.network)
         own, handles = self.pipe.scheduler, []
-        scheduler = multistep(own) if solver == "multistep" else own
+        scheduler = stepped_by(own, solver)
         if self._called is self.network and self.network._compiled_call_impl is None:
             # Compiled code would keep a hook for good, and be compiled again at every step.
             steps_on = _steps_on(self.device, own.config.num_train_timesteps)
@@ -207,6 +198,8 @@ class StableDiffusionDenoiser:
         latents = latents.to(vae.dtype) / vae.config.scaling_factor
         with evaluated(vae):  # some decoders draw noise: the same for every row
             x = vae.decode(latents, return_dict=False, generator=[torch.Generator().manual_seed(0) for _ in latents])[0]
+        from .generation import as_pixels
+
         return as_pixels((x / 2 + 0.5).clamp(0, 1))
 
     def parts(self) -> Mapping[str, torch.nn.Module]:
