@@ -273,9 +273,8 @@ class BatchSums:
         if not self.of_weights.all():
             layer = list(self.widths)[int(self.of_weights.argmin())]
             raise RuntimeError(
-                f"the output of layer {layer} is not that of its weight, so that an edit of the weight would not be"
-                " one of the layer: fuse adapters (pipe.fuse_lora()), load the pipeline without offloading to disk, or"
-                " take off what changes the output."
+                f"the output of layer {layer} is not that of its weight, so that an edit would not be one of the layer:"
+                " fuse adapters (pipe.fuse_lora()), load it without offloading to disk, or take off what changes it."
             )
         return dict(zip(self.widths, self.sums.split(list(self.widths.values()), 2), strict=True))
 
