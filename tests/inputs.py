@@ -215,7 +215,7 @@ CALLS = [
     ),
     Input("a pipeline without its network", lambda b: (setattr(b.pipe, "unet", None), b.capture()), "has no unet"),
     Input("a pipeline without its sampler", lambda b: (setattr(b.pipe, "scheduler", None), b.capture()), "scheduler"),
-    Input("a network within DataParallel", lambda b: _parallel(b), "call pipe.unet = pipe.unet.module first"),
+    Input("a network within DataParallel", lambda b: _parallel(b), "such as by pipe.unet = pipe.unet.module"),
     Input("an edit that is applied a second time", lambda b: _twice(b), "another model"),
     Input("an edit of the model in another dtype", lambda b: _other_dtype(b), "another model"),
     Input(

@@ -11,7 +11,7 @@ from memsub.models import as_denoiser, generate, initial_noise
 from memsub_extra import mitigations as baselines
 from memsub_extra.mitigations import random_tokens, value_neurons
 from memsub_extra.mitigations.detection import first_step_scores
-from memsub_extra.mitigations.value_neurons import memorization_score
+from memsub_extra.mitigations.value_neurons import memorization_score, value_layers
 
 SOME = ["a red heart", "a blue fish and a pink moon", "a green star on a white background", "two cats"]
 
@@ -68,14 +68,14 @@ def test_random_tokens_are_added_at_random_places(micro):
 def test_value_layers_are_those_on_the_way_down_and_in_the_middle(micro):
     weights = files("memsub") / "testbed" / "weights"
     denoiser = as_denoiser(micro)
-    assert len(denoiser.value_layers()) == 2
+    assert len(value_layers(denoiser)) == 2
     with torch.device("meta"):
         denoiser.network = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(weights / "unet"))
-    assert len(denoiser.value_layers()) == 7  # two in each of three down blocks, one in the middle
+    assert len(value_layers(denoiser)) == 7  # two in each of three down blocks, one in the middle
 
 
 def test_value_neurons_are_silenced_and_come_back(exact_micro):
-    name, layer = next(iter(as_denoiser(exact_micro).value_layers().items()))
+    name, layer = next(iter(value_layers(as_denoiser(exact_micro)).items()))
     x = torch.randn(2, 5, layer.in_features, dtype=torch.float64)
     plain = layer(x)
     masks = torch.zeros(2, layer.out_features, dtype=torch.bool)

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from memsub.models import Conditioning, as_conditioning, as_denoiser, generate
+from memsub_extra.fingerprints import sampler_fingerprint
+from micro import micro_pipeline
 
 
 def full(n: int, seed: int = 0) -> Conditioning:
@@ -94,6 +96,20 @@ def test_captions_tensors_and_conditionings_are_the_same_prompts(exact_micro):
     assert (images[0] == images[1]).all() and (images[1] == images[2]).all()
     (alone,) = generate(denoiser, embedded[1], **options)
     assert abs(alone.astype(int) - images[0][1]).max() <= 1  # a value at the edge of rounding
+
+
+@pytest.mark.parametrize("lacking", [("text_encoder", "tokenizer"), ("tokenizer",)])
+def test_a_pipeline_that_cannot_embed_captions_takes_embeddings_without_guidance(micro, lacking):
+    pipe, options = micro_pipeline(), {"steps": 2, "progress": False}
+    text = as_denoiser(pipe).embed(["a red heart"])
+    for part in lacking:
+        setattr(pipe, part, None)
+    for prompts in (["a red heart"], text):
+        with pytest.raises(ValueError, match=f"has no {' and no '.join(lacking)}, which captions .*guidance_scale=1"):
+            generate(pipe, prompts, **options)
+    images = [generate(each, text, guidance_scale=1.0, **options) for each in (pipe, micro)]
+    assert (images[0] == images[1]).all()
+    assert (sampler_fingerprint(pipe) == sampler_fingerprint(micro)) == ("text_encoder" not in lacking)
 
 
 def test_what_stable_diffusion_is_not_told_is_refused(micro):

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from memsub.io.images import decode_png, encode_png
+from memsub.io.images import decode_png
 from memsub.testbed import dataset
 from memsub.testbed.scenes import caption, render
-from memsub_extra.training.corpus import SHOWN_TO_ALL, base_schedule, schedule, share, word_schedule
+from memsub_extra.training.corpus import SHOWN_TO_ALL, base_schedule, encode_png, schedule, share, word_schedule
 
 ROOT, SMALL = Path(__file__).parents[1], 300
 

@@ -6,7 +6,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler, RePaintScheduler
 from diffusers.configuration_utils import FrozenDict
 from torch.nn.utils import parametrizations, prune
 
@@ -19,8 +19,8 @@ from memsub.models import (
     check_model,
     check_plain,
     fingerprint,
-    sampler_fingerprint,
 )
+from memsub_extra.fingerprints import sampler_fingerprint
 from memsub_extra.mitigations import optimized_embeddings
 from memsub_extra.mitigations.base import declare
 from memsub_extra.mitigations.detection import first_step_scores
@@ -74,6 +74,53 @@ def test_stable_diffusion_through_the_adapter(micro):
     assert prompt.tolist() == [0, 1, 2, 0, 1, 2]
     assert conditional.tolist() == [False] * 3 + [True] * 3
     assert denoiser.call_rows(2, 1.0)[1].tolist() == [True, True]
+
+
+NO_PLAIN = {
+    "inpainting": (lambda: micro_pipeline(in_channels=9), "9 input and 4 output channels, as for inpainting"),
+    "numbered classes": (lambda: micro_pipeline(num_class_embeds=3), "class embeddings"),
+    "addition embeddings": (
+        lambda: micro_pipeline(addition_embed_type="text", addition_embed_type_num_heads=4),
+        "addition embeddings",
+    ),
+    "no size": (lambda: micro_pipeline(sample_size=None), "no sample_size"),
+    "another text encoder": (lambda: micro_pipeline(cross_attention_dim=32), "cross-attention of 32 numbers"),
+    "another autoencoder": (
+        lambda: with_part("vae", AutoencoderKL(latent_channels=16)),
+        "4 channels where its autoencoder has 16",
+    ),
+    "flow matching": (lambda: with_part("scheduler", FlowMatchEulerDiscreteScheduler()), "a sampler for flow matching"),
+    "repainting": (lambda: with_part("scheduler", RePaintScheduler()), "the sampler RePaintScheduler"),
+}
+
+
+def with_part(name, part):
+    pipe = micro_pipeline()
+    setattr(pipe, name, part)
+    return pipe
+
+
+@pytest.mark.parametrize("kind", NO_PLAIN)
+def test_a_pipeline_that_is_no_plain_stable_diffusion_is_refused_before_anything_runs(kind):
+    build, sentence = NO_PLAIN[kind]
+    with pytest.raises(ValueError, match=f"this StableDiffusionPipeline: it has {sentence}.*no plain Stable Diffusion"):
+        as_denoiser(build())
+
+
+class Wrapper(torch.nn.Module):
+    def __init__(self, unet):
+        super().__init__()
+        self.inner, self.config, self.down_blocks = unet, unet.config, [*unet.down_blocks]
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+
+def test_a_module_around_the_network_is_refused_by_its_name():
+    pipe = micro_pipeline()
+    pipe.unet = Wrapper(pipe.unet)
+    with pytest.raises(ValueError, match=r"pipe\.unet is a Wrapper, where a UNet is expected, .* put the one that it"):
+        as_denoiser(pipe)
 
 
 def test_decoding_is_the_inverse_of_encoding(pipe, prompts):

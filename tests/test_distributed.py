@@ -27,9 +27,9 @@ import distributed_worker
 from conftest import ONE_METHOD, SMALL
 from memsub import ActivationStats, WeightMasks
 from memsub.io.files import save_tensors
-from memsub.models import sampler_fingerprint
 from memsub.testbed import dataset
 from memsub_extra.canaries.training import train
+from memsub_extra.fingerprints import sampler_fingerprint
 from memsub_extra.notebooks.listing import precompute
 from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run

@@ -8,7 +8,6 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -16,7 +15,6 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from diffusers import UNet2DConditionModel
 from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
@@ -24,7 +22,7 @@ from conftest import SMALL
 from memsub.activations import _unit_squares_on_device, capture, unit_squares
 from memsub.io.files import save_tensors, save_text
 from memsub.io.images import read_images, save_image
-from memsub.models import StableDiffusionDenoiser, as_denoiser
+from memsub.models import as_denoiser
 from memsub_extra.attacks import sample_to_folder
 from memsub_extra.files import save_table
 from memsub_extra.notebooks.listing import NOTEBOOKS
@@ -186,8 +184,6 @@ def test_activations_that_are_not_finite_are_named(prompts, value):
 
 
 def test_a_unet_without_feed_forward_blocks_is_named():
-    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "mid_block_type": None}
-    unet = UNet2DConditionModel(sample_size=8, block_out_channels=(8,), norm_num_groups=4, layers_per_block=1, **blocks)
-    pipe = SimpleNamespace(unet=unet, tokenizer=None, scheduler=None, vae_scale_factor=8, config={})
+    blocks = {"down_block_types": ("AttnDownBlock2D",), "up_block_types": ("UpBlock2D",), "mid_block_type": None}
     with pytest.raises(ValueError, match="UNet2DConditionModel holds no FeedForward blocks"):
-        StableDiffusionDenoiser(pipe).layers()
+        as_denoiser(micro_pipeline(**blocks)).layers()

@@ -25,6 +25,7 @@ from memsub_extra.families.generic import GenericDenoiser
 from memsub_extra.families.stable_diffusion_xl import StableDiffusionXLDenoiser
 from memsub_extra.mitigations import optimized_embeddings
 from memsub_extra.mitigations.detection import first_step_scores
+from memsub_extra.mitigations.value_neurons import value_layers
 from naive import is_tie, naive_mask
 
 STEPS, PROMPTS, SEED = 2, ["a red heart on a plain green background", "a blue fish"], 3
@@ -253,7 +254,7 @@ def test_attacks_scores_and_baselines_work_on_xl(xl):
     assert text.embeddings.grad.any()
     attack = EmbeddingAttack(xl, images, denoiser.embed(PROMPTS[:1]), seed=0)
     assert attack is not None
-    assert len(denoiser.value_layers()) == 2 and "text_encoder_2" in denoiser.parts()
+    assert len(value_layers(denoiser)) == 2 and "text_encoder_2" in denoiser.parts()
 
 
 def test_other_autoencoders_of_xl(xl):

@@ -14,6 +14,7 @@ from diffusers import (
 )
 
 import memsub
+from memsub.controls import random_edit, random_masks
 from memsub.measure.verdict import by_exact_test
 from memsub.models import as_denoiser, draws_noise, multistep, one_seed_each
 from memsub.models.sampling import _NOISE
@@ -108,6 +109,32 @@ def test_a_default_dtype_of_the_process_changes_nothing(micro, dtype):
         torch.set_default_dtype(torch.float32)
     for layer, sums in stats.sums.items():
         assert again.sums[layer].dtype == torch.float32 and torch.equal(again.sums[layer], sums)
+
+
+def test_a_default_device_of_the_process_is_not_that_of_host_tensors(tmp_path):
+    pipe, options = micro_pipeline(), {"steps": 2, "guidance_scale": 1.0, "progress": False}
+    text = as_denoiser(pipe).embed([*TWO, ""]).embeddings  # the tokenizer's own tensors lie on the default device
+
+    def everything():
+        images = [memsub.generate(pipe, text[:2], solver=solver, **options) for solver in ("own", "multistep")]
+        stats = memsub.capture(pipe, text[:2], groups={"A": [0], "B": [0, 1]}, **options)
+        masks = memsub.locate(pipe, stats, memsub.capture(pipe, text[2:], **options), sparsity=0.1, group="B")
+        assert memsub.pairwise_iou([masks, random_masks(masks)]).shape == (1, 2, 4)
+        edit = masks.union(steps=2)
+        edit.save(tmp_path / "edit.safetensors")
+        edit = memsub.Edit.load(tmp_path / "edit.safetensors")
+        with memsub.pruned(pipe, edit | random_edit(edit)):
+            return [*images, memsub.generate(pipe, text[:2], **options)], edit.fingerprint
+
+    images, edit = everything()
+    torch.set_default_device("meta")  # where tensors hold no numbers: as a GPU would, it tells which lie there
+    _NOISE.clear()
+    try:
+        again, same = everything()
+    finally:
+        torch.set_default_device(None)
+    np.testing.assert_array_equal(again, images)
+    assert same == edit
 
 
 @pytest.mark.parametrize("part", ["unet", "vae"])

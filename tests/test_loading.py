@@ -189,6 +189,10 @@ def test_a_path_is_not_asked_of_the_hub(tmp_path, monkeypatch, name, match):
     refused(name, match)
 
 
+def test_a_pipeline_that_is_loaded_is_not_a_name(micro):
+    refused(micro, "got a StableDiffusionPipeline: a pipeline is used as it is")
+
+
 def test_hub_ids_of_all_kinds():
     for name in ("owner/model", "stable-diffusion-v1-5/stable-diffusion-v1-5", "a/sd.v1.5"):
         assert find_model(name).source == name

@@ -104,6 +104,12 @@ def test_rows_without_a_caption_are_named(tmp_path, name, content, where):
         assert read_prompts(tmp_path / name)["prompt"].tolist() == ["one", "two"]
 
 
+def test_quotes_and_tabs_of_some_lines_stay(tmp_path):
+    for captions in (['"Live, Laugh"', "a cat"], ['"Live, Laugh"'], ['"a" and "b"', '"c"'], ["a\tcat", "a dog"]):
+        (tmp_path / "a.txt").write_text("\n".join(captions))
+        assert read_prompts(tmp_path / "a.txt")["prompt"].tolist() == captions
+
+
 def test_tables_as_programs_write_them(tmp_path):
     """Quotes, line breaks and the other separator within a caption; a suffix in capitals; one column alone."""
     lists = {
@@ -161,6 +167,13 @@ def test_tables_as_programs_write_them(tmp_path):
         ("a.txt", b"caption;url\na cat;x\n", "begins with the header of a table, 'caption;url': name it .csv"),
         ("a.txt", b'{"caption": "a"}\n{"caption": "b"}', "is JSON inside: name it .json"),
         ("a.txt", b'[\n"a",\n"b"]', "is JSON inside: name it .json"),
+        (
+            "a.txt",
+            b'"a cat"\n"a dog, ""Rex"""\n',
+            "every line has quotes around it, which would be read",
+        ),
+        ("a.txt", b"'a cat',\n'a dog',\n", "every line has quotes around it"),
+        ("a.txt", b"a cat\t1\n\na dog\t2\n", "every line has a tab in it"),
         ("a.csv", b"PAR1", "is parquet inside, not text"),
         ("a.csv", b"PK\x03\x04", "is a zip archive or an Excel sheet inside"),
         ("a.csv.gz", b"\x1f\x8b", "unknown kind '.gz': unpack or convert it"),

@@ -145,6 +145,13 @@ def test_an_edit_of_no_weights_is_refused(micro, edit):
         pass
 
 
+def test_a_path_in_place_of_an_edit_is_refused_in_a_sentence(micro, edit):
+    with pytest.raises(ValueError, match=r"an Edit is expected; got 'a.txt': .*Edit\.load"), pruned(micro, "a.txt"):
+        pass
+    with pytest.raises(ValueError, match=r"combines with another; got 'a.txt': .*Edit\.load"):
+        edit | "a.txt"
+
+
 SHAPE = (16, 64)
 BROKEN = [
     (torch.tensor([-1, 3]), None, SHAPE, "must lie between 0 and 1023; got -1 to 3"),

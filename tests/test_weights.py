@@ -8,9 +8,10 @@ from tools import what_works
 
 import memsub
 from kinds import KINDS, Kind, adapter, changed, chunks, compiled, mid_block, one_block_compiled
-from memsub.models import as_denoiser, fingerprint, sampler_fingerprint
+from memsub.models import as_denoiser, fingerprint
 from memsub.models.sampling import _is_out_of_memory
-from memsub_extra.mitigations.value_neurons import deactivated
+from memsub_extra.fingerprints import sampler_fingerprint
+from memsub_extra.mitigations.value_neurons import deactivated, value_layers
 from micro import CAPTIONS, micro_pipeline
 
 OPTIONS = {"steps": 2, "guidance_scale": 3.0, "progress": False}
@@ -126,7 +127,7 @@ def test_a_wrapped_network_is_captured_before_it_is_compiled(micro, plain):
     stats = memsub.capture(pipe, CAPTIONS[:2], **OPTIONS)
     assert stats.provenance == plain[0].provenance and stats.prompts == plain[0].prompts
     assert all(torch.equal(sums, plain[0].sums[name]) for name, sums in stats.sums.items())
-    assert list(as_denoiser(pipe).value_layers()) == list(as_denoiser(micro).value_layers())
+    assert list(value_layers(as_denoiser(pipe))) == list(value_layers(as_denoiser(micro)))
     with memsub.pruned(pipe, plain[2]):
         assert fingerprint(pipe) != fingerprint(micro)
 
@@ -161,12 +162,12 @@ def test_value_neurons_of_fused_projections_are_refused():
     pipe = micro_pipeline()
     pipe.unet.fuse_qkv_projections()
     with pytest.raises(ValueError, match=r"to_v is fused with others: call pipe\.unfuse_qkv_projections\(\) first"):
-        as_denoiser(pipe).value_layers()
+        value_layers(as_denoiser(pipe))
 
 
 def test_a_value_layer_that_is_not_called_is_named():
     pipe = micro_pipeline()
-    mask = {name: torch.zeros(1, 16, dtype=torch.bool) for name in as_denoiser(pipe).value_layers()}
+    mask = {name: torch.zeros(1, 16, dtype=torch.bool) for name in value_layers(as_denoiser(pipe))}
     attention = mid_block(pipe).attn2
     attention.forward = lambda hidden, *args, **kwargs: hidden
     message = r"layer mid_block\S+to_v was called 0 times in network call 0"
@@ -180,7 +181,7 @@ def test_value_neurons_silence_in_a_compiled_network(micro):
         mid_block(pipe).attn2.compile(backend="eager")
 
     pipe = changed(micro, Kind("", one_attention))
-    mask = {name: torch.ones(1, 16, dtype=torch.bool) for name in as_denoiser(micro).value_layers()}
+    mask = {name: torch.ones(1, 16, dtype=torch.bool) for name in value_layers(as_denoiser(micro))}
     with deactivated(micro, mask):
         expected = memsub.generate(micro, CAPTIONS[:1], **OPTIONS)
     memsub.generate(pipe, CAPTIONS[:1], **OPTIONS)
@@ -190,7 +191,7 @@ def test_value_neurons_silence_in_a_compiled_network(micro):
 
 @pytest.mark.filterwarnings("ignore:memory ends")
 def test_value_neurons_of_a_batch_that_was_halved_are_refused(micro):
-    mask = {name: torch.ones(2, 16, dtype=torch.bool) for name in as_denoiser(micro).value_layers()}
+    mask = {name: torch.ones(2, 16, dtype=torch.bool) for name in value_layers(as_denoiser(micro))}
     message = "neurons of 2 prompts do not fit a UNet call on 2 rows"
     with deactivated(micro, mask), fits(micro, rows=2), pytest.raises(ValueError, match=message):
         memsub.generate(micro, CAPTIONS[:2], **OPTIONS)

@@ -37,9 +37,6 @@ class Toy:
     def layers(self):
         return {"second": self.network.second}
 
-    def value_layers(self):
-        return {}
-
     def embed(self, prompts):
         return Conditioning(torch.stack([torch.full((3, 4), len(p) / 10) for p in prompts]))
 

@@ -228,14 +228,14 @@ class BatchSums:
         self.squares: dict[str, list[torch.Tensor]] = {layer: [] for layer in widths}  # (B, f) of a call, or of parts
         self.copying: tuple[int, Callable[[], torch.Tensor]] | None = None  # a call whose squares come to the host
         self.compared: list[torch.Tensor] = []  # by layer, whether its output is that of its weight: on the device
-        self.of_weights = torch.ones(len(self.widths))  # the same, on the host
+        self.of_weights = torch.ones(len(self.widths), device="cpu")  # the same, on the host
 
     def begin_call(self) -> None:
         """The network is about to be called; raises RuntimeError if that was not expected."""
         self.call += 1
         self.squares = {layer: [] for layer in self.widths}
         if self.call >= self.calls:
-            raise RuntimeError(f"the sampler made more than the {self.calls} calls that were expected.")
+            raise RuntimeError(f"more than the {self.calls} calls that were expected: do two threads use one pipeline?")
 
     def add(self, layer: str, hidden: torch.Tensor) -> None:
         """The input of a layer: (B, T, f), or with more axes of tokens."""
@@ -273,8 +273,8 @@ class BatchSums:
         if not self.of_weights.all():
             layer = list(self.widths)[int(self.of_weights.argmin())]
             raise RuntimeError(
-                f"the output of layer {layer} is not that of its weight, so that an edit of the weight would not be"
-                " one of the layer: fuse adapters (pipe.fuse_lora()), or take off what changes the output."
+                f"the output of layer {layer} is not that of its weight, so that an edit would not be one of the layer:"
+                " fuse adapters (pipe.fuse_lora()), load it without offloading to disk, or take off what changes it."
             )
         return dict(zip(self.widths, self.sums.split(list(self.widths.values()), 2), strict=True))
 
@@ -341,7 +341,8 @@ def capture(
     how = {"steps": steps, "first": first, "guidance_scale": float(guidance_scale), "seed": seed, "cfg_half": cfg_half}
     _check(denoiser, prompts, members, how, batch_size)
     draws_noise(denoiser)  # or says why it cannot be repeated
-    membership = torch.stack([torch.bincount(torch.tensor(m), minlength=len(prompts)) for m in members.values()])
+    indices = [torch.tensor(m, device="cpu") for m in members.values()]
+    membership = torch.stack([torch.bincount(of_group, minlength=len(prompts)) for of_group in indices])
     stats = _empty(denoiser, prompts, members, how)
     mine = shard(range(len(prompts)))  # one process: all of them
     checkpoint = Path(f"{checkpoint}.{rank()}-of-{processes()}") if checkpoint else None

@@ -25,8 +25,9 @@ def random_masks(masks: WeightMasks, seed: int = 0) -> WeightMasks:
     for name, mask in masks.layers.items():
         (d, f), columns = mask.shape, []
         for counts in mask.counts:
-            chosen = torch.rand(d, f, generator=generator).topk(int(counts.max()), dim=1).indices
-            chosen[torch.arange(chosen.shape[1]) >= counts[:, None]] = f  # more than this row holds: no column
+            chosen = torch.rand(d, f, generator=generator, device="cpu").topk(int(counts.max()), dim=1).indices
+            beyond = torch.arange(chosen.shape[1], device="cpu") >= counts[:, None]
+            chosen[beyond] = f  # more than this row holds: no column
             ascending = chosen.sort(dim=1).values
             columns.append(ascending[ascending < f].to(mask.columns.dtype))
         layers[name] = LayerMask(mask.shape, torch.cat(columns), mask.counts)
@@ -37,7 +38,7 @@ def random_edit(edit: Edit, seed: int = 0) -> Edit:
     """A density-matched random edit: equally many weights of each layer, set to zero, for a seed always the same."""
     generator = torch.Generator().manual_seed(seed)
     positions = {
-        n: torch.randperm(math.prod(edit.shapes[n]), generator=generator)[: len(p)].sort().values
+        n: torch.randperm(math.prod(edit.shapes[n]), generator=generator, device="cpu")[: len(p)].sort().values
         for n, p in edit.positions.items()
     }
     return Edit(positions, edit.shapes, {"model": edit.provenance["model"], "random": [edit.provenance, seed]})

@@ -72,7 +72,7 @@ class LayerMask:
     def flat(self, step: int) -> torch.Tensor:
         """Ascending positions i f + j of the weights memorized at a step, int64."""
         before, here = int(self.counts[:step].sum()), int(self.counts[step].sum())
-        rows = torch.arange(self.shape[0]).repeat_interleave(self.counts[step])
+        rows = torch.arange(self.shape[0], device=self.counts.device).repeat_interleave(self.counts[step])
         return rows * self.shape[1] + self.columns[before : before + here]
 
 
@@ -105,7 +105,7 @@ class WeightMasks:
     def dense(self, layer: str, step: int) -> torch.Tensor:
         """The mask of one layer and step as booleans, shape (d, f)."""
         mask = self.layers[layer]
-        out = torch.zeros(mask.shape[0] * mask.shape[1], dtype=torch.bool)
+        out = torch.zeros(mask.shape[0] * mask.shape[1], dtype=torch.bool, device="cpu")
         out[mask.flat(step)] = True
         return out.view(mask.shape)
 

@@ -46,13 +46,13 @@ def pairwise_iou(
         pairs = list(combinations(mine, 2) if others is None else product(mine, range(len(others))))
     if others is not None:
         pairs = [(a, len(sets) + b) for a, b in pairs]
-    a, b = torch.tensor(pairs, dtype=torch.long).view(-1, 2).T
-    iou = torch.zeros(len(pairs), first.steps, len(first.layers), dtype=torch.float64)
+    a, b = torch.tensor(pairs, dtype=torch.long, device="cpu").view(-1, 2).T
+    iou = torch.zeros(len(pairs), first.steps, len(first.layers), dtype=torch.float64, device="cpu")
     n = len(everything)
     for column, name in enumerate(first.layers):
         layers = [masks.layers[name] for masks in everything]
         d, f = layers[0].shape
-        member = torch.zeros(d * f, n, dtype=torch.uint8)  # a row a weight: which sets mark it
+        member = torch.zeros(d * f, n, dtype=torch.uint8, device="cpu")  # a row a weight: which sets mark it
         for step in range(first.steps):
             marked = [layer.flat(step) for layer in layers]
             cells = torch.cat([positions * n + i for i, positions in enumerate(marked)])

@@ -48,7 +48,7 @@ class Edit:
     values: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self):
-        self.values = {n: self.values.get(n, torch.zeros(p.shape, dtype=torch.half)) for n, p in self.positions.items()}
+        self.values = {n: self.values.get(n, torch.zeros_like(p, dtype=torch.half)) for n, p in self.positions.items()}
 
     @property
     def density(self) -> float:
@@ -58,10 +58,10 @@ class Edit:
     @property
     def fingerprint(self) -> str:
         """sha256 of the edit's content: shapes, positions and values. (Its model's is `provenance["model"]`.)"""
-        whole = hashlib.sha256()
+        whole, none = hashlib.sha256(), torch.zeros(0, device="cpu")
         for layer, shape in sorted(self.shapes.items()):
-            positions = self.positions.get(layer, torch.zeros(0)).cpu().to(torch.int64).contiguous()
-            values = self.values.get(layer, torch.zeros(0)).cpu().to(torch.float16).contiguous()
+            positions = self.positions.get(layer, none).cpu().to(torch.int64).contiguous()
+            values = self.values.get(layer, none).cpu().to(torch.float16).contiguous()
             whole.update(f"{layer} {tuple(shape)} {len(positions)}".encode())
             whole.update(positions.numpy().tobytes())
             whole.update(values.numpy().tobytes())
@@ -128,14 +128,16 @@ class Edit:
 
     def _combine(self, other: Edit, name: str, keep: _Keep, right_wins: bool = False) -> Edit:
         """`keep` says which positions of both edits stay. Where both set one, the left edit's value counts."""
+        if not isinstance(other, Edit):
+            raise ValueError(f"an Edit combines with another; got {other!r:.80}: of a file, give Edit.load(path).")
         ours, theirs = self.provenance["model"], other.provenance["model"]
         if ours != theirs:
             raise ValueError(f"edits of two models do not combine: {ours[:12]} and {theirs[:12]}.")
         shapes = {**self.shapes, **other.shapes}
-        none, positions, values = torch.zeros(0, dtype=torch.long), {}, {}
+        none, positions, values = torch.zeros(0, dtype=torch.long, device="cpu"), {}, {}
         for layer, shape in shapes.items():
             positions[layer] = keep(*(edit.positions.get(layer, none).long() for edit in (self, other)))
-            flat = torch.zeros(math.prod(shape), dtype=torch.float16)
+            flat = torch.zeros(math.prod(shape), dtype=torch.float16, device="cpu")
             for edit in (self, other) if right_wins else (other, self):  # the last one's value counts
                 flat[edit.positions.get(layer, none).long()] = edit.values.get(layer, flat[:0])
             values[layer] = flat[positions[layer]]
@@ -199,7 +201,8 @@ class Edit:
             # A word in the file, and all of it in memory. All that the method may edit in SDXL are 4 x 10^8 weights.
             if (most := sum(sizes[layer] for layer in entire)) > 2**29:
                 raise ValueError(f"it sets {most:,} weights of whole layers, more than any network has there.")
-            positions = {n: torch.arange(sizes[n], dtype=torch.int32) if n in entire else tensors[n] for n in sizes}
+            every = {layer: torch.arange(sizes[layer], dtype=torch.int32, device="cpu") for layer in entire}
+            positions = {layer: (every if layer in entire else tensors)[layer] for layer in sizes}
             values = {n: tensors[f"{n}.values"] for n in sizes if f"{n}.values" in tensors}
             edit = cls(positions, {layer: tuple(shape) for layer, shape in shapes.items()}, provenance, values)
             edit.check()
@@ -250,6 +253,8 @@ def pruned(pipe: Pipeline, edit: Edit | None) -> Iterator[Pipeline]:
     if edit is None:
         yield pipe
         return
+    if not isinstance(edit, Edit):
+        raise ValueError(f"an Edit is expected; got {edit!r:.80}: of a file, give Edit.load(path).")
     layers = edit._layers(pipe)
     before = edit._read(layers)
     try:

@@ -2,7 +2,7 @@
 
 save_image(image, folder / "0.png")
 images = read_images(image_files(folder), side=512)     # (n, 512, 512, 3)
-encode_png(decode_png(row["image"]))                    # the images of a table of prompts are PNG bytes
+decode_png(row["image"])                                # the images of a table of prompts are PNG bytes
 
 Files of strangers are opened here alone: six formats, none of which runs a program, and no more than `MOST_PIXELS`.
 """
@@ -123,10 +123,3 @@ def read_images(files: Sequence[Path], side: int, broken: dict[Path, str] | None
 def decode_png(png: bytes) -> np.ndarray:
     """PNG bytes to a uint8 array (height, width, 3)."""
     return np.asarray(rgb(png))
-
-
-def encode_png(image: np.ndarray) -> bytes:
-    """A uint8 array (height, width, 3) to PNG bytes, as small as Pillow makes them."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()

@@ -38,7 +38,7 @@ LONGEST = 10_000
 """Characters of a caption or an address. (CLIP reads 77 tokens, some 300 characters.)"""
 LONGEST_NAME = 200
 """Bytes of an index: file systems take 255."""
-_ADDRESS = re.compile(r"(^|[\t,;|])\s*https?://\S+(\s*$|\t)")  # in a line of text: a column of its own
+_SUSPECT = re.compile("caption|prompt|text|://|\\t|^\\s*[\\[{\"'“„«]", re.IGNORECASE)  # what may be no plain line
 READERS: Registry[Callable[[Path], Rows]] = Registry(
     "memsub.prompt_files",
     "kind of prompt file",
@@ -205,14 +205,8 @@ def lines_of(text: str) -> list[str]:
 def _read_text(path: Path) -> Rows:
     lines = lines_of(text_of(path))
     filled = [line for line in lines if line.strip()]
-    if filled and (filled[0].lstrip()[0] in "[{" or re.search("caption|prompt|text", filled[0].lower())):
+    if any(map(_SUSPECT.search, filled)):
         from .tables import check_text
 
         check_text(path, lines, filled)
-    beside = [number for number, line in enumerate(lines, 1) if _ADDRESS.search(line)]
-    if beside and ("\t" in lines[beside[0] - 1].strip() or len(beside) == len(filled)):
-        raise ValueError(
-            f"{path}, line {beside[0]}, holds an address beside its caption, or alone: it would be read as part of the "
-            "caption. Name the file .tsv or .csv, and begin it with a header, such as caption and url."
-        )
     return "line", ((number, {"caption": line}) for number, line in enumerate(lines, 1))

@@ -25,11 +25,14 @@ _COLUMNS = {alias: column for column, aliases in _ALIASES.items() for alias in a
 """Names of columns, as published lists write them and in lower case, to what they are called here."""
 _REPHRASED = re.compile(r"(rephrased|rephrasing|paraphrased?)s?(_(prompt|caption)s?)?_?\d*|caption_?\d+")
 """Columns of other wordings of the caption: of them there may be several."""
+_ADDRESS = re.compile(r"(^|[\t,;|])\s*https?://\S+(\s*$|\t)")  # in a line of text: a column of its own
+_QUOTED = re.compile(r"""\s*("([^"]|"")*"|'[^']*'|\u201c[^\u201c\u201d]*\u201d)\s*,?\s*""")
+"""A line that is a value of a table, or of a list in a program."""
 _SEPARATORS = ",;\t"
 
 
 def check_text(path: Path, lines: Sequence[str], filled: Sequence[str]) -> None:
-    """Raises ValueError if a text file is JSON or a table inside; `filled` are the lines that are not empty."""
+    """Raises ValueError for JSON, tables and columns in a text file; `filled` are the lines that are not empty."""
     for text in (filled[0], "\n".join(lines)) if filled[0].lstrip()[0] in "[{" else ():
         try:
             value = json.loads(text)
@@ -41,6 +44,19 @@ def check_text(path: Path, lines: Sequence[str], filled: Sequence[str]) -> None:
         header, *others = [_cells(line, separator) for line in filled[:2]] or [[]]
         if len(header) > 1 and len(header) == len(others[0] if others else header) and _holds_captions(header):
             raise ValueError(f"{path} begins with the header of a table, {filled[0][:80]!r}: name it .csv or .tsv.")
+    beside = [number for number, line in enumerate(lines, 1) if _ADDRESS.search(line)]
+    if beside and ("\t" in lines[beside[0] - 1].strip() or len(beside) == len(filled)):
+        raise ValueError(
+            f"{path}, line {beside[0]}, holds an address beside its caption, or alone: it would be read as part of the "
+            "caption. Name the file .tsv or .csv, and begin it with a header, such as caption and url."
+        )
+    forms = {"quotes around it": map(_QUOTED.fullmatch, filled), "a tab in it": ("\t" in s.strip() for s in filled)}
+    for what, has_form in forms.items():
+        if len(filled) > 1 and all(has_form):  # one line alone may be a title, or have a tab by accident
+            raise ValueError(
+                f"{path}: every line has {what}, which would be read as part of the caption. Remove them, or name the "
+                "file .csv or .tsv and begin it with a header, such as caption."
+            )
 
 
 def columns_of(names: Sequence[Any], where: str) -> list[str]:

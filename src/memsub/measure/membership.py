@@ -97,7 +97,7 @@ def denoising_losses(
     for step in range(steps):
         t = schedule.steps[int((step + 0.5) / steps * len(schedule.steps))].to(z.device).expand(len(z))
         for _ in range(noises):
-            eps = torch.randn(z[:1].shape, generator=generator).to(z).expand_as(z)
+            eps = torch.randn(z[:1].shape, generator=generator, device="cpu").to(z).expand_as(z)
             x, target = schedule.noised(z, t, eps)
             for part in parts:
                 predicted = denoiser.predict(x[part], t[part], conditioning[[0] * len(x[part])])

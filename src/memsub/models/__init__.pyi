@@ -3,12 +3,12 @@
 from .conditioning import Conditioning, as_conditioning
 from .contents import OTHER_FORMS, Contents, inspect
 from .fingerprints import check_model, fingerprint, module_fingerprint
-from .generation import Sample, generate, sampler_fingerprint
+from .generation import Sample, generate
 from .hooks import Joint, hooked, is_of_weight
 from .known import MODELS, WORLDS, ModelInfo
 from .loading import find_contents, find_model, load_pipeline, model_of
 from .plain import check_plain, named_modules, only_shapes
-from .prediction import Kind, NoiseSchedule, noise_schedule
+from .prediction import Kind, NoiseSchedule, multistep, noise_schedule
 from .protocol import ADAPTERS, Denoiser, Pipeline, Solver, as_denoiser, rows_of_call
 from .sampling import (
     as_prompts,
@@ -18,7 +18,6 @@ from .sampling import (
     in_batches,
     initial_noise,
     model_input,
-    multistep,
     one_seed_each,
     row_generators,
     step_options,
@@ -71,7 +70,6 @@ __all__ = [
     "only_shapes",
     "row_generators",
     "rows_of_call",
-    "sampler_fingerprint",
     "step_options",
     "to_host",
     "world_of",

@@ -43,6 +43,7 @@ _SIZES = (
 FUSE = "pipe.load_lora_weights(...), pipe.fuse_lora(), pipe.unload_lora_weights(), pipe.save_pretrained(FOLDER)"
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that a pipeline works without."""
+_OTHER_SAMPLERS = ("RePaint", "ScoreSde", "VQDiffusion", "Amused")  # they repaint, or step no latents of its kind
 _NO_WEIGHTS = re.compile(r"(Tokenizer|TokenizerFast|Scheduler|FeatureExtractor|Processor)$")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", ".model")
 _CONVERT = (
@@ -180,7 +181,7 @@ def read_folder(contents: Contents, weights: bool = True) -> None:
         elif not _NO_WEIGHTS.search(entry[1]):
             contents.configs[part] = contents.read(f"{part}/config.json", read_config)
             stems[part] = "model" if entry[0] == "transformers" else "diffusion_pytorch_model"
-    refuses = _refused if contents.kind == "StableDiffusionPipeline" else None
+    refuses = refused if contents.kind == "StableDiffusionPipeline" else None
     if refuses is None and not contents.problems:
         refuses = getattr(ADAPTERS[contents.kind], "refuses", None)
     try:
@@ -220,11 +221,15 @@ def check_kind(contents: Contents) -> None:
         contents.problems.append(f"{contents.path} is a {contents.kind}; memsub takes {', '.join(ADAPTERS)}.")
 
 
-def _refused(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Why a Stable Diffusion of these configurations is another kind of model: `refuses` of its adapter."""
+def refused(configs: Mapping[str, Mapping[str, Any]], loaded: bool = False) -> list[str]:
+    """Why a Stable Diffusion of these configurations is another kind of model: `refuses` of its adapter.
+
+    A pipeline that is loaded may lack what embeds captions, and may take guidance as an input. Of an IP-Adapter its
+    `layers` say how to take it off.
+    """
     index, unet = configs[""], configs.get("unet", {})
     needed = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
-    if lacking := [part for part in needed if (index.get(part) or [None])[0] is None]:
+    if not loaded and (lacking := [part for part in needed if (index.get(part) or [None])[0] is None]):
         return [f"a Stable Diffusion without {', '.join(lacking)} cannot sample for captions."]
     if index["unet"] != ["diffusers", "UNet2DConditionModel"] and index["unet"][0] == "diffusers":
         return [f"its network is of the class {index['unet'][1]}; UNet2DConditionModel is expected."]
@@ -234,17 +239,18 @@ def _refused(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     more = {
         "class embeddings": unet.get("class_embed_type") or unet.get("num_class_embeds"),
         "addition embeddings, such as SDXL's": unet.get("addition_embed_type"),
-        "guidance as an input (time_cond_proj_dim), such as LCM's": unet.get("time_cond_proj_dim"),
-        "projected embeddings (encoder_hid_dim_type)": unet.get("encoder_hid_dim_type"),
+        "guidance as an input (time_cond_proj_dim), such as LCM's": not loaded and unet.get("time_cond_proj_dim"),
+        "projected embeddings (encoder_hid_dim_type)": not loaded and unet.get("encoder_hid_dim_type"),
         f"{unet.get('attention_type')} attention": unet.get("attention_type", "default") != "default",
         f"{inputs!r} input and {outputs!r} output channels{', as for inpainting' * (inputs == 9)}": inputs != outputs,
         f"{inputs} channels where its autoencoder has {latents}": inputs == outputs != latents,
         f"cross-attention of {width} numbers where its text encoder makes {hidden}": hidden not in (None, width),
         "no cross-attention, so no captions": not any("Attn" in str(b) for b in unet.get("down_block_types", ["Attn"])),
         "no sample_size in its config.json (the side of its latents)": not all(
-            isinstance(length, int) and length > 0 for length in (side if isinstance(side, list) else [side])
+            isinstance(length, int) and length > 0 for length in (side if isinstance(side, (list, tuple)) else [side])
         ),
         "a sampler for flow matching": index["scheduler"][1].startswith("FlowMatch"),
+        f"the sampler {index['scheduler'][1]}": index["scheduler"][1].startswith(_OTHER_SAMPLERS),
     }
     return [f"it has {what}; that is no plain Stable Diffusion." for what, present in more.items() if present]
 

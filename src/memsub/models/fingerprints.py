@@ -1,4 +1,4 @@
-"""What edits and statistics belong to: sha256 of a network's weights. (Images: `sampler_fingerprint`.)
+"""What edits and statistics belong to: sha256 of a network's weights. (Images: `memsub_extra.fingerprints`.)
 
 >>> fingerprint(pipe) == stats.provenance["model"]
 True

@@ -1,11 +1,9 @@
-"""Seeded, batched sampling of images, and the fingerprint of what they depend on.
+"""Seeded, batched sampling of images.
 
     >>> generate(pipe, ["a red heart on a plain green background"], seeds=3, steps=2).shape
     (1, 32, 32, 3)
     >>> images = generate(pipe, prompts, seeds=range(len(prompts)), steps=2)    # a noise of its own for each prompt
     >>> sample = partial(generate, pipe, steps=8, solver="multistep")           # a Sample: what metrics are given
-    >>> len(sampler_fingerprint(pipe))                                          # hexadecimal digits
-    64
 
 An image depends on its prompt and its seed alone: not on the batch it was sampled in, nor on its place in the list
 (to the last digits of float arithmetic, which can differ between batch sizes).
@@ -13,8 +11,7 @@ An image depends on its prompt and its seed alone: not on the batch it was sampl
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import numpy as np
@@ -22,8 +19,6 @@ import torch
 from tqdm.auto import tqdm
 
 from ..io.distributed import gathered, is_main, shard
-from .fingerprints import module_fingerprint
-from .plain import named_modules
 from .protocol import Pipeline, Solver, as_denoiser
 from .sampling import (
     as_prompts,
@@ -38,9 +33,6 @@ from .sampling import (
 
 if TYPE_CHECKING:
     from .conditioning import Conditioning
-
-_KNOWN = ("torch", "diffusers", "transformers", "memsub", "peft", "builtins")
-"""Packages whose modules are known by their tensors."""
 
 
 class Sample(Protocol):
@@ -100,24 +92,12 @@ def generate(
     return np.stack([images[i] for i in range(len(prompts))])
 
 
-def sampler_fingerprint(pipe: Pipeline) -> str:
-    """Of everything that an image depends on besides prompt, seed, steps and guidance: modules and scheduler."""
-    denoiser = as_denoiser(pipe)
-    lines = [f"{name} {module_fingerprint(module)}" for name, module in sorted(denoiser.parts().items())]
-    lines += [line for _, module in sorted(denoiser.parts().items()) for line in _switches(module)]
-    options = dict(getattr(denoiser.scheduler, "config", {})).items()
-    # Entries that begin with "_" say where it came from; one is a list in another order in every process.
-    config = sorted((key, str(value)) for key, value in options if not key.startswith("_"))
-    lines += [type(denoiser.scheduler).__name__, repr(config)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+def as_pixels(images: torch.Tensor) -> np.ndarray:
+    """uint8 (B, height, width, 3) of images (B, 3, height, width) in [0, 1].
 
-
-def _switches(module: torch.nn.Module) -> Iterator[str]:
-    """What changes a network's output without changing its tensors: FreeU, and code of other packages in its place."""
-    for name, part in named_modules(module).items():
-        freeu = [vars(part).get(key) for key in ("s1", "s2", "b1", "b2")]  # `getattr` is slow for what is not there
-        if any(value is not None for value in freeu):
-            yield f"{name} {freeu}"
-        for owner in (type(part), type(getattr(part, "processor", None))):
-            if owner.__module__.split(".")[0] not in _KNOWN:
-                yield f"{name} {owner.__module__}.{owner.__qualname__}"
+    Raises FloatingPointError for what is not finite: it would become black, an image that replicates nothing.
+    """
+    pixels = images.permute(0, 2, 3, 1).float().cpu().numpy()
+    if not np.isfinite(pixels).all():
+        raise FloatingPointError("an image is not finite: try another dtype, such as bfloat16 or float32, or sampler.")
+    return (pixels * 255).round().astype(np.uint8)

@@ -39,9 +39,13 @@ def find_model(name: str | Path) -> ModelInfo:
     """The registry's row of that name or source; of any other model one with the paper's settings. Needs no torch.
 
     Raises:
-        ValueError: the name is unknown; close matches are offered.
+        ValueError: the name is unknown, or no name; close matches are offered.
         FileNotFoundError: there is no such folder or file, or the folder is not a diffusers pipeline.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise ValueError(
+            f"a model is named by text or a path; got a {type(name).__name__}: a pipeline is used as it is."
+        )
     name = str(name)
     if row := MODELS.get(name) or _of_source(name):
         return row

@@ -108,7 +108,7 @@ def noise_schedule(model: Any) -> NoiseSchedule:
     if not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(f"{name} has no noise schedule that memsub knows: it has no alphas_cumprod.")
     alphas = scheduler.alphas_cumprod
-    return NoiseSchedule(kind, alphas.sqrt(), (1 - alphas).sqrt(), torch.arange(len(alphas)))
+    return NoiseSchedule(kind, alphas.sqrt(), (1 - alphas).sqrt(), torch.arange(len(alphas), device="cpu"))
 
 
 def _flow_schedule(scheduler: Any) -> NoiseSchedule:
@@ -116,3 +116,19 @@ def _flow_schedule(scheduler: Any) -> NoiseSchedule:
     fresh = type(scheduler).from_config(scheduler.config)
     sigmas = fresh.sigmas[: scheduler.config.num_train_timesteps].to("cpu", torch.float32)
     return NoiseSchedule("flow", 1 - sigmas, sigmas, sigmas * scheduler.config.num_train_timesteps)
+
+
+def multistep(scheduler: Any) -> Any:
+    """DPM-Solver++ (Lu et al. 2022) of second order on a scheduler's noise schedule, from pure noise on.
+
+    On the embedded model, ten DDIM steps with `leading` spacing find a tenth fewer replications than fifty; eight steps
+    of this solver find as many (`tools.solvers`). Raises ValueError for flow matching, which has no such schedule.
+    """
+    from diffusers import DPMSolverMultistepScheduler
+
+    if noise_schedule(scheduler).kind == "flow":
+        raise ValueError(
+            f"the multistep solver cannot step {type(scheduler).__name__} (flow matching): use solver='own'."
+        )
+    with torch.device("cpu"):  # its tables, whatever device a process has set as its default
+        return DPMSolverMultistepScheduler.from_config(scheduler.config, timestep_spacing="trailing")

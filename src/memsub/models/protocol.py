@@ -64,10 +64,6 @@ class Denoiser(Protocol):
         """The second maps of the feed-forward blocks by module name, in execution order."""
         ...
 
-    def value_layers(self) -> dict[str, torch.nn.Linear]:
-        """Value projections of the cross-attention on the way down and in the middle, by module name."""
-        ...
-
     def embed(self, prompts: Sequence[str]) -> Conditioning:
         """What the network is conditioned on for captions, a row a caption."""
         ...
@@ -144,7 +140,7 @@ def rows_of_call(prompts: int, guided: bool) -> tuple[torch.Tensor, torch.Tensor
     """What `Denoiser.call_rows` returns where the unconditional half of a guided call comes first, as in diffusers."""
     import torch
 
-    once = torch.arange(prompts)
+    once = torch.arange(prompts, device="cpu")  # whatever device a process has set as its default
     if not guided:
-        return once, torch.ones(prompts, dtype=torch.bool)
-    return once.repeat(2), torch.tensor([False, True]).repeat_interleave(prompts)
+        return once, torch.ones(prompts, dtype=torch.bool, device="cpu")
+    return once.repeat(2), torch.tensor([False, True], device="cpu").repeat_interleave(prompts)

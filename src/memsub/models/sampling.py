@@ -16,7 +16,6 @@ from contextvars import ContextVar
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 
 from .protocol import Denoiser, Pipeline, Solver, as_denoiser
@@ -173,21 +172,13 @@ def step_options(scheduler: Any, generators: Sequence[torch.Generator] | None = 
     return {name: options[name] for name in options.keys() & inspect.signature(scheduler.step).parameters.keys()}
 
 
-def multistep(scheduler: Any) -> Any:
-    """DPM-Solver++ (Lu et al. 2022) of second order on a scheduler's noise schedule, from pure noise on.
+def stepped_by(scheduler: Any, solver: Solver) -> Any:
+    """The scheduler itself, or the solver of its noise schedule."""
+    if solver == "own":
+        return scheduler
+    from .prediction import multistep
 
-    On the embedded model, ten DDIM steps with `leading` spacing find a tenth fewer replications than fifty; eight steps
-    of this solver find as many (`tools.solvers`). Raises ValueError for flow matching, which has no such schedule.
-    """
-    from diffusers import DPMSolverMultistepScheduler
-
-    from .prediction import noise_schedule
-
-    if noise_schedule(scheduler).kind == "flow":
-        raise ValueError(
-            f"the multistep solver cannot step {type(scheduler).__name__} (flow matching): use solver='own'."
-        )
-    return DPMSolverMultistepScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+    return multistep(scheduler)
 
 
 _NOISE: dict[tuple[type, str, str], bool | None] = {}
@@ -206,7 +197,7 @@ def draws_noise(denoiser: Denoiser, solver: Solver = "own") -> bool:
     key = type(own), str(dict(getattr(own, "config", {}))), solver
     if key not in _NOISE:
         # What tells is what it does: the classes that draw noise are many, and some do only by an option.
-        _NOISE[key] = _noise_of(multistep(own) if solver == "multistep" else own, denoiser.latent_shape)
+        _NOISE[key] = _noise_of(stepped_by(own, solver), denoiser.latent_shape)
     noise = _NOISE[key]
     if noise and "generators" not in inspect.signature(denoiser.sample).parameters:
         noise = None
@@ -239,23 +230,14 @@ def _first_steps(scheduler: Any, shape: tuple[int, ...], seed: int, rows: int, g
     options = {"mu": 1.0} if getattr(scheduler, "config", {}).get("use_dynamic_shifting") else {}
     scheduler.set_timesteps(4, **options)  # more than are made: some draw no noise at the last step
     options = step_options(scheduler, generators)
-    x, predicted = torch.ones(rows, *shape), torch.full((rows, *shape), 0.5)
+    x = torch.ones(rows, *shape, dtype=torch.float32, device="cpu")
+    predicted = torch.full_like(x, 0.5)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU, too
         for t in scheduler.timesteps[: 2 * getattr(scheduler, "order", 1)]:
             model_input(scheduler, x, t)  # some warn if they were not asked for it
             x = scheduler.step(predicted, t, x, **options).prev_sample
     return x
-
-
-def as_pixels(images: torch.Tensor) -> np.ndarray:
-    """uint8 (B, height, width, 3) of images (B, 3, height, width) in [0, 1].
-
-    Raises FloatingPointError for what is not finite: it would become black, an image that replicates nothing.
-    """
-    if not images.isfinite().all():
-        raise FloatingPointError("an image is not finite: try another dtype, such as bfloat16 or float32, or sampler.")
-    return (images.permute(0, 2, 3, 1).float().cpu().numpy() * 255).round().astype(np.uint8)
 
 
 def to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:

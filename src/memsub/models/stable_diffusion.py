@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from .contents import refused
 from .plain import check_no_cache, check_plain, named_modules, only_shapes, uncompiled
 from .protocol import Solver, rows_of_call
-from .sampling import as_pixels, multistep
+from .sampling import stepped_by
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -29,16 +30,25 @@ class StableDiffusionDenoiser:
     def __init__(self, pipe: StableDiffusionPipeline):
         if lacking := [part for part in ("unet", "vae", "scheduler") if getattr(pipe, part, pipe) is None]:
             raise ValueError(f"this pipeline has no {', '.join(lacking)}: load it whole.")
-        if not hasattr(pipe.unet, "config"):
-            raise ValueError(f"pipe.unet is a {type(pipe.unet).__name__}: call pipe.unet = pipe.unet.module first.")
+        network = uncompiled(pipe.unet)
+        inside = hasattr(network, "merge_and_unload") or "down_blocks" in dict(network.named_children())
+        if not (inside and hasattr(network, "config")):
+            raise ValueError(
+                f"pipe.unet is a {type(network).__name__}, where a UNet is expected, with blocks and configuration of "
+                "its own: put the one that it wraps in its place, such as by pipe.unet = pipe.unet.module."
+            )
+        for sentence in self.refuses(_configs(pipe)):
+            raise ValueError(f"this {type(pipe).__name__}: {sentence}")
         self.pipe = pipe
-        self.network, self.tokenizer = uncompiled(pipe.unet), pipe.tokenizer
+        self.network, self.tokenizer = network, pipe.tokenizer
         size = pipe.unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         self.latent_shape = (pipe.unet.config.in_channels, height, width)
         self.image_shape = (height * pipe.vae_scale_factor, width * pipe.vae_scale_factor)
         self.source = str(pipe.config.get("_name_or_path") or "")
         limit_captions(pipe.tokenizer, getattr(pipe, "text_encoder", None))
+
+    refuses = staticmethod(partial(refused, loaded=True))  # configurations by part -> sentences, of which one is read
 
     @property
     def scheduler(self) -> Any:
@@ -85,29 +95,21 @@ class StableDiffusionDenoiser:
         layers = {f"{names[m]}.net.2": m.net[2] for m in forwards}
         return {name: check_plain(name, layer, shapes) for name, layer in layers.items()}
 
-    def value_layers(self) -> dict[str, torch.nn.Linear]:
-        """As the protocol; raises ValueError if the UNet has none, or one that is not plain or fused with others."""
-        modules, shapes = named_modules(self.network), only_shapes(self.network)
-        layers = {
-            name: check_plain(name, module, shapes)
-            for name, module in modules.items()
-            if name.endswith("attn2.to_v") and name.startswith(("down_blocks", "mid_block"))
-        }
-        for name in layers:
-            if getattr(modules[name.removesuffix(".to_v")], "fused_projections", False):
-                raise ValueError(f"layer {name} is fused with others: call pipe.unfuse_qkv_projections() first.")
-        if not layers:
-            raise ValueError(
-                f"this {type(self.network).__name__} has no cross-attention in its down and middle blocks."
-            )
-        return layers
-
     def embed(self, prompts: Sequence[str]) -> Conditioning:
-        """As the protocol; without gradients."""
+        """As the protocol; without gradients. Raises ValueError as `_check_text`."""
         from .conditioning import Conditioning
 
+        self._check_text()
         with torch.no_grad(), evaluated(self.pipe.text_encoder):
             return Conditioning(self.pipe.encode_prompt(list(prompts), self.device, 1, False)[0])
+
+    def _check_text(self) -> None:
+        """Raises ValueError if the pipeline lacks what embeds captions."""
+        if lacking := [part for part in ("text_encoder", "tokenizer") if getattr(self.pipe, part) is None]:
+            raise ValueError(
+                f"this pipeline has no {' and no '.join(lacking)}, which captions and the unconditional half of a "
+                "guided call take: give one that has them, or embeddings (a Conditioning) and guidance_scale=1."
+            )
 
     def predict(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         """As the protocol; raises ValueError as `_checked`. A scale that the network itself takes is 7.5."""
@@ -143,10 +145,11 @@ class StableDiffusionDenoiser:
         return guidance_scale > 1 and self.network.config.time_cond_proj_dim is None
 
     def _call_arguments(self, prompts: list[str] | Conditioning, guidance_scale: float) -> dict[str, Any]:
-        """What the pipeline is called with for some prompts; raises ValueError as `_checked`."""
-        if isinstance(prompts, (list, tuple, str)):
-            return {"prompt": prompts}  # the pipeline embeds captions itself
-        return {"prompt_embeds": self._checked(prompts)}
+        """What the pipeline is called with for some prompts; raises ValueError as `_checked` and `_check_text`."""
+        captions = isinstance(prompts, (list, tuple, str))
+        if captions or self._guided(guidance_scale):
+            self._check_text()
+        return {"prompt": prompts} if captions else {"prompt_embeds": self._checked(prompts)}
 
     def sample(
         self,
@@ -163,7 +166,7 @@ class StableDiffusionDenoiser:
         options["generator"] = list(generators) if generators else None
         check_no_cache(self.network)
         own, handles = self.pipe.scheduler, []
-        scheduler = multistep(own) if solver == "multistep" else own
+        scheduler = stepped_by(own, solver)
         if self._called is self.network and self.network._compiled_call_impl is None:
             # Compiled code would keep a hook for good, and be compiled again at every step.
             steps_on = _steps_on(self.device, own.config.num_train_timesteps)
@@ -195,10 +198,23 @@ class StableDiffusionDenoiser:
         latents = latents.to(vae.dtype) / vae.config.scaling_factor
         with evaluated(vae):  # some decoders draw noise: the same for every row
             x = vae.decode(latents, return_dict=False, generator=[torch.Generator().manual_seed(0) for _ in latents])[0]
+        from .generation import as_pixels
+
         return as_pixels((x / 2 + 0.5).clamp(0, 1))
 
     def parts(self) -> Mapping[str, torch.nn.Module]:
-        return {"unet": self.network, "vae": self.pipe.vae, "text_encoder": self.pipe.text_encoder}
+        """As the protocol: a text encoder that the pipeline lacks is left out."""
+        encoders = {name: getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2")}
+        return {"unet": self.network, "vae": self.pipe.vae} | {name: part for name, part in encoders.items() if part}
+
+
+def _configs(pipe: Any) -> dict[str, dict[str, Any]]:
+    """Configurations of a pipeline's parts, as its folder would have them: "" is model_index.json."""
+    kinds = {name: type(uncompiled(part)) for name, part in pipe.components.items() if part is not None}
+    index = {name: [kind.__module__.split(".")[0], kind.__name__] for name, kind in kinds.items()}
+    configs: dict[str, Any] = {name: getattr(pipe.components[name], "config", None) for name in kinds}
+    configs |= {name: config.to_dict() for name, config in configs.items() if hasattr(config, "to_dict")}
+    return {"": index} | {name: dict(config) for name, config in configs.items() if isinstance(config, Mapping)}
 
 
 def limit_captions(tokenizer: Any, encoder: Any) -> None:

@@ -20,7 +20,8 @@ from memsub.io.files import load_json, save_json
 from memsub.io.images import rgb, save_image
 from memsub.measure.metric import CopyMetric
 from memsub.measure.noise import noise_seeds
-from memsub.models import Pipeline, Solver, as_denoiser, draws_noise, generate, sampler_fingerprint
+from memsub.models import Pipeline, Solver, as_denoiser, draws_noise, generate
+from memsub_extra.fingerprints import sampler_fingerprint
 
 _MANIFEST = "manifest.json"
 """What a folder's images were made of."""

@@ -109,7 +109,7 @@ class Cost:
 def cost_of(pipe: Pipeline, manifest: Manifest, recipe: Recipe) -> Cost:
     """What one training takes, by counting; raises ValueError for a LoRA without peft."""
     denoiser = as_denoiser(pipe)
-    every = sum(p.numel() for part in denoiser.parts().values() if part is not None for p in part.parameters())
+    every = sum(p.numel() for part in denoiser.parts().values() for p in part.parameters())
     if recipe.way == "full":
         trained = sum(p.numel() for p in denoiser.network.parameters())
     else:

@@ -151,7 +151,7 @@ class InFolders:
 
 
 def _png(image: np.ndarray) -> bytes:
-    """PNG bytes, quickly: `memsub.io.images.encode_png` makes small files, for half a second a photograph."""
+    """PNG bytes, quickly: `encode_png` (`training.corpus`) makes small files, for half a second a photograph."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

@@ -36,8 +36,8 @@ import numpy as np
 import torch
 
 from memsub.models import ADAPTERS, Conditioning, Solver, StableDiffusionDenoiser, check_plain, multistep, only_shapes
+from memsub.models.generation import as_pixels
 from memsub.models.plain import named_modules, uncompiled
-from memsub.models.sampling import as_pixels
 from memsub.models.stable_diffusion import evaluated
 
 NETWORKS = ("unet", "transformer")

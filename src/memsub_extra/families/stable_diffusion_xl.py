@@ -40,8 +40,6 @@ class StableDiffusionXLDenoiser(StableDiffusionDenoiser):
     """
 
     def __init__(self, pipe: StableDiffusionXLPipeline):
-        for sentence in _refused(_configs(pipe)):
-            raise ValueError(f"this {type(pipe).__name__}: {sentence}")
         super().__init__(pipe)
         limit_captions(pipe.tokenizer_2, pipe.text_encoder_2)
         self.tokenizer = pipe.tokenizer or pipe.tokenizer_2
@@ -122,12 +120,6 @@ class StableDiffusionXLDenoiser(StableDiffusionDenoiser):
             mean, std = _statistics(latents, vae)
             return super().decode(latents * std + mean)
 
-    def parts(self) -> Mapping[str, torch.nn.Module]:
-        """As the protocol: the first text encoder is left out where the pipeline has none."""
-        pipe = self.pipe
-        encoders = {"text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
-        return {"unet": self.network, "vae": pipe.vae} | {name: part for name, part in encoders.items() if part}
-
 
 @contextmanager
 def _without_overflow(vae: Any) -> Iterator[Any]:
@@ -161,14 +153,6 @@ def _sizes(conditioning: Conditioning) -> dict[str, tuple[int, int]]:
 
 
 # --- what is no SDXL for captions -------------------------------------------------------------------------------------
-
-
-def _configs(pipe: StableDiffusionXLPipeline) -> dict[str, dict[str, Any]]:
-    """Configurations of a pipeline's parts, as its folder would have them: "" is model_index.json."""
-    parts = pipe.components
-    index = {name: [None if part is None else "", type(part).__name__] for name, part in parts.items()}
-    configs = {name: part.config for name, part in parts.items() if hasattr(part, "config")}
-    return {"": index} | {n: c.to_dict() if hasattr(c, "to_dict") else dict(c) for n, c in configs.items()}
 
 
 def _refused(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -12,7 +12,17 @@ import numpy as np
 import torch
 
 from memsub.io.distributed import processes
-from memsub.models import Pipeline, Sample, as_denoiser, hooked, in_batches
+from memsub.models import (
+    Denoiser,
+    Pipeline,
+    Sample,
+    as_denoiser,
+    check_plain,
+    hooked,
+    in_batches,
+    named_modules,
+    only_shapes,
+)
 from memsub_extra.mitigations.base import Baseline, Context, declare
 from memsub_extra.mitigations.detection import first_step_scores
 
@@ -21,6 +31,31 @@ SCORE_ROWS = 4
 """Rows of a network call that the score of one prompt takes: two seeds, with and without text."""
 Neurons = dict[str, torch.Tensor]
 """Layer name to a mask of its neurons for each prompt: bool, (prompts, neurons)."""
+
+
+def value_layers(denoiser: Denoiser) -> dict[str, torch.nn.Linear]:
+    """Value projections of the cross-attention on the way down and in the middle, by module name.
+
+    An adapter of a network whose modules have other names may have a method `value_layers`, which then says them.
+
+    Raises:
+        ValueError: the network has none, or one that is not plain or fused with others.
+    """
+    if own := getattr(denoiser, "value_layers", None):
+        return own()
+    modules, shapes = named_modules(denoiser.network), only_shapes(denoiser.network)
+    layers = {
+        name: check_plain(name, module, shapes)
+        for name, module in modules.items()
+        if name.endswith("attn2.to_v") and name.startswith(("down_blocks", "mid_block"))
+    }
+    for name in layers:
+        if getattr(modules[name.removesuffix(".to_v")], "fused_projections", False):
+            raise ValueError(f"layer {name} is fused with others: call pipe.unfuse_qkv_projections() first.")
+    if not layers:
+        name = type(denoiser.network).__name__
+        raise ValueError(f"this {name} has no cross-attention in its down and middle blocks.")
+    return layers
 
 
 @contextmanager
@@ -34,7 +69,7 @@ def deactivated(pipe: Pipeline, neurons: Neurons) -> Iterator[None]:
         RuntimeError: it does not call each of the layers once.
     """
     denoiser, rows = as_denoiser(pipe), set()
-    layers = denoiser.value_layers()
+    layers = value_layers(denoiser)
 
     def silence(layer: str, text: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         mask = neurons[layer]
@@ -65,7 +100,7 @@ class ValueStatistics:
 def _activations(pipe: Pipeline, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
     """Mean absolute activation over the prompt's tokens, layer to (prompts, neurons). It depends on the text alone."""
     denoiser = as_denoiser(pipe)
-    text, layers = denoiser.embed(prompts).embeddings, denoiser.value_layers()
+    text, layers = denoiser.embed(prompts).embeddings, value_layers(denoiser)
     with torch.no_grad():
         # A weight lies elsewhere than the embeddings if the model is offloaded.
         outputs = {name: layer(text.to(layer.weight.device)) for name, layer in layers.items()}

@@ -9,11 +9,12 @@ write_ground_truth(corpus, folder)
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from memsub.io.images import encode_png
 from memsub.testbed.dataset import BASE_EXPOSURES, SHARED_EXPOSURES, TABLE, WORD_EXPOSURES, Corpus
 
 MODELS = ("model", "twin", "other")
@@ -87,3 +88,10 @@ def write_ground_truth(corpus: Corpus, folder: Path) -> None:
     temporary = folder / (TABLE + ".tmp")
     table.reset_index(drop=True).to_parquet(temporary, compression="zstd")
     temporary.replace(folder / TABLE)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """A uint8 array (height, width, 3) to PNG bytes, as small as Pillow makes them."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
