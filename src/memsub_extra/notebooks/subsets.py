@@ -102,7 +102,7 @@ def profiles(models: Mapping[str, Mapping[str, Measured]], steps: int) -> dict[s
 
 
 def differences(models: Mapping[str, Mapping[str, Measured]], steps: int) -> dict[str, dict[str, Profile]]:
-    """The effect of memorization: the first model minus each other, subset by subset; none where there is one model alone."""
+    """The effect of memorization: the first model minus each other, by subset; none where there is one model alone."""
     (model, ours), *controls = models.items()
     return {
         f"{model} − {control}": {
