@@ -149,7 +149,7 @@ class StableDiffusionDenoiser:
         captions = isinstance(prompts, (list, tuple, str))
         if captions or self._guided(guidance_scale):
             self._check_text()
-        return {"prompt": prompts} if captions else {"prompt_embeds": self._checked(prompts)}
+        return {"prompt": prompts} if captions else {"prompt_embeds": self._checked(prompts)}  # type: ignore[arg-type]
 
     def sample(
         self,
