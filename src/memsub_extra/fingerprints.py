@@ -1,6 +1,6 @@
 """What images belong to: sha256 of everything that they depend on besides prompt, seed, steps and guidance.
 
-stored under sampler_fingerprint(pipe), images of another pipeline are never taken for this one's
+sampler_fingerprint(pipe)       # 64 hexadecimal digits: stored images of another pipeline have others
 """
 
 from __future__ import annotations

@@ -35,9 +35,10 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from memsub.models import ADAPTERS, Conditioning, Solver, StableDiffusionDenoiser, check_plain, multistep, only_shapes
+from memsub.models import ADAPTERS, Conditioning, Solver, StableDiffusionDenoiser, check_plain, only_shapes
 from memsub.models.generation import as_pixels
 from memsub.models.plain import named_modules, uncompiled
+from memsub.models.sampling import stepped_by
 from memsub.models.stable_diffusion import evaluated
 
 NETWORKS = ("unet", "transformer")
@@ -160,8 +161,7 @@ class GenericDenoiser:
         order = self._first_step(guidance_scale).order.to(latents.device)
         own, noise = self.pipe.scheduler, latents.flatten(1)[:, order].view(latents.shape)
         try:
-            if solver == "multistep":
-                self.pipe.scheduler = multistep(own)
+            self.pipe.scheduler = stepped_by(own, solver)
             options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "np"}
             options["generator"] = list(generators) if generators else None
             with evaluated(*self.parts().values()):
