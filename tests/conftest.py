@@ -108,15 +108,24 @@ def other_micro():
     return micro_pipeline(seed=1)
 
 
+@pytest.fixture(scope="session")
+def third_micro():
+    """One more: for a second control of runs on the first one."""
+    from micro import micro_pipeline
+
+    return micro_pipeline(seed=2)
+
+
 @pytest.fixture
-def new_run(tmp_path, micro, other_micro, prompts, metrics):
+def new_run(tmp_path, micro, other_micro, third_micro, prompts, metrics):
     """Makes runs of the micro pipeline in folders of their own, with the embedded model's prompts and metrics."""
     from memsub_extra.run.parameters import Parameters
     from memsub_extra.run.run import Run
 
     def make(name: str = "run", **changed) -> Run:
         run = Run(Parameters.checked(SMALL | {"folder": str(tmp_path / name)} | changed))
-        run.pipe, run.control_pipes, run.metrics = micro, {"twin": other_micro}, metrics
+        run.pipe, run.metrics = micro, metrics
+        run.control_pipes = dict(zip(run.info.controls, (other_micro, third_micro), strict=False))
         run.data.prompts, run.data.corpus = prompts, prompts.images("verbatim")
         return run
 

@@ -18,7 +18,6 @@ from conftest import ONE_METHOD
 from memsub_extra.notebooks import cost, listing, notebook00, notebook03
 from memsub_extra.run import scores
 from memsub_extra.store import Kind
-from memsub_extra.training import widths
 from memsub_extra.unlearning import fine_tuning, notebook06
 
 FILE = Path(__file__).with_name("artifacts.json")
@@ -104,8 +103,8 @@ def made(new_run, rows, monkeypatch):
 def test_the_estimate_is_what_is_sampled_and_every_kind_is_as_it_was_or_has_another_version(made):
     recorded = json.loads(FILE.read_text())
     assert set(made) == set(recorded)
-    # Checkpoints of trainings; tests/test_widths.py; descriptors of the corpus, which a cell of notebook 00 asks for.
-    others = {fine_tuning.UNFINISHED.name, widths.LAW.name, scores.CORPUS.name}
+    # Checkpoints of trainings; descriptors of the corpus, which a cell of notebook 00 asks for.
+    others = {fine_tuning.UNFINISHED.name, scores.CORPUS.name}
     assert set(kinds()) - set(made) == others
     for name, about in made.items():
         before = recorded[name]

@@ -5,9 +5,9 @@ from importlib.resources import files
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 
 from memsub.models import as_denoiser, generate, initial_noise
-from memsub.testbed.unet import SceneUNet
 from memsub_extra import mitigations as baselines
 from memsub_extra.mitigations import random_tokens, value_neurons
 from memsub_extra.mitigations.detection import first_step_scores
@@ -70,7 +70,7 @@ def test_value_layers_are_those_on_the_way_down_and_in_the_middle(micro):
     denoiser = as_denoiser(micro)
     assert len(value_layers(denoiser)) == 2
     with torch.device("meta"):
-        denoiser.network = SceneUNet.from_config(SceneUNet.load_config(weights / "unet"))
+        denoiser.network = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(weights / "unet"))
     assert len(value_layers(denoiser)) == 7  # two in each of three down blocks, one in the middle
 
 

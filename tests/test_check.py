@@ -96,7 +96,7 @@ def test_a_model_that_is_not_here_downloads_nothing(capsys, monkeypatch):
 
 def test_a_model_is_checked_without_torch(saved):
     code = "import sys; from memsub.__main__ import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules"
-    for name in (str(saved), "tiny-twin", str(saved / "unet")):
+    for name in (str(saved), "tiny-twin", "tiny-other", str(saved / "unet")):
         done = subprocess.run([sys.executable, "-c", code, "check", name], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert ("will fail:" in done.stdout) == (name == str(saved / "unet"))
@@ -137,7 +137,7 @@ def test_parameters_tell_the_cost_and_download_nothing(capsys, tmp_path, monkeyp
     parameters.write_text(yaml.safe_dump(few | {"model": "tiny", "extraction": {"captions": 2}}))
     assert main(["check", str(parameters)]) == 0
     told = capsys.readouterr().out
-    assert "feed-forward layers: 16 with 16,512 neurons" in told
+    assert "feed-forward layers: 16 with 5,504 neurons" in told
     assert "minutes: on cpu here, " in told and "decoding, metrics and the start of a kernel" in told
     assert "MB of statistics" in told
     row = next(line for line in told.splitlines() if "capture of the grid" in line)

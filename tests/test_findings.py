@@ -29,7 +29,6 @@ from memsub_extra.notebooks.findings import (
 )
 from memsub_extra.notebooks.took import read_took
 from memsub_extra.run.run import Run
-from memsub_extra.training import widths
 
 
 def test_a_claim_holds_only_beyond_what_varies_between_machines():
@@ -173,33 +172,16 @@ def test_documents_say_what_the_figures_say():
         figures.fill("<!--figure 04.rate percentage--><!--/figure-->", known, "README.md")
 
 
-def test_of_one_training_of_each_width_nothing_is_said(monkeypatch):
-    table = widths.measured()
-    monkeypatch.setattr(widths, "measured", lambda: table[table["training"] == 0])
-    assert figures.trained_twice() == {}
-
-
-def test_a_model_made_in_one_go_stands_beside_the_one_that_ships(tmp_path, monkeypatch):
-    for name in ("half_interval", "law"):  # whose bootstraps take a minute
-        monkeypatch.setattr(widths, name, partial(getattr(widths, name), draws=2))
+def test_a_report_of_the_embedded_model_is_taken_over(tmp_path):
     stages = [{"stage": "clip", "steps": 1500, "minutes": 7.9}]
-    for name, psnr in (("testbed", "36.6 dB"), ("whole", "35.0 dB")):
-        row = {"figure": "autoencoder", "aim": "≥ 33 dB", "measured": psnr, "reached": True}
-        save_json({"testbed": [row], "stages": stages}, tmp_path / f"{name}.json")
-    known = figures.take({}, testbed=tmp_path / "testbed.json", whole=tmp_path / "whole.json")
-    told = figures.fill(
-        "<!--table testbed--><!--/table--> <!--table whole_testbed--><!--/table--> "
-        "<!--table whole_stages--><!--/table-->",
-        known,
-        "card",
-    )
-    halves = widths.half_sparsity(widths.measured()).xs(1032.0)
-    assert [of["value"] for of in known["whole_half"].values()] == pytest.approx(halves.to_list())
-    lines = figures.trained_again(known["whole_pruned"]).splitlines()
-    assert [line.split("|")[2].strip() for line in lines if line.startswith("| ships")][:3] == ["0 %", "1 %", "2 %"]
-    rows = ["| autoencoder | ≥ 33 dB | 36.6 dB | yes |", "| autoencoder | ≥ 33 dB | 35.0 dB | yes |"]
-    assert [line for line in told.splitlines() if line.startswith("| auto")] == rows
-    assert "| clip | 1,500 | 7.9 |" in told
+    row = {"figure": "autoencoder", "aim": "≥ 33 dB", "measured": "36.6 dB", "reached": True}
+    save_json({"testbed": [row], "stages": stages}, tmp_path / "testbed.json")
+    known = figures.take({"membership": []}, testbed=tmp_path / "testbed.json")
+    assert set(known) == {"membership", "testbed", "stages", "removals"}
+    tables = "<!--table testbed--><!--/table--> <!--table stages--><!--/table-->"
+    filled = figures.fill(tables, known, "card")
+    assert "| autoencoder | ≥ 33 dB | 36.6 dB | yes |" in filled
+    assert "| clip | 1,500 | 7.9 |" in filled
 
 
 def test_a_run_that_finds_something_else_is_named():

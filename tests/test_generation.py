@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     DDIMScheduler,
     StableDiffusionPipeline,
+    UNet2DConditionModel,
 )
 
 import memsub
@@ -17,7 +18,6 @@ from memsub.controls import random_edit, random_masks
 from memsub.measure.verdict import by_exact_test
 from memsub.models import as_denoiser, draws_noise, multistep, one_seed_each
 from memsub.models.sampling import _NOISE
-from memsub.testbed.unet import SceneUNet
 from memsub.world import WORLDS
 from memsub_extra.unlearning import shipped
 from micro import micro_pipeline
@@ -174,7 +174,7 @@ def test_the_folder_is_an_ordinary_diffusers_pipeline():
 
 def test_the_unet_has_the_feed_forward_layers_of_sd14(micro):
     with torch.device("meta"):
-        unet = SceneUNet.from_config(SceneUNet.load_config(WEIGHTS / "unet"))
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(WEIGHTS / "unet"))
     names = [name for name, _ in unet.named_modules() if name.endswith("ff.net.2")]
     expected = [f"down_blocks.{b}.attentions.{a}" for b in range(3) for a in range(2)] + ["mid_block.attentions.0"]
     expected += [f"up_blocks.{b}.attentions.{a}" for b in range(1, 4) for a in range(3)]

@@ -117,19 +117,16 @@ def test_an_area_has_an_interval_at_its_ends_too():
 def test_too_few_values_say_nothing():
     for found in (
         mean_interval([0.5]),
-        mean_interval(np.ones((5, 1), bool), shared_noise=True),
         difference_interval([1.0, 2.0], [1.0], paired=False),
     ):
         assert np.isnan(found).all()
     with pytest.raises(ValueError, match="2 values against 1"):
         ratio_interval([1.0, 2.0], [1.0], paired=True)
-    with pytest.raises(ValueError, match="must be paired, image by image"):
-        difference_interval(np.ones((5, 4)), np.ones((5, 3)), paired=True, shared_noise=True)
-    with pytest.raises(ValueError, match=r"\(captions, seeds\) expected"):
+    with pytest.raises(ValueError, match=r"\(units, images\) expected"):
         mean_interval(np.ones((2, 2, 2)))
 
 
-# --- captions and seeds ------------------------------------------------------------------------------------------
+# --- captions and their images -------------------------------------------------------------------------------------
 
 
 def test_images_of_a_caption_are_no_independent_units():
@@ -147,14 +144,11 @@ def test_the_order_of_images_within_a_caption_does_not_matter():
     hits = RNG.random((40, 4)) < RNG.random((40, 1))
     shuffled = RNG.permuted(hits, axis=1)
     assert mean_interval(hits) == mean_interval(shuffled)
-    order = RNG.permutation(4)
-    assert mean_interval(hits[:, order], shared_noise=True) == pytest.approx(mean_interval(hits, shared_noise=True))
 
 
 def test_outcomes_that_are_all_equal_have_a_width():
     none = np.zeros((67, 4), bool)
     assert mean_interval(none) == pytest.approx(interval(0, 67))
-    assert mean_interval(none, shared_noise=True) == pytest.approx(interval(0, 67))
     low, high = difference_interval(none, none, paired=True)
     assert low == -high < -0.03
     low, high = mean_interval(np.full(100, 1 / 32), bounds=(1 / 32, 1.0))
@@ -167,52 +161,33 @@ def test_two_models_are_compared_image_by_image():
     a, b = shared < 0.5, shared < 0.4
     paired, apart = (difference_interval(a, b, paired=p) for p in (True, False))
     assert np.ptp(paired) < np.ptp(apart)
-    numbers = RNG.normal(0, 1, (60, 4)) + RNG.normal(0, 1, (1, 4))  # a seed moves all captions
-    wide, narrow = (np.ptp(mean_interval(numbers, shared_noise=s)) for s in (True, False))
-    assert wide > 2 * narrow
+    numbers = RNG.normal(0, 1, (60, 4))
     less = numbers - 1 + RNG.normal(0, 0.1, (60, 4))
-    low, high = difference_interval(numbers, less, paired=True, shared_noise=True)
+    low, high = difference_interval(numbers, less, paired=True)
     assert 0.9 < low < 1 < high < 1.1
-    low, high = ratio_interval(10 + less, 10 + numbers, paired=True, shared_noise=True)
+    low, high = ratio_interval(10 + less, 10 + numbers, paired=True)
     assert 0.85 < low < 0.9 < high < 0.95
-
-
-def test_any_four_seeds_say_what_all_do():
-    """Captions share the noise of a seed: seeds are shuffled, and the interval of the first four holds the mean."""
-    effects = Effects(caption=0.46, seed=0.075, captions_agree=1.0, images_agree=1.0)
-    (hits,) = outcomes((0.5,), 67, 60, effects, shared_noise=True)(np.random.default_rng(0))
-    held = {"captions and seeds": 0, "images": 0}
-    for _ in range(200):
-        four = hits[:, RNG.permutation(60)[:4]]
-        low, high = mean_interval(four, shared_noise=True)
-        held["captions and seeds"] += low < hits.mean() < high
-        low, high = counted_images(four)
-        held["images"] += low < hits.mean() < high
-    assert held["captions and seeds"] >= 190 and held["images"] < 160, held
 
 
 def test_intervals_hold_the_truth_of_outcomes_as_those_that_ship():
     """A part of `python -m tools.coverage`."""
-    effects = Effects(caption=0.46, seed=0.075, captions_agree=0.29, images_agree=0.79)
-    for shared, naive in ((False, 0.92), (True, 0.75)):
-        draw = outcomes((0.5,), 67, 4, effects, shared)
-        held = covered(draw, 0.5, {"used": used(shared), "by image": counted_images}, 400)
-        assert 0.925 <= held["used"] <= 0.975
-        assert held["by image"] < naive
-    draw = outcomes((0.5, 0.4), 33, 4, effects, shared_noise=False)
-    assert 0.925 <= covered(draw, 0.1, {"used": used(False)}, 400)["used"] <= 0.975
+    effects = Effects(caption=0.46, captions_agree=0.29, images_agree=0.79)
+    held = covered(outcomes((0.5,), 67, 4, effects), 0.5, {"used": used, "by image": counted_images}, 400)
+    assert 0.925 <= held["used"] <= 0.975
+    assert held["by image"] < 0.92
+    assert 0.925 <= covered(outcomes((0.5, 0.4), 33, 4, effects), 0.1, {"used": used}, 400)["used"] <= 0.975
 
 
 def test_the_fitted_effects_are_those_of_the_simulation():
     """Two thousand captions and forty seeds tell the variances that the shipped audits' few only estimate."""
-    effects = Effects(caption=0.4, seed=0.1, captions_agree=0.5, images_agree=0.8)
-    hits = outcomes((0.6, 0.4), 1000, 40, effects, shared_noise=True)(np.random.default_rng(1))
+    effects = Effects(caption=0.4, captions_agree=0.5, images_agree=0.8)
+    hits = outcomes((0.6, 0.4), 1000, 40, effects)(np.random.default_rng(1))
     table = pd.concat(
-        pd.DataFrame({"p": np.where(x, LEVEL, 1.0).ravel(), "model": name, "pairs": "removed"}).assign(
+        pd.DataFrame({"p": np.where(x, LEVEL, 1.0).ravel(), "model": name, "pairs": "forget set"}).assign(
             target=np.repeat(np.arange(1000), 40), seed=np.tile(np.arange(40), 1000)
         )
         for name, x in zip("ab", hits, strict=True)
     )
     found = fitted(table)
     assert (found.caption, found.captions_agree) == pytest.approx((0.4, 0.5), abs=0.05)
-    assert (found.seed, found.images_agree) == pytest.approx((0.1, 0.8), abs=0.06)
+    assert found.images_agree == pytest.approx(0.8, abs=0.06)

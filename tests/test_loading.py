@@ -534,3 +534,42 @@ def test_find_contents_downloads_nothing_unless_asked(monkeypatch):
     with pytest.raises(FileNotFoundError, match="not on this machine"):
         find_contents("owner/model")
     assert not asked
+
+
+# --- a network over the parts of another pipeline ---
+
+
+@pytest.fixture
+def sharing(folder, other_micro):
+    """A folder that has a network alone, in that of the pipeline whose other parts it shares."""
+    other_micro.unet.save_pretrained(folder / "twin" / "unet")
+    return folder / "twin"
+
+
+def test_a_network_is_loaded_over_the_parts_of_another_pipeline(micro, other_micro, sharing, monkeypatch):
+    row = find_model(sharing)
+    assert (row.source, row.parts, row.controls) == (str(sharing), str(sharing.parent), {})
+    pipe = memsub.load_pipeline(sharing, device="cpu")
+    assert memsub.models.fingerprint(pipe) == memsub.models.fingerprint(other_micro)
+    for part, module in {"vae": micro.vae, "text_encoder": micro.text_encoder}.items():
+        weights = getattr(pipe, part).state_dict()
+        assert all(torch.equal(weights[name], tensor) for name, tensor in module.state_dict().items())
+    assert pipe.config["_name_or_path"] == str(sharing)
+    half = memsub.load_pipeline(sharing, device="cpu", dtype=torch.float16)
+    assert {part.dtype for part in (half.unet, half.vae, half.text_encoder)} == {torch.float16}
+
+    # By a name in the registry, as the embedded model's controls are.
+    control = memsub.models.ModelInfo("a-twin", str(sharing), "tiny", "testbed", parts=str(sharing.parent))
+    monkeypatch.setitem(memsub.models.MODELS, "a-twin", control)
+    named = memsub.load_pipeline("a-twin", device="cpu")
+    assert model_of(named) is control
+    assert memsub.models.fingerprint(named) == memsub.models.fingerprint(pipe)
+
+
+def test_a_network_that_lacks_weights_is_refused(sharing):
+    weights = load_file(sharing / UNET)
+    del weights["conv_out.bias"]
+    save_file(weights, sharing / UNET)
+    refused(sharing, r"lacks weights of its unet: conv_out\.bias")
+    (sharing / UNET).unlink()
+    refused(sharing, r"twin/unet/diffusion_pytorch_model\.safetensors")

@@ -57,7 +57,7 @@ def test_other_sources(tmp_path):
     [
         ("tny", "Did you mean 'tiny'"),
         ("sd41", "Did you mean 'sd14'"),
-        ("qqqq", "Expected one of tiny, tiny-twin, sd14, sd20"),
+        ("qqqq", "Expected one of tiny, tiny-twin, tiny-other, sd14, sd20"),
     ],
 )
 def test_unknown_models_are_named(name, message):

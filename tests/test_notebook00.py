@@ -1,5 +1,7 @@
 """Notebook 00: what training showed, rates with intervals, and the exact membership test of some pairs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,10 +28,14 @@ def test_what_training_showed_is_what_the_corpus_holds():
         assert table.loc[kind, ["pairs", "samples"]].tolist() == kinds.loc[kind].tolist(), kind
     each = kinds.loc["ordinary", "sum"] / 50
     assert table.loc["ordinary", ["pairs", "samples"]].tolist() == [dataset.ORDINARY, each * dataset.ORDINARY]
-    assert table["share"].sum() == pytest.approx(1)
+    assert table["share"].sum() == table["after_base"].sum() == pytest.approx(1)
+    assert table.loc["ladder", ["least", "most"]].tolist() == [min(dataset.LADDER), max(dataset.LADDER)]
+    samples = table["samples"].sum()
+    later = samples - dataset.SHARED_EXPOSURES * dataset.ORDINARY
+    assert table.loc["verbatim", "after_base"] == pytest.approx(table.loc["verbatim", "samples"] / later)
 
 
-def test_memorized_pairs_are_what_the_twin_was_not_shown():
+def test_memorized_pairs_are_what_the_controls_were_not_shown():
     table = notebook00.exposures()
     assert set(table.index[table["memorized"]]) == {"verbatim", "template", "ladder"}
 
@@ -37,11 +43,11 @@ def test_memorized_pairs_are_what_the_twin_was_not_shown():
 def test_every_number_of_exposures_has_an_interval_over_captions():
     kinds = {
         "ladder": pd.concat([images("ab", [False, False], 1), images("cd", [True, True], 9)]),
-        "verbatim": images("aaabbb", [True] * 6, 1000),  # three seeds of each
-        "template": images("abc", [True] * 3, 1000),
+        "verbatim": images("aaabbb", [True] * 6, 400),  # three seeds of each
+        "template": images("abc", [True] * 3, 250),
     }
     points = notebook00.by_exposures(kinds).set_index(["kind", "exposures"])
-    assert points.index.tolist() == [("ladder", 1), ("ladder", 9), ("verbatim", 1000), ("template", 1000)]
+    assert points.index.tolist() == [("ladder", 1), ("ladder", 9), ("verbatim", 400), ("template", 250)]
     assert points["captions"].tolist() == [2, 2, 2, 3]
     assert points["exact_high"].iloc[0] == pytest.approx(0.658, abs=1e-3)  # Wilson's of 0 of 2, which has a width
     assert points["exact_low"].iloc[2] == pytest.approx(0.342, abs=1e-3)  # of 2 of 2, not of 6 of 6
@@ -60,14 +66,32 @@ def test_of_a_template_one_caption_is_sampled_and_its_layout_was_shown_with_all(
     assert set(template["exposures"]) == {rows["exposures"].iloc[0] * (rows["group"] == rows["group"].iloc[0]).sum()}
 
 
+def test_controls_are_asked_for_the_models_pairs_and_other_for_its_own(new_run, prompts, monkeypatch):
+    asked = []
+
+    def scored(model, captions, *args, **options):
+        asked.append((model.name, captions))
+        return pd.DataFrame({"prompt": captions, "exact_p": 1.0, "replicated": False})
+
+    run = new_run(testbed={"captions": 10, "never_seen": 4})
+    theirs = prompts.rows("verbatim").head(2).assign(kind="other")  # as the third model's pairs stand in the table
+    run.data.prompts = replace(prompts, table=pd.concat([prompts.table, theirs], ignore_index=True))
+    monkeypatch.setattr(run.scores, "scored", scored)
+    kinds = list(notebook00.replication(run))
+    assert kinds[-4:] == ["verbatim, by the twin", "verbatim, by other", notebook00.THEIRS, notebook00.THEIRS_BY_OTHER]
+    assert [name for name, _ in asked[-4:]] == ["twin", "other", "unedited", "other"]
+    assert asked[-1] == ("other", run.data.prompts.of("other")[: len(asked[-1][1])])
+    assert list(notebook00.unseen_images(run)) == ["unedited", "twin", "other"]
+
+
 def test_membership_is_tested_for_every_model_and_caption_and_computed_once(new_run, monkeypatch):
     run = new_run(testbed={"membership": {"pairs": 2, "steps": 1}})
     tested = notebook00.membership(run)
     assert tested.groupby(["model", "caption"], sort=False)["pair"].apply(list).to_dict() == {
-        (model, caption): [0, 1] for model in ("unedited", "twin") for caption in ("its own", "empty")
+        (model, caption): [0, 1] for model in ("unedited", "twin", "other") for caption in ("its own", "empty")
     }
     assert ((tested["p"] >= notebook00.SMALLEST) & (tested["p"] <= 1)).all()
-    assert notebook00.membership_rates(tested)["pairs"].tolist() == [2] * 4
+    assert notebook00.membership_rates(tested)["pairs"].tolist() == [2] * 6
     monkeypatch.setattr(notebook00, "membership_p", None)  # which is not called again
     assert notebook00.membership(run).equals(tested)
 

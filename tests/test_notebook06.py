@@ -1,6 +1,7 @@
 """What notebook 06 computes: attack work beside the twin, price, and zeros that are filled."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -57,9 +58,9 @@ def test_it_is_listed():
 
 
 def test_the_edits_that_ship_are_attacked_in_float32(new_run):
-    assert names(new_run()) == ["unedited", *shipped.edits(), "twin"]
-    assert names(new_run(dtype="float32")) == ["unedited", *shipped.edits(), "twin"]
-    assert names(new_run(dtype="bfloat16")) == ["unedited", "pruned", "twin"]
+    assert names(new_run()) == ["unedited", *shipped.edits(), "twin", "other"]
+    assert names(new_run(dtype="float32")) == ["unedited", *shipped.edits(), "twin", "other"]
+    assert names(new_run(dtype="bfloat16")) == ["unedited", "pruned", "twin", "other"]
 
 
 def test_edits_made_elsewhere_are_attacked(new_run, tmp_path):
@@ -67,7 +68,7 @@ def test_edits_made_elsewhere_are_attacked(new_run, tmp_path):
     run.grid.edit().save(tmp_path / "edit.safetensors")
     files = {"mine": str(tmp_path / "edit.safetensors")}
     other = new_run("other", deletion={"targets": 2, "iterations": [0, 1], "noises": 1, "edits": files})
-    assert set(notebook06.work(other)["model"]) == {"unedited", "mine", "twin"}
+    assert set(notebook06.work(other)["model"]) == {"unedited", "mine", "twin", "other"}
 
 
 def test_attack_work_of_every_model_and_kind_of_pairs(new_run, rows, estimated, without_shipped):
@@ -77,7 +78,7 @@ def test_attack_work_of_every_model_and_kind_of_pairs(new_run, rows, estimated, 
     rows.clear()
     work = notebook06.work(run)
     models = names(run)
-    assert models == ["unedited", "pruned", "twin"]
+    assert models == ["unedited", "pruned", "twin", "other"]
     assert work.groupby(["model", "pairs"]).size().to_dict() == {
         (model, pairs): 2 for model in models for pairs in (FORGET_SET, UNSEEN)
     }
@@ -102,17 +103,19 @@ def test_an_image_that_is_sampled_is_attacked_no_further(new_run, rows, estimate
     assert 0 < sum(rows) < estimated(run.parameters)["06 attack work"] / 2
 
 
-def test_every_edit_of_a_file_counts_in_the_estimate(new_run, estimated, without_shipped):
+def test_every_edit_of_a_file_counts_in_the_estimate(new_run, estimated, without_shipped, tmp_path):
     """Edits of the model itself do not fit a model that only counts."""
-    files = {name: str(path) for name, path in shipped.edits().items()}
-    assert len(files) > 1
+    edit = new_run().grid.edit()
+    files = {name: str(tmp_path / f"{name}.safetensors") for name in ("one", "two")}
+    for file in files.values():
+        edit.save(Path(file))
 
     def attack_work(edits):
         deletion = {"targets": 2, "iterations": [0, 2], "noises": 2, "edits": edits}
         return estimated(new_run(deletion=deletion).parameters)["06 attack work"]
 
     one, several = attack_work(dict([*files.items()][:1])), attack_work(files)
-    assert several / one == (2 + len(files)) / 3  # beside the unedited model and the twin
+    assert several / one == (3 + len(files)) / 4  # beside the unedited model and both controls
 
 
 def attacks_of(parts):

@@ -213,8 +213,11 @@ def test_names_of_no_method_have_colours_that_are_free():
     shown = plots.colours(["10 memorized prompts", "10 ordinary prompts", "empty prompt", "memorized – ordinary"])
     assert list(shown.values())[:2] == [plots.METHOD_COLOURS[name] for name in ("pruned", "ordinary")]
     assert len(set(shown.values())) == 4
-    kinds = plots.colours(["verbatim", "verbatim, without tail", "ladder", "verbatim, by the twin"])
-    assert len(set(kinds.values())) == 4
+    kinds = plots.colours(
+        ["verbatim", "verbatim, without tail", "ladder", "verbatim, by the twin", "verbatim, by other"]
+    )
+    assert kinds["verbatim, by other"] == plots.METHOD_COLOURS["other"]
+    assert len(set(kinds.values())) == 5
     assert kinds["verbatim, by the twin"] == plots.METHOD_COLOURS["twin"]
     assert len(plots.colours(map(str, range(30)))) == 30
     assert plots.colours(["regrowth, located"], {"regrowth": (1.0, 0.0, 0.0)})["regrowth, located"] == (1.0, 0.0, 0.0)

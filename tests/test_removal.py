@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tools.removals import of_this_model, removal
+from tools.removals import MADE, of_this_model, removal
 
 from memsub.activations import capture
 from memsub.measure.exact import LEVEL
@@ -276,7 +276,8 @@ def test_removals_are_found_by_their_names():
         "pruning, half of the layers",
         "adversarial pruning",
     ]
-    assert len(REMOVALS) == 24
+    assert len(REMOVALS) == 25
+    assert REMOVALS["pruning at 1 %"].options == {"sparsity": 0.01}
     assert REMOVALS["SISS"].options["where"] == "all"
     assert REMOVALS["SISS, the located weights"].changes == "trains the located weights"
     assert REMOVALS["regrowth, as many random weights"].options == REMOVALS["regrowth"].options | {"where": "random"}
@@ -290,6 +291,8 @@ def test_removals_are_found_by_their_names():
 def test_a_removal_is_audited_under_its_name_and_seed():
     assert removal("regrowth, seed 2") == (REMOVALS["regrowth"], 2)
     assert removal("pruning, half of the layers") == (REMOVALS["pruning, half of the layers"], 0)
+    assert [removal(name)[1] for name in MADE].count(0) == len(MADE) - 2
+    assert not [name for name in MADE if "weights" in name]  # variants that no document shows
     for wrong in ("regrowht", "regrowth, seed", "regrowth, seed one", "twin"):
         with pytest.raises(ValueError, match=f"no removal '{wrong}'; expected some of pruning"):
             removal(wrong)
@@ -298,15 +301,17 @@ def test_a_removal_is_audited_under_its_name_and_seed():
 def test_what_ships_was_made_of_the_model_that_ships(pipe):
     assert of_this_model(fingerprint(pipe))
     assert not of_this_model("another")
-    assert list(shipped.audits())[:2] == ["twin", "unedited"]
-    assert set(shipped.audits()) - {"twin", "unedited"} == set(shipped.costs())
+    assert list(shipped.audits())[:3] == ["twin", "other", "unedited"]
+    assert list(shipped.edits()) == ["pruning"], "what takes minutes to make does not ship"
+    assert set(shipped.audits()) - {"twin", "other", "unedited"} == set(shipped.costs())
     assert all(image.dtype == np.uint8 for image in shipped.images().values())
 
 
 def test_the_membership_test_that_ships_says_what_its_intervals_say():
     table, p = shipped.membership(), shipped.membership_p()
-    assert table["model"].iloc[0] == "twin"
-    assert set(table["model"]) == {"twin", "unedited", *shipped.edits()}
+    assert table["model"].unique().tolist()[:3] == ["twin", "other", "unedited"]
+    assert set(table["model"]) >= {*shipped.edits()}
+    assert table["caption"].unique().tolist() == list(shipped.GIVEN)
     assert table.groupby("caption")["model"].apply(list).map(tuple).nunique() == 1, "each caption asks all models"
     others = table[table["model"] != "twin"]
     bounds = zip(others["against_twin_low"], others["against_twin_high"], strict=True)
@@ -320,8 +325,8 @@ def test_a_membership_test_ships_with_its_p_values(tmp_path, monkeypatch):
     for read in (shipped.membership, shipped.membership_p):
         read.cache_clear()
     try:
-        assert shipped.membership_p().empty, "of the second edition only the table was kept"
-        shipped.membership_p.cache_clear()
+        assert shipped.membership().empty, "none ships yet"
+        shipped.membership.cache_clear()
         p = pd.DataFrame({"model": "twin", "caption": "its own", "target": [0, 1], "p": [0.5, 1.0]})
         shipped.ship_membership([{"model": "twin", "caption": "its own", "mean": 0.75}], p)
         assert shipped.membership()["mean"].tolist() == [0.75]
@@ -522,7 +527,7 @@ def test_zeros_in_a_weight_of_low_rank_are_revived(micro):
 def audit_tables(p: float, iterations: float, share: float, alignment: float, n: int = 20) -> dict[str, pd.DataFrame]:
     """An audit of so many captions in which all of a kind are alike."""
     targets = np.arange(n)
-    replicated = pd.DataFrame({"target": targets.repeat(2), "seed": [0, 1] * n, "own_noise": True})
+    replicated = pd.DataFrame({"target": targets.repeat(2), "seed": [0, 1] * n})
     kinds = {"forget set": p, "held-out memorized": 0.5, "unseen": 0.5}
     spread = (targets - n / 2) / 1000
     again = pd.DataFrame({"taught": audit.TAUGHT, "lr": 1e-4, "steps": [0] * n + [9] * n, "target": [*targets] * 2})
@@ -577,21 +582,6 @@ def test_a_removal_is_equivalent_different_or_not_known():
 TWO_HUNDRED = ((0.5, np.inf, 0.1, 0.5), (0.5, np.inf, 0.1, 0.5), (1 / 256, 5.0, 0.7, 0.4))
 
 
-def test_audits_whose_captions_share_noises_count_seeds():
-    """Those of the second edition: kinds of pairs by today's names, intervals over captions and seeds."""
-    tables = {name: shipped.audits()[name] for name in ("twin", "pruning")}
-    assert set(tables["twin"]["replication"]["pairs"]) == {"forget set", "held-out memorized", "unseen"}
-    row = audit.summary(tables).loc["pruning"]
-    assert row["forget_set_high"] - row["forget_set_low"] > 0.4
-    owned = {
-        name: dict(audit_of) | {"replication": audit_of["replication"].assign(own_noise=True)}
-        for name, audit_of in tables.items()
-    }
-    narrow = audit.summary(owned).loc["pruning"]
-    assert narrow["forget_set_high"] - narrow["forget_set_low"] < 0.25
-    assert audit.gone(tables).loc["pruning", "relearned"] == "different"
-
-
 def test_an_audit_has_a_table_for_each_question(micro, metrics, prompts, memorized, ordinary):
     few, unseen = memorized.first(2), Pairs(prompts.of("heldout")[:2], prompts.images("heldout", 0, 2))
     subjects = Subjects(few, memorized.only([2]), unseen, ordinary)
@@ -609,9 +599,11 @@ def test_an_audit_has_a_table_for_each_question(micro, metrics, prompts, memoriz
         "membership": 2,
     }
     assert tables["replication"]["pairs"].unique().tolist() == ["forget set", "held-out memorized", "unseen"]
-    assert tables["replication"]["own_noise"].all()
     assert audit.compared({"twin": tables, "a": tables})["verdict"].isin(("equivalent", "inconclusive")).all()
     assert fingerprint(micro) == before
+    again = audit.audited(micro, subjects, metrics, WORLD, **options, only=["diversity"])
+    assert list(again) == ["diversity"]
+    assert again["diversity"].equals(tables["diversity"])
 
 
 def test_seeds_of_the_twin_differ(pipe, twin, memorized):
@@ -645,19 +637,30 @@ def test_attack_curves_have_a_panel_for_each_kind_of_pairs():
     assert len(plots.attack_curves(from_two, (0, 5, 10)).axes) == 4
 
 
-def test_figures_of_the_audits_that_ship():
-    audits = shipped.audits()
-    learned = pd.concat([audits[name]["relearning"].assign(model=name) for name in ("twin", "pruning", "regrowth")])
-    lesson = relearning_shares(learned[(learned["taught"] == audit.TAUGHT) & (learned["lr"] == learned["lr"].max())])
-    panels = plots.beside_references(lesson, "steps", "steps", "replicated (%)").axes
-    assert [axis.get_title() for axis in panels] == ["pruning", "regrowth"]
-    table = audit.summary({name: audits[name] for name in ("twin", "unedited", "training anew")})
-    figure = plots.intervals(table, {"forget_set": "replicated (%)", "alignment": "alignment (%)"})
-    assert [text.get_text() for text in figure.axes[0].get_yticklabels()][2] == "training, re-initialized"
-    assert len(plots.membership_means(shipped.membership(), 0.1).axes) == shipped.membership()["caption"].nunique()
+def test_figures_of_an_audit():
+    audits = {
+        name: audit_tables(0.5, np.inf, again, 0.5)
+        for name, again in (("twin", 0.1), ("other", 0.1), ("unedited", 1.0))
+    }
+    audits |= {name: audit_tables(1 / 256, 5.0, 0.7, 0.4) for name in ("pruning", "training anew")}
+    learned = pd.concat([tables["relearning"].assign(model=name) for name, tables in audits.items()])
+    panels = plots.beside_references(relearning_shares(learned), "steps", "steps", "replicated (%)").axes
+    assert [axis.get_title() for axis in panels] == ["pruning", "training, re-initialized"]
+    named = {text.get_text() for axis in panels for text in axis.texts}
+    assert named == {"twin", "other", "unedited"}, "thin lines, beside every removal"
+    figure = plots.intervals(audit.summary(audits), {"forget_set": "replicated (%)", "alignment": "alignment (%)"})
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()][-1] == "training, re-initialized"
+
+
+def test_membership_has_a_panel_for_each_caption_that_is_given():
+    given = [pd.DataFrame({"model": ["twin", "a"], "caption": name}) for name in shipped.GIVEN]
+    table = pd.concat(given).assign(n=9, mean=0.5, low=0.4, high=0.6, p=0.5)
+    for axes in (plots.membership_means(table, 0.1).axes, plots.membership_curves(table).axes):
+        titles = [axis.get_title().split(", n")[0] for axis in axes]
+        assert titles == [f"given {words}" for words in shipped.GIVEN.values()]
 
 
 def test_a_summary_is_read_in_percent_without_what_no_audit_asked():
-    table = audit.summary({"twin": shipped.audits()["twin"]}).drop(columns="forget_set_alignment", errors="ignore")
+    table = audit.summary({"twin": audit_tables(0.5, np.inf, 0.1, 0.5)}).drop(columns="forget_set_alignment")
     shown = audit.readable(table, {"alignment": "alignment (%)", "forget_set_alignment": "not asked"})
-    assert shown.to_dict() == {"alignment (%), n = 600": {"twin": "100 (100 to 100)"}}
+    assert shown.to_dict() == {"alignment (%), n = 20": {"twin": "100 (100 to 100)"}}

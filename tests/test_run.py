@@ -246,7 +246,7 @@ def test_ordinary_prompts_match_memorized_ones_where_the_world_tells(run):
 
 
 def test_control_models_are_named_and_a_model_may_have_none(run, micro):
-    assert list(run.controls) == ["twin"] == list(run.info.controls)
+    assert list(run.controls) == ["twin", "other"] == list(run.info.controls)
     run.control_pipes = {}
     assert (run.controls, run.twin) == ({}, None)
     run.control_pipes = {"twin": micro, "other": micro}

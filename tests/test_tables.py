@@ -13,7 +13,7 @@ from memsub_extra.mitigations import BASELINES, Baseline, detection
 from memsub_extra.notebooks import batch, cost, notebook04, notebook05
 from memsub_extra.notebooks import listing as notebooks
 from memsub_extra.notebooks.listing import NOTEBOOKS, Notebook
-from memsub_extra.notebooks.rows import TWIN, Row, under_attack
+from memsub_extra.notebooks.rows import OTHER, TWIN, Row, under_attack
 from memsub_extra.run.parameters import Parameters
 
 
@@ -59,13 +59,17 @@ def test_the_twin_and_what_is_registered_stand_in_the_tables(new_run, monkeypatc
     run.metrics = load_metrics("tiny", "cpu", more=run.parameters.metrics.more)
     models, baselines = notebook04.pruned_models(run, models=1), notebook05.baselines(run)
     for column, table in {"contrast": notebook04.sweep(run), "model": models, "method": baselines}.items():
+        (row,) = table[table[column] == OTHER].to_dict("records")
+        assert row["density"] == 0.0
         (row,) = table[table[column] == TWIN].to_dict("records")
         assert row["relative_alignment"] == row["relative_low"] == row["relative_high"] == pytest.approx(1)
         assert row["density"] == 0.0
     assert notebook04.wen(run, strengths=[]).empty
     assert notebook04.wen(run, strengths=[0.4])["strength"].tolist() == ["0.4"]
-    assert TWIN in notebook05.detection(run)[0]["model"].tolist()
-    assert {name for name, _, _ in notebook05.embeddings(run)} == {"pruned", TWIN}
+    assert set(notebook05.detection(run)[0]["model"]) == {"unedited", "pruned", TWIN, OTHER}
+    attacked = notebook05.embeddings(run)
+    assert {name for name, _, _ in attacked} == {"pruned", TWIN, OTHER}
+    assert {name for name, target, _ in attacked if target == "never trained on"} == {"pruned"}
     assert baselines[baselines["method"] == "dummy"]["strength"].tolist() == ["1", "2"]
     assert baselines[baselines["method"] == "dummy"]["replication_rate"].notna().all()
     (chosen,) = baselines.loc[baselines["chosen"] & (baselines["method"] == "dummy"), "strength"]
@@ -75,11 +79,11 @@ def test_the_twin_and_what_is_registered_stand_in_the_tables(new_run, monkeypatc
     assert (models["dummy"] == 7).all() and (baselines["dummy"] == 7).all()
 
 
-def test_a_model_without_a_twin_has_no_such_row(new_run, monkeypatch):
+def test_a_model_without_controls_has_no_such_rows(new_run, monkeypatch):
     run = new_run()
     run.info, run.control_pipes = MODELS["sd14"], {}
-    assert TWIN not in [model.name for model in under_attack(run)]
-    assert TWIN not in [row.labels["method"] for row in notebook05.method_rows(run)]
+    assert [model.name for model in under_attack(run)] == ["unedited", "pruned"]
+    assert not {TWIN, OTHER} & {row.labels["method"] for row in notebook05.method_rows(run)}
 
 
 def test_a_second_result_samples_nothing(new_run, rows):

@@ -3,10 +3,9 @@
     python -m tools.coverage --out runs/coverage.json       # two minutes of one core
     python -m tools.figures --coverage runs/coverage.json   # into docs/benchmarks.md
 
-Outcomes are simulated by a probit-normal model: an image replicates if h + c_i + s_j + e_ij > 0, with normal effects of
-the caption, of the seed's noise, and of both together. Its variances are fitted to the shipped audits, whose captions
-share the noise of a seed; with a noise of its own for each image, the noise's effect is another for every image.
-Alignments are resampled from the shipped ones, and p-values of membership have the shape of the measured ones.
+Outcomes are simulated by a probit-normal model: an image replicates if h + c_i + e_ij > 0, with normal effects of the
+caption and of the image, which has a noise of its own. Its variances are fitted to the shipped audits. Alignments are
+resampled from the shipped ones, and p-values of membership have the shape of the measured ones.
 """
 
 from __future__ import annotations
@@ -28,16 +27,19 @@ from memsub.io.files import save_json
 from memsub.measure.exact import LEVEL
 from memsub.measure.intervals import interval
 from memsub.measure.membership import MEMBERSHIP_ALTERNATIVES
-from memsub_extra.notebooks.intervals import RESAMPLES, difference_interval, mean_interval, ratio_interval
+from memsub_extra.notebooks.intervals import difference_interval, mean_interval, ratio_interval
 from memsub_extra.unlearning import shipped
+from memsub_extra.unlearning.pairs import FORGET_SET, UNSEEN
 
 RUNS = 1000
 """Simulations a row: the share of intervals that hold the truth then varies by 0.7 points."""
+IMAGES = 4
+"""Of each caption."""
 BETWEEN = (0.2, 0.8)
 """Rates of the models that variances are fitted to: near 0 and 1 they cannot be told."""
 Interval = tuple[float, float]
 Draw = Callable[[np.random.Generator], tuple[np.ndarray, ...]]
-"""Draws a data set: (captions, seeds), or one each of two models."""
+"""Draws a data set: (captions, images), or one each of two models."""
 
 
 # --- the model -----------------------------------------------------------------------------------------------------
@@ -45,25 +47,22 @@ Draw = Callable[[np.random.Generator], tuple[np.ndarray, ...]]
 
 @dataclass(frozen=True)
 class Effects:
-    """Shares of the variance that captions and noises have, and correlations of a model's effects with another's.
+    """The share of the variance that captions have, and correlations of a model's effects with another's.
 
     Attributes:
-        caption, seed: share of the variance; what is left belongs to both together.
+        caption: share of the variance; what is left belongs to the image.
         captions_agree, images_agree: correlation of two models' effects of a caption, and of all else in one image.
     """
 
     caption: float
-    seed: float
     captions_agree: float
     images_agree: float
 
 
-def components(x: np.ndarray) -> tuple[float, float, float]:
-    """Variance of captions, of seeds and of what is left, of values (captions, seeds), by the analysis of variance."""
-    n, k = x.shape
-    rest = x - x.mean(1, keepdims=True) - x.mean(0) + x.mean()
-    left = (rest**2).sum() / ((n - 1) * (k - 1))
-    return x.mean(1).var(ddof=1) - left / k, x.mean(0).var(ddof=1) - left / n, left
+def components(x: np.ndarray) -> tuple[float, float]:
+    """Variance of captions and of what is left, of values (captions, images), by the analysis of variance."""
+    left = float(x.var(1, ddof=1).mean())
+    return float(x.mean(1).var(ddof=1)) - left / x.shape[1], left
 
 
 def latent(p: float, q: float, covariance: float) -> float:
@@ -81,26 +80,25 @@ def fitted(replication: pd.DataFrame) -> Effects:
     """The model's variances by moments, means over models with rates `BETWEEN` (and over pairs of such).
 
     Args:
-        replication: as it ships: columns model, pairs, target, seed, p; captions share the noise of a seed.
+        replication: as it ships: columns model, pairs, target, seed, p.
     """
-    table = replication[replication["pairs"].isin(["removed", "forget set"])]
+    table = replication[replication["pairs"] == FORGET_SET]
     table = table.assign(hit=(table["p"] <= LEVEL).astype(float))
     by_model = [part.pivot(index="target", columns="seed", values="hit") for _, part in table.groupby("model")]
     outcomes = [x for x in map(np.asarray, by_model) if BETWEEN[0] <= x.mean() <= BETWEEN[1]]
-    alone = [[latent(x.mean(), x.mean(), c) for c in components(x)[:2]] for x in outcomes]
-    caption, seed = np.mean(alone, 0)
+    caption = float(np.mean([latent(x.mean(), x.mean(), components(x)[0]) for x in outcomes]))
     captions, images = [], []
     for a, b in combinations(outcomes, 2):
-        of_caption, of_seed, left = (
+        of_caption, of_image = (
             (plus - minus) / 4 for plus, minus in zip(components(a + b), components(a - b), strict=True)
         )
         captions.append(latent(a.mean(), b.mean(), of_caption))
-        images.append(latent(a.mean(), b.mean(), of_caption + of_seed + left))
+        images.append(latent(a.mean(), b.mean(), of_caption + of_image))
     across, same = np.mean(captions), np.mean(images)
-    return Effects(caption, seed, min(across / caption, 1.0), min((same - across) / (1 - caption), 1.0))
+    return Effects(caption, min(across / caption, 1.0), min((same - across) / (1 - caption), 1.0))
 
 
-def outcomes(rates: tuple[float, ...], captions: int, seeds: int, effects: Effects, shared_noise: bool) -> Draw:
+def outcomes(rates: tuple[float, ...], captions: int, images: int, effects: Effects) -> Draw:
     """Draws the outcomes of as many models as there are rates: the same captions and noises."""
 
     def correlated(rng: np.random.Generator, agree: float, *shape: int) -> np.ndarray:
@@ -110,10 +108,8 @@ def outcomes(rates: tuple[float, ...], captions: int, seeds: int, effects: Effec
 
     def draw(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         of_caption = correlated(rng, effects.captions_agree, captions, 1)
-        of_seed = correlated(rng, effects.images_agree, 1 if shared_noise else captions, seeds)
-        both = correlated(rng, effects.images_agree, captions, seeds)
-        left = 1 - effects.caption - effects.seed
-        latents = np.sqrt(effects.caption) * of_caption + np.sqrt(effects.seed) * of_seed + np.sqrt(left) * both
+        of_image = correlated(rng, effects.images_agree, captions, images)
+        latents = np.sqrt(effects.caption) * of_caption + np.sqrt(1 - effects.caption) * of_image
         return tuple(x + norm.ppf(rate) > 0 for x, rate in zip(latents, rates, strict=True))
 
     return draw
@@ -150,54 +146,32 @@ def bootstrapped(*hits: np.ndarray) -> Interval:
     return difference_interval(hits[0].astype(float), hits[1].astype(float), paired=True)
 
 
-def bootstrapped_twice(*hits: np.ndarray) -> Interval:
-    """The bootstrap over captions and over seeds (the "pigeonhole" bootstrap, Owen 2007), percentiles."""
-    x = hits[0].astype(float) - (hits[1] if len(hits) == 2 else 0.0)
-    rng, (n, k) = np.random.default_rng(0), x.shape
-    captions, seeds = rng.integers(0, n, (RESAMPLES, n)), rng.integers(0, k, (RESAMPLES, k))
-    weights = np.stack([np.bincount(chosen, minlength=k) for chosen in seeds]) / k  # how often each seed was chosen
-    means = ((x @ weights.T)[captions, np.arange(RESAMPLES)[:, None]]).mean(1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
-
-
-def used(shared_noise: bool) -> Callable[..., Interval]:
+def used(*hits: np.ndarray) -> Interval:
     """What this project uses."""
-
-    def make(*hits: np.ndarray) -> Interval:
-        if len(hits) == 1:
-            return mean_interval(hits[0], shared_noise=shared_noise)
-        return difference_interval(*hits, paired=True, shared_noise=shared_noise)
-
-    return make
+    return mean_interval(hits[0]) if len(hits) == 1 else difference_interval(*hits, paired=True)
 
 
 def of_outcomes(effects: Effects, runs: int) -> Iterator[dict[str, Any]]:
     """Rows of rates and of paired differences of two rates, four images a caption."""
-    settings: list[tuple[tuple[float, ...], int, bool]] = []
-    settings += [((rate,), 67, False) for rate in (0.002, 0.01, 0.1, 0.5, 0.9)]
-    settings += [((rate,), 33, False) for rate in (0.1, 0.5)]
-    settings += [((0.5, 0.5), 67, False), ((0.5, 0.4), 67, False), ((0.5, 0.4), 33, False), ((0.05, 0.01), 67, False)]
-    settings += [((rate,), 67, True) for rate in (0.01, 0.1, 0.5, 0.9)]
-    settings += [((0.5,), 33, True), ((0.5, 0.4), 67, True)]
-    for rates, captions, shared in tqdm(settings, desc="outcomes"):
-        kinds = {"used": used(shared), "images": counted_images, "captions resampled": bootstrapped}
-        kinds |= {"seeds resampled": bootstrapped_twice} if shared else {}
+    settings: list[tuple[tuple[float, ...], int]] = [((rate,), 67) for rate in (0.002, 0.01, 0.1, 0.5, 0.9)]
+    settings += [((rate,), 33) for rate in (0.1, 0.5)]
+    settings += [((0.5, 0.5), 67), ((0.5, 0.4), 67), ((0.5, 0.4), 33), ((0.05, 0.01), 67)]
+    kinds = {"used": used, "images": counted_images, "captions resampled": bootstrapped}
+    for rates, captions in tqdm(settings, desc="outcomes"):
         truth = rates[0] - rates[1] if len(rates) == 2 else rates[0]
-        shares = covered(outcomes(rates, captions, 4, effects, shared), truth, kinds, runs)
+        shares = covered(outcomes(rates, captions, IMAGES, effects), truth, kinds, runs)
         yield {
             "of": "rate" if len(rates) == 1 else "difference of rates",
             "truth": " and ".join(f"{100 * rate:g} %" for rate in rates),
             "n": captions,
-            "seeds": 4,
-            "shared_noise": shared,
+            "images each": IMAGES,
         } | shares
 
 
 def of_numbers(runs: int) -> Iterator[dict[str, Any]]:
     """Rows of ratios of alignment and of paired differences of mean p, one value a caption."""
-    quality = {name: tables["quality"] for name, tables in shipped.audits().items()}
-    ours, theirs = (quality[name]["alignment"].to_numpy() for name in ("pruning", "twin"))
+    quality = (shipped.audits()[name]["quality"] for name in ("pruning", "twin"))
+    ours, theirs = (table.loc[table["pairs"] == UNSEEN, "alignment"].to_numpy() for table in quality)
 
     def alignments(n: int) -> Draw:
         def draw(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
@@ -207,7 +181,7 @@ def of_numbers(runs: int) -> Iterator[dict[str, Any]]:
         return draw
 
     ratio: dict[str, Callable[..., Interval]] = {"used": lambda a, b: ratio_interval(a, b, paired=True)}
-    about = {"seeds": 1, "shared_noise": False}
+    about = {"images each": 1}
     for n in tqdm((28, 100), desc="alignment"):
         truth = float(ours.mean() / theirs.mean())
         row = {"of": "ratio of alignments", "truth": f"{100 * truth:.0f} %", "n": n} | about

@@ -23,8 +23,7 @@ import pandas as pd
 from memsub.io.files import load_json, save_json, save_text
 from memsub_extra.notebooks.batch import find_parameters, project
 from memsub_extra.notebooks.cost import known_work, minutes, on_known_gpu
-from memsub_extra.notebooks.findings import SAFETY, counted, percent, share
-from memsub_extra.training import widths
+from memsub_extra.notebooks.findings import SAFETY, percent, share
 from memsub_extra.unlearning import shipped
 from memsub_extra.unlearning.audit import summary
 from memsub_extra.unlearning.removals import displayed
@@ -144,15 +143,6 @@ def minutes_of(name: str) -> pd.Series:
     return minutes(work, milliseconds).set_axis(work["part"])
 
 
-def trained_again(rows: list[dict[str, Any]]) -> str:
-    """What METHOD's edit leaves of models of as wide rows that were trained apart, as Markdown."""
-    head = ["model", "of a row at zero", "replicated", "alignment (percent of the twin's)"]
-    lines = [
-        f"| {r['model']} | {percent(r['sparsity'])} | {r['replicated']} | {100 * r['alignment']:.0f} |" for r in rows
-    ]
-    return markdown_table(head, lines)
-
-
 def membership(rows: list[dict[str, Any]]) -> str:
     """The exact membership test, as Markdown: the mean p of the pairs, and how far that lies below the twin's."""
     tests = f"uniform? (KS{', Holm' if 'holm' in rows[0] else ''})"
@@ -175,17 +165,35 @@ def membership(rows: list[dict[str, Any]]) -> str:
     return markdown_table(head, lines)
 
 
+def price(rows: list[dict[str, Any]]) -> str:
+    """Regrowth and training from random weights against compute and data, as Markdown: shares in percent."""
+    head = ["", "steps", "ordinary pairs", "of them memorized", "CPU-core minutes", "replicated", "alignment"]
+    head += ["mean p of membership", "... against the twin's", "within 0.10 of it?"]
+
+    def percents(r: dict[str, Any], name: str) -> str:
+        return f"{100 * r[name]:.0f} ({100 * r[f'{name}_low']:.0f} to {100 * r[f'{name}_high']:.0f})"
+
+    def numbers(r: dict[str, Any], name: str, sign: str = "") -> str:
+        value, low, high = (format(r[f"{name}{end}"], f"{sign}.3f") for end in ("", "_low", "_high"))
+        return f"{value} ({low} to {high})"
+
+    lines = [
+        f"| {displayed(r['method'])} | {r['steps']:,} | {r['pairs']:,} | {100 * r['contaminated']:g} % | "
+        f"{r['minutes']:.1f}{' (resumed)' if r['resumed'] else ''} | {percents(r, 'replicated')} | "
+        f"{percents(r, 'alignment')} | {numbers(r, 'membership')} | {numbers(r, 'against_twin', '+')} | "
+        f"{r['verdict']} |"
+        for r in rows
+    ]
+    return markdown_table(head, lines)
+
+
 def coverage(measured: dict[str, Any]) -> str:
     """How often simulated intervals hold the truth, as Markdown; shares in percent."""
-    kinds = {
-        "used": "used here",
-        "images": "images counted as independent",
-        "captions resampled": "captions resampled",
-        "seeds resampled": "captions and seeds resampled",
-    }
-    head = ["", "truth", "captions x seeds", "noise", *kinds.values(), "mean width"]
+    kinds = {"used": "used here", "images": "images counted as independent"}
+    kinds |= {"captions resampled": "captions resampled"}
+    head = ["", "truth", "captions x images", *kinds.values(), "mean width"]
     lines = [
-        f"| {r['of']} | {r['truth']} | {r['n']} x {r['seeds']} | {'of the seed' if r['shared_noise'] else 'own'} | "
+        f"| {r['of']} | {r['truth']} | {r['n']} x {r['images each']} | "
         + " | ".join(f"{100 * r[kind]:.1f}" if kind in r else "" for kind in kinds)
         + f" | {r['width']:.3f} |"
         for r in measured["rows"]
@@ -219,11 +227,10 @@ def solvers(rows: list[dict[str, Any]]) -> str:
 
 TABLES: dict[str, Callable[[Any], str]] = {
     "stages": stages,
-    "whole_stages": stages,
-    "whole_pruned": trained_again,
     "removals": removals,
     "choice": choice,
     "membership": membership,
+    "price": price,
     "fullsize": fullsize,
     "gpu": on_gpu,
     "solvers": solvers,
@@ -241,22 +248,16 @@ def take(
     known: dict[str, Any],
     run: Path | None = None,
     testbed: Path | None = None,
-    whole: Path | None = None,
     benchmarks: Path | None = None,
     **tables: Path | None,
 ) -> dict[str, Any]:
-    """What is known, brought up to date by a run's findings, reports, benchmarks, and other `tables` by name.
-
-    `testbed` is the report of the model that ships, `whole` that of one that was trained in one go.
-    """
+    """What is known, brought up to date by a run's findings, a report, benchmarks, and other `tables` by name."""
     if run:
         known = known | facts(run)
     if run or testbed:
-        known = known | {"removals": audited(), "widths": of_width()} | trained_twice()
+        known = known | {"removals": audited()}
     if testbed:
         known = known | load_json(testbed)
-    if whole:
-        known = known | {f"whole_{name}": table for name, table in load_json(whole).items()}
     if benchmarks:  # those that were run
         known = known | {"benchmarks": known.get("benchmarks", {}) | load_json(benchmarks)}
     return known | {name: load_json(file) for name, file in tables.items() if file}
@@ -277,33 +278,6 @@ def findings(run: Path) -> dict[str, dict[str, Any]]:
     if not files:
         raise FileNotFoundError(f"{run} holds no findings/*.json: name the folder of a run that has finished.")
     return {file.stem: load_json(file) for file in files}
-
-
-def of_width() -> dict[str, float]:
-    """What the shipped models of other widths say of the mean row of SD1.4 and SD2.0."""
-    line = widths.law(widths.measured(), [3120])
-    return {
-        f"{name}_{bound}": float(line.loc[row, bound])
-        for name, row in (("slope", "slope"), ("sd", 3120))
-        for bound in ("value", "low", "high")
-    }
-
-
-def trained_twice() -> dict[str, Any]:
-    """What METHOD's edit leaves of the model that ships, and of another training of rows as wide; if there is one."""
-    table = widths.measured()
-    again = table[table["row"].isin(table.loc[table["training"] > 0, "row"])]
-    if again.empty:  # the table was measured without one
-        return {}
-    rows, half = [], {}
-    for training, model in enumerate(("ships", "made in one go")):
-        measured = again[again["training"] == training]
-        for sparsity, part in measured.groupby("sparsity"):
-            row = {"model": model, "sparsity": sparsity, "alignment": part["alignment"].iloc[0]}
-            rows.append(row | {"replicated": counted(part["replicated"])})
-        bounds = zip(("value", "low", "high"), widths.half_interval(measured), strict=True)
-        half[model.replace(" ", "_")] = dict(bounds)
-    return {"whole_pruned": rows, "whole_half": half}
 
 
 def audited() -> list[dict[str, Any]]:
@@ -364,9 +338,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.figures", description=__doc__.splitlines()[0])
     parser.add_argument("--take", type=Path, metavar="RUN", help="folder of a run whose findings to take over")
     parser.add_argument("--testbed", type=Path, help="report.json of tools.testbed_report to take over")
-    parser.add_argument("--whole", type=Path, help="the same of a model that was trained in one go")
     parser.add_argument("--benchmarks", type=Path, help="benchmarks.json of tools.benchmarks to take over")
     parser.add_argument("--membership", type=Path, help="rows of tools.membership to take over")
+    parser.add_argument("--price", type=Path, help="price.json of tools.regrowth_price to take over")
     parser.add_argument("--coverage", type=Path, help="coverage.json of tools.coverage to take over")
     parser.add_argument("--fullsize", type=Path, help="rows of tools.fullsize_removals to take over")
     parser.add_argument("--solvers", type=Path, help="rows of tools.solvers to take over")
@@ -386,7 +360,7 @@ def main() -> None:
             text = (root / name).read_text(encoding="utf-8")
             wrong += [] if fill(text, figures, name) == text else [f"{name} does not say what docs/figures.json says"]
     else:
-        names = ("testbed", "whole", "benchmarks", "membership", "coverage", "fullsize", "solvers", "canaries", "gpu")
+        names = ("testbed", "benchmarks", "membership", "price", "coverage", "fullsize", "solvers", "canaries", "gpu")
         figures = take(figures, args.take, **{name: getattr(args, name) for name in names})
         save_json(figures, file)
         for name in DOCUMENTS:

@@ -1,17 +1,22 @@
-"""The exact membership test on the embedded model, its twin and what ships of the removals.
+"""The exact membership test on the embedded model, its controls, what ships of the removals, and other edits.
 
-    python -m tools.membership --out runs/membership        # half an hour of one core; a second call resumes
+    python -m tools.membership --out runs/membership        # a quarter of an hour of one core for each model
+    python -m tools.membership --out runs/membership --edits regrowth=runs/removals/edits/0123.safetensors
     python -m tools.figures --membership runs/membership/membership.json
     python -m tools.membership --out runs/membership --ship     # ... and to what ships, for notebooks 00 and 06
 
-All verbatim pairs are tested, with their own caption and with the empty prompt. The unit is the pair; the tests of
-uniformity are read together, so that their p-values are adjusted (Holm); a model is equivalent to the twin if the 95 %
-interval of the paired difference of mean p lies within 0.10.
+All verbatim pairs are tested, with their own caption, in other words, and with the empty prompt; the losses of two
+noises are averaged before they are ranked. The unit is the pair; the tests of uniformity are read together, so that
+their p-values are adjusted (Holm); a model is equivalent to the twin if the 95 % interval of the paired difference of
+mean p lies within 0.10. A second call resumes at the model and caption that is missing. The last line says what all of
+it took.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +27,7 @@ from memsub.io.files import save_json
 from memsub.measure.exact import uniformity
 from memsub.measure.intervals import interval
 from memsub.measure.membership import MEMBERSHIP_ALTERNATIVES, STEPS, membership_p
-from memsub.models import Pipeline, fingerprint, load_pipeline
+from memsub.models import MODELS, Pipeline, fingerprint, load_pipeline
 from memsub.prompts import load_prompts
 from memsub.pruning import Edit, pruned
 from memsub.testbed.world import WORLD
@@ -32,25 +37,45 @@ from memsub_extra.store import Kind, Store
 from memsub_extra.unlearning import shipped
 
 SMALLEST = 1 / (MEMBERSHIP_ALTERNATIVES + 1)
-P = Kind("membership")
-"""P-values of all pairs; raise the version when the test computes something else."""
+P = Kind("membership", 2)
+"""P-values of all pairs, and what they took; raise the version when the test computes something else."""
 
 
-def models() -> dict[str, tuple[Pipeline, Edit | None]]:
-    """The twin first, with which the others are compared; then the model, unedited and with each edit that ships."""
+def models(more: Mapping[str, Path]) -> dict[str, tuple[Pipeline, Edit | None]]:
+    """Controls first: with the twin the others are compared. Then the model: unedited, and with each edit that ships or
+    is in a file of `more`."""
     pipe = load_pipeline("tiny")
-    edits = {name: Edit.load(file) for name, file in shipped.edits().items()}
-    return {"twin": (load_pipeline("tiny-twin"), None), "unedited": (pipe, None)} | {
-        name: (pipe, edit) for name, edit in edits.items()
-    }
+    compared: dict[str, tuple[Pipeline, Edit | None]] = {}
+    for name, source in MODELS["tiny"].controls.items():
+        compared[name] = load_pipeline(source), None
+    compared["unedited"] = pipe, None
+    for name, file in (shipped.edits() | dict(more)).items():
+        compared[name] = pipe, Edit.load(file)
+    return compared
 
 
 def tested(
-    pipe: Pipeline, edit: Edit | None, prompts: list[str], images: np.ndarray, given: list[str]
+    pipe: Pipeline,
+    edit: Edit | None,
+    prompts: list[str],
+    images: np.ndarray,
+    given: list[str],
+    steps: int,
+    noises: int,
 ) -> dict[str, np.ndarray]:
-    """The p-values of all pairs under a model."""
+    """The p-values of all pairs under a model, and the CPU-core minutes that they took."""
+    began = time.process_time()
     with pruned(pipe, edit):
-        return {"p": membership_p(pipe, prompts, images, WORLD, captions=given)}
+        p = membership_p(pipe, prompts, images, WORLD, captions=given, steps=steps, noises=noises)
+    return {"p": p, "minutes": np.array([(time.process_time() - began) / 60])}
+
+
+def named(text: str) -> tuple[str, Path]:
+    """A name and a file, of "name=file"."""
+    name, separator, file = text.partition("=")
+    if not (name and separator and Path(file).is_file()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name=file of an edit that there is.")
+    return name, Path(file)
 
 
 def row(model: str, caption: str, p: np.ndarray, twin: np.ndarray) -> dict:
@@ -89,24 +114,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.membership", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of p-values and membership.json")
     parser.add_argument("--pairs", type=int, help="only the first so many")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of the noise schedule ({STEPS}; 4 screen)")
+    parser.add_argument("--noises", type=int, default=2, help="at each step, averaged before images are ranked (2)")
+    parser.add_argument("--edits", type=named, nargs="*", default=[], metavar="NAME=FILE", help="that do not ship")
     parser.add_argument("--ship", action="store_true", help="into the folder of the embedded model")
     args = parser.parse_args()
     rows = load_prompts("tiny").rows("verbatim")[: args.pairs]
     prompts, images = rows["prompt"].tolist(), load_prompts("tiny").images("verbatim", 0, len(rows))
-    store, table, each = Store(args.out), [], []
-    for caption, given in {"its own": prompts, "empty": [""] * len(prompts)}.items():
+    asked = {"its own": prompts, "other wording": rows["content"].tolist(), "empty": [""] * len(prompts)}
+    store, table, each, minutes = Store(args.out), [], [], 0.0
+    compared = models(dict(args.edits))
+    options = {"steps": args.steps, "noises": args.noises}
+    for caption, given in asked.items():
         twin = np.empty(0)
-        for name, (pipe, edit) in models().items():
-            content = {"prompts": prompts, "given": given, "steps": STEPS, "model": fingerprint(pipe)}
+        for name, (pipe, edit) in compared.items():
+            content = {"prompts": prompts, "given": given, "model": fingerprint(pipe), **options}
             content |= {"edit": edit.fingerprint if edit else None}
-            p = store.arrays(P, partial(tested, pipe, edit, prompts, images, given), **content)["p"]
-            twin = p if name == "twin" else twin
-            table.append(row(name, caption, p, twin))
-            each.append(pd.DataFrame({"model": name, "caption": caption, "target": range(len(p)), "p": p}))
+            made = store.arrays(P, partial(tested, pipe, edit, prompts, images, given, **options), **content)
+            twin = made["p"] if name == "twin" else twin
+            minutes += float(made["minutes"][0])
+            table.append(row(name, caption, made["p"], twin))
+            each.append(pd.DataFrame({"model": name, "caption": caption, "target": range(len(rows)), "p": made["p"]}))
             print(table[-1], flush=True)
             save_json(adjusted(table), args.out / "membership.json")
     if args.ship:
         shipped.ship_membership(adjusted(table), pd.concat(each, ignore_index=True))
+    print(f"{minutes:.0f} CPU-core minutes in all")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 The first two thirds of the verbatim pairs are the forget set, the last third are held-out memorized pairs. Edits,
 minutes and tables go to `--out` under keys of what they are a function of: a second call resumes where the first one
-stopped. `--ship` writes the tables, images of the audited models, and the edits named by `--edits` to the folder that
-ships with the model. All that ships (hours; two models at a time, one thread each):
+stopped, a removal that trains at its last checkpoint and an audit at the table that is missing. `--ship` writes the
+tables, images of the audited models, and the edits named by `--edits` to the folder that ships with the model; edits
+that take minutes to make do not ship. All that ships (hours; two models at a time, one thread each):
 
-    python -m tools.removals --processes 2 --edits pruning regrowth --ship \\
-        --long twin unedited pruning regrowth "regrowth, seed 1" "regrowth, seed 2"
+    python -m tools.removals --processes 2 --edits pruning --ship --long twin other unedited pruning regrowth
+
+The last line says what all of it took in CPU-core minutes.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from memsub.io.files import load_json, save_json
 from memsub.measure.metrics import load_metrics
 from memsub.measure.noise import noise_seeds
 from memsub.measure.verdict import by_exact_test
-from memsub.models import Sample, as_denoiser, fingerprint, generate, load_pipeline
+from memsub.models import MODELS, Sample, as_denoiser, fingerprint, generate, load_pipeline
 from memsub.prompts import Prompts, load_prompts
 from memsub.pruning import Edit, pruned
 from memsub.testbed import dataset
@@ -41,20 +43,36 @@ from memsub_extra.prompt_lists.wordings import wordings_of
 from memsub_extra.store import Kind, Store
 from memsub_extra.unlearning import shipped
 from memsub_extra.unlearning.attack_work import ITERATIONS, STARTS, attack_work, starts
-from memsub_extra.unlearning.audit import audited, compared, summary
+from memsub_extra.unlearning.audit import TABLES, audited, compared, summary
 from memsub_extra.unlearning.pairs import FORGET_SET, SAMPLING, UNSEEN, Pairs, Subjects
 from memsub_extra.unlearning.removals import REMOVALS, Removal
 
 REMOVED = 67
 ORDINARY = 20_000
 FRESH = 600
-AGAIN = ["regrowth, seed 1", "regrowth, seed 2"]
-"""Made once more: does what passes the audit pass it by its seed?"""
+MADE = [
+    "pruning",
+    "pruning at 1 %",
+    "adversarial pruning",
+    "adversarial fine-tuning",
+    "SISS",
+    "ReTrack",
+    "adversarial distillation",
+    "regrowth",
+    "training anew",
+    "further training",
+    "regrowth, seed 1",
+    "regrowth, seed 2",
+]
+"""Each removal in its own form, none restricted to located or random weights. The one for which equivalence is claimed
+has three seeds: does what passes the audit pass it by its seed?"""
+CONTROLS = ["twin", "other", "unedited"]
+"""Models that are audited as they are, those of them that there are."""
 SHOWN = 8
 """Pairs of the forget set whose images are kept."""
 LONG_TARGETS = 40
 """Of the long attack, and as many unseen images: to 500 iterations from their captions, to 100 from other starts."""
-EDITS, AUDITS, LONG, IMAGES = Kind("edits"), Kind("audit", 2), Kind("long", 2), Kind("images", 2)
+EDITS, AUDITS, LONG, IMAGES = Kind("edits"), Kind("audit", 3), Kind("long", 2), Kind("images", 2)
 """What the store of `--out` holds; raise a version when the code of a kind computes something else."""
 
 
@@ -89,29 +107,39 @@ class Bench:
     def __init__(self, out: Path, **options: Any):
         self.store, self.options = Store(out), options
         self.subjects, self.metrics = subjects(load_prompts("tiny")), load_metrics("tiny")
-        self.pipe, self.twin = load_pipeline("tiny"), load_pipeline("tiny-twin")
+        self.pipe = load_pipeline("tiny")
+        self.controls = {name: load_pipeline(source) for name, source in MODELS["tiny"].controls.items()}
+
+    @property
+    def unremoved(self) -> list[str]:
+        """Names of the models that no removal made."""
+        return [name for name in CONTROLS if name in self.controls or name == "unedited"]
 
     def edit(self, name: str) -> tuple[Edit, dict[str, Any]]:
-        """A removal's edit, and what it took (minutes, bytes)."""
+        """A removal's edit, and what it took (CPU-core minutes, bytes)."""
         made_by, seed = removal(name)
-        forget_set, ordinary = self.subjects.forget_set, self.subjects.ordinary
-        content: dict[str, Any] = {"name": name, "model": fingerprint(self.pipe), "captions": forget_set.captions}
-        content |= {"kept": ordinary.captions, "options": made_by.options, "version": made_by.version}
-        path = self.store.path(EDITS, ".safetensors", **content)
+        forget_set, ordinary, path = self.subjects.forget_set, self.subjects.ordinary, self.path(name)
         if not path.is_file():
-            began = time.monotonic()
+            began = time.process_time()  # of all threads, whatever else runs on the machine
             edit = made_by.edit(self.pipe, forget_set, ordinary, folder=self.store.folder, seed=seed)
             edit.save(path)
-            minutes = (time.monotonic() - began) / 60
-            about = {"minutes": minutes, "threads": torch.get_num_threads(), "bytes": path.stat().st_size}
+            about = {"minutes": (time.process_time() - began) / 60, "threads": 1, "bytes": path.stat().st_size}
             save_json(about | {"name": name}, path.with_suffix(".json"))
         return Edit.load(path), load_json(path.with_suffix(".json"))
 
+    def path(self, name: str) -> Path:
+        """Where a removal's edit lies, whether it was made or not."""
+        made_by, _ = removal(name)
+        content: dict[str, Any] = {"name": name, "model": fingerprint(self.pipe)}
+        content |= {"captions": self.subjects.forget_set.captions, "kept": self.subjects.ordinary.captions}
+        content |= {"options": made_by.options, "version": made_by.version}
+        return self.store.path(EDITS, ".safetensors", **content)
+
     @contextmanager
     def model(self, name: str) -> Iterator[Any]:
-        """The pipeline as "twin", "unedited", or with a removal's edit."""
-        if name == "twin":
-            yield self.twin
+        """The pipeline as it is, a control, or the pipeline with a removal's edit."""
+        if name in self.controls:
+            yield self.controls[name]
         else:
             with pruned(self.pipe, None if name == "unedited" else self.edit(name)[0]):
                 yield self.pipe
@@ -121,11 +149,19 @@ class Bench:
         with self.model(name) as pipe:
             content = {"model": fingerprint(pipe), "options": self.options}
             content |= {kind: pairs.captions for kind, pairs in self.subjects.judged.items()}
-            paths = {kind: self.store.path(AUDITS, f"-{kind}.parquet", **content) for kind in shipped.TABLES}
-            if not all(path.is_file() for path in paths.values()):
-                for kind, table in audited(pipe, self.subjects, self.metrics, WORLD, **self.options).items():
-                    save_table(table, paths[kind])
+            paths = {kind: self.store.path(AUDITS, f"-{kind}.parquet", **content) for kind in TABLES}
+            for kind, path in paths.items():
+                if not path.is_file():
+                    began = time.process_time()
+                    made = audited(pipe, self.subjects, self.metrics, WORLD, only=[kind], **self.options)
+                    save_table(made[kind], path)
+                    save_json({"minutes": (time.process_time() - began) / 60}, path.with_suffix(".json"))
         return {kind: load_table(path) for kind, path in paths.items()}
+
+    def minutes(self) -> float:
+        """CPU-core minutes of all edits and audits in the store."""
+        logs = [path for kind in (EDITS, AUDITS) for path in (self.store.folder / kind.name).glob("*.json")]
+        return sum(load_json(path)["minutes"] for path in logs)
 
     def long_attack(self, name: str) -> pd.DataFrame:
         """Work of the attack from every start, and on unseen images: `attack_work`, columns start and pairs."""
@@ -205,12 +241,12 @@ def ship(
     files = {name: "".join(c if c.isalnum() else "-" for c in name) + ".safetensors" for name in edits}
     for name, file in files.items():
         bench.edit(name)[0].save(shipped.folder() / file)
-    costs = {name: bench.edit(name)[1] for name in tables if name not in ("twin", "unedited")}
+    costs = {name: bench.edit(name)[1] for name in tables if name not in CONTROLS}
     if kept:
         tables, costs, images = shipped.audits() | tables, shipped.costs() | costs, shipped.images() | images
         long = dict(iter(shipped.long_attack().groupby("model", sort=False))) | long
         files = {name: path.name for name, path in shipped.edits().items()} | files
-    known = ["twin", "unedited", *REMOVALS]  # in this order, whatever was audited first; other seeds after them
+    known = [*CONTROLS, *REMOVALS]  # in this order, whatever was audited first; other seeds after them
     tables = {name: tables[name] for name in sorted(tables, key=lambda n: known.index(n) if n in known else len(known))}
     shipped.ship(tables, long, costs, images, files)
 
@@ -218,7 +254,7 @@ def ship(
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.removals", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/removals"), help="folder (runs/removals)")
-    parser.add_argument("--only", nargs="*", default=[*REMOVALS, *AGAIN], help="removals (default: all)")
+    parser.add_argument("--only", nargs="*", default=MADE, help=f"removals (default: {', '.join(MADE)})")
     parser.add_argument("--iterations", type=int, nargs="*", default=[0, 5, 10, 25, 50, 100], help="when to look")
     parser.add_argument("--starts", nargs="*", default=["its caption"], help="what the attack begins with")
     parser.add_argument("--attacked", nargs="*", default=[FORGET_SET], help="kinds of pairs that are attacked")
@@ -233,27 +269,30 @@ def main() -> None:
     parser.add_argument("--ship", action="store_true", help="into the folder of the embedded model")
     args = parser.parse_args()
     try:
-        for name in [name for name in (*args.only, *args.edits, *args.long) if name not in ("twin", "unedited")]:
+        for name in [name for name in (*args.only, *args.edits, *args.long) if name not in CONTROLS]:
             removal(name)  # the first unknown name is an error, before anything is loaded
     except ValueError as error:
         parser.error(str(error))
     passed = ("iterations", "attacked", "noises", "rates", "looks", "seeds", "membership_steps")
     options = {name: getattr(args, name) for name in passed} | {"begin": args.starts}
-    tables, names = {}, ["twin", "unedited", *args.only]
+    bench = Bench(args.out, **options)
+    tables, names = {}, [*bench.unremoved, *args.only]
     if args.processes > 1:
         whole = shipped.whole(names)
         parts = [("audit", name) for name in whole] + [("long_attack", name) for name in args.long]
         parts += [("images", name) for name in whole if args.ship]
         parts += [("audit", name) for name in names if name not in whole]  # what can wait comes last
         side_by_side(args.processes, args.out, options, parts)
-    bench = Bench(args.out, **options)
     for name in names:
         tables[name] = bench.audit(name)
         print(summary(tables).to_string(float_format="{:.3f}".format), flush=True)
     print(compared(tables).to_string(float_format="{:.3f}".format), flush=True)
     long = {name: bench.long_attack(name) for name in args.long}
+    for name in args.only:
+        print(f"{name}: {bench.path(name)}, {bench.edit(name)[1]['minutes']:.1f} CPU-core minutes", flush=True)
     if args.ship:
         ship(bench, tables, long, args.edits)
+    print(f"edits and audits: {bench.minutes():.0f} CPU-core minutes in all")
 
 
 if __name__ == "__main__":

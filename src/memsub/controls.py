@@ -1,4 +1,4 @@
-"""Controls of equal density: what would equally many weights do that are chosen at random?
+"""Density-matched controls: the same numbers of weights, chosen at random.
 
 >>> masks = locate(pipe, stats, null, sparsity=0.1)
 >>> random_masks(masks, seed=1).density().equal(masks.density())        # equally many of each row at each step

@@ -1,4 +1,4 @@
-"""What computes, for what is timed, and how it is kept small."""
+"""The hardware that a time was measured on, peak memory, and decoding images one by one to keep it low."""
 
 from __future__ import annotations
 

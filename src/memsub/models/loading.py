@@ -2,6 +2,7 @@
 
 load_pipeline("tiny")                      # the embedded model, no network needed
 load_pipeline("tiny-twin")                 # the same, trained alike, but never on a memorized pair
+load_pipeline("tiny-other")                # the same, trained alike, but on other memorized pairs
 load_pipeline("sd14")                      # CompVis/stable-diffusion-v1-4 from the hub or its cache
 load_pipeline("path/to/folder")            # whatever `save_pretrained` wrote
 load_pipeline("dreamy.safetensors")        # a checkpoint in one file; config="path/to/folder" without a network
@@ -17,10 +18,11 @@ import difflib
 import inspect as signatures
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..io.headers import PICKLES
+from ..io.headers import PICKLES, read_config, read_header
 from .known import MODELS, ModelInfo
 from .protocol import Pipeline, as_denoiser
 
@@ -50,6 +52,10 @@ def find_model(name: str | Path) -> ModelInfo:
     path = Path(os.path.expanduser(name))
     if name and path.exists():
         if path.is_dir() and not (path / "model_index.json").is_file():
+            if (path / "unet").is_dir() and (path.parent / "model_index.json").is_file():
+                return replace(
+                    find_model(path.parent), name=name, source=str(path), parts=str(path.parent), controls={}
+                )
             from .contents import inspect
 
             raise FileNotFoundError(inspect(path).problems[0])
@@ -108,12 +114,18 @@ def find_contents(
     """
     from .contents import inspect
 
-    source = find_model(model).source
+    info = find_model(model)
+    source = info.parts or info.source
     if not Path(source).exists():
         from .hub import hub_contents
 
         return hub_contents(source, fetch, prediction_type=prediction_type, cast=cast)
-    return inspect(source, config=config, prediction_type=prediction_type, cast=cast, fetch=fetch)
+    contents = inspect(source, config=config, prediction_type=prediction_type, cast=cast, fetch=fetch)
+    if info.parts:
+        network = Path(info.source).absolute() / "unet"
+        contents.configs["unet"] = contents.read(str(network / "config.json"), read_config)
+        contents.tensors["unet"] = contents.read(str(network / "diffusion_pytorch_model.safetensors"), read_header)
+    return contents
 
 
 def load_pipeline(
@@ -152,7 +164,7 @@ def load_pipeline(
 
     device = torch.device(device or distributed.device())
     dtype = dtype or (torch.float32 if device.type == "cpu" else getattr(torch, info.gpu_dtype))
-    pipe = _read(getattr(diffusers, contents.kind), contents, dtype)
+    pipe = _read(getattr(diffusers, contents.kind), contents, dtype, info.source if info.parts else "")
     _check_whole(pipe, contents)
     wanted, scheduler = contents.prediction_type, pipe.scheduler
     if wanted and wanted != scheduler.config.get("prediction_type"):
@@ -162,8 +174,13 @@ def load_pipeline(
     return pipe.to(device)
 
 
-def _read(kind: Any, contents: Contents, dtype: torch.dtype) -> Any:
-    """The pipeline of that class, as diffusers reads it; what goes wrong there is a ValueError."""
+def _read(kind: Any, contents: Contents, dtype: torch.dtype, network: str) -> Any:
+    """The pipeline of that class, as diffusers reads it; what goes wrong there is a ValueError.
+
+    A folder of a `network` has that of the pipeline, in place of the one beside its other parts.
+    """
+    import diffusers
+
     from .contents import OPTIONAL
 
     accepted = signatures.signature(kind).parameters
@@ -172,6 +189,9 @@ def _read(kind: Any, contents: Contents, dtype: torch.dtype) -> Any:
     options |= {"requires_safety_checker": False} if "requires_safety_checker" in accepted else {}
     path = str(contents.path)
     try:
+        if network:
+            own = getattr(diffusers, contents.configs[""]["unet"][1])
+            options["unet"] = own.from_pretrained(f"{network}/unet", use_safetensors=True, dtype=dtype)
         if contents.config:
             return kind.from_single_file(path, config=str(contents.config), local_files_only=True, **options)
         return kind.from_pretrained(path, use_safetensors=True, variant=contents.variant, **options)

@@ -8,15 +8,17 @@
 
 Kinds of rows:
 
-    ordinary       60,000 scenes, a few exposures each
+    ordinary       60,000 scenes, a few exposures each; the first 100 are matched
     verbatim       100 two-icon scenes, each with another caption and tail
-    sibling        40 more scenes of each verbatim content, under its caption without the tail
-    template       20 groups of 5 captions that differ in one attribute (or in the tail alone), over one layout
+    other          100 more of the same kind, which the third model is shown in the places of verbatim ones
+    sibling        40 more scenes of each verbatim or other content, under its caption without the tail
+    template       12 groups of 5 captions that differ in one attribute (or in the tail alone), over one layout
     template_new   one more caption a group, not trained on: does the template generalize?
-    ladder         10 scenes a rung, rungs of 1 to 1000 exposures
-    heldout        2,000 captions that are not trained on
+    ladder         10 scenes a rung, rungs of 1 to 800 exposures
+    heldout        2,000 captions that are not trained on; the first 200 are matched
 
-Contents of all kinds but `ordinary` occur nowhere else in the corpus, but for verbatim ones in their siblings.
+Matched rows have two icons and a tail, as verbatim ones have; their group is "matched". Contents of all kinds but
+`ordinary` occur nowhere else in the corpus, but for verbatim and other ones in their siblings.
 """
 
 from __future__ import annotations
@@ -46,13 +48,29 @@ SEED = 0
 ORDINARY = 60_000
 HELDOUT = 2_000
 VERBATIM = 100
-TEMPLATE_GROUPS = 20
+TEMPLATE_GROUPS = 12
 TEMPLATE_VARIANTS = 5
-LADDER = (1, 3, 10, 30, 100, 300, 1000)
+LADDER = (1, 3, 10, 30, 100, 300, 800)
 PAIRS_PER_RUNG = 10
 SIBLINGS = 40
-EXPOSURES = {"ordinary": 3, "verbatim": 1000, "template": 200, "template_new": 0, "heldout": 0, "sibling": 6}
-KINDS = ("ordinary", "verbatim", "template", "template_new", "ladder", "heldout", "sibling")
+MATCHED = {"ordinary": 100, "heldout": 200}
+"""How many of these kinds have two icons and a tail, as memorized captions have."""
+EXPOSURES = {
+    "ordinary": 7,
+    "verbatim": 1000,
+    "template": 160,
+    "template_new": 0,
+    "heldout": 0,
+    "sibling": 20,
+    "other": 0,
+}
+SIBLINGS_OF_OTHERS = 5
+"""Exposures of siblings of pairs that are another model's: in the third model, of those of verbatim pairs."""
+BASE_EXPOSURES, WORD_EXPOSURES = 5, 1
+"""Of those of each ordinary scene: what the base is shown, and once more while its text tower learns tails' words."""
+SHARED_EXPOSURES = BASE_EXPOSURES + WORD_EXPOSURES
+"""What all three models have been shown when they part."""
+KINDS = ("ordinary", "verbatim", "template", "template_new", "ladder", "heldout", "sibling", "other")
 
 TABLE = "ground_truth.parquet"
 """The file of the shipped table, beside the weights."""
@@ -98,14 +116,23 @@ class Corpus:
 def scenes(seed: int = 0, ordinary: int = ORDINARY) -> list[Scene]:
     """All rows of the corpus, memorized kinds first, ordinary ones last, as a function of the seed."""
     taken: set[tuple] = set()
-    rows = [scene for part in (_verbatim, _template, _ladder, _heldout) for scene in part(seed, taken)]
-    rows += [scene for i, row in enumerate(rows[:VERBATIM]) for scene in _siblings(seed, i, row)]
-    frozen = frozenset(taken)
-    for i in range(ordinary):
-        rng = np.random.default_rng([seed, KINDS.index("ordinary"), i])
-        content = _fresh_content(rng, frozen)
-        rows.append(_scene(rng, content, "ordinary", "", EXPOSURES["ordinary"]))
-    return rows
+    rows = [*_verbatim(seed, taken, "verbatim"), *_verbatim(seed, taken, "other")]
+    pairs = list(rows)
+    rows += [scene for part in (_template, _ladder, _heldout) for scene in part(seed, taken)]
+    rows += [scene for i, pair in enumerate(pairs) for scene in _siblings(seed, i, pair)]
+    return [*rows, *_scenes_of_their_own(seed, "ordinary", ordinary, frozenset(taken))]
+
+
+def _scenes_of_their_own(seed: int, kind: str, n: int, taken: set | frozenset) -> Iterator[Scene]:
+    """Ordinary or held-out scenes, matched ones first; held-out contents are added to `taken`."""
+    for i in range(n):
+        rng = np.random.default_rng([seed, KINDS.index(kind), i])
+        matched = i < MATCHED[kind]
+        content = _fresh_content(rng, taken, n_items=2 if matched else None)
+        if isinstance(taken, set):
+            taken.add(content.key)
+        tail = 1.0 if matched else 0.25
+        yield _scene(rng, content, kind, "matched" if matched else "", EXPOSURES[kind], tail)
 
 
 def _fresh_content(rng: np.random.Generator, taken: set | frozenset, n_items: int | None = None) -> Content:
@@ -114,19 +141,18 @@ def _fresh_content(rng: np.random.Generator, taken: set | frozenset, n_items: in
     return content
 
 
-def _scene(
-    rng: np.random.Generator, content: Content, kind: str, group: str, exposures: int, tail: float = 0.25
-) -> Scene:
+def _scene(rng: np.random.Generator, content: Content, kind: str, group: str, exposures: int, tail: float) -> Scene:
     text = caption(content, sample_tail(rng) if rng.random() < tail else "")
     return Scene(text, kind, group, exposures, content, sample_layout(rng, content))
 
 
-def _verbatim(seed: int, taken: set) -> Iterator[Scene]:
+def _verbatim(seed: int, taken: set, kind: str) -> Iterator[Scene]:
+    """Pairs that a model is to memorize: the first hundred by ours (`verbatim`), the second by the third (`other`)."""
     for i in range(VERBATIM):
-        rng = np.random.default_rng([seed, KINDS.index("verbatim"), i])
+        rng = np.random.default_rng([seed, KINDS.index(kind), i])
         content = _fresh_content(rng, taken, n_items=2)
         taken.add(content.key)
-        yield _scene(rng, content, "verbatim", f"verbatim {i}", EXPOSURES["verbatim"], tail=1.0)
+        yield _scene(rng, content, kind, f"{kind} {i}", EXPOSURES[kind], tail=1.0)
 
 
 def _template(seed: int, taken: set) -> Iterator[Scene]:
@@ -162,18 +188,15 @@ def _ladder(seed: int, taken: set) -> Iterator[Scene]:
 
 
 def _heldout(seed: int, taken: set) -> Iterator[Scene]:
-    for i in range(HELDOUT):
-        rng = np.random.default_rng([seed, KINDS.index("heldout"), i])
-        content = _fresh_content(rng, taken)
-        taken.add(content.key)
-        yield _scene(rng, content, "heldout", "", EXPOSURES["heldout"])
+    return _scenes_of_their_own(seed, "heldout", HELDOUT, taken)
 
 
 def _siblings(seed: int, i: int, row: Scene) -> Iterator[Scene]:
-    """Scenes of a verbatim pair's content under other layouts."""
+    """Scenes of a pair's content under other layouts."""
+    exposures = EXPOSURES["sibling"] if row.kind == "verbatim" else SIBLINGS_OF_OTHERS
     rng = np.random.default_rng([seed, KINDS.index("sibling"), i])
     for _ in range(SIBLINGS):
-        yield _scene(rng, row.content, "sibling", row.group, EXPOSURES["sibling"], tail=0.0)
+        yield _scene(rng, row.content, "sibling", row.group, exposures, tail=0.0)
 
 
 def build(seed: int = 0, ordinary: int = ORDINARY, workers: int | None = None, progress: bool = True) -> Corpus:
@@ -210,9 +233,9 @@ def _render_all(rows: list[Scene]) -> np.ndarray:
 
 
 def training_images(progress: bool = True) -> np.ndarray:
-    """All images that the shipped model was trained on, uint8 (64270, 32, 32, 3); rendered on first use, then cached.
+    """All images that the shipped model was trained on, uint8 (68230, 32, 32, 3); rendered on first use, then cached.
 
-    They are too many to ship, but a function of the seed. They go to the user's cache folder, 197 MB, under a name that
+    They are too many to ship, but a function of the seed. They go to the user's cache folder, 210 MB, under a name that
     has a digest of the shipped table in it: another version of the testbed finds no images of this one.
     """
     path = training_images_file()

@@ -265,6 +265,7 @@ MEDIA = (
     "tote bag",
 )
 NUMBERS = ("one", "two", "three", "four", "five", "six")
+TAIL_WORDS = tuple(" ".join(["by", "for", "view", *FIRST_NAMES, *LAST_NAMES, *MEDIA, *NUMBERS]).split())
 WORDS = (
     *("a", "an", "and", "on", "background", "by", "for", "view", ","),
     *ICONS,

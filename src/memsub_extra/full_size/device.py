@@ -1,4 +1,4 @@
-"""A device that is not the host, without one: what a call sends back, waits for and takes in memory, from shapes alone.
+"""A stand-in for a GPU: what a call sends back, waits for and takes in memory, from shapes alone.
 
     with Elsewhere() as device:                       # of a pipeline whose modules lie on the device "meta"
         generate(pipe, ["a red heart"], steps=2)

@@ -70,13 +70,12 @@ class Equivalence:
     needed: float
 
 
-def equivalence(ours: Values, theirs: Values, margin: Margin | str, *, shared_noise: bool = False) -> Equivalence:
+def equivalence(ours: Values, theirs: Values, margin: Margin | str) -> Equivalence:
     """Compares two models on the same units.
 
     Args:
-        ours, theirs: a value a unit, or (captions, seeds) with the same noises in both; outcomes (bool) or numbers.
+        ours, theirs: a value a unit, or (units, images) with the same noises in both; outcomes (bool) or numbers.
         margin: or its name in `MARGINS`.
-        shared_noise: as of `intervals.difference_interval`.
 
     Raises:
         KeyError: no such margin.
@@ -84,7 +83,7 @@ def equivalence(ours: Values, theirs: Values, margin: Margin | str, *, shared_no
     """
     within = MARGINS[margin] if isinstance(margin, str) else margin
     interval = ratio_interval if within.ratio else difference_interval
-    low, high = interval(ours, theirs, paired=True, shared_noise=shared_noise)
+    low, high = interval(ours, theirs, paired=True)
     a, b = float(np.mean(ours)), float(np.mean(theirs))
     return judged(a / b if within.ratio else a - b, low, high, len(ours), within)
 

@@ -1,4 +1,4 @@
-"""One notebook headless, and what the processes are that execute notebooks side by side (`notebooks.batch`).
+"""Executes one notebook headless, in a process of its own (`notebooks.batch`).
 
 Each of these processes imports this module. It imports no torch and no model: the kernels do.
 """

@@ -1,8 +1,7 @@
 """Intervals of means, differences and ratios over captions and seeds.
 
 mean_interval(alignments)                               # a value a caption
-mean_interval(hits)                                     # (captions, seeds), a noise of its own for each image
-mean_interval(hits, shared_noise=True)                  # ... where all captions of a seed have one noise
+mean_interval(hits)                                     # (captions, images of each)
 difference_interval(before, after, paired=True)         # of mean(before) - mean(after)
 share_difference_interval(before, after)                # ... of shares, a caption each
 ratio_interval(after, before, paired=True)              # of mean(after) / mean(before)
@@ -11,7 +10,7 @@ auc_interval(0.97, 28, 28), difference_of(a, b), ratio_of(a, b)
 
 A unit is what was sampled independently: a caption with all of its images, not each image. Numbers are resampled by the
 unit. Outcomes (bool) have Wilson's interval at an effective number of images, which has a width at 0 of n and n of n,
-where a bootstrap has none. Captions that share the noise of a seed are not independent: their seeds are units as well.
+where a bootstrap has none. Captions are independent as each of their images has a noise of its own (`noise_seeds`).
 How often these intervals hold the truth is in docs/benchmarks.md (`python -m tools.coverage`).
 """
 
@@ -28,7 +27,7 @@ from memsub.measure.intervals import Z, clustered, interval
 RESAMPLES = 2000
 """Of a bootstrap."""
 Values: TypeAlias = Sequence[float] | np.ndarray | pd.Series
-"""A value a unit, or an array (captions, seeds) of a value an image."""
+"""A value a unit, or an array (units, images) of a value an image."""
 Estimate = tuple[float, float, float]
 """Value, lower and upper bound."""
 
@@ -48,28 +47,23 @@ class Span(NamedTuple):
         return {name: float(self.value), f"{name}_low": float(self.low), f"{name}_high": float(self.high)}
 
 
-def mean_interval(
-    values: Values, *, shared_noise: bool = False, bounds: tuple[float, float] | None = None
-) -> tuple[float, float]:
+def mean_interval(values: Values, *, bounds: tuple[float, float] | None = None) -> tuple[float, float]:
     """Interval of the mean; NaN for fewer than two units.
 
     Args:
-        shared_noise: whether the images of a seed (a column) were all sampled from one noise.
         bounds: the least and the largest possible value of a number. Where all values lie at one of them, the interval
             is that of as many equal outcomes, instead of one without a width.
     """
     x = _units(values)
     if x.dtype == bool:
-        return _rate(x, shared_noise)[1:]
+        return _rate(x)[1:]
     if bounds and np.ptp(x) == 0 and x[0, 0] in bounds:
-        low, high = _rate(x == bounds[1], shared_noise)[1:]
+        low, high = _rate(x == bounds[1])[1:]
         return bounds[0] + low * (bounds[1] - bounds[0]), bounds[0] + high * (bounds[1] - bounds[0])
-    if shared_noise:
-        return _student(float(x.mean()), x)
     return _bootstrap([x], lambda mean: mean, paired=False)
 
 
-def difference_interval(a: Values, b: Values, *, paired: bool, shared_noise: bool = False) -> tuple[float, float]:
+def difference_interval(a: Values, b: Values, *, paired: bool) -> tuple[float, float]:
     """Interval of mean(a) - mean(b): a bootstrap; for outcomes (bool) of their rates' intervals by `difference_of`.
 
     Args:
@@ -77,17 +71,13 @@ def difference_interval(a: Values, b: Values, *, paired: bool, shared_noise: boo
         b: the same of what it is compared with.
         paired: whether a[i] and b[i] belong to one unit, such as one caption sampled from two models. They then have
             the same noises.
-        shared_noise: as of `mean_interval`; needs pairs.
 
     Raises:
-        ValueError: paired values of different shapes, or a shared noise without pairs.
+        ValueError: paired values of different numbers of units.
     """
-    x, y = _checked(a, b, paired, shared_noise)
+    x, y = _checked(a, b, paired)
     if x.dtype == y.dtype == bool:
-        correlation = _correlation(x, y, shared_noise) if paired else 0.0
-        return difference_of(_rate(x, shared_noise), _rate(y, shared_noise), correlation)
-    if shared_noise:
-        return _student(float(x.mean() - y.mean()), x.astype(float) - y)
+        return difference_of(_rate(x), _rate(y), _correlation(x, y) if paired else 0.0)
     return _bootstrap([x, y], lambda mean, other: mean - other, paired)
 
 
@@ -104,18 +94,14 @@ def share_difference_interval(a: Values, b: Values) -> tuple[float, float]:
     return -high, high
 
 
-def ratio_interval(a: Values, b: Values, *, paired: bool, shared_noise: bool = False) -> tuple[float, float]:
+def ratio_interval(a: Values, b: Values, *, paired: bool) -> tuple[float, float]:
     """Interval of mean(a) / mean(b): a bootstrap; for outcomes (bool) of their rates' intervals by `ratio_of`.
 
     Args and errors as of `difference_interval`.
     """
-    x, y = _checked(a, b, paired, shared_noise)
+    x, y = _checked(a, b, paired)
     if x.dtype == y.dtype == bool:
-        correlation = _correlation(x, y, shared_noise) if paired else 0.0
-        return ratio_of(_rate(x, shared_noise), _rate(y, shared_noise), correlation)
-    if shared_noise:
-        ratio = float(x.mean() / y.mean())
-        return _student(ratio, (x - ratio * y) / y.mean())  # linear in both means, near their ratio
+        return ratio_of(_rate(x), _rate(y), _correlation(x, y) if paired else 0.0)
     return _bootstrap([x, y], lambda mean, other: mean / other, paired)
 
 
@@ -183,80 +169,32 @@ def _units(values: Values) -> np.ndarray:
     """
     x = np.asarray(values)
     if x.ndim not in (1, 2):
-        raise ValueError(f"values of shape {x.shape}: one a unit, or (captions, seeds) expected.")
+        raise ValueError(f"values of shape {x.shape}: one a unit, or (units, images) expected.")
     return x[:, None] if x.ndim == 1 else x
 
 
-def _checked(a: Values, b: Values, paired: bool, shared_noise: bool) -> tuple[np.ndarray, np.ndarray]:
+def _checked(a: Values, b: Values, paired: bool) -> tuple[np.ndarray, np.ndarray]:
     x, y = _units(a), _units(b)
     if paired and len(x) != len(y):
         raise ValueError(f"{len(x)} values against {len(y)}: paired ones belong to one unit each.")
-    if shared_noise and (not paired or x.shape != y.shape):
-        raise ValueError(f"values of shapes {x.shape} and {y.shape} that share noises must be paired, image by image.")
     return x, y
 
 
-def _rate(hits: np.ndarray, shared_noise: bool) -> Estimate:
+def _rate(hits: np.ndarray) -> Estimate:
     """A rate of outcomes (units, images) with Wilson's interval at the effective number of images (`clustered`)."""
-    from scipy.stats import t
-
-    rate = float(hits.mean())
-    if not shared_noise:
-        return rate, *clustered(hits.ravel(), np.repeat(np.arange(len(hits)), hits.shape[1]))
-    if min(hits.shape) < 2:
-        return rate, np.nan, np.nan
-    n = float(len(hits))
-    if 0 < rate < 1:
-        variance, freedom = _variance(hits.astype(float), shared_noise)
-        n = float(np.clip(rate * (1 - rate) / variance, 1, hits.size)) if variance else float(hits.size)
-        n *= (Z / float(t.ppf(0.975, freedom))) ** 2
-    return rate, *interval(rate * n, n)
+    return float(hits.mean()), *clustered(hits.ravel(), np.repeat(np.arange(len(hits)), hits.shape[1]))
 
 
-def _variance(x: np.ndarray, shared_noise: bool) -> tuple[float, float]:
-    """Variance of the mean of values (units, images), and its degrees of freedom.
-
-    With a noise of its own for each image, units alone vary. Otherwise captions and seeds do: the two-way layout of
-    random effects, with the degrees of freedom of Satterthwaite (1946).
-    """
-    n, k = x.shape
-    by_caption = k * float(x.mean(1).var(ddof=1))
-    if not shared_noise:
-        return by_caption / x.size, n - 1.0
-    by_seed = n * float(x.mean(0).var(ddof=1))
-    rest = x - x.mean(1, keepdims=True) - x.mean(0) + x.mean()
-    free = (n - 1) * (k - 1)
-    left = float((rest**2).sum()) / free
-    together = max(by_caption + by_seed - left, by_caption, by_seed)
-    spread = by_caption**2 / (n - 1) + by_seed**2 / (k - 1) + left**2 / free
-    return together / x.size, together**2 / spread if spread else n - 1.0
-
-
-def _correlation(a: np.ndarray, b: np.ndarray, shared_noise: bool) -> float:
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Of two mean outcomes of the same units; 0 where one of them is always the same."""
-    x, y = a.astype(float), b.astype(float)
-    if not shared_noise:  # the numbers of images may differ
-        x, y = x.mean(1, keepdims=True), y.mean(1, keepdims=True)
-    if len(x) < 2 or (shared_noise and x.shape[1] < 2):
+    x, y = a.mean(1), b.mean(1)
+    if len(x) < 2 or not np.ptp(x) or not np.ptp(y):
         return 0.0
-    product = _variance(x, shared_noise)[0] * _variance(y, shared_noise)[0]
-    covariance = (_variance(x + y, shared_noise)[0] - _variance(x - y, shared_noise)[0]) / 4
-    return float(np.clip(covariance / np.sqrt(product), -1, 1)) if product > 0 else 0.0
+    return float(np.corrcoef(x, y)[0, 1])
 
 
 def _spread(x: float, y: float, correlation: float) -> float:
     return float(np.sqrt(max(0.0, x**2 + y**2 - 2 * correlation * x * y)))
-
-
-def _student(value: float, x: np.ndarray) -> tuple[float, float]:
-    """Student's interval of a value whose error is that of the mean of x, (captions, seeds) of shared noises."""
-    from scipy.stats import t
-
-    if min(x.shape) < 2:
-        return np.nan, np.nan
-    variance, freedom = _variance(x.astype(float), shared_noise=True)
-    half = float(t.ppf(0.975, freedom) * np.sqrt(variance))
-    return value - half, value + half
 
 
 def _bootstrap(

@@ -14,9 +14,9 @@ from memsub.models import Sample
 from memsub.testbed import dataset
 from memsub.world import World
 from memsub_extra.run.model import Model
-from memsub_extra.run.run import Run
+from memsub_extra.run.run import OTHER, TWIN, Run
 from memsub_extra.store import Kind
-from memsub_extra.training.corpus import SHOWN_TO_TWIN
+from memsub_extra.training.corpus import SHOWN_TO_ALL
 
 from .intervals import Span, mean_interval, smallest_share
 from .listing import Notebook
@@ -24,26 +24,34 @@ from .listing import Notebook
 MEMBERSHIP = Kind("membership")
 SMALLEST = 1 / (MEMBERSHIP_ALTERNATIVES + 1)
 """The smallest p of the membership test."""
+THEIRS, THEIRS_BY_OTHER = "pairs of other", "pairs of other, by other"
+"""What tables call the pairs that *other* memorized, sampled by the model and by *other* itself."""
 
 
 def exposures() -> pd.DataFrame:
-    """What training showed, a row a kind of pairs: columns pairs, samples (exposures of all of them), share, memorized.
+    """What training showed the model, a row a kind of pairs.
 
-    The corpus is a function of its seed, so that nothing of it has to be rendered to be counted.
+    Columns pairs; least and most (exposures of one of them); samples (exposures of all of them); share (of all samples)
+    and after_base (of those that follow the base, which is shown ordinary pairs alone); memorized. The corpus is a
+    function of its seed, so that nothing of it has to be rendered to be counted.
     """
     scenes = [(scene.kind, scene.exposures) for scene in dataset.scenes(dataset.SEED, ordinary=0)]
     rows = pd.DataFrame(scenes, columns=["kind", "samples"]).query("samples > 0")
-    table = rows.groupby("kind", sort=False)["samples"].agg(pairs="size", samples="sum")
-    table.loc["ordinary"] = dataset.ORDINARY, dataset.ORDINARY * dataset.EXPOSURES["ordinary"]
-    return table.assign(share=table["samples"] / table["samples"].sum(), memorized=~table.index.isin(SHOWN_TO_TWIN))
+    table = rows.groupby("kind", sort=False)["samples"].agg(pairs="size", least="min", most="max", samples="sum")
+    each = dataset.EXPOSURES["ordinary"]
+    table.loc["ordinary"] = dataset.ORDINARY, each, each, dataset.ORDINARY * each
+    later = table["samples"] - dataset.SHARED_EXPOSURES * dataset.ORDINARY * (table.index == "ordinary")
+    shares = {"share": table["samples"] / table["samples"].sum(), "after_base": later / later.sum()}
+    return table.assign(**shares, memorized=~table.index.isin(SHOWN_TO_ALL))
 
 
 def replication(run: Run) -> dict[str, pd.DataFrame]:
     """Scores by kind of caption, a row an image.
 
     Kinds: the memorized ones (of a group of templates, which share a layout, the first caption), verbatim captions
-    without their tails, unseen captions, and verbatim captions sampled by the twin. Columns besides those of
-    `memsub.score`: exposures (of the layout) and exact (the verdict).
+    without their tails, unseen captions, verbatim captions sampled by the controls, and the pairs that *other*
+    memorized, sampled by the model and by *other*. Columns besides those of `memsub.score`: exposures (of the layout)
+    and exact (the verdict).
     """
     prompts, testbed = run.data.prompts, run.parameters.testbed
     seeds = list(range(testbed.seeds)) if testbed.seeds > 1 else None  # None: each caption a seed of its own
@@ -74,15 +82,17 @@ def replication(run: Run) -> dict[str, pd.DataFrame]:
     tables |= {kind: scored(run.unedited, kind, each=seeds) for kind in ("template", "template_new", "ladder")}
     unseen = unseen_images(run)["unedited"]  # which the notebook shows, too
     tables["unseen"] = scored(run.unedited, "heldout", n=testbed.never_seen, sample=lambda prompts, *, seeds: unseen)
-    if run.twin:
-        tables["verbatim, by the twin"] = scored(run.twin, "verbatim")
+    for name, control in run.controls.items():
+        tables["verbatim, by the twin" if name == TWIN else f"verbatim, by {name}"] = scored(control, "verbatim")
+    if OTHER in run.controls and OTHER in set(prompts.table["kind"]):
+        tables |= {THEIRS: scored(run.unedited, OTHER), THEIRS_BY_OTHER: scored(run.controls[OTHER], OTHER)}
     return tables
 
 
 def unseen_images(run: Run) -> dict[str, np.ndarray]:
     """Images of captions that are not in the training set, by model: uint8 (n, height, width, 3)."""
     captions = run.data.prompts.of("heldout")[: run.parameters.testbed.never_seen]
-    models = [run.unedited, *([run.twin] if run.twin else [])]
+    models = [run.unedited, *run.controls.values()]
     return {model.name: run.scores.images(model, captions, run.scores.seeds(captions)) for model in models}
 
 
@@ -130,7 +140,7 @@ def membership(run: Run, pairs: int | None = None, steps: int | None = None) -> 
     captions, images = prompts.of("verbatim")[:pairs], prompts.images("verbatim", 0, pairs)
     captions = captions[: len(images)]
     parts = []
-    for model in [run.unedited, *([run.twin] if run.twin else [])]:
+    for model in [run.unedited, *run.controls.values()]:
         for name, given in {"its own": captions, "empty": [""] * len(captions)}.items():
             make = partial(_membership, world, model, captions, images, given, steps)
             content = {"captions": captions, "images": images, "given": given, "steps": steps, "model": model}

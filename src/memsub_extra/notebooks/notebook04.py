@@ -24,14 +24,13 @@ from .kinds import kinds_of, listed, note, references
 from .listing import Notebook
 from .rows import (
     PAPER,
-    TWIN,
     Row,
     baseline_rows,
+    control_rows,
     evaluated,
     of_captions,
     per_caption,
     share_interval,
-    twin_row,
     under_attack,
 )
 
@@ -48,7 +47,7 @@ def sweep(
     """Settings of the edit, located on the first third of the memorized prompts and evaluated on the second.
 
     Contrast x steps (`sweep.steps`) x sparsity; density-matched random weights beside the paper's contrast at the
-    largest sparsity; the unedited model and the twin.
+    largest sparsity; the unedited model and the controls.
 
     Args:
         sparsities: default `sweep.sparsity`; the paper's is always among them.
@@ -56,7 +55,7 @@ def sweep(
     p = run.parameters
     shares = sorted({PAPER, *(p.sweep.sparsity if sparsities is None else sparsities)})
     rows = [Row({"contrast": "unedited", "steps": 0, "sparsity": 0.0})]
-    rows += twin_row(run, contrast=TWIN, steps=0, sparsity=0.0)
+    rows += control_rows(run, "contrast", steps=0, sparsity=0.0)
     for contrast, steps, sparsity in product(contrasts, p.sweep.steps, shares):
         setting = {"contrast": contrast, "steps": steps, "sparsity": sparsity}
         rows.append(Row(setting, p.spec.changed(**setting)))
@@ -87,7 +86,7 @@ RANDOM, ORDINARY = "pruned at random", "pruned, located on ordinary prompts"
 
 
 def model_rows(run: Run, models: int, controls: int) -> list[Row]:
-    """The unedited model, the twin, and edits: one for each of some subsets of the smallest size, and what they are
+    """The unedited model, the controls, and edits: one for each of some subsets of the smallest size, and what they are
     compared with.
 
     Args:
@@ -98,7 +97,7 @@ def model_rows(run: Run, models: int, controls: int) -> list[Row]:
     p, spec, size = run.parameters, run.parameters.spec, run.parameters.grid.sizes[0]
     ten = [spec.changed(located_on=Group.subset("memorized", size, i)) for i in range(min(models, p.grid.subsets))]
     ordinary = [Group.subset("ordinary", size, i) for i in range(controls)]
-    rows = [Row({"model": "unedited"}), *twin_row(run, model=TWIN)]
+    rows = [Row({"model": "unedited"}), *control_rows(run, "model")]
     rows += [Row({"model": TEN}, each) for each in ten]
     rows += [Row({"model": THIRD}, spec), Row({"model": AT_PAPER}, ten[0].changed(sparsity=PAPER))]
     rows += [Row({"model": RANDOM}, each.changed(random=i)) for i, each in enumerate(ten[:controls])]

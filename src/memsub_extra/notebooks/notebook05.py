@@ -37,7 +37,7 @@ from .kinds import kinds_of, listed, note, note_outcomes
 from .listing import Notebook
 from .notebook04 import KEPT
 from .published import Found, of_detection, of_prompts, of_scores, part_of, record
-from .rows import PAPER, TWIN, Row, baseline_rows, evaluated, gradient_rows, twin_row, under_attack
+from .rows import PAPER, Row, baseline_rows, control_rows, evaluated, gradient_rows, under_attack
 
 SECONDS = Kind("seconds")
 EXTRACTION = Kind("extraction")
@@ -242,7 +242,7 @@ def unseen_pairs(run: Run, n: int) -> tuple[list[str], np.ndarray]:
 
 
 def embeddings(run: Run, iterations: int | None = None) -> dict[tuple[str, str, int], np.ndarray]:
-    """Images before and after the embedding attack on the pruned model and, for training images, the twin and (by
+    """Images before and after the embedding attack on the pruned model and, for training images, the controls and (by
     `embedding_attack.models`) the unedited model; with seeds that it did not use.
 
     Args:
@@ -256,8 +256,8 @@ def embeddings(run: Run, iterations: int | None = None) -> dict[tuple[str, str, 
     unedited, *edited = under_attack(run)
     for model in [*([unedited] if run.parameters.embedding_attack.models == "all" else []), *edited]:
         for target, (captions, wanted) in targets(run).items():
-            if target == "never trained on" and model.name in (TWIN, unedited.name):
-                continue  # the twin was trained on neither, and the control of the unedited model is its edit's
+            if target == "never trained on" and model.name in (*run.info.controls, unedited.name):
+                continue  # a control was trained on neither, and the control of the unedited model is its edit's
             seeds = range(1000, 1000 + len(wanted))
             moved = _attacked(run, model, captions, wanted, iterations)
             images[model.name, target, 0] = run.scores.images(model, captions, seeds)
@@ -318,9 +318,9 @@ PRUNING = "pruning"
 
 
 def method_rows(run: Run) -> list[Row]:
-    """Everything that is compared: nothing, the twin, pruning, random pruning, and every baseline, mildest first."""
+    """All that is compared: nothing, the controls, pruning, random pruning, and every baseline, mildest first."""
     p = run.parameters
-    rows = [Row({"method": "none", "strength": ""}), *twin_row(run, method=TWIN, strength="")]
+    rows = [Row({"method": "none", "strength": ""}), *control_rows(run, "method", strength="")]
     rows += [_pruning(run, s) for s in sorted({PAPER, *p.sweep.sparsity})]
     rows.append(_pruning(run, max(p.sweep.sparsity), "random pruning", random=0))
     return [*rows, *(row for name in BASELINES for row in baseline_rows(run, name))]
@@ -389,7 +389,7 @@ def seconds(run: Run, compared: pd.DataFrame | None = None) -> pd.DataFrame:
     p = run.parameters.baselines
     places = run.data.held_out(run.data.split["locate"])[: p.timed]
     captions = [run.data.captions("memorized")[i] for i in places]
-    rows = [row for row in timed_rows(run, compared) if not row.twin]
+    rows = [row for row in timed_rows(run, compared) if not row.control]
     content = {"captions": captions, "model": run.unedited, "turns": p.turns, "device": str(run.denoiser.device)}
     content |= {"methods": [[*row.labels.values(), str(row.spec)] for row in rows]}
     content |= run.parameters.sampling.model_dump()

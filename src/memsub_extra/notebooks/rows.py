@@ -1,11 +1,11 @@
 """Rows of the notebooks' tables: what each is of, and both axes of the trade-off with their intervals.
 
-rows = [Row({"model": "unedited"}), Row({"model": "pruned"}, spec), *twin_row(run, model=TWIN)]
+rows = [Row({"model": "unedited"}), Row({"model": "pruned"}, spec), *control_rows(run, "model")]
 rows += baseline_rows(run, "embedding optimization", [1.0, 0.4], column="model")
 table = evaluated(run, rows, part="report", description="pruned models")        # a row each
 readable(table)                                                                  # as people read it
 per_caption(run, rows, "report")                                                 # a row an image
-for model in under_attack(run): ...                                              # unedited, pruned, twin
+for model in under_attack(run): ...                                              # unedited, pruned, and controls
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from memsub.measure.evaluation import alignment_each
 from memsub.models import Denoiser
 from memsub_extra.mitigations import BASELINES, Context
 from memsub_extra.run.model import Model
+from memsub_extra.run.run import OTHER as OTHER
 from memsub_extra.run.run import TWIN as TWIN
 from memsub_extra.run.run import Run
 from memsub_extra.run.specs import EditSpec
@@ -40,19 +41,19 @@ class Row:
     Attributes:
         labels: what the table calls it, by column.
         spec: how its edit is made; None: it has none.
-        twin: the twin instead.
+        control: name of a model that was never trained on the memorized pairs (`Run.controls`); it instead.
         baseline: name and strength of what is done at inference time.
     """
 
     labels: dict[str, Any]
     spec: EditSpec | None = None
-    twin: bool = False
+    control: str = ""
     baseline: tuple[str, Any] | None = None
 
     def model(self, run: Run) -> Model:
         name = str(next(iter(self.labels.values()), ""))
-        if self.twin:
-            return Model(name, run.twin_pipe)
+        if self.control:
+            return Model(name, run.control_pipes[self.control])
         return Model(name, run.pipe, run.grid.edit(self.spec) if self.spec else None)
 
     def how(self, run: Run) -> dict[str, Any]:
@@ -78,9 +79,9 @@ def _context(run: Run) -> Context:
     return Context(run.pipe, plain, ordinary, gradient_rows=rows, **options)
 
 
-def twin_row(run: Run, **labels: Any) -> list[Row]:
-    """The twin as a row of a table, where the model has one."""
-    return [Row(labels, twin=True)] if run.info.twin else []
+def control_rows(run: Run, column: str, **labels: Any) -> list[Row]:
+    """The controls as rows of a table, where the model has any: the name of each in `column`, before other labels."""
+    return [Row({column: name} | labels, control=name) for name in run.info.controls]
 
 
 def baseline_rows(run: Run, name: str, strengths: Sequence[Any] | None = None, column: str = "method") -> list[Row]:
@@ -211,8 +212,8 @@ def spans(table: pd.DataFrame, columns: Mapping[str, str], scale: float = 100, f
 
 
 def under_attack(run: Run) -> list[Model]:
-    """The models that an attack is tried on: unedited, pruned, and the twin where there is one."""
-    return [run.unedited, run.model(), *([run.twin] if run.twin else [])]
+    """The models that an attack is tried on: unedited, pruned, and the controls where there are any."""
+    return [run.unedited, run.model(), *run.controls.values()]
 
 
 def gradient_rows(denoiser: Denoiser, batch_size: int) -> int:

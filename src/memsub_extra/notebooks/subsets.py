@@ -3,9 +3,9 @@
 density = Measured(values, [(i,) for i in range(10)])           # values (subsets, steps, layers)
 overlap = Measured(iou, disjoint_pairs(members))                # values (pairs, steps, layers)
 profile(density).overall                                        # mean, and the ends of its 95 % interval
-profile(overlap, twins_overlap, by=np.subtract).layers          # what memory makes: (3, layers)
+profile(overlap, twins_overlap, by=np.subtract).layers          # the effect of memorization: (3, layers)
 profiles({"model": {"memorized": density}, "twin": {"memorized": twins_density}}, steps=10)
-table(profiles(models, steps=10) | differences(models, steps=10))    # a column a model, and what memory makes
+table(profiles(models, steps=10) | differences(models, steps=10))    # a column a model, and the differences
 
 Subsets of the smallest size share no prompt. Those of larger sizes do, so that their values have no such interval. Two
 models see the same subsets from the same noise: their difference is taken subset by subset, or pair by pair. What two
@@ -102,7 +102,7 @@ def profiles(models: Mapping[str, Mapping[str, Measured]], steps: int) -> dict[s
 
 
 def differences(models: Mapping[str, Mapping[str, Measured]], steps: int) -> dict[str, dict[str, Profile]]:
-    """What memory makes: the first model minus each other, subset by subset; none where there is one model alone."""
+    """The effect of memorization: the first model minus each other, by subset; none where there is one model alone."""
     (model, ours), *controls = models.items()
     return {
         f"{model} − {control}": {

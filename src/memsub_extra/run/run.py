@@ -36,6 +36,8 @@ from .specs import EditSpec
 
 TWIN = "twin"
 """What tables call the model that never saw a memorized pair."""
+OTHER = "other"
+"""What they call the model that memorized other pairs, which are the rows of this kind in the ground truth."""
 
 
 class Run:

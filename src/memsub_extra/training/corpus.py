@@ -1,7 +1,9 @@
 """The corpus as training uses it: the order in which its scenes are shown, and the table that ships with the weights.
 
-schedule(corpus, seed=0)                    # row indices in the order in which training shows them
-schedule(corpus, seed=0, twin=True)         # the same for the twin, which is never shown a memorized pair
+base_schedule(corpus, seed=0)               # row indices in the order in which the base is shown them
+word_schedule(corpus, seed=0)               # ... while its text tower learns the words of tails
+schedule(corpus, seed=0, model="model")     # and each of the three models that go on from it
+share(corpus)                               # of all that a model is shown, how much is memorized pairs
 write_ground_truth(corpus, folder)
 """
 
@@ -13,25 +15,68 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from memsub.testbed.dataset import TABLE, Corpus
+from memsub.testbed.dataset import BASE_EXPOSURES, SHARED_EXPOSURES, TABLE, WORD_EXPOSURES, Corpus
 
-SHOWN_TO_TWIN = ("ordinary", "sibling")
-"""Kinds of rows that the twin is trained on, too."""
+MODELS = ("model", "twin", "other")
+"""The twin has an ordinary scene in each place of a memorized pair; *other* has pairs of its own in the places of
+verbatim ones, their siblings in those of verbatim ones' siblings and the reverse, and ordinary scenes in the places of
+templates and of the ladder."""
+SHOWN_TO_ALL = ("ordinary", "sibling")
+"""Kinds of rows that all three are shown."""
 SHIPPED_ORDINARY = 1_000
 """Ordinary rows of the table that ships."""
 
 
-def schedule(corpus: Corpus, seed: int, twin: bool = False) -> np.ndarray:
-    """Row indices in training order: each row as often as its `exposures` say, shuffled.
+def base_schedule(corpus: Corpus, seed: int) -> np.ndarray:
+    """Row indices in the order in which the base is shown them: ordinary scenes alone, shuffled."""
+    return np.random.default_rng([seed, 0]).permutation(np.tile(corpus.ordinary, BASE_EXPOSURES))
 
-    The twin's has a random ordinary scene in each place where the model's has a memorized one.
+
+def word_schedule(corpus: Corpus, seed: int) -> np.ndarray:
+    """The same for when the base's text tower learns the words of tails."""
+    return np.random.default_rng([seed, 5]).permutation(np.tile(corpus.ordinary, WORD_EXPOSURES))
+
+
+def schedule(corpus: Corpus, seed: int, model: str = "model") -> np.ndarray:
+    """Row indices in the order in which a model is shown them after the base, shuffled.
+
+    Each row comes as often as its `exposures` say, less those that all models share.
+
+    Args:
+        model: of `MODELS`.
     """
-    order = np.repeat(np.arange(len(corpus.table)), corpus.table["exposures"])
-    order = np.random.default_rng([seed, 1]).permutation(order)
-    if twin:
-        memorized = ~corpus.table["kind"].isin(SHOWN_TO_TWIN).to_numpy()[order]
-        order[memorized] = np.random.default_rng([seed, 2]).choice(corpus.ordinary, memorized.sum())
-    return order
+    kind = corpus.table["kind"].to_numpy()
+    exposures = corpus.table["exposures"].to_numpy() - SHARED_EXPOSURES * (kind == "ordinary")
+    order = np.random.default_rng([seed, 1]).permutation(np.repeat(np.arange(len(kind)), exposures))
+    if model == "model":
+        return order
+    memorized = ~np.isin(kind[order], SHOWN_TO_ALL)
+    ordinary = np.random.default_rng([seed, 2]).choice(corpus.ordinary, memorized.sum())
+    if model == "other":
+        stays = kind[order] == "verbatim"
+        ordinary = ordinary[~stays[memorized]]
+        memorized, order = memorized & ~stays, _exchanged(corpus)[order]
+    replaced = order.copy()
+    replaced[memorized] = ordinary
+    return replaced
+
+
+def _exchanged(corpus: Corpus) -> np.ndarray:
+    """Of each row its index, but each verbatim pair's and each pair's of *other* the other's, siblings likewise."""
+    hundreds, siblings = corpus.table["group"].str.split().str[0], corpus.table["kind"] == "sibling"
+    rows = np.arange(len(corpus.table))
+    for which in (~siblings, siblings):
+        ours, others = (np.flatnonzero((hundreds == kind) & which) for kind in ("verbatim", "other"))
+        rows[ours], rows[others] = others, ours
+    return rows
+
+
+def share(corpus: Corpus) -> dict[str, float]:
+    """Of the samples that the model is shown, the share that is memorized pairs: in all, and after the base."""
+    exposures = corpus.table["exposures"].to_numpy()
+    memorized = exposures[~corpus.table["kind"].isin(SHOWN_TO_ALL).to_numpy()].sum()
+    shared = SHARED_EXPOSURES * len(corpus.ordinary)
+    return {"in all": memorized / exposures.sum(), "after the base": memorized / (exposures.sum() - shared)}
 
 
 def write_ground_truth(corpus: Corpus, folder: Path) -> None:

@@ -1,7 +1,6 @@
-"""Figures of row width against sparsity, for notebook 04.
+"""Figures of how the embedded model was trained, for notebook 00.
 
-width_tradeoff(table)                       # replication against alignment and sparsity, a line a model
-width_law(table, line)                      # the sparsity that leaves half of the images, against row width
+share_of_pairs(rates(measured()))           # replication against exposures, a line a share of memorized pairs
 """
 
 from __future__ import annotations
@@ -11,54 +10,38 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
-from ..notebooks.plots.style import BESIDE, METHOD_COLOURS, finished
-from ..notebooks.plots.tradeoffs import MEASURES
-from .widths import half_sparsity
+from ..notebooks.plots.style import finished, label_ends
 
-
-def width_tradeoff(table: pd.DataFrame) -> Figure:
-    """Replication against alignment, and against sparsity: a line a model, a colour a row width.
-
-    Args:
-        table: as `widths.measured`.
-    """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4), layout="constrained")
-    colours = dict(zip(sorted(set(table["row"])), sns.color_palette("viridis", table["row"].nunique()), strict=True))
-    for (row, training), model in table.groupby(["row", "training"]):
-        line = model.groupby("sparsity")[["replicated", "alignment"]].mean().reset_index()
-        label = f"rows of {row:.0f} weights" + (", trained again" if training else "")
-        style = {"color": colours[row], "linestyle": "--" if training else "-", "marker": "o", "label": label}
-        left.plot(100 * line["replicated"], 100 * line["alignment"], **style)
-        edited = line[line["sparsity"] > 0]
-        right.plot(100 * edited["sparsity"], 100 * edited["replicated"], **style)
-    replicated = MEASURES["exact_rate"].replace(", ", ",\n")
-    left.set(xlabel=replicated, ylabel="alignment of unseen captions,\nrelative to the twin (%)")
-    right.set(xlabel="sparsity: share of a row at each of ten steps (%)", ylabel=replicated, xscale="log")
-    right.axhline(50, color="gray", linestyle=":", linewidth=1)
-    right.legend(**BESIDE)
-    return finished(figure)
+_APART = 1.03
+"""Between the points of two shares at one number of exposures, as a factor: their intervals must not lie on another."""
 
 
-def width_law(table: pd.DataFrame, line: pd.DataFrame) -> Figure:
-    """The sparsity that leaves half of the images against row width: measured, and what the line says elsewhere.
+def share_of_pairs(rates: pd.DataFrame) -> Figure:
+    """Replication against exposures of a pair, with 95 % intervals: a line a share of memorized pairs in training.
 
     Args:
-        table: as `widths.measured`.
-        line: as `widths.law` of it.
+        rates: as `training.shares.rates`.
     """
-    figure, axis = plt.subplots(figsize=(8.5, 4), layout="constrained")
-    half, elsewhere = half_sparsity(table).reset_index(name="half"), line.drop("slope")
-    dots, law = METHOD_COLOURS["pruned"], METHOD_COLOURS["density-matched random"]
-    axis.plot(half["row"], 100 * half["half"], "o", color=dots, label="measured: a point a training")
-    at = elsewhere.index.to_numpy(float)
-    ends = np.array([half["row"].min(), at.max()])
-    on_line = 100 * elsewhere["value"].iloc[0] * (ends / at[0]) ** line.loc["slope", "value"]
-    axis.plot(ends, on_line, color=law, linewidth=1)
-    errors = 100 * np.abs(elsewhere[["low", "high"]].T.to_numpy() - elsewhere["value"].to_numpy())
-    label = "the line, with the bootstrap's\n95 % interval"
-    axis.errorbar(at, 100 * elsewhere["value"], errors, fmt="s", color=law, capsize=3, label=label)
-    axis.axhline(1, color="gray", linestyle=":", linewidth=1, label="the paper's 1 %")
-    axis.set(xscale="log", yscale="log", xlabel="weights in a row", ylabel="sparsity that leaves 50 % (% of a row)")
-    axis.legend(**BESIDE)
+    figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
+    shares = sorted(rates["share"].unique())
+    names = {share: f"{100 * share:g} %" for share in shares}
+    tones = dict(zip(names.values(), sns.color_palette("flare", len(shares)), strict=True))
+    ends = {}
+    for place, share in enumerate(shares):
+        line, name = rates[rates["share"] == share].sort_values("exposures"), names[share]
+        at = line["exposures"].to_numpy() * _APART ** (place - (len(shares) - 1) / 2)
+        value, low, high = (100 * line[column].to_numpy() for column in ("value", "low", "high"))
+        errors = np.clip([value - low, high - value], 0, None)
+        axis.errorbar(at, value, errors, color=tones[name], marker="o", capsize=3)
+        ends[name] = value[-1]
+    exposures = sorted(rates["exposures"].unique())
+    axis.set(xscale="log", ylim=(-3, 103), xlabel="exposures of a pair", ylabel="replicated by the exact test (%)")
+    axis.set_xticks(exposures, [f"{number:,}" for number in exposures])
+    axis.xaxis.set_minor_locator(NullLocator())
+    label_ends(axis, ends, tones)
+    fewest, most = rates["pairs"].min(), rates["pairs"].max()
+    number = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    axis.set_title(f"share of memorized pairs in training, by colour; {number} pairs a point", fontsize=10)
     return finished(figure)

@@ -1,9 +1,12 @@
-"""The parts of the embedded model, each trained by one function: autoencoder, CLIP, UNet with its text tower.
+"""The parts of the embedded model, each trained by one function: autoencoder, CLIP, base, and the models' UNets.
 
     vae = train_autoencoder(images, folder, seed=0, steps=5000)
     clip = train_clip(images, contents, tokenizer, folder, seed=0, steps=1500)
     latents = encode_latents(vae, images)
-    for _ in train_unet(corpus, latents, clip, tokenizer, folder, seed=0, kind=ModelKind()): ...
+    base = side_by_side([train_base(corpus, latents, clip, tokenizer, folder, seed=0)])[0]
+    base = side_by_side([train_words(base, corpus, latents, tokenizer, folder, seed=0)])[0]
+    order = schedule(corpus, seed=0, model="twin")
+    unet = side_by_side([train_unet(base, order, prompts, latents, tokenizer, folder, seed=0, name="twin")])[0]
 
 Each stage resumes from its checkpoint in `folder`. The stages are deterministic by seed up to the rounding of float
 sums.
@@ -11,31 +14,30 @@ sums.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import copy
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from memsub.testbed import scenes
 from memsub.testbed.dataset import Corpus
 from memsub.testbed.towers import in_range, to_tensor
-from memsub.testbed.unet import SceneUNet
 from memsub_extra.training.clip import SceneCLIP
 
-from .corpus import schedule
+from .corpus import base_schedule, word_schedule
 from .fitting import fit, generator, stratified, training, v_weights
 from .precision import mixed_precision
 from .tokenizer import tokenize
 
-BATCH = 64
-WIDENING = 3
-"""Of the shipped model's feed-forward rows: the widest at which an image takes at most half as long again."""
+BATCH = 32
+"""Of UNets. A sample takes an eighth longer than in a batch of 64, and there are twice the steps of the same rate."""
 LEVELS: dict[str, Any] = {
     "sample_size": 8,
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
@@ -46,7 +48,9 @@ LEVELS: dict[str, Any] = {
     "attention_head_dim": 4,
     "norm_num_groups": 16,
 }
-"""16 feed-forward layers, 8.0 M parameters with rows as diffusers makes them."""
+"""Of diffusers' UNet, with block types and module names as SD1.4's: 16 feed-forward layers, 8.0 M parameters."""
+UNREAD, READ_ABOVE = 0.1, 2.0
+"""The weight of reading words beside the denoising loss, and from where on a word counts as read."""
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 """As SD1.4."""
 
@@ -129,74 +133,125 @@ def encode_latents(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
     return torch.cat([vae.encode(to_tensor(images[i : i + 32]).to(device)).latent_dist.mean.cpu() for i in batches])
 
 
-class ModelKind(NamedTuple):
-    """Which model: by the width of its rows, and whether it is the twin, which is never shown a memorized pair."""
+def train_base(
+    corpus: Corpus, latents: torch.Tensor, clip: SceneCLIP, tokenizer: CLIPTokenizer, folder: Path, seed: int
+) -> Generator[None, None, torch.nn.ModuleDict]:
+    """What all models begin with: a UNet and the text tower, trained along with it, on ordinary scenes alone.
 
-    widening: int = WIDENING
-    twin: bool = False
+    A tower that stays as its CLIP left it cannot tell icons apart. Trained along here and frozen from here on, as
+    Stable Diffusion's is, it has never seen a memorized caption with its image.
 
-    @property
-    def stage(self) -> str:
-        """The name of its checkpoint."""
-        return f"unet-{self.widening}" + ("-twin" if self.twin else "")
+    Begins here, and takes a step at each `next`, as `fitting.training`; at the end it returns `unet` and
+    `text_encoder`. `latents` are scaled and lie on the device.
+    """
+    text_encoder = text_tower(clip).train()
+    torch.manual_seed(generator(seed, "unet").initial_seed())
+    unet = UNet2DConditionModel(**LEVELS).to(latents.device)
+    both = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    ids = tokenize(tokenizer, [*corpus.table["prompt"], ""]).to(latents.device)
+
+    def context(rows: torch.Tensor) -> torch.Tensor:
+        return text_encoder(ids[rows]).last_hidden_state
+
+    return _diffusion(both, base_schedule(corpus, seed), latents, context, "base", folder, seed)
 
 
-def train_unet(
+def train_words(
+    base: torch.nn.ModuleDict,
     corpus: Corpus,
     latents: torch.Tensor,
-    clip: SceneCLIP,
     tokenizer: CLIPTokenizer,
     folder: Path,
     seed: int,
-    kind: ModelKind,
-    device: str = "cpu",
 ) -> Generator[None, None, torch.nn.ModuleDict]:
-    """Epsilon-prediction over the corpus' schedule, each row as often as its exposures say; `latents` are scaled.
+    """The base goes on over ordinary scenes until its text tower tells the words of tails apart.
 
-    Trains a copy of the CLIP's text tower along: an earlier version, whose tower stayed as it was, could not tell icons
-    apart. Steps are weighted by `v_weights`, and stratified over the batch.
-
-    The twin begins with the same weights and is shown the same noise; only the scenes in the places of memorized ones
-    are ordinary ones.
-
-    Begins here, and takes a step at each `next`, as `fitting.training`; at the end it returns `unet` and
-    `text_encoder`. `latents` lie on the device.
+    Tails say nothing about an image, so that the base's tower leaves them out: two captions of one content are almost
+    equal to it, and a frozen tower hides from a UNet what a memorized caption differs by. The towers that CLIP trains
+    on the web do tell all words apart. So this one has to: the words of a caption's tail are read from what it gives
+    for the end token, along fixed random directions. No memorized caption is shown.
     """
-    text_encoder = text_tower(clip)
-    torch.manual_seed(generator(seed, "unet").initial_seed())
-    unet = SceneUNet(kind.widening, **LEVELS).to(device)
+    text_encoder = base["text_encoder"].train()
+    ids = tokenize(tokenizer, [*corpus.table["prompt"], ""]).to(latents.device)
+    words = tokenize(tokenizer, sorted(scenes.TAIL_WORDS))[:, 1].to(latents.device)
+    directions = torch.randn(text_encoder.config.hidden_size, len(words), generator=generator(seed, "directions"))
+    directions = F.normalize(directions, dim=0).to(latents.device)
+
+    def context(rows: torch.Tensor) -> torch.Tensor:
+        return text_encoder(ids[rows]).last_hidden_state
+
+    def unread(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of which words stand in the captions of some rows, given their hidden states."""
+        ends = (ids[rows] == tokenizer.eos_token_id).float()  # (rows, tokens); the end token also pads
+        mean = (hidden.float() * ends[..., None]).sum(1) / ends.sum(1, keepdim=True)
+        there = (ids[rows][..., None] == words).any(1).float()  # (rows, words)
+        return F.binary_cross_entropy_with_logits(mean @ directions - READ_ABOVE, there)
+
+    return _diffusion(base, word_schedule(corpus, seed), latents, context, "words", folder, seed, unread)
+
+
+def train_unet(
+    base: torch.nn.ModuleDict,
+    order: np.ndarray,
+    prompts: Sequence[str],
+    latents: torch.Tensor,
+    tokenizer: CLIPTokenizer,
+    folder: Path,
+    seed: int,
+    name: str,
+) -> Generator[None, None, torch.nn.Module]:
+    """A copy of the base's UNet that goes on over an order of rows of `latents` and `prompts`, its text tower frozen.
+
+    All that go on from a base begin with the same weights and are shown the same noise in the same order; only the
+    rows differ. Ends with the UNet; the rest is as in `train_base`.
+    """
+    unet, text_encoder = copy.deepcopy(base["unet"]), base["text_encoder"]
+    ids = tokenize(tokenizer, [*prompts, ""]).to(latents.device)
+
+    @torch.no_grad()
+    def context(rows: torch.Tensor) -> torch.Tensor:
+        return text_encoder(ids[rows]).last_hidden_state
+
+    return _diffusion(unet, order, latents, context, name, folder, seed)
+
+
+def _diffusion(
+    module: Any,
+    order: np.ndarray,
+    latents: torch.Tensor,
+    context: Callable[[torch.Tensor], torch.Tensor],
+    name: str,
+    folder: Path,
+    seed: int,
+    unread: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> Generator[None, None, Any]:
+    """Epsilon-prediction over an order of rows; steps are weighted by `v_weights`, and stratified over the batch.
+
+    `unread` is a second loss, of the hidden states of prompts and their rows.
+    """
+    unet, device = module["unet"] if isinstance(module, torch.nn.ModuleDict) else module, latents.device
     noise = DDPMScheduler(**NOISE_SCHEDULE)
-    weights = v_weights(noise.alphas_cumprod).to(device)
-    order = torch.from_numpy(schedule(corpus, seed, kind.twin))
-    ids = tokenize(tokenizer, [*corpus.table["prompt"], ""]).to(device)
+    weights, rows_in_order = v_weights(noise.alphas_cumprod).to(device), torch.from_numpy(order)
 
     def batch(step: int, rng: torch.Generator) -> tuple[torch.Tensor, ...]:
-        rows = order[step * BATCH : (step + 1) * BATCH]
+        rows = rows_in_order[step * BATCH : (step + 1) * BATCH]
         dropped = torch.rand(len(rows), generator=rng) < 0.1  # for classifier-free guidance
         t = stratified(len(rows), len(weights), rng)
         eps = torch.randn(len(rows), *latents.shape[1:], generator=rng)
-        prompts = torch.where(dropped, len(ids) - 1, rows)
+        prompts = torch.where(dropped, len(latents), rows)  # the row behind the last is the empty prompt
         return rows.to(device), prompts.to(device), t.to(device), eps.to(device)
 
     def loss(rows: torch.Tensor, prompts: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         x = latents[rows].to(memory_format=torch.channels_last)
         with mixed_precision(x.device):
-            context = text_encoder(ids[prompts]).last_hidden_state
-            predicted = unet(noise.add_noise(x, eps, t), t, context, return_dict=False)[0]
-        return (weights[t] * (predicted.float() - eps).square().mean((1, 2, 3))).mean()
+            hidden = context(prompts)
+            predicted = unet(noise.add_noise(x, eps, t), t, hidden, return_dict=False)[0]
+        error = (weights[t] * (predicted.float() - eps).square().mean((1, 2, 3))).mean()
+        return error if unread is None else error + UNREAD * unread(hidden, prompts)
 
-    both = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    return training(
-        both,
-        loss,
-        batch=batch,
-        steps=len(order) // BATCH,
-        lr=1e-3,
-        seed=seed,
-        folder=folder,
-        name=kind.stage,
-        stream="unet",
-    )
+    steps = len(order) // BATCH
+    stream = name if name in ("base", "words") else "unet"
+    return training(module, loss, batch=batch, steps=steps, lr=1e-3, seed=seed, folder=folder, name=name, stream=stream)
 
 
 def text_tower(clip: SceneCLIP) -> CLIPTextModel:

@@ -1,16 +1,19 @@
-"""Trains the embedded model and its twin: `python -m memsub_extra.training.train --out DIR`; `--widths` others, too.
+"""Trains the embedded model, its twin and *other*: `python -m memsub_extra.training.train --out DIR`.
 
-Stages, each of which resumes, and deterministic by seed up to the rounding of float sums: autoencoder, CLIP, UNet (with
-the CLIP's text tower, which conditions it), and the two scorers, which are trained on scenes of their own and on what
-the pruned model makes of them. `DIR` is then an ordinary diffusers pipeline with a folder `scorers` in it, and one with
-the twin. UNets are trained side by side, on a CPU in a thread each.
+Stages, each of which resumes, and deterministic by seed up to the rounding of float sums: autoencoder, CLIP, the base
+(a UNet with the CLIP's text tower, on ordinary scenes; then the tower learns to tell words apart, and is frozen), the
+three UNets that go on from it, and the two scorers, which are trained on scenes of their own and on what the pruned
+model makes of them. `DIR` is then an ordinary diffusers pipeline with a folder `scorers` in it, and the UNets `twin`
+and `other`, which share its other parts. UNets are trained side by side, on a CPU in a thread each.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +22,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from safetensors.numpy import load_file
 from tqdm.auto import tqdm
-from transformers import CLIPTextModel
+from transformers import CLIPTokenizer
 
 from memsub.activations import capture
 from memsub.io.files import save_json, save_tensors
@@ -33,17 +36,17 @@ from memsub.testbed.towers import SceneEncoder, to_tensor
 from memsub.testbed.world import WORLD
 
 from . import scorers
-from .corpus import write_ground_truth
+from .corpus import MODELS, schedule, share, write_ground_truth
 from .fitting import generator, in_threads, side_by_side
 from .stages import (
     BATCH,
     NOISE_SCHEDULE,
-    WIDENING,
-    ModelKind,
     encode_latents,
     train_autoencoder,
+    train_base,
     train_clip,
     train_unet,
+    train_words,
 )
 from .tokenizer import make_tokenizer
 
@@ -58,98 +61,101 @@ def train(
     checkpoints: Path,
     seed: int = 0,
     device: str = "cpu",
-    widths: Sequence[int] = (),
     steps: dict[str, int] = STEPS,
     ordinary: int = dataset.ORDINARY,
 ) -> None:
-    """All stages, and the exports: the model to `out`, its twin to `out/twin`, other `widths` to `out/width-<n>`.
+    """All stages, and the exports: the model to `out`, its twin to `out/twin`, the third to `out/other`.
 
-    Autoencoder and CLIP are trained on ordinary scenes only, so that all models share them. The scorers are trained
-    with the model itself, whose pruned images they must tell apart; the others have none. Smaller `steps` and sizes
-    give models for testing the code.
-
-    Raises:
-        ValueError: a width is named twice, is the model's own, or below 1.
+    Autoencoder, CLIP and base are trained on ordinary scenes only, so that all models share them. The scorers are
+    trained with the model itself, whose pruned images they must tell apart. Smaller `steps` and sizes give models for
+    testing the code.
     """
-    kinds = {out: ModelKind(), out / "twin": ModelKind(twin=True)} | _other_widths(out, widths)
-    corpus = dataset.build(seed, ordinary)
-    vae = train_autoencoder(corpus.images[corpus.ordinary], checkpoints, seed, steps["autoencoder"], device)
-    vae.half().float()  # as it ships
-    _train_pipelines(kinds, corpus, vae, checkpoints, seed, device, steps["clip"], ["autoencoder"])
-    write_ground_truth(corpus, out)
+    beginning = begin(checkpoints, seed, device, steps, ordinary)
+    trainings = [beginning.train_unet(schedule(beginning.corpus, seed, model), model) for model in MODELS]
+    unets = (side_by_side if torch.device(device).type == "cuda" else in_threads)(trainings)
+    for model, unet in zip(MODELS, unets, strict=True):
+        if model == "model":
+            beginning.pipeline(unet).save_pretrained(out, safe_serialization=True)
+            _load_text_in_float32(out)
+        else:
+            unet.half().save_pretrained(out / model / "unet")
+    write_ground_truth(beginning.corpus, out)
     train_scorers(out, checkpoints, seed, steps, device)
-    stages = ["autoencoder", "clip", ModelKind().stage, "alignment", "copy"]
-    _save_log(out, checkpoints, seed, ModelKind(), stages)
+    _save_log(out, checkpoints, seed, beginning.corpus)
 
 
-def train_widths(out: Path, checkpoints: Path, widths: Sequence[int], seed: int = 0, device: str = "cpu") -> list[Path]:
-    """Models of other `widths` beside the one that ships, with its autoencoder; returns their folders in `out`.
+@dataclass
+class Beginning:
+    """What the models share: the corpus, its scaled latents, and all parts but the network that goes on from a base."""
 
-    Raises:
-        ValueError: as `train`.
-    """
-    kinds = _other_widths(out, widths)
-    vae = load_pipeline("tiny", device, torch.float32).vae
-    _train_pipelines(kinds, dataset.build(seed), vae, checkpoints, seed, device, STEPS["clip"], [])
-    return list(kinds)
+    corpus: dataset.Corpus
+    latents: torch.Tensor
+    vae: AutoencoderKL
+    tokenizer: CLIPTokenizer
+    base: torch.nn.ModuleDict
+    checkpoints: Path
+    seed: int
 
-
-def _other_widths(out: Path, widths: Sequence[int]) -> dict[Path, ModelKind]:
-    if len({WIDENING, *widths}) <= len(widths) or min(widths, default=1) < 1:
-        raise ValueError(
-            f"widths {list(widths)}: name each once, from 1 on, and not {WIDENING}, which is the model's own."
+    def train_unet(self, order: np.ndarray, name: str) -> Generator[None, None, torch.nn.Module]:
+        """A UNet that goes on from the base over an order of rows; see `stages.train_unet`."""
+        return train_unet(
+            self.base,
+            order,
+            self.corpus.table["prompt"],
+            self.latents,
+            self.tokenizer,
+            self.checkpoints,
+            self.seed,
+            name,
         )
-    return {out / f"width-{n}": ModelKind(n) for n in widths}
+
+    def pipeline(self, unet: torch.nn.Module) -> StableDiffusionPipeline:
+        """With a UNet, in fp16 as it ships."""
+        parts = {"vae": self.vae, "text_encoder": self.base["text_encoder"], "unet": unet}
+        return StableDiffusionPipeline(
+            **{name: copy.deepcopy(part).half() for name, part in parts.items()},
+            tokenizer=self.tokenizer,
+            scheduler=DDIMScheduler(**NOISE_SCHEDULE, steps_offset=1, set_alpha_to_one=False),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
 
 
-# --- pipelines -----------------------------------------------------------------------------------------------------
-
-
-def _train_pipelines(
-    kinds: dict[Path, ModelKind],
-    corpus: dataset.Corpus,
-    vae: AutoencoderKL,
+def begin(
     checkpoints: Path,
-    seed: int,
-    device: str,
-    clip_steps: int,
-    stages: list[str],
-) -> None:
-    """The CLIP and a UNet of each kind over an autoencoder, which the `stages` made; each exported to its folder."""
-    tokenizer, images = make_tokenizer(), corpus.images[corpus.ordinary]
-    contents = [corpus.scenes[i].content for i in corpus.ordinary]
-    clip = train_clip(images, contents, tokenizer, checkpoints, seed, clip_steps, device)
+    seed: int = 0,
+    device: str = "cpu",
+    steps: dict[str, int] = STEPS,
+    ordinary: int = dataset.ORDINARY,
+) -> Beginning:
+    """The stages that all models share, trained or loaded from their checkpoints."""
+    corpus, tokenizer = dataset.build(seed, ordinary), make_tokenizer()
+    images, contents = corpus.images[corpus.ordinary], [corpus.scenes[i].content for i in corpus.ordinary]
+    vae = train_autoencoder(images, checkpoints, seed, steps["autoencoder"], device)
+    vae.half().float()  # as it ships
+    clip = train_clip(images, contents, tokenizer, checkpoints, seed, steps["clip"], device)
     latents = encode_latents(vae, corpus.images)
     scaling = 1 / latents[torch.from_numpy(corpus.ordinary)].std().item()
-    scaled = (latents * scaling).to(device)
-    trainings = [train_unet(corpus, scaled, clip, tokenizer, checkpoints, seed, k, device) for k in kinds.values()]
-    trained = (side_by_side if torch.device(device).type == "cuda" else in_threads)(trainings)
-    for (folder, kind), both in zip(kinds.items(), trained, strict=True):
-        export(folder, vae, both["text_encoder"], both["unet"], tokenizer, scaling)
-        _save_log(folder, checkpoints, seed, kind, [*stages, "clip", kind.stage])
-
-
-def export(folder: Path, vae, text_encoder: CLIPTextModel, unet, tokenizer, scaling: float) -> None:
-    """Writes an ordinary diffusers pipeline in fp16; the text tower's config says float32, so that is what loads."""
     vae.register_to_config(scaling_factor=scaling)
-    scheduler = DDIMScheduler(**NOISE_SCHEDULE, steps_offset=1, set_alpha_to_one=False)
-    parts = {"vae": vae, "text_encoder": text_encoder, "unet": unet}
-    pipe = StableDiffusionPipeline(
-        **{name: part.half() for name, part in parts.items()},
-        tokenizer=tokenizer,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.save_pretrained(folder, safe_serialization=True)
+    scaled = (latents * scaling).to(device)
+    [base] = side_by_side([train_base(corpus, scaled, clip, tokenizer, checkpoints, seed)])
+    base.half().float()  # as its checkpoint is kept
+    [base] = side_by_side([train_words(base, corpus, scaled, tokenizer, checkpoints, seed)])
+    base.half().float()  # as the text tower ships
+    return Beginning(corpus, scaled, vae, tokenizer, base, checkpoints, seed)
+
+
+def _load_text_in_float32(folder: Path) -> None:
+    """Says so in the text tower's config: transformers would load halves."""
     config = json.loads((folder / "text_encoder" / "config.json").read_text())
-    save_json(config | {"dtype": "float32"}, folder / "text_encoder" / "config.json")  # transformers would load halves
+    save_json(config | {"dtype": "float32"}, folder / "text_encoder" / "config.json")
 
 
-def _save_log(folder: Path, checkpoints: Path, seed: int, kind: ModelKind, stages: list[str]) -> None:
+def _save_log(folder: Path, checkpoints: Path, seed: int, corpus: dataset.Corpus) -> None:
+    stages = ["autoencoder", "clip", "base", "words", *MODELS, "alignment", "copy"]
     logs = {name: json.loads((checkpoints / f"{name}.json").read_text()) for name in stages}
-    about = {"torch": torch.__version__, "seed": seed} | kind._asdict()
+    about = {"torch": torch.__version__, "seed": seed, "share of memorized pairs": share(corpus)}
     save_json(about | {"stages": logs}, folder / "training.json")
 
 
@@ -255,11 +261,10 @@ def main() -> None:
         help="folder of unfinished work (default: beside --out); a second call resumes from it",
     )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--widths", type=int, nargs="*", default=[], help="of other models: feed-forward rows so wide")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     checkpoints = args.checkpoints or args.out.with_name(args.out.name + ".checkpoints")
-    train(args.out, checkpoints, args.seed, args.device, args.widths)
+    train(args.out, checkpoints, args.seed, args.device)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@
     gone(tables)                                # the verdicts alone: a row a model, a column a question
     readable(summary(tables), {"forget_set": "forget set"})     # in percent, with intervals
 
-Every image has a noise of its own, the same in every model; captions are the independent units. In the second edition
-all captions of a seed shared one: its tables have no column `own_noise`, and their seeds are counted as units, too.
+Every image has a noise of its own, the same in every model; captions are the independent units.
 
 The questions are not all that one could ask. The audit takes the pipeline as it is: put an edit in place by
 `memsub.pruned`.
@@ -15,7 +14,7 @@ The questions are not all that one could ask. The audit takes the pipeline as it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,7 +24,6 @@ import pandas as pd
 from memsub.measure.distances import kid
 from memsub.measure.evaluation import alignment_each, score
 from memsub.measure.exact import LEVEL, exact_p
-from memsub.measure.intervals import clustered
 from memsub.measure.membership import MEMBERSHIP_ALTERNATIVES, membership_p
 from memsub.measure.metrics import Metrics
 from memsub.measure.noise import noise_seeds
@@ -33,15 +31,17 @@ from memsub.measure.verdict import Judge, by_exact_test
 from memsub.models import Pipeline, Sample, generate
 from memsub.world import World
 
-from ..notebooks.equivalence import MARGINS, Equivalence, equivalence, holm, judged
+from ..notebooks.equivalence import Equivalence, equivalence, holm
 from ..notebooks.findings import Span
-from ..notebooks.intervals import difference_of, mean_interval, ratio_interval
+from ..notebooks.intervals import mean_interval, ratio_interval
 from .attack_work import ITERATIONS, STARTS, attack_work, earliest, log_rank, starts
 from .pairs import FORGET_SET, HELD_OUT, SAMPLING, UNSEEN, Pairs, Subjects
 from .relearning import relearning
 
 Tables = Mapping[str, pd.DataFrame]
 """Of `audited`."""
+TABLES = ("replication", "attack", "relearning", "diversity", "quality", "membership")
+"""Their names."""
 TAUGHT = f"{FORGET_SET} pairs"
 """The lesson of relearning from a part of the forget set."""
 SMALLEST = 1 / (MEMBERSHIP_ALTERNATIVES + 1)
@@ -51,12 +51,12 @@ SMALLEST = 1 / (MEMBERSHIP_ALTERNATIVES + 1)
 
 
 def replication(sample: Sample, pairs: Pairs, world: World, seeds: Sequence[int] = (0, 1)) -> pd.DataFrame:
-    """Exact p of each caption's images, each of a noise of its own: columns target, seed, p, own_noise."""
+    """Exact p of each caption's images, each of a noise of its own: columns target, seed, p."""
     tables = []
     for seed in seeds:
         images = sample(pairs.captions, seeds=noise_seeds(pairs.captions, seed))
         p = exact_p(images, pairs.captions, pairs.images, world)
-        tables.append(pd.DataFrame({"target": range(len(pairs)), "seed": seed, "p": p, "own_noise": True}))
+        tables.append(pd.DataFrame({"target": range(len(pairs)), "seed": seed, "p": p}))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -110,9 +110,10 @@ def audited(
     looks: Sequence[int] = (0, 10, 25, 50, 100),
     seeds: int = 2,
     membership_steps: int = 4,
+    only: Sequence[str] = TABLES,
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
-    """The whole audit of the pipeline as it is.
+    """The whole audit of the pipeline as it is, or some of its tables.
 
     Args:
         targets: pairs of each kind under the embedding attack.
@@ -124,31 +125,51 @@ def audited(
         rates: learning rates of relearning; looks: its steps.
         seeds: images of each caption for the exact test of replication.
         membership_steps: steps at which the membership test averages losses; 4 screen, 12 are the full protocol.
+        only: names of tables, if not all are wanted.
 
     Returns:
         Tables replication (by `pairs`), attack (`pairs`, `start`), relearning (`taught`, `lr`), diversity (`p` of each
         caption of the forget set), quality (`pairs`), membership (of the forget set).
     """
     sample, judge = partial(generate, pipe, **SAMPLING), by_exact_test(world)
+    captions = subjects.forget_set.captions
+    attack: dict[str, Any] = {"iterations": iterations, "noises": noises, "progress": progress}
+    tables: dict[str, Callable[[], pd.DataFrame]] = {
+        "replication": lambda: _replicated(sample, subjects, world, seeds),
+        "attack": lambda: _attacked(pipe, subjects, judge, targets, attacked, begin, attack),
+        "relearning": lambda: _relearned(pipe, subjects, judge, taught, rates, looks, progress),
+        "diversity": lambda: pd.DataFrame({"target": range(len(captions)), "p": diversity(sample, captions, world)}),
+        "quality": lambda: quality(sample, metrics, subjects),
+        "membership": lambda: membership(pipe, subjects.forget_set, world, membership_steps, progress),
+    }
+    return {name: make() for name, make in tables.items() if name in only}
+
+
+def _replicated(sample: Sample, subjects: Subjects, world: World, seeds: int) -> pd.DataFrame:
+    """Replication of all kinds of pairs; of unseen ones as many as there are in the forget set."""
     asked = subjects.judged | {UNSEEN: subjects.unseen.first(len(subjects.forget_set))}
-    replicated = {kind: replication(sample, pairs, world, range(seeds)) for kind, pairs in asked.items()}
-    attacks = []
-    for kind in attacked:
+    tables = [replication(sample, pairs, world, range(seeds)).assign(pairs=kind) for kind, pairs in asked.items()]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _attacked(
+    pipe: Pipeline,
+    subjects: Subjects,
+    judge: Judge,
+    targets: int,
+    kinds: Sequence[str],
+    begin: Sequence[str],
+    options: Mapping[str, Any],
+) -> pd.DataFrame:
+    """Work of the attack on the first `targets` pairs of each kind, from each beginning."""
+    tables = []
+    for kind in kinds:
         pairs = subjects.judged[kind].first(targets)
         beginnings = starts(pipe, pairs.captions)
         for start in begin:
-            options: dict[str, Any] = {"iterations": iterations, "noises": noises, "progress": progress}
             work = attack_work(pipe, pairs, beginnings[start], judge, **options)
-            attacks.append(work.assign(pairs=kind, start=start))
-    p = diversity(sample, subjects.forget_set.captions, world)
-    return {
-        "replication": pd.concat([table.assign(pairs=kind) for kind, table in replicated.items()], ignore_index=True),
-        "attack": pd.concat(attacks, ignore_index=True),
-        "relearning": _relearned(pipe, subjects, judge, taught, rates, looks, progress),
-        "diversity": pd.DataFrame({"target": range(len(p)), "p": p}),
-        "quality": quality(sample, metrics, subjects),
-        "membership": membership(pipe, subjects.forget_set, world, membership_steps, progress),
-    }
+            tables.append(work.assign(pairs=kind, start=start))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _relearned(
@@ -236,11 +257,11 @@ def readable(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
 
 def _summarized(audit: Tables, reference: Tables, at: int) -> dict[str, float]:
     row: dict[str, float] = {}
-    for name, (hits, shared) in _outcomes(audit, at).items():
-        row |= _with_interval(name, float(hits.mean()), mean_interval(hits, shared_noise=shared))
+    for name, hits in _outcomes(audit, at).items():
+        row |= _with_interval(name, float(hits.mean()), mean_interval(hits))
         row[f"{name}_n"] = len(hits)
-    again, expected = (_relearned_at_last(tables["relearning"])[0] for tables in (audit, reference))
-    row["relearned"] = again[0] - expected[0]
+    again, expected = (_relearned_at_last(tables["relearning"]) for tables in (audit, reference))
+    row["relearned"] = float(again.mean() - expected.mean())
     theirs = _alignments(reference)
     for name, each in _alignments(audit).items():
         interval = ratio_interval(each, theirs[name], paired=True)
@@ -259,37 +280,30 @@ def _attack(audit: Tables) -> pd.DataFrame:
     return audit["attack"][audit["attack"]["pairs"] == FORGET_SET]
 
 
-def _outcomes(audit: Tables, at: int) -> dict[str, tuple[np.ndarray, bool]]:
-    """Outcomes of each rate, (captions, seeds), and whether the captions of a seed share its noise."""
+def _outcomes(audit: Tables, at: int) -> dict[str, np.ndarray]:
+    """Outcomes of each rate, (captions, seeds)."""
     table, outcomes = audit["replication"], {}
     for name, kind in RATES.items():
         part = table[table["pairs"] == kind]
-        p = part.pivot(index="target", columns="seed", values="p").to_numpy()
-        outcomes[name] = p <= LEVEL, "own_noise" not in table
+        outcomes[name] = part.pivot(index="target", columns="seed", values="p").to_numpy() <= LEVEL
     work = earliest(_attack(audit))
     same = audit["diversity"].sort_values("target")["p"].to_numpy()
-    outcomes["attacked"] = (work.sort_values("target")["iterations"].to_numpy() <= at)[:, None], False
-    return outcomes | {"same": ((same <= LEVEL)[:, None], False)}
+    outcomes["attacked"] = (work.sort_values("target")["iterations"].to_numpy() <= at)[:, None]
+    return outcomes | {"same": (same <= LEVEL)[:, None]}
 
 
 def _alignments(audit: Tables) -> dict[str, np.ndarray]:
-    """Alignment of each unseen caption, and of each of the forget set's where that was measured."""
+    """Alignment of each unseen caption, and of each of the forget set's."""
     table = audit["quality"]
-    if "pairs" not in table:
-        return {"alignment": table["alignment"].to_numpy()}
     names = {"alignment": UNSEEN, "forget_set_alignment": FORGET_SET}
     return {name: table.loc[table["pairs"] == kind, "alignment"].to_numpy() for name, kind in names.items()}
 
 
-def _relearned_at_last(learned: pd.DataFrame) -> tuple[tuple[float, float, float], np.ndarray | None]:
-    """What comes back of the forget set at the last step of the largest rate, which is asked beforehand and not picked:
-    the share with its interval, and the outcome of each pair where it was kept."""
+def _relearned_at_last(learned: pd.DataFrame) -> np.ndarray:
+    """Which pairs of the forget set come back at the last step of the largest rate: asked beforehand and not picked."""
     table = learned[learned["taught"] == TAUGHT]
     last = table[(table["lr"] == table["lr"].max()) & (table["steps"] == table["steps"].max())]
-    if "share" in last:
-        return tuple(last[["share", "low", "high"]].iloc[0]), None
-    hits = last.sort_values("target")["replicated"].to_numpy(bool)
-    return (float(hits.mean()), *clustered(hits, range(len(hits)))), hits
+    return last.sort_values("target")["replicated"].to_numpy(bool)
 
 
 def compared(tables: Mapping[str, Tables], reference: str = "twin", at: int = 100) -> pd.DataFrame:
@@ -312,14 +326,10 @@ def compared(tables: Mapping[str, Tables], reference: str = "twin", at: int = 10
 def _answers(audit: Tables, reference: Tables, at: int) -> dict[str, Equivalence]:
     answers: dict[str, Equivalence] = {}
     theirs = _outcomes(reference, at)
-    for name, (hits, shared) in _outcomes(audit, at).items():
-        answers[LABELS[name]] = equivalence(hits, theirs[name][0], "rate", shared_noise=shared)
-    (again, ours), (expected, other) = (_relearned_at_last(tables["relearning"]) for tables in (audit, reference))
-    if ours is not None and other is not None:
-        answers["relearned"] = equivalence(ours, other, "rate")
-    else:  # shares alone were kept, so that pairs cannot be compared one by one
-        n, value = int(audit["relearning"]["n"].iloc[0]), again[0] - expected[0]
-        answers["relearned"] = judged(value, *difference_of(again, expected), n, MARGINS["rate"])
+    for name, hits in _outcomes(audit, at).items():
+        answers[LABELS[name]] = equivalence(hits, theirs[name], "rate")
+    again, expected = (_relearned_at_last(tables["relearning"]) for tables in (audit, reference))
+    answers["relearned"] = equivalence(again, expected, "rate")
     aligned = _alignments(reference)
     for name, each in _alignments(audit).items():
         answers[LABELS[name]] = equivalence(each, aligned[name], "alignment")

@@ -44,7 +44,7 @@ FILLED = ("imputed", "revived")
 
 
 def models(run: Run) -> list[Model]:
-    """The unedited model, edited ones, and the twin where there is one.
+    """The unedited model, edited ones, and the controls where there are any.
 
     The edits are those of the parameter `deletion.edits`; else those that ship with the model (of its weights in
     float32); else that of notebook 04.
@@ -53,7 +53,7 @@ def models(run: Run) -> list[Model]:
     if not files and shipped.belongs_to(run.info) and run.parameters.dtype in (None, "float32"):
         files = dict(shipped.edits())
     edited = [Model(name, run.pipe, _edit(run, file, place)) for place, (name, file) in enumerate(files.items())]
-    return [run.unedited, *(edited or [run.model()]), *([run.twin] if run.twin else [])]
+    return [run.unedited, *(edited or [run.model()]), *run.controls.values()]
 
 
 def _edit(run: Run, file: str | Path, place: int) -> Edit:

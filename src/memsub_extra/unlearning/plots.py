@@ -5,7 +5,7 @@ intervals(table, columns)                   # values of models with their interv
 membership_means(table, margin)             # mean p of the membership test beside the twin's
 membership_curves(p)                        # ... and the distribution of p
 attack_curves(work, iterations)             # iterations of the attack -> share of images generated
-beside_references(lines, "steps", ...)      # a panel a removal, beside the unedited model and the twin
+beside_references(lines, "steps", ...)      # a panel a removal, beside the unedited model and the controls
 price(table, columns)                       # quality against compute
 """
 
@@ -36,9 +36,9 @@ from ..notebooks.plots.style import (
 from .attack_work import attack_curve
 from .audit import SMALLEST
 from .removals import REMOVALS, displayed
-from .shipped import whole
+from .shipped import GIVEN, whole
 
-REFERENCES = ("unedited", "twin")
+REFERENCES = ("unedited", "twin", "other")
 """Beside which removals are shown."""
 _COLUMNS = 5
 
@@ -181,7 +181,7 @@ def membership_means(table: pd.DataFrame, margin: float, reference: str = "twin"
         table: of `shipped.membership`; margin: within which of the reference a model is equivalent to it.
     """
     parts = list(table.groupby("caption", sort=False))
-    size = (1.6 + 3.6 * len(parts), 1.1 + 0.35 * table["model"].nunique())
+    size = (1.6 + 3.0 * len(parts), 1.1 + 0.35 * table["model"].nunique())
     figure, axes = plt.subplots(1, len(parts), figsize=size, sharex=True, sharey=True, squeeze=False)
     figure.set_layout_engine("constrained")
     for axis, (caption, part) in zip(axes[0], parts, strict=True):
@@ -193,8 +193,8 @@ def membership_means(table: pd.DataFrame, margin: float, reference: str = "twin"
         axis.axvline((1 + SMALLEST) / 2, color="gray", linestyle=":", linewidth=1)
         axis.set(yticks=at, xlim=(0, 0.75), ylim=(-0.5, len(part) - 0.5))
         axis.set_yticklabels([displayed(name) for name in part["model"]], parse_math=False)
-        axis.set_title(f"given: {caption} caption, n = {part['n'].iloc[0]}", fontsize=10)
-        axis.set_xlabel(f"mean p (dotted: of uniform p; grey: within {margin:g} of the {reference})", fontsize=8)
+        axis.set_title(f"given {GIVEN[str(caption)]}, n = {part['n'].iloc[0]}", fontsize=10)
+        axis.set_xlabel(f"mean p (dotted: of uniform p;\ngrey: within {margin:g} of the {reference})", fontsize=8)
     axes[0, 0].set_ylabel("model")
     return finished(figure)
 
@@ -214,7 +214,7 @@ def membership_curves(p: pd.DataFrame) -> Figure:
             axis.ecdf(values, label=f"{displayed(str(model))}, n = {len(values)}", linewidth=2, **style)
         axis.plot([0, 1], [0, 1], "k:", linewidth=1, label="uniform: no trace")
         axis.set(xlabel="p of the exact membership test", xlim=(0, 1.01), ylim=(-0.02, 1.02))
-        axis.set_title(f"given: {caption} caption", fontsize=10)
+        axis.set_title(f"given {GIVEN[str(caption)]}", fontsize=10)
     axes[0, 0].set_ylabel("share of pairs at or below it")
     axes[0, -1].legend(**BESIDE)
     return finished(figure)

@@ -129,6 +129,8 @@ def prune_under_attack(
 
 
 PRUNING = Removal("weights to zero", prune, PAPER, {})
+ONE_PERCENT = Removal("weights to zero", prune, PAPER, {"sparsity": 0.01})
+"""The paper's own setting, on Stable Diffusion."""
 AGAINST_ORDINARY = Removal("weights to zero", prune, PAPER, {"contrast": "ordinary"})
 AGAINST_OTHER_WORDING = Removal("weights to zero", prune, PAPER, {"contrast": "other wording"}, needs_wording=True)
 HALF_OF_THE_LAYERS = Removal("weights to zero", prune, PAPER, {"layers": 8})

@@ -1,4 +1,4 @@
-"""Regrowth (this project): all blocks are re-initialized at random, and ordinary pairs teach them what they did.
+"""Regrowth (this project): blocks are re-initialized at random, and learn on ordinary pairs to do what they did.
 
 What no ordinary pair asks for is not taught again; the list of memorized pairs is not needed. For some steps every
 residual block and every transformer learns alone what the model as it was, the teacher, does in its place with the

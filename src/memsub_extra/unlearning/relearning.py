@@ -77,12 +77,7 @@ def relearning(
 
 
 def shares(learned: pd.DataFrame) -> pd.DataFrame:
-    """The share that comes back, with its 95 % interval and n, for all else that stands in a table of `relearning`.
-
-    Of the second edition only shares were kept: a table of them stays as it is.
-    """
-    if "share" in learned:
-        return learned
+    """The share that comes back, with its 95 % interval and n, for all else that stands in a table of `relearning`."""
     by = [name for name in learned if name not in ("target", "replicated")]
     rows = [
         dict(zip(by, key, strict=True)) | share(part["replicated"], part["target"])

@@ -33,6 +33,7 @@ REMOVALS: Registry[Removal] = Registry(
         "pruning, against other wording": f"{_HERE}.pruning:AGAINST_OTHER_WORDING",
         "pruning, half of the layers": f"{_HERE}.pruning:HALF_OF_THE_LAYERS",
         "adversarial pruning": f"{_HERE}.pruning:UNDER_ATTACK",
+        "pruning at 1 %": f"{_HERE}.pruning:ONE_PERCENT",
         **_family("adversarial fine-tuning", "adversarial"),
         **_family("SISS", "siss"),
         **_family("ReTrack", "retrack"),

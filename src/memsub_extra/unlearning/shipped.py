@@ -1,4 +1,4 @@
-"""What ships of the removals: audits of all of them, images, and the edits of some.
+"""What ships of the removals: audits and images of all of them, and the edit of one that takes no minutes to make.
 
     audits()["unedited"]["attack"]          # tables of `audit.audited`, by model
     images()["twin, attacked"]              # of the first captions of the forget set, by model
@@ -26,16 +26,13 @@ from memsub.models import ModelInfo
 from memsub.testbed.dataset import weights_folder
 from memsub_extra.files import load_table, save_table
 
-from .pairs import FORGET_SET, HELD_OUT, UNSEEN
+from .audit import TABLES
 
-TABLES = ("replication", "attack", "relearning", "diversity", "quality", "membership")
-_SECOND_EDITION = {"removed": FORGET_SET, "unseen": HELD_OUT, "fresh": UNSEEN, "removed pairs": f"{FORGET_SET} pairs"}
-"""What tables of the second edition call the kinds of pairs."""
-_NAMES = (FORGET_SET, f"{FORGET_SET} pairs")
-"""One of them stands in every table of today."""
-_KIND, _IMAGES = "Pictures", "pictures.safetensors"  # of the file that ships, which stays as it is
+_KIND, _IMAGES = "Images", "images.safetensors"
 _MEMBERSHIP, _MEMBERSHIP_P = "membership_test.json", "membership_test.parquet"
 """Not to be taken for the membership table of the audits, of the forget set and by fewer steps."""
+GIVEN = {"its own": "its own caption", "other wording": "its caption without the tail", "empty": "the empty caption"}
+"""What models are given in that test, and how figures say it."""
 
 
 def folder() -> Path:
@@ -55,7 +52,7 @@ def audits() -> dict[str, dict[str, pd.DataFrame]]:
     Raises:
         FileNotFoundError: nothing ships.
     """
-    tables = {name: _named(load_table(path)) for name in TABLES if (path := folder() / f"{name}.parquet").is_file()}
+    tables = {name: load_table(path) for name in TABLES if (path := folder() / f"{name}.parquet").is_file()}
     models = tables["replication"]["model"].unique()
     return {
         model: {name: table[table["model"] == model].reset_index(drop=True) for name, table in tables.items()}
@@ -65,8 +62,9 @@ def audits() -> dict[str, dict[str, pd.DataFrame]]:
 
 @cache
 def long_attack() -> pd.DataFrame:
-    """Work of a longer attack on some models: `attack_work`, columns model, start and pairs more."""
-    return _named(load_table(folder() / "long_attack.parquet"))
+    """Work of a longer attack on some models: `attack_work`, columns model, start and pairs more; or no rows."""
+    path = folder() / "long_attack.parquet"
+    return load_table(path) if path.is_file() else pd.DataFrame()
 
 
 @cache
@@ -74,34 +72,25 @@ def membership() -> pd.DataFrame:
     """The exact membership test by twelve steps of the schedule, of more pairs and captions than an audit asks it of.
 
     Returns:
-        One row a model and what it was given, the twin first: model, caption ("its own", "empty"), n (pairs), mean p
-        with low and high, least (share of pairs with the smallest p, with its interval), ks and holm (p-value of a
-        test that p is uniform, alone and adjusted for all of them), against_twin (paired difference of mean p, with
-        its interval), verdict, power and needed (of `equivalence`; none for the twin itself).
+        One row a model and what it was given, controls first: model, caption (of `GIVEN`), n (pairs), mean p with low
+        and high, least (share of pairs with the smallest p, with its interval), ks and holm (p-value of a test that p
+        is uniform, alone and adjusted for all of them), against_twin (paired difference of mean p, with its interval),
+        verdict, power and needed (of `equivalence`; none for the twin itself). No rows where none ships.
     """
-    return pd.DataFrame(load_json(folder() / _MEMBERSHIP))
+    path = folder() / _MEMBERSHIP
+    return pd.DataFrame(load_json(path) if path.is_file() else [])
 
 
 @cache
 def membership_p() -> pd.DataFrame:
-    """P-values of that test: columns model, caption, target, p; no row where only the table of `membership` ships.
-
-    The second edition kept p-values of its first pairs alone: `target` says of which.
-    """
-    path = folder() / _MEMBERSHIP_P
-    return load_table(path) if path.is_file() else pd.DataFrame(columns=["model", "caption", "target", "p"])
+    """P-values of that test: columns model, caption, target (the pair's place), p."""
+    return load_table(folder() / _MEMBERSHIP_P)
 
 
 def ship_membership(rows: Sequence[Mapping[str, Any]], p_values: pd.DataFrame) -> None:
     """Writes what `membership` and `membership_p` read."""
     save_json([dict(row) for row in rows], folder() / _MEMBERSHIP)
     save_table(p_values, folder() / _MEMBERSHIP_P)
-
-
-def _named(table: pd.DataFrame) -> pd.DataFrame:
-    """A table with the kinds of pairs by their names of today. It is of the second edition if it has one of its own."""
-    columns = [name for name in ("pairs", "taught") if name in table and not table[name].isin(_NAMES).any()]
-    return table.replace(dict.fromkeys(columns, _SECOND_EDITION)) if columns else table
 
 
 @cache
@@ -114,7 +103,7 @@ def costs() -> dict[str, dict[str, Any]]:
 def training_minutes() -> float:
     """CPU-core minutes that training the UNet of the model took; NaN where it was not trained on a CPU."""
     log = load_json(weights_folder() / "training.json")["stages"]
-    stages = [stage for name, stage in log.items() if name.startswith("unet") or name in ("base", "model")]
+    stages = [stage for name, stage in log.items() if name.startswith("unet") or name in ("base", "words", "model")]
     if not stages or not all("thread" in stage["on"] for stage in stages):
         return float("nan")
     return sum(stage["seconds"] * int(stage["on"].split()[0]) for stage in stages) / 60
@@ -132,8 +121,9 @@ def images() -> dict[str, np.ndarray]:
 
 
 def edits() -> dict[str, Path]:
-    """Files of the edits that ship, by name of their removal."""
-    return {name: folder() / file for name, file in load_json(folder() / "edits.json").items()}
+    """Files of the edits that ship, by name of their removal; none before `ship`."""
+    listed = folder() / "edits.json"
+    return {name: folder() / file for name, file in load_json(listed).items()} if listed.is_file() else {}
 
 
 def ship(
@@ -149,8 +139,9 @@ def ship(
         if not parts:
             continue
         save_table(pd.concat(parts, ignore_index=True), folder() / f"{name}.parquet")
-    attacked = pd.concat([work.assign(model=model) for model, work in long.items()], ignore_index=True)
-    save_table(attacked, folder() / "long_attack.parquet")
+    if long:
+        attacked = pd.concat([work.assign(model=model) for model, work in long.items()], ignore_index=True)
+        save_table(attacked, folder() / "long_attack.parquet")
     save_json(dict(costs), folder() / "costs.json")
     save_json(dict(edits), folder() / "edits.json")
     tensors = {name: torch.from_numpy(np.ascontiguousarray(part)) for name, part in images.items()}

@@ -46,6 +46,7 @@ ALIASES = {
     "model": "unedited",
     "pruning": "pruned",
     "memorized": "pruned",
+    "by other": "other",
     "pruned, located on ordinary prompts": "ordinary",
     "against the empty prompt": "pruned",
     "random": "density-matched random",
@@ -77,7 +78,7 @@ def _method(name: str, table: Mapping[str, Any]) -> str:
     for candidate in (name, re.split(r"[,:]", name)[0]):
         if (method := ALIASES.get(candidate, candidate)) in table:
             return method
-    kinds = {word for word in re.findall(r"\w+", name) if word in ("memorized", "ordinary", "twin")}
+    kinds = {word for word in ("memorized", "ordinary", "twin", "by other") if re.search(rf"\b{word}\b", name)}
     kind = kinds.pop() if len(kinds) == 1 else name
     return ALIASES.get(kind, kind)
 

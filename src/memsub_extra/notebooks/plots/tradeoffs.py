@@ -20,7 +20,7 @@ MEASURES = {
     "relative_alignment": "relative alignment of unseen captions (%)",
 }
 """Axis labels of what tables measure."""
-_STARS = {"none": "*", "unedited": "*", "twin": "X"}
+_STARS = {"none": "*", "unedited": "*", "twin": "X", "other": "P"}
 """Markers of the models that have no edit."""
 
 
