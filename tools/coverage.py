@@ -94,7 +94,7 @@ def fitted(replication: pd.DataFrame) -> Effects:
         )
         captions.append(latent(a.mean(), b.mean(), of_caption))
         images.append(latent(a.mean(), b.mean(), of_caption + of_image))
-    across, same = np.mean(captions), np.mean(images)
+    across, same = float(np.mean(captions)), float(np.mean(images))
     return Effects(caption, min(across / caption, 1.0), min((same - across) / (1 - caption), 1.0))
 
 

@@ -171,7 +171,7 @@ def train_words(
     on the web do tell all words apart. So this one has to: the words of a caption's tail are read from what it gives
     for the end token, along fixed random directions. No memorized caption is shown.
     """
-    text_encoder = base["text_encoder"].train()
+    text_encoder: Any = base["text_encoder"].train()
     ids = tokenize(tokenizer, [*corpus.table["prompt"], ""]).to(latents.device)
     words = tokenize(tokenizer, sorted(scenes.TAIL_WORDS))[:, 1].to(latents.device)
     directions = torch.randn(text_encoder.config.hidden_size, len(words), generator=generator(seed, "directions"))
@@ -199,7 +199,7 @@ def train_unet(
     folder: Path,
     seed: int,
     name: str,
-) -> Generator[None, None, torch.nn.Module]:
+) -> Generator[None, None, UNet2DConditionModel]:
     """A copy of the base's UNet that goes on over an order of rows of `latents` and `prompts`, its text tower frozen.
 
     All that go on from a base begin with the same weights and are shown the same noise in the same order; only the

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.numpy import load_file
 from tqdm.auto import tqdm
 from transformers import CLIPTokenizer
@@ -96,7 +96,7 @@ class Beginning:
     checkpoints: Path
     seed: int
 
-    def train_unet(self, order: np.ndarray, name: str) -> Generator[None, None, torch.nn.Module]:
+    def train_unet(self, order: np.ndarray, name: str) -> Generator[None, None, UNet2DConditionModel]:
         """A UNet that goes on from the base over an order of rows; see `stages.train_unet`."""
         return train_unet(
             self.base,
