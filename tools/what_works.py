@@ -15,34 +15,48 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "what-works.md"
 HEAD = """# What works on your pipeline
 
-What people do to a pipeline before they bring it, and what becomes of `capture`, `locate`, `pruned` and `generate`.
-Every row is a test (`tests/test_weights.py`), and this page is written from them: `python -m tools.what_works`.
+The table lists common changes to a pipeline, and says whether `capture`, `locate`, `pruned` and `generate` still work
+after each of them. Every row is a test in `tests/test_weights.py`. `python -m tools.what_works` writes this page from
+the same list.
 
-"The same" means the sums, the edit and the fingerprint of the plain pipeline. "Of its own" means that numbers change,
-as they must: capture and edit are those of the pipeline as it is now, and `pruned` restores its weights bit for bit.
+- **the same**: the sums of squares, the edit and the fingerprint equal those of the unchanged pipeline.
+- **of its own**: the change alters the numbers that the network computes, so the sums and the edit may differ.
+  They describe the changed pipeline, and `pruned` restores its weights bit for bit.
+- **refused**: `capture` raises an error. The last column quotes its message.
 
-One network call calls every layer once. `memsub` checks it at every call, joins the parts of chunked feed-forward
-layers (rows one after the other, tokens added up), and runs compiled networks as they were written while it looks.
+The method requires that each network call calls every layer once. `memsub` checks this at every call. Two kinds of
+pipeline are handled specially: the parts of chunked feed-forward layers are joined, and compiled networks run
+uncompiled while `memsub` captures.
 
-| what you do | capture and edit | the sentence |
+| what you do | capture and edit | the error |
 | --- | --- | --- |
 """
 FOOT = """
-Samplers: the seed of an image also fixes the noise that a sampler draws at its steps (Euler ancestral, DDPM, LCM, DPM++
-SDE, KDPM2 ancestral, ...), and samplers that draw from no generator (`DPMSolverSDEScheduler`) are refused by name.
-"First ten steps" are steps: of Heun and KDPM2, which call the network twice a step, the squares of both calls add up
-(`tests/test_samplers.py`).
+## Samplers
 
-Where memory ends, a batch is halved and repeated, with one warning; results stay the same to rounding.
+Some samplers add noise at their steps (Euler ancestral, DDPM, LCM, DPM++ SDE, KDPM2 ancestral). The seed of an image
+fixes this noise as well as the initial noise. `DPMSolverSDEScheduler` takes its noise from no generator, so no seed can
+fix it: `memsub` refuses such samplers and names them in the error.
+
+The first ten steps are ten steps of every sampler. Heun and KDPM2 call the network twice a step; the squares of both
+calls are added up. `tests/test_samplers.py` tests these statements.
+
+## Memory
+
+If a batch does not fit into memory, it is halved and repeated, with one warning. The results are equal up to rounding.
 """
 
 
 BAD_INPUTS = ROOT / "docs" / "bad-inputs.md"
 BAD_HEAD = """# Bad inputs, and how they end
 
-Things that nobody should bring and somebody will, beside those that the tests of each part name. "Right" means that it
-works, and what came out is shown; all else ends with one sentence, before anything expensive. Every row is a test
-(`tests/test_inputs.py`), and this page is written from what came out: `python -m tools.what_works`.
+The tables list unusual or broken inputs, and what `memsub` does with each of them.
+
+- **right**: the input is accepted. The last column shows the result.
+- **refused**: the input raises an error before anything expensive runs. The last column quotes its message.
+
+Every row is a test in `tests/test_inputs.py`. `python -m tools.what_works` runs the same list and writes the results
+into this page. The tests of each module try further inputs.
 """
 
 
