@@ -1,6 +1,6 @@
-"""docs/what-works.md and docs/bad-inputs.md, made from what the tests try: `python -m tools.what_works [--check]`.
+"""Writes docs/what-works.md and docs/bad-inputs.md from the lists of the tests: `python -m tools.what_works [--check]`.
 
-`--check` compares the first alone; `tests/test_inputs.py` tries the rows of the second.
+`--check` writes nothing and compares docs/what-works.md alone; `tests/test_inputs.py` checks the rows of the other page.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ The table lists common changes to a pipeline, and says whether `capture`, `locat
 after each of them. Every row is a test in `tests/test_weights.py`. `python -m tools.what_works` writes this page from
 the same list.
 
-- **the same**: the sums of squares, the edit and the fingerprint equal those of the unchanged pipeline.
+- **the same**: the edit and the fingerprint equal those of the unchanged pipeline, and so do the sums of squares, to
+  rounding.
 - **of its own**: the change alters the numbers that the network computes, so the sums and the edit may differ.
   They describe the changed pipeline, and `pruned` restores its weights bit for bit.
 - **refused**: `capture` raises an error. The last column quotes its message.
@@ -28,7 +29,7 @@ The method requires that each network call calls every layer once. `memsub` chec
 pipeline are handled specially: the parts of chunked feed-forward layers are joined, and compiled networks run
 uncompiled while `memsub` captures.
 
-| what you do | capture and edit | the error |
+| what you do | capture and edit | the sentence |
 | --- | --- | --- |
 """
 FOOT = """
@@ -38,12 +39,12 @@ Some samplers add noise at their steps (Euler ancestral, DDPM, LCM, DPM++ SDE, K
 fixes this noise as well as the initial noise. `DPMSolverSDEScheduler` takes its noise from no generator, so no seed can
 fix it: `memsub` refuses such samplers and names them in the error.
 
-The first ten steps are ten steps of every sampler. Heun and KDPM2 call the network twice a step; the squares of both
-calls are added up. `tests/test_samplers.py` tests these statements.
+`union(steps=10)` takes ten steps also of Heun and KDPM2, which call the network twice a step: the squares of both calls
+are added up. `tests/test_samplers.py` tests these statements.
 
 ## Memory
 
-If a batch does not fit into memory, it is halved and repeated, with one warning. The results are equal up to rounding.
+If a batch does not fit into memory, it is halved and repeated, with one warning. The results stay the same, to rounding.
 """
 
 
@@ -53,7 +54,7 @@ BAD_HEAD = """# Bad inputs, and how they end
 The tables list unusual or broken inputs, and what `memsub` does with each of them.
 
 - **right**: the input is accepted. The last column shows the result.
-- **refused**: the input raises an error before anything expensive runs. The last column quotes its message.
+- **refused**: the input raises an error. The last column quotes its message.
 
 Every row is a test in `tests/test_inputs.py`. `python -m tools.what_works` runs the same list and writes the results
 into this page. The tests of each module try further inputs.
@@ -61,7 +62,7 @@ into this page. The tests of each module try further inputs.
 
 
 def bad_inputs() -> str:
-    """The text of the page of bad inputs: every row is tried."""
+    """The text of docs/bad-inputs.md; runs every row of the list."""
     sys.path.insert(0, str(ROOT / "tests"))
     from inputs import INPUTS, Box, cells, outcome
     from micro import micro_pipeline
@@ -78,7 +79,7 @@ def bad_inputs() -> str:
 
 
 def page() -> str:
-    """The page's text."""
+    """The text of docs/what-works.md."""
     sys.path.insert(0, str(ROOT / "tests"))
     from kinds import KINDS
 
@@ -91,7 +92,7 @@ def page() -> str:
 
 
 def main() -> int:
-    """Writes the page, or says whether it is what it would write."""
+    """Writes both pages; with `--check`, returns 1 if docs/what-works.md is out of date."""
     if "--check" in sys.argv[1:]:
         return 0 if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page() else 1
     PAGE.write_text(page(), encoding="utf-8")
