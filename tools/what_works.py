@@ -1,4 +1,4 @@
-"""Writes docs/what-works.md and docs/bad-inputs.md from the lists of the tests: `python -m tools.what_works [--check]`.
+"""Writes docs/what-works.md and docs/bad-inputs.md from lists in tests: `python -m tools.what_works [--check]`.
 
 `--check` writes nothing and compares docs/what-works.md alone; `tests/test_inputs.py` checks the rows of the other page.
 """
@@ -44,7 +44,7 @@ are added up. `tests/test_samplers.py` tests these statements.
 
 ## Memory
 
-If a batch does not fit into memory, it is halved and repeated, with one warning. The results stay the same, to rounding.
+A batch that does not fit into memory is halved and repeated, with one warning. The results stay the same, to rounding.
 """
 
 

@@ -7,21 +7,21 @@
 
 H is the input of a layer's second linear map `ff.net.2`, one row a token. Each row is scaled to unit length, and a_j
 is the norm of column j over all tokens of all prompts of a set: a_j(P) = sqrt(sum_p sum_n h_nj^2). Only the sums of
-squares are kept. They add up over batches, prompts, processes and machines: one pass of sampling fills every group.
+squares are stored. Sums of batches, prompts and processes add up, so one pass of sampling fills every group.
 
-A "step" of statistics, masks and edits is a network call. Most samplers make one a step; PNDM makes more. Samplers of
-second order, such as Heun and KDPM2, make two calls a step, whose squares add up like those of more tokens.
+A "step" of statistics, masks and edits is one network call. Most samplers make one call a step; PNDM makes one call
+more than steps. Heun and KDPM2 (second order) make two calls a step, and the squares of both are added up.
 
 Shapes in this file:
 
     B   rows of a network call: a prompt each, or two under guidance, the unconditional half first
-    T   tokens of a row: what the layer sees of one image, 64 x 64 of them in the first layers of SD1.4
-    f   neurons of a layer; F: of all layers together
+    T   tokens of a row: the positions of one image at the layer's resolution, 64 x 64 in the first layers of SD1.4
+    f   neurons of a layer; F: neurons of all layers together
     G   groups of prompts
-    C   steps t that are captured of one sampling: network calls, or pairs of them
+    C   captured steps t of one sampling: network calls, or pairs of calls for samplers of second order
 
     membership      (G, prompts), how often each prompt is in each group
-    row_counts      (G, B), the same for each row of a network call, by its prompt; 0 where `cfg_half` leaves it out
+    row_counts      (G, B), `membership` of the prompt of each row of a network call; 0 for rows that `cfg_half` omits
     squares         (B, F), h_nj^2 summed over the tokens of a row; sums[:, step] = row_counts @ squares
 """
 
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 
 SMALLEST = torch.finfo(torch.float32).tiny
 PART = 2**22
-"""Activations that are squared at a time on a CPU: bounds what capture needs besides sampling to tens of megabytes."""
+"""Activations squared at a time on a CPU, so that capture needs tens of megabytes more memory than sampling."""
 
 
 # --- the statistics ---------------------------------------------------------------------------------------------------
@@ -74,10 +74,10 @@ class ActivationStats:
 
     Attributes:
         sums: layer name to float32 (G, C, f), layers in execution order.
-        counts: group name to its number of prompts; the order is that of the first axis of `sums`.
-        provenance: what made them, equal in statistics that add: model (its fingerprint), layers, dtype; steps, first,
-            guidance_scale, seed, cfg_half (as given to `capture`); sampler (its class), diffusers (its version).
-        prompts: sha256 of the prompts of each part that was added up.
+        counts: group name to its number of prompts, in the order of the first axis of `sums`.
+        provenance: how they were made: model (its fingerprint), layers, dtype; steps, first, guidance_scale, seed and
+            cfg_half (as given to `capture`); sampler (its class), diffusers (its version). `+` requires equal ones.
+        prompts: sha256 of the prompts of each summand.
     """
 
     sums: dict[str, torch.Tensor]
@@ -88,19 +88,19 @@ class ActivationStats:
     def norms(self, group: str | None = None) -> dict[str, torch.Tensor]:
         """Root mean square over a group's prompts, layer name to (C, f): METHOD's a_j / sqrt(|P|).
 
-        Dividing by the number of prompts makes sets of any size comparable. So the empty prompt needs to be sampled
-        once, not |P| times: repeated under the same noise it would give the same mean. (With
-        `cfg_half="both"` the sum has two rows a prompt and is divided by one, for prompts and contrast alike.)
+        Dividing by the number of prompts makes sets of different sizes comparable. The empty prompt is therefore
+        sampled once, not |P| times: the same noise would give the same mean. With `cfg_half="both"` the sum of two
+        rows is divided by one prompt, for the prompts and for the contrast.
 
         Raises:
-            KeyError: there is no such group, or there are several and none is named.
+            KeyError: there is no such group, or there are several groups and none is named.
         """
         index = self._group_index(group)
         prompts = list(self.counts.values())[index]
         return {layer: (sums[index] / prompts).sqrt() for layer, sums in self.sums.items()}
 
     def only(self, group: str | None = None, steps: int | None = None) -> ActivationStats:
-        """One group, at the first steps; raises KeyError as `norms`, and ValueError if fewer steps were captured."""
+        """One group at its first steps; raises KeyError like `norms`, and ValueError if fewer steps were captured."""
         index = self._group_index(group)
         captured = next(iter(self.sums.values())).shape[1]
         if steps is not None and not 1 <= steps <= captured:
@@ -117,7 +117,7 @@ class ActivationStats:
         return list(self.counts).index(name)
 
     def __add__(self, other: ActivationStats) -> ActivationStats:
-        """Statistics of both, made the same way: groups of one name add up, others stand side by side."""
+        """Joins statistics that were made the same way (else ValueError). Groups with the same name add up."""
         self.check_made_like(other)
         names = list(dict.fromkeys([*self.counts, *other.counts]))
         sums = {}
@@ -129,7 +129,7 @@ class ActivationStats:
         return ActivationStats(sums, counts, self.provenance, self.prompts + other.prompts)
 
     def check_made_like(self, other: ActivationStats) -> None:
-        """Raises ValueError naming what differs if the two were made from different models or in different ways."""
+        """Raises ValueError if the two differ in provenance; the message names what differs."""
         mine, theirs = self.provenance, other.provenance
         differences = [
             f"{key}: {mine.get(key)!r} and {theirs.get(key)!r}"
@@ -150,7 +150,7 @@ class ActivationStats:
                 )
 
     def check(self) -> None:
-        """Raises FloatingPointError as `check_finite`, and RuntimeError if there is nothing in these statistics."""
+        """Raises FloatingPointError like `check_finite`, and RuntimeError if all sums are zero."""
         self.check_finite()
         if not any(sums.any() for sums in self.sums.values()):
             raise RuntimeError(
@@ -167,7 +167,7 @@ class ActivationStats:
 
     @classmethod
     def load(cls, path: str | Path) -> ActivationStats:
-        """Reads what `save` wrote; raises FileNotFoundError or ValueError for another file."""
+        """Reads a file that `save` wrote; raises FileNotFoundError, or ValueError for any other file."""
         from .io.files import as_written, load_tensors
 
         tensors, about = load_tensors(path, "ActivationStats")
@@ -188,8 +188,8 @@ class ActivationStats:
 def unit_squares(hidden: torch.Tensor) -> torch.Tensor:
     """Squares of token rows scaled to unit length, summed over tokens: (B, T, f) to float32 (B, f).
 
-    A token row h has h_j^2 / |h|^2 in column j. Summing that over tokens is a product of matrices, of 1 / |h|^2 (one a
-    token) with the squares, which needs no scaled copy of the activations.
+    A scaled token row h has the squares h_j^2 / |h|^2. Their sum over tokens is the matrix product of 1 / |h|^2 (one
+    number a token) and the squares h_j^2, so no scaled copy of the activations is made.
     """
     if hidden.device.type != "cpu":
         return _unit_squares_on_device(hidden)
@@ -202,23 +202,23 @@ def unit_squares(hidden: torch.Tensor) -> torch.Tensor:
 
 
 def _unit_squares_on_device(hidden: torch.Tensor) -> torch.Tensor:
-    """The same on a GPU, where memory takes the time: two passes in the model's own dtype, whose sums are float32."""
-    # rms_norm scales to length sqrt(f), which keeps half-precision numbers away from zero; hence the division by f.
+    """The same on a GPU, where memory traffic is the bottleneck: two passes in the model's dtype, sums in float32."""
+    # rms_norm scales rows to length sqrt(f), so that half precision does not underflow; hence the division by f.
     unit = torch.nn.functional.rms_norm(hidden, hidden.shape[-1:], eps=SMALLEST)
     return torch.linalg.vector_norm(unit, dim=1, dtype=torch.float32).square() / hidden.shape[-1]
 
 
 class BatchSums:
-    """The sums of one batch of prompts, filled by hooks while it is sampled.
+    """The sums of one batch of prompts; hooks fill them while the batch is sampled.
 
-    `begin_call` before each network call, `add` from every layer within it, `end_call` after it, `finish` after the
-    last one. The sums come out only there: a batch that fails half way leaves no trace in the statistics.
+    Call `begin_call` before each network call, `add` for every layer during it, `end_call` after it, and `finish` after
+    the last call. Only `finish` returns the sums, so a batch that fails half way adds nothing to the statistics.
 
     Args:
         widths: layer name to its neurons f, in execution order.
         row_counts: float32 (G, B), how often each row of a network call counts for each group.
-        calls: network calls that will be made.
-        order: calls that make one step.
+        calls: number of network calls of the sampling.
+        order: network calls per step.
     """
 
     def __init__(self, widths: Mapping[str, int], row_counts: torch.Tensor, calls: int, order: int = 1):
@@ -231,7 +231,7 @@ class BatchSums:
         self.of_weights = torch.ones(len(self.widths), device="cpu")  # the same, on the host
 
     def begin_call(self) -> None:
-        """The network is about to be called; raises RuntimeError if that was not expected."""
+        """Starts a network call; raises RuntimeError if there are more calls than `calls`."""
         self.call += 1
         self.squares = {layer: [] for layer in self.widths}
         if self.call >= self.calls:
@@ -242,15 +242,15 @@ class BatchSums:
         self.squares[layer].append(unit_squares(hidden.detach().flatten(1, -2)))
 
     def compare(self, layer: torch.nn.Linear, hidden: torch.Tensor, output: torch.Tensor) -> None:
-        """Looks, in the first call alone, whether the layer's output is that of its weight."""
+        """Checks, in the first call only, that the layer's output is the product with its weight."""
         if self.call == 0:
             self.compared.append(is_of_weight(layer, hidden, output))
 
     def end_call(self, joints: Mapping[str, Joint]) -> None:
-        """The network was called, some layers in parts.
+        """Ends a network call; `joints` says how to join the parts of layers that were called in parts.
 
-        Begins to copy the call's squares to the host, which a GPU does while it computes the next call. So the host
-        receives what it sent one call ago, and only one call's (B, F) lie on the device.
+        Starts to copy the call's squares to the host while the GPU computes the next call. The host receives the
+        squares one call later, so the device holds the (B, F) of one call only.
         """
         self._receive()
         parts = [_joined(self.squares[layer], joints.get(layer)) for layer in self.widths]
@@ -260,8 +260,8 @@ class BatchSums:
         self.copying = (self.call, to_host(torch.cat(parts, 1)))  # one copy, not one a layer
 
     def finish(self) -> dict[str, torch.Tensor]:
-        """Layer name to the batch's sums (G, C, f); raises RuntimeError for too few calls, and for outputs that are not
-        those of their layer's weight.
+        """Layer name to the batch's sums (G, C, f); raises RuntimeError for too few network calls, and for layers whose
+        output is not the product with their weight.
         """
         self._receive()
         if self.call + 1 != self.calls:
@@ -290,7 +290,7 @@ class BatchSums:
 
 
 def _joined(parts: list[torch.Tensor], joint: Joint | None) -> torch.Tensor:
-    """Squares (B, f) of a layer, from those of its parts."""
+    """Squares (B, f) of a layer: those of its parts, joined."""
     if joint is None:
         return parts[0]
     return torch.cat(parts) if joint == "rows" else torch.stack(parts).sum(0)
@@ -315,32 +315,32 @@ def capture(
     keep_checkpoint: bool = False,
     progress: bool = True,
 ) -> ActivationStats:
-    """Samples each prompt once, all from the noise of `seed`, and sums its activations into every group that holds it.
+    """Samples each prompt once, all from the noise of `seed`, and adds its squares to every group that contains it.
 
-    Under `accelerate launch` the processes share out the prompts.
+    Under `accelerate launch` each process samples a share of the prompts.
 
     Args:
         prompts: captions, their `Conditioning`, or their embeddings (prompts, tokens, width).
-        groups: name to indices of prompts, each counts as often as it stands there; default one group "all".
-        first: sampling ends after so many steps: enough for an edit that unites no more of them.
-        batch_size: prompts at a time, half as many where memory ends.
-        cfg_half: sum both halves of a guided call (as the paper's code does), or the conditional one alone.
-        checkpoint: a file (and "0-of-1": which process, of how many) written after every batch, to resume if killed.
-        keep_checkpoint: leave it there at the end, where it stands for the whole capture; else it is removed.
+        groups: name to indices of prompts; an index that occurs twice counts twice. Default: one group "all".
+        first: stop sampling after this many steps. An edit that unites no more steps than these needs no others.
+        batch_size: prompts per batch; it is halved whenever a batch does not fit into memory.
+        cfg_half: sum both halves of a guided call (as the paper's code does), or the conditional half only.
+        checkpoint: file written after every batch; a killed capture resumes from it. Each process adds "0-of-1" to it.
+        keep_checkpoint: keep the file at the end instead of removing it; it then holds the whole capture.
 
     Raises:
-        ValueError: no prompts, no groups, a group that is empty or names others, an option out of bounds, another's
-            checkpoint, or a sampler that draws noise which no seed fixes.
-        FloatingPointError: activations that are not finite; names layer and step.
-        RuntimeError: a layer was not called once in each network call, or its output is not that of its weight.
-        MemoryError: not even one prompt fits into memory.
+        ValueError: no prompts, no groups, an empty group, an index beyond the prompts, an option out of bounds, the
+            checkpoint of a different capture, or a sampler whose noise no seed fixes.
+        FloatingPointError: an activation is not finite; the message names layer and step.
+        RuntimeError: a layer was not called exactly once a network call, or does not multiply with its weight.
+        MemoryError: a single prompt does not fit into memory.
     """
     denoiser = as_denoiser(pipe)
     prompts = as_prompts(prompts, denoiser)
     members = _members({"all": range(len(prompts))} if groups is None else groups)
     how = {"steps": steps, "first": first, "guidance_scale": float(guidance_scale), "seed": seed, "cfg_half": cfg_half}
     _check(denoiser, prompts, members, how, batch_size)
-    draws_noise(denoiser)  # or says why it cannot be repeated
+    draws_noise(denoiser)  # raises ValueError if no seed fixes the noise
     indices = [torch.tensor(m, device="cpu") for m in members.values()]
     membership = torch.stack([torch.bincount(of_group, minlength=len(prompts)) for of_group in indices])
     stats = _empty(denoiser, prompts, members, how)
@@ -365,9 +365,9 @@ def capture(
 def _add_batch(
     stats: ActivationStats, denoiser: Denoiser, prompts: list[str] | Conditioning, membership: torch.Tensor
 ) -> None:
-    """Samples some prompts and, when that has ended, adds their sums to the statistics.
+    """Samples some prompts, then adds their sums to the statistics.
 
-    `membership` says how often each prompt counts for each group: (G, prompts).
+    `membership`, (G, prompts), says how often each prompt counts in each group.
     """
     how = stats.provenance
     prompt_of_row, conditional = denoiser.call_rows(len(prompts), how["guidance_scale"])  # both (B,)
@@ -391,19 +391,19 @@ def _add_batch(
 
 
 def _order(denoiser: Denoiser) -> int:
-    """Network calls that make one step of the sampler."""
+    """Network calls per step of the sampler."""
     return getattr(denoiser.scheduler, "order", 1)
 
 
 def _steps(denoiser: Denoiser, how: dict) -> int:
-    """Steps of a whole sampling that can be captured."""
+    """Number of steps that can be captured of a whole sampling."""
     return -(-denoiser.calls(how["steps"]) // _order(denoiser))
 
 
 def _empty(
     denoiser: Denoiser, prompts: list[str] | Conditioning, groups: dict[str, list[int]], how: dict
 ) -> ActivationStats:
-    """Statistics of zeros, with what will have made them."""
+    """Statistics of zeros, with the provenance of the capture that fills them."""
     layers, captured = denoiser.layers(), how["first"] or _steps(denoiser, how)
     network = {"model": fingerprint(denoiser), "layers": list(layers), "dtype": str(denoiser.dtype)}
     software = {"sampler": type(denoiser.scheduler).__name__, "diffusers": version("diffusers")}
@@ -416,7 +416,7 @@ def _empty(
 
 
 def _members(groups: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-    """The prompts of each group; raises ValueError for what counts no prompts, such as a mask or fractions."""
+    """The indices of each group; raises ValueError for anything but whole numbers, such as a mask or fractions."""
     if not groups or not isinstance(groups, Mapping) or not all(isinstance(name, str) for name in groups):
         raise ValueError(f"groups must name lists of prompts by text, such as {{'A': [0, 1]}}; got {groups!r:.80}.")
     members = {}
@@ -446,20 +446,20 @@ def _check(
 
 
 def _write_checkpoint(stats: ActivationStats, checkpoint: Path, done: int, total: int) -> None:
-    """Writes what is summed of `done` of this process' `total` prompts, for `_resume`."""
+    """Writes the sums of the first `done` of this process' `total` prompts, for `_resume`."""
     stats.check_finite()
     replace(stats, prompts=[*stats.prompts, str(done), str(total)]).save(checkpoint)
 
 
 def _remove_checkpoints(checkpoint: Path) -> None:
-    """Removes those of all processes."""
-    wait()  # a process that is lost before all have summed is redone alone, the others' shards are still there
+    """Removes the checkpoints of all processes."""
+    wait()  # until then a process that is killed can resume alone
     for share in checkpoint.parent.glob(f"{escape(checkpoint.stem)}.*-of-*") if is_main() else ():
         share.unlink(missing_ok=True)
 
 
 def _resume(stats: ActivationStats, checkpoint: Path | None, total: int) -> int:
-    """Adds what a killed capture had summed, and returns how many prompts that covers of this process' `total`."""
+    """Adds the sums of a killed capture, and returns how many of this process' `total` prompts they cover."""
     if checkpoint is None or not checkpoint.is_file():
         return 0
     saved = ActivationStats.load(checkpoint)

@@ -5,23 +5,23 @@
     >>> memorized(weight, norms[0], null_norms[0], sparsity=3 / 64).sum(1).tolist() == counts[0].tolist()
     True
 
-The rule asks which columns j hold the k largest importances S_ij(t) = |W_ij| a_j(t) of row i of W, at every step t.
-Norms drift slowly from step to step, so that nearly all columns are out of the question for many steps at once. For a
-block of steps t, take any k columns K of row i, best those that were the largest just before. A column j can be among
-the k largest at some step of the block only if
+The rule selects the columns j of the k largest importances S_ij(t) = |W_ij| a_j(t) of row i of W, at every step t.
+Norms change slowly from step to step, so most columns can be ruled out for a block of steps at once. Take any k columns
+K of row i; the k largest of the step before are the best choice. A column j can be among the k largest at some step of
+the block only if
 
     |W_ij| max_t a_j(t)  >=  min over q in K of  |W_iq| min_t a_q(t)
-    `-- what j reaches at most              `-- what each of the k columns reaches at least
+    `-- largest importance of j             `-- smallest importance of any of the k columns
 
-If not, then these k columns lie above j at every step. So the exact selection is made among the few columns that are
-left, the candidates. The inequality holds for rounded products as well, because rounding keeps the order of numbers.
-It admits equality, so that of equal importances the leftmost still comes first.
+Otherwise all k columns exceed j at every step of the block. The remaining columns are the candidates, and the exact
+selection is made among them. The inequality also holds for rounded products, because rounding is monotonic. It admits
+equality, so that the leftmost of equal importances is still selected first.
 
-A row with fewer candidates than another is filled up with weights of zero. These displace no column: they stand to the
-right of the candidates, whose importances are not negative, and the row has at least k candidates, the columns of K.
+Rows with fewer candidates are padded with weights of zero. The padding is never selected before a candidate: it stands
+to the right of them, importances are not negative, and every row has at least k candidates, the columns of K.
 
 Shapes in this file: weight (d, f); norms of prompts and contrast (T, f), T steps; k known columns and c candidates in
-each of d rows, c being what the row with most candidates has.
+each of d rows, where c is the largest number of candidates of any row.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ import numpy as np
 import torch
 
 STEPS_PER_BLOCK = 10
-"""Steps that share their candidates. More of them need fewer selections, among more candidates: norms drift further."""
+"""Steps that share their candidates. Longer blocks need fewer selections, each among more candidates."""
 
 
 def memorized_at_steps(
     weight: torch.Tensor, norms: torch.Tensor, null_norms: torch.Tensor, budget: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which weights `memorized` marks at each step, `budget` being how many of a row of W may be.
+    """The weights that `memorized` marks at each step. At most `budget` weights of a row of W are marked.
 
     Args:
         norms: a_j of the prompts, (T, f).
         null_norms: a_j of the contrast, (T, f).
 
     Returns:
-        As `LayerMask` has them: the columns of the marked weights, by step, then row, ascending; and how many of them
-        each row has at each step, (T, d).
+        As in `LayerMask`: the columns of the marked weights, sorted by step, then row, then column; and the number of
+        marked weights of each row at each step, (T, d).
     """
     magnitude = weight.float().abs()
     d, f = magnitude.shape
@@ -56,7 +56,7 @@ def memorized_at_steps(
         known = candidates.gather(1, largest_before)  # (d, k)
         known_magnitudes = candidate_magnitudes.gather(1, largest_before)
         candidates, is_candidate = _candidates(magnitude, block, known, known_magnitudes)  # both (d, c)
-        # Filling has magnitude zero and is never marked: not 0 > 0.
+        # Padding has magnitude zero and is never marked, because 0 > 0 is false.
         candidate_magnitudes = magnitude.gather(1, candidates).mul_(is_candidate)
         flat = candidates.view(-1)
         scores = candidate_magnitudes * block.index_select(1, flat).view(-1, *candidates.shape)  # (steps, d, c)
@@ -72,7 +72,7 @@ def memorized_at_steps(
 def _candidates(
     magnitude: torch.Tensor, norms: torch.Tensor, known: torch.Tensor, known_magnitudes: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The columns that the inequality leaves for a block, (d, c), ascending; and which of these are no filling."""
+    """The candidates of a block, (d, c), ascending; and a bool (d, c) that is False for padding."""
     at_most = magnitude * norms.amax(0)  # (d, f)
     at_least = (known_magnitudes * norms.amin(0)[known]).amin(1, keepdim=True)  # (d, 1)
     possible = at_most >= at_least
@@ -84,12 +84,12 @@ def _candidates(
 
 
 def _largest(scores: torch.Tensor, budget: int) -> torch.Tensor:
-    """Which of the last axis are the `budget` largest, of equal ones the leftmost: bool, shape of `scores`."""
+    """Marks the `budget` largest along the last axis, the leftmost of equal ones: bool, shape of `scores`."""
     # 8 x faster than `topk`.
     smallest = torch.from_numpy(np.partition(scores.cpu().numpy(), -budget)[..., -budget, None])
     largest = scores >= smallest.to(scores.device)
     rows = scores.numel() // scores.shape[-1]
-    if int(largest.sum()) > budget * rows:  # several are equal to the smallest: a stable sort has the leftmost first
+    if int(largest.sum()) > budget * rows:  # ties at the smallest: a stable sort keeps the leftmost first
         leftmost = scores.sort(dim=-1, descending=True, stable=True).indices[..., :budget]
         largest = torch.zeros_like(largest).scatter_(-1, leftmost, True)
     return largest

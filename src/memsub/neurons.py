@@ -8,8 +8,8 @@
     torch.Size([16, 64])
     >>> edit = masks.union(steps=3)
 
-The paper's "memorized neurons" are single weights W_ij; a neuron j here is a column of W. `memorized` defines the rule,
-for one layer and step. The library runs `memorized_at_steps` (fast_masks.py); tests hold the two equal.
+The paper's "memorized neurons" are single weights W_ij. Here a neuron j is a column of W. `memorized` defines the rule
+for one layer and step. The library runs the faster `memorized_at_steps` (fast_masks.py); tests check that both agree.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def row_budget(sparsity: float, f: int) -> int:
 
 def memorized(weight: torch.Tensor, norms: torch.Tensor, null_norms: torch.Tensor, sparsity: float) -> torch.Tensor:
     """The rule (METHOD, step 4): a weight is memorized if its importance S_ij for the prompts is among the k largest of
-    row i of W, k = floor(s f), and larger than its importance for the contrast. Of equal ones the leftmost come first.
+    row i of W, k = floor(s f), and larger than its importance for the contrast. Ties go to the leftmost columns.
 
     Args:
         weight: (d, f).
@@ -57,12 +57,12 @@ def memorized(weight: torch.Tensor, norms: torch.Tensor, null_norms: torch.Tenso
 
 @dataclass
 class LayerMask:
-    """Memorized weights of one layer, for every step: where they are, not a bit for each weight.
+    """Memorized weights of one layer at every step, stored as their columns.
 
     Attributes:
         shape: (d, f) of the layer's weight.
-        columns: int16 (or int32), the column j of each memorized weight, by step, then row, ascending.
-        counts: int32 (steps, d), how many each row of W holds.
+        columns: int16 or int32, the column j of each memorized weight, sorted by step, then row, then column.
+        counts: int32 (steps, d), the number of memorized weights of each row of W.
     """
 
     shape: tuple[int, int]
@@ -70,14 +70,14 @@ class LayerMask:
     counts: torch.Tensor
 
     def flat(self, step: int) -> torch.Tensor:
-        """Ascending positions i f + j of the weights memorized at a step, int64."""
+        """Positions i f + j of the weights memorized at a step, ascending, int64."""
         before, here = int(self.counts[:step].sum()), int(self.counts[step].sum())
         rows = torch.arange(self.shape[0], device=self.counts.device).repeat_interleave(self.counts[step])
         return rows * self.shape[1] + self.columns[before : before + here]
 
 
 def layer_mask(weight: torch.Tensor, norms: torch.Tensor, null_norms: torch.Tensor, sparsity: float) -> LayerMask:
-    """What `memorized` marks at each step: weight (d, f), norms of prompts and contrast (steps, f)."""
+    """The rule of `memorized` at each step: weight (d, f), norms of prompts and contrast (steps, f)."""
     d, f = weight.shape
     return LayerMask((d, f), *memorized_at_steps(weight, norms, null_norms, row_budget(sparsity, f)))
 
@@ -88,7 +88,7 @@ class WeightMasks:
 
     Attributes:
         layers: layer name to its mask, in execution order.
-        provenance: that of the statistics, and sparsity.
+        provenance: the provenance of the statistics, and the sparsity.
     """
 
     layers: dict[str, LayerMask]
@@ -113,8 +113,8 @@ class WeightMasks:
         """The weights memorized at more than `threshold * steps` of the first `steps` steps (METHOD, step 7: r, tau).
 
         Raises:
-            ValueError: there are fewer steps than that, a threshold is outside [0, 1), or no weight is memorized at as
-                many of them.
+            ValueError: the masks have fewer steps, the threshold is outside [0, 1), or no weight is memorized at more
+                than `threshold * steps` steps.
         """
         if not (isinstance(steps, Integral) and 1 <= steps <= self.steps and 0 <= threshold < 1):
             raise ValueError(
@@ -144,7 +144,7 @@ class WeightMasks:
 
     @classmethod
     def load(cls, path: str | Path) -> WeightMasks:
-        """Reads what `save` wrote; raises FileNotFoundError or ValueError for another file."""
+        """Reads a file that `save` wrote; raises FileNotFoundError, or ValueError for any other file."""
         from .io.files import as_written, load_tensors
 
         tensors, about = load_tensors(path, "WeightMasks")
@@ -175,14 +175,14 @@ def locate(
     """Finds the memorized weights of one group of prompts against a contrast, at every captured step.
 
     Args:
-        stats: of the memorized prompts; name the `group` if there are several.
-        null: of the contrast, one group: the empty prompt (the paper's), or ordinary prompts.
-        sparsity: share s of each row of W that may be memorized at a step, at least one weight a row; default the one
-            recommended in `memsub.models.MODELS`, looked up by the name or folder that the model was loaded from, and
-            1 % for a model that is not listed.
+        stats: statistics of the memorized prompts.
+        null: statistics of the contrast, one group: the empty prompt (as in the paper), or ordinary prompts.
+        sparsity: share s of each row of W that may be memorized at a step; at least one weight a row may. Default: the
+            value in `memsub.models.MODELS` of the model's name or folder; 1 % for a model that is not listed.
+        group: the group of `stats`; required if there are several.
 
     Raises:
-        ValueError: the sparsity is not in (0, 1], or the statistics are another model's or were made differently.
+        ValueError: the sparsity is not in (0, 1], or the statistics belong to another model or were made differently.
     """
     sparsity = model_of(pipe).sparsity if sparsity is None else sparsity
     if not isinstance(sparsity, Real) or not 0 < sparsity <= 1:

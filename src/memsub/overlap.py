@@ -1,4 +1,4 @@
-"""How much sets of prompts share: IoU of their masks, for every pair, step and layer (METHOD, step 6).
+"""How much the masks of sets of prompts overlap: IoU for every pair, step and layer (METHOD, step 6).
 
     >>> one, other, third = (locate(pipe, stats, null, sparsity=s) for s in (0.05, 0.1, 0.2))
     >>> overlap = pairwise_iou([one, other, third])
@@ -6,7 +6,7 @@
     torch.Size([3, 3, 4])
     >>> per_layer, per_step = overlap.mean(0).mean(0), overlap.mean(0).mean(1)
 
-IoU = |A and B| / |A or B|. All pairs of a layer and step are counted together, in a table with a row for each weight.
+IoU = |A and B| / |A or B|. One table with a row for each weight counts all pairs of a layer and step together.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def pairwise_iou(
     """IoU of every two of `sets`, or of each of them with each of `others`; 0 where the union is empty.
 
     Args:
-        pairs: which of `sets` to compare with which of `sets` (or of `others`); default all.
+        pairs: indices (i, j): compare set i with set j, or with j of `others`. Default: all pairs.
 
     Returns:
         float64, shape (pairs, steps, layers).
 
     Raises:
-        ValueError: there are fewer than two sets, or they are of different models or numbers of steps.
+        ValueError: there are fewer than two sets, or they differ in model or number of steps.
     """
     everything = [*sets, *(others or [])]
     if len(everything) < 2:

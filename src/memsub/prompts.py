@@ -2,7 +2,7 @@
 
 prompts = load_prompts("tiny")   # "sd14", "sd20", or a file of captions
 prompts.memorized                # captions of the verbatim pairs
-prompts.ordinary                 # captions that the model saw a few times among tens of thousands
+prompts.ordinary                 # captions of training images that were not repeated
 prompts.of("heldout")            # captions that it was not trained on
 prompts.images("verbatim")       # the training images, uint8 (n, h, w, 3)
 subsets(100, size=10, count=10)  # indices of ten disjoint subsets of ten prompts
@@ -30,8 +30,8 @@ class Prompts:
     """A table of prompts.
 
     Attributes:
-        table: columns prompt and kind; of a world also image (PNG bytes), of the testbed also group, exposures and
-            content; of published lists index and url.
+        table: columns prompt and kind. A world adds image (PNG bytes), the testbed also group, exposures and content;
+            published lists add index and url.
         memorized_kinds: kinds whose captions count as memorized.
     """
 
@@ -67,7 +67,7 @@ class Prompts:
         return self.table[self.table["kind"] == kind].reset_index(drop=True)
 
     def of(self, kind: str) -> list[str]:
-        """The captions of one kind."""
+        """The captions of one kind, in order."""
         return self.rows(kind)["prompt"].tolist()
 
     def images(self, kind: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -80,17 +80,17 @@ class Prompts:
 def read_prompts(path: str | Path) -> pd.DataFrame:
     """A published prompt list.
 
-    Reads what `io.lists.FORMS` says: text, tables and JSON with a column `caption` (or `prompt`, or `text`). Addresses
-    (`url`), numbers (`index`), types (`type`, `overfit_type` or `kind`), their statistics (`mean_sscd`, `max_sscd`) and
-    other wordings (`rephrased`) are kept. Rows without a caption are passed over, with a warning that names them.
+    Reads the forms in `io.lists.FORMS`: text, tables and JSON with a column `caption` (or `prompt`, `text`). It keeps
+    addresses (`url`), numbers (`index`), types (`type`, `overfit_type` or `kind`), statistics (`mean_sscd`, `max_sscd`)
+    and other wordings (`rephrased`). Rows without a caption are skipped, with a warning that names them.
 
     Returns:
-        Columns prompt, kind ("verbatim", "template", or "memorized" where the list does not say), and those of
-        `io.lists.KEPT` that the list has. Rows that the list marks as not memorized (type N) are left out.
+        Columns prompt, kind ("verbatim", "template", or "memorized" if the list gives no type), and the columns of
+        `io.lists.KEPT` that the list has. Rows that the list marks as not memorized (type N) are omitted.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file has another form or holds no captions; the message names the file and the line to blame.
+        ValueError: the file has another form or holds no captions; the message names the file and the line.
     """
     table = pd.DataFrame(read_rows(Path(path))).convert_dtypes()  # else numbers become floats beside a list without
     table = table.assign(prompt=table["prompt"].astype(str), kind="memorized")
@@ -103,17 +103,17 @@ def read_prompts(path: str | Path) -> pd.DataFrame:
 
 
 KINDS = ("verbatim", "template", "memorized")
-"""Of memorized captions; of the last one nothing more is known."""
+"""Kinds of memorized captions; "memorized" if nothing more is known."""
 
 
 def subsets(prompts: int, size: int, count: int, seed: int = 0) -> list[list[int]]:
-    """`count` subsets of `size` indices below `prompts`, disjoint as far as the indices last.
+    """`count` subsets of `size` indices below `prompts`, disjoint if there are enough indices.
 
-    The indices are shuffled and cut into disjoint subsets; when they run out, they are shuffled again. Subsets of two
-    shuffles may share prompts (`disjoint_pairs` tells), and then their masks overlap for that reason alone.
+    The indices are shuffled and cut into disjoint subsets; when they run out, they are shuffled again. Subsets of
+    different shuffles may share prompts, which makes their masks overlap. `disjoint_pairs` lists those that do not.
 
     Raises:
-        ValueError: a subset would be larger than the list.
+        ValueError: `size` is larger than `prompts`.
     """
     if not 1 <= size <= prompts:
         raise ValueError(f"subsets of {size} prompts were asked for, but there are {prompts}.")
@@ -134,22 +134,22 @@ def load_prompts(source: str | Path | Mapping[Any, str | Path]) -> Prompts:
     """The prompts that belong to a model, or a list in a file.
 
     Args:
-        source: "tiny"; "sd14" or "sd20" (lists fetched on first use, see `memsub.io.downloads`); or a file
-            (`read_prompts`), all of whose captions count as memorized; or one file each for "memorized", "ordinary" and
-            "heldout".
+        source: "tiny"; "sd14" or "sd20" (lists fetched on first use, see `memsub.io.downloads`); a file
+            (`read_prompts`) whose captions all count as memorized; or a mapping of "memorized", "ordinary" and
+            "heldout" to one file each.
 
     Raises:
-        ValueError: there is no such list, or the file is no prompt list; close matches are offered.
+        ValueError: there is no such list (the message offers close matches), or the file is no prompt list.
         FileNotFoundError: there is no such file.
-        ConnectionError: a list has to be fetched and cannot be; the message says which file to put where.
+        ConnectionError: a list cannot be fetched; the message says which file to put where.
     """
     if isinstance(source, Mapping):
         return _from_files({kind: Path(path) for kind, path in source.items()})
     name = str(source)
     if Path(name).suffix.lower() in SUFFIXES:
         return _from_files({"memorized": Path(name)})
-    from .io.downloads import SOURCES, fetch  # only published lists need the network's libraries
-    from .models import MODELS, find_model, world_of  # imports torch, which a list in a file does not need
+    from .io.downloads import SOURCES, fetch  # only published lists need the network libraries
+    from .models import MODELS, find_model, world_of  # imports torch; a list in a file does not need it
 
     if name in SOURCES:
         return _from_files({kind: fetch(name, kind) for kind in SOURCES[name]})

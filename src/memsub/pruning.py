@@ -9,8 +9,8 @@
     True
     >>> edit.apply(pipe)                                    # for good; then pipe.save_pretrained(...)
 
-An edit is applied wholly or not at all: all of it is checked before the first weight is written. It belongs to the
-weights and dtype of one network: the same weights loaded in another dtype are another model.
+An edit is applied completely or not at all: everything is checked before the first weight is written. It belongs to the
+weights and the dtype of one network: the same weights in another dtype count as another model.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Edit:
     """New values for some weights: METHOD's edit U_l sets all of its weights to zero.
 
     Attributes:
-        positions: layer name to ascending positions in the layer's weight, flat (of a linear map i f + j), integers.
-        shapes: layer name to the weight's shape, (d, f) of a linear map.
-        provenance: what made it, `model` being the fingerprint of the network it belongs to.
-        values: layer name to the values at its positions, float16; zeros where none are given.
+        positions: layer name to flat positions in the layer's weight, ascending integers (i f + j in a linear map).
+        shapes: layer name to the weight's shape, (d, f) for a linear map.
+        provenance: how it was made; `model` is the fingerprint of the network that it belongs to.
+        values: layer name to the new values at its positions, float16; default zeros.
     """
 
     positions: dict[str, torch.Tensor]
@@ -52,12 +52,12 @@ class Edit:
 
     @property
     def density(self) -> float:
-        """Share of its layers' weights that it sets. METHOD's spans the second map of every feed-forward block."""
+        """Share of the weights of its layers that it sets (METHOD: of the second maps of all feed-forward blocks)."""
         return sum(map(len, self.positions.values())) / sum(map(math.prod, self.shapes.values()))
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the edit's content: shapes, positions and values. (Its model's is `provenance["model"]`.)"""
+        """sha256 of shapes, positions and values. (`provenance["model"]` is the fingerprint of the model.)"""
         whole, none = hashlib.sha256(), torch.zeros(0, device="cpu")
         for layer, shape in sorted(self.shapes.items()):
             positions = self.positions.get(layer, none).cpu().to(torch.int64).contiguous()
@@ -68,7 +68,7 @@ class Edit:
         return whole.hexdigest()
 
     def check(self) -> None:
-        """Raises ValueError that names the first layer whose shape, positions or values are not what an edit holds."""
+        """Raises ValueError if a shape, positions or values are invalid; the message names the first such layer."""
         for layer, positions in self.positions.items():
             if problem := _problem(self.shapes.get(layer), positions, self.values[layer]):
                 raise ValueError(f"layer {layer} of this edit: {problem}.")
@@ -77,7 +77,7 @@ class Edit:
         """Sets the weights, in place.
 
         Raises:
-            ValueError: the edit is another model's, sets no weights, or is not as it should be; nothing has changed.
+            ValueError: the edit belongs to another model, sets no weights, or is invalid. No weight was changed.
         """
         layers = self._layers(pipe)
         before = self._read(layers)
@@ -88,9 +88,9 @@ class Edit:
             raise
 
     def _layers(self, pipe: Pipeline) -> dict[str, Any]:
-        """What holds the weights that the edit is for, by layer, after everything has been checked that can be.
+        """The modules whose weights the edit sets, by layer, after all checks.
 
-        Not the weights: offloading and casting put others in their place at every call.
+        It returns modules and not weights, because offloading and casting replace the weights at every call.
         """
         check_model(pipe, self.provenance["model"], "this edit was made for")
         self.check()
@@ -111,7 +111,7 @@ class Edit:
         return layers
 
     def _read(self, layers: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """What the weights hold at the edit's positions."""
+        """The present values at the edit's positions."""
         held = {}
         for layer, module in layers.items():
             view, index = _addressed(module.weight, self.positions[layer])
@@ -119,15 +119,15 @@ class Edit:
         return held
 
     def _write(self, layers: Mapping[str, Any], values: Mapping[str, torch.Tensor]) -> None:
-        """Sets the edit's positions to values, one a position."""
+        """Writes one value to each of the edit's positions."""
         for layer, module in layers.items():
-            # A weight that was loaded in inference mode can be written in inference mode alone.
+            # Inference mode is required to write weights that were loaded in it.
             with torch.inference_mode(module.weight.is_inference()):
                 view, index = _addressed(module.weight, self.positions[layer])
                 view[index] = values[layer].to(module.weight).view(view.dtype)
 
     def _combine(self, other: Edit, name: str, keep: _Keep, right_wins: bool = False) -> Edit:
-        """`keep` says which positions of both edits stay. Where both set one, the left edit's value counts."""
+        """`keep` selects from the positions of both edits. If both set a position, the left value counts by default."""
         if not isinstance(other, Edit):
             raise ValueError(f"an Edit combines with another; got {other!r:.80}: of a file, give Edit.load(path).")
         ours, theirs = self.provenance["model"], other.provenance["model"]
@@ -144,7 +144,7 @@ class Edit:
         return Edit(positions, shapes, {"model": ours, name: [self.provenance, other.provenance]}, values)
 
     def __or__(self, other: Edit) -> Edit:
-        """Where both set a weight, the right one's value counts; `&` and `-` keep the left one's."""
+        """The union. If both edits set a weight, the right value counts; `&` and `-` keep the left value."""
         return self._combine(other, "union", lambda a, b: torch.cat([a, b]).unique(), right_wins=True)
 
     def __and__(self, other: Edit) -> Edit:
@@ -154,9 +154,9 @@ class Edit:
         return self._combine(other, "difference", lambda a, b: a[~torch.isin(a, b)])
 
     def only(self, layers: Iterable[str]) -> Edit:
-        """The part of the edit that lies in some layers, given by the beginnings of their names ("down_blocks").
+        """The part of the edit in the layers whose names begin with one of `layers` (such as "down_blocks").
 
-        Raises ValueError for a beginning that no layer has.
+        Raises ValueError if no layer's name begins so.
         """
         wanted = tuple(layers)
         if missing := [start for start in wanted if not any(name.startswith(start) for name in self.positions)]:
@@ -167,7 +167,7 @@ class Edit:
         return Edit(positions, self.shapes, self.provenance | {"only": list(wanted)}, values)
 
     def save(self, path: str | Path) -> None:
-        """Writes a safetensors file of coordinates (none of layers that are set whole) and values, atomically."""
+        """Writes positions and values to a safetensors file, atomically. Layers set as a whole need no positions."""
         from .io.files import save_artifact
 
         whole = [n for n, p in self.positions.items() if len(p) == math.prod(self.shapes[n]) > 0]
@@ -181,8 +181,8 @@ class Edit:
         """Reads what `save` wrote.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: it is another file, or not as it should be; names the file, and the layer.
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no edit, or an invalid one; the message names the file, and the layer.
         """
         from .io.files import as_written, load_tensors, number_of_weights, printable
 
@@ -198,7 +198,7 @@ class Edit:
                 raise ValueError(f"layer {printable(layer)} of this edit: its positions are missing.")
             for layer in (entire | {name.removesuffix(".values") for name in tensors}) - sizes.keys():
                 raise ValueError(f"layer {printable(layer)} of this edit: its shape is missing.")
-            # A word in the file, and all of it in memory. All that the method may edit in SDXL are 4 x 10^8 weights.
+            # A whole layer is one word in the file and all its positions in memory. (SDXL has 4 x 10^8 such weights.)
             if (most := sum(sizes[layer] for layer in entire)) > 2**29:
                 raise ValueError(f"it sets {most:,} weights of whole layers, more than any network has there.")
             every = {layer: torch.arange(sizes[layer], dtype=torch.int32, device="cpu") for layer in entire}
@@ -211,18 +211,18 @@ class Edit:
 
 
 def _addressed(weight: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
-    """A view of a weight, and the index of flat positions in it, whatever device and memory format it has by now."""
+    """A view of a weight, and the index of flat positions in it, for any device and memory format."""
     weight, positions = weight.detach(), positions.to(weight.device, torch.long)
-    if weight.element_size() == 1:  # floats of 8 bits, in which PyTorch sets no single ones
+    if weight.element_size() == 1:  # PyTorch cannot set single elements of 8-bit floats
         weight = weight.view(torch.uint8)
     if weight.is_contiguous():
         return weight.view(-1), (positions,)
-    # Such as channels_last, whose elements lie in another order than positions count them.
+    # For example channels_last, which stores elements in another order than positions count them.
     return weight, torch.unravel_index(positions, weight.shape)
 
 
 def _problem(shape: tuple[int, ...] | None, positions: torch.Tensor, values: torch.Tensor) -> str:
-    """What is wrong with a layer's part of an edit, or nothing."""
+    """What is wrong with a layer's part of an edit; empty if nothing is."""
     if shape is None:
         return "its shape is missing"
     if positions.ndim != 1 or positions.dtype not in _INTEGERS:
@@ -246,9 +246,9 @@ def _problem(shape: tuple[int, ...] | None, positions: torch.Tensor, values: tor
 
 @contextmanager
 def pruned(pipe: Pipeline, edit: Edit | None) -> Iterator[Pipeline]:
-    """The pipeline with the edit applied (None: as it is); the weights come back on leaving, also by an exception.
+    """The pipeline with the edit applied (None: unchanged). On leaving, also by an exception, the weights are restored.
 
-    Not one inside another: the inner edit would meet an edited model. Apply `a | b` instead. Raises as `Edit.apply`.
+    Contexts cannot be nested, because the inner edit would meet an edited model: apply `a | b`. Raises as `Edit.apply`.
     """
     if edit is None:
         yield pipe

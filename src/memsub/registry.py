@@ -1,10 +1,10 @@
-"""Names of things that can be added: own ones in a table, those of other packages by entry points.
+"""Registries of named objects: ours are listed in a table, those of other packages in entry points.
 
     WORLDS = Registry("memsub.worlds", "world", {"testbed": "memsub.testbed.world:WORLD"})
-    WORLDS["testbed"]                           # imported now, not before
-    BASELINES["mine"] = Baseline(...)           # in this process alone, in a notebook for example
+    WORLDS["testbed"]                           # imported at first use
+    BASELINES["mine"] = Baseline(...)           # in this process only, for example in a notebook
 
-Another package adds an entry in its pyproject.toml, and is imported when the name is used:
+Another package adds an entry to its pyproject.toml, and is imported when the name is used:
 
     [project.entry-points."memsub.baselines"]
     "lower guidance" = "my_package.guidance:BASELINE"
@@ -27,9 +27,9 @@ class Registry(MutableMapping[str, T], Generic[T]):
     """Names to objects, each imported at first use.
 
     Args:
-        group: of the entry points in which other packages list theirs.
-        what: one of them is called, for errors.
-        own: name to "module:object".
+        group: entry point group in which other packages list their objects.
+        what: what error messages call one object.
+        own: our objects, name to "module:object".
     """
 
     def __init__(self, group: str, what: str, own: Mapping[str, str]):
@@ -38,7 +38,7 @@ class Registry(MutableMapping[str, T], Generic[T]):
         self._removed: set[str] = set()
 
     def places(self) -> dict[str, str]:
-        """Name to "module:object" of all that are listed, own ones first.
+        """Name to "module:object" of all listed objects, ours first.
 
         Raises:
             ValueError: two packages list different objects under one name.
@@ -46,10 +46,10 @@ class Registry(MutableMapping[str, T], Generic[T]):
         return self._own | _foreign(self.group, tuple(self._own.items()), tuple(sys.path))
 
     def find(self, name: str) -> T:
-        """The object of a name.
+        """The object with this name.
 
         Raises:
-            ValueError: no object has this name; close matches are offered.
+            ValueError: no object has this name; the message offers close matches.
         """
         if name in self:
             return self[name]
@@ -87,11 +87,11 @@ class Registry(MutableMapping[str, T], Generic[T]):
 
 @cache
 def _foreign(group: str, own: tuple[tuple[str, str], ...], path: tuple[str, ...]) -> dict[str, str]:
-    """What installed packages list in a group. `path` is sys.path: another one may hold other packages."""
+    """What installed packages list in a group. `path` is sys.path, part of the cache key."""
     own_places = dict(own)
     entries: dict[str, EntryPoint] = {}
     for entry in sorted(entry_points(group=group), key=lambda entry: entry.name):
-        # An editable install is often listed twice, by its source folder and by its dist-info: that is one object.
+        # An editable install is often listed twice, by its source folder and by its dist-info.
         listed = entries[entry.name].value if entry.name in entries else own_places.get(entry.name, entry.value)
         if listed != entry.value:
             raise ValueError(

@@ -1,15 +1,15 @@
 """A world: a data set whose ground truth is known in full. Exact tests require one.
 
-    world = world_of(find_model("tiny"))              # imported now, not before
+    world = world_of(find_model("tiny"))              # imported at first use
     world.prompts().memorized                         # captions that the model was trained on most
     world.training_images()                           # all images that it was trained on
     contents = [world.content(prompt) for prompt in prompts]
-    for images in world.alternatives(contents): ...   # images that the same caption might as well have had
+    for images in world.alternatives(contents): ...   # other images that fit the same captions
 
-A caption leaves free how the image looks that it describes. A world can draw, for the content of each of its captions,
-images that are exchangeable with the training image for a model that was not trained on it. Another package lists a
-world in the entry points `memsub.worlds`, and a model of it in `memsub.models`; or a folder of a model says in a file
-world.json of which world it is (`memsub.models.worlds`).
+Many images fit one caption. For the content of each of its captions, a world provides alternative images: for a model
+that was not trained on the training image, they are exchangeable with it. Another package adds a world by the entry
+points `memsub.worlds`, and models of it by `memsub.models`. A model's folder can also name its world in the file
+world.json (`memsub.models.worlds`).
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ __all__ = ["WORLDS", "World", "world_of"]
 class World(Alternatives, Protocol):
     """What a data set with known ground truth offers.
 
-    It may have more: `matched`, which says of rows of its prompts which of them are like memorized ones in all that a
-    caption says (a column of truth values; other captions are then compared with memorized ones no more);
-    `of(source)`, which returns the world as the files of the model at that path describe it (else it is the same for
-    all models); and `exact_p`, its exact test as a metric (`measure.metrics.IMAGE_METRICS`).
+    A world may have three more members. `matched(rows)` marks the rows of its prompts whose captions have the form of
+    memorized captions (bool); only these are then compared with memorized captions. `of(source)` returns the world as
+    the files of the model at that path describe it; without it, the world is the same for all models. `exact_p` is its
+    exact test as a metric (`measure.metrics.IMAGE_METRICS`).
     """
 
     def prompts(self) -> Prompts:
@@ -44,7 +44,7 @@ class World(Alternatives, Protocol):
         """All images that its models were trained on: uint8 (n, height, width, 3)."""
 
     def copy_metric(self, source: Path, device: str | torch.device) -> CopyMetric:
-        """Its copy descriptor, of the files of a model at `source`."""
+        """Its copy descriptor, from the files of the model at `source`."""
 
     def prompt_metric(self, source: Path, device: str | torch.device) -> PromptMetric:
-        """How well an image shows what a caption of this world says, of the files of a model at `source`."""
+        """How well an image shows what a caption says: its metric, from the files of the model at `source`."""

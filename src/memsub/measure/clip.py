@@ -40,5 +40,5 @@ def clip(source: str | Path = "ViT-L/14", device: str | torch.device = "cpu", ba
 
 
 def _tensor(output: Any) -> torch.Tensor:
-    """transformers 5 wraps CLIP's features in an output object."""
+    """CLIP's features, which transformers 5 wraps in an output object."""
     return output if isinstance(output, torch.Tensor) else output.pooler_output

@@ -1,11 +1,11 @@
 """Distances between two sets of images: KID and FID of image features, by torchmetrics.
 
-`PromptMetric.image_features` are of unit length, so values are small and comparable only under one metric. KID is
-unbiased: its expectation does not depend on the number of images, and is zero for equal distributions. FID falls with
-the number of images: compare it only at equal numbers, of at least as many images as there are features.
+`PromptMetric.image_features` have unit length, so the values are small, and comparable only under the same metric. KID
+is unbiased: its expectation does not depend on the number of images, and is zero for equal distributions. FID falls
+with the number of images: compare it only at equal numbers, with at least as many images as features.
 
-Under `accelerate launch` every process has all features. Torchmetrics would gather them from each process and count
-every image several times: hence `sync_on_compute=False`.
+Under `accelerate launch` every process holds all features. By default torchmetrics would gather them from all processes
+and count every image several times; hence `sync_on_compute=False`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 
 class _Given(torch.nn.Module):
-    """Stands in for the network of torchmetrics: hands on features that are already computed."""
+    """Takes the place of the network of torchmetrics: returns features that were computed before."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -50,7 +50,7 @@ def fid(real: np.ndarray, generated: np.ndarray) -> float:
 def kid(real: np.ndarray, generated: np.ndarray) -> tuple[float, float]:
     """Kernel distance (Binkowski et al. 2018) of image features (n, dim) and (m, dim): mean and deviation over subsets.
 
-    There are 100 subsets, the same each time, of half of the smaller side each, at most 1,000 images.
+    There are 100 fixed subsets. Each has half as many images as the smaller side, and at most 1,000.
 
     Raises:
         ValueError: fewer than two images on a side.

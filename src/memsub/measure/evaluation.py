@@ -1,4 +1,4 @@
-"""Both sides of an edit: what is still replicated, and what the rest of the model can still do.
+"""Evaluates an edit: how often memorized images are still replicated, and how well unseen prompts still work.
 
     sample = partial(generate, pipe, guidance_scale=3.0)            # or a baseline: prompts, seeds -> images
     memorized = score(sample, metrics, captions, references)        # a row an image
@@ -7,8 +7,8 @@
     with pruned(pipe, edit): ...                                    # the same for an edited model
 
 Images of memorized captions are compared with their training images (copy similarity), images of unseen captions with
-what the captions say (prompt similarity). Prompt similarity has a floor that is not zero, that of an image with the
-caption of another: alignment is what lies above it.
+their captions (prompt similarity). An image also has a similarity with the caption of another image. Alignment is the
+prompt similarity minus this floor.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _COLUMNS = {
     "replicated",
     "exact_p",
 }
-"""Columns of `score` that `summary` reports under names of their own; of all others it reports the mean."""
+"""Columns of `score` that `summary` treats specially. It reports the mean of every other column."""
 
 
 def score(
@@ -49,15 +49,15 @@ def score(
     """Samples captions and measures every image.
 
     Args:
-        references: training images of the captions, uint8 (n, height, width, 3), or a stack of several a caption, of
-            which each image is compared with the one most similar to it; None for captions that have none.
-        seeds: numbers of the images of each caption. Default: one. Each caption and number has a noise of its own
-            (`noise_seeds`): images are independent, and two models get one noise for one image.
+        references: training images of the captions, uint8 (n, height, width, 3), or stacks of several a caption; each
+            image is compared with the most similar one. None for captions without training images.
+        seeds: numbers of the images of each caption; default: one image. Each caption and number has its own noise
+            (`noise_seeds`), so images are independent, and two models start an image from the same noise.
 
     Returns:
         One row an image: prompt, seed (its number), prompt_similarity, chance (the similarity with the next caption),
-        image_features (of the prompt metric, for KID and FID), with references copy_similarity and replicated (above
-        the copy metric's threshold), and a column for each of `metrics.more`.
+        image_features (of the prompt metric, for KID and FID), and a column for each of `metrics.more`. References add
+        copy_similarity and replicated (copy_similarity above the metric's threshold).
 
     Raises:
         ValueError: the numbers of references and captions differ, or there are fewer than two captions.
@@ -90,13 +90,13 @@ def score(
 
 
 def summary(memorized: pd.DataFrame, unseen: pd.DataFrame) -> dict[str, float]:
-    """Means of what `score` returns for memorized captions and for captions that the model was not trained on.
+    """Summarizes two tables of `score`: of memorized captions, and of captions that the model was not trained on.
 
     Returns:
-        replication_rate (share of images above the copy metric's threshold) with its 95 % interval replication_low and
-        replication_high (captions are the independent units); exact_rate, exact_low and exact_high (the same by the
-        exact test) if exact_p was measured; n (images), copy_similarity; prompt_similarity and alignment of unseen
-        captions, memorized_alignment; and the means of further metrics, of memorized captions.
+        Of memorized captions: replication_rate (share of images above the copy metric's threshold) with its 95 %
+        interval replication_low, replication_high (captions are the independent units); exact_rate, exact_low and
+        exact_high (the same by the exact test, if exact_p was measured); n (number of images); the means of
+        copy_similarity, of further metrics, and of alignment (memorized_alignment). Of unseen captions: prompt_similarity and alignment.
     """
     rates = rate("replication", memorized["replicated"], memorized["prompt"])
     if "exact_p" in memorized:
@@ -113,7 +113,7 @@ def summary(memorized: pd.DataFrame, unseen: pd.DataFrame) -> dict[str, float]:
 
 
 def alignment_each(scored: pd.DataFrame) -> pd.Series:
-    """Alignment of each image: its similarity with its prompt above that with the prompt of another."""
+    """Alignment of each image: similarity with its own prompt minus similarity with the prompt of another image."""
     return scored["prompt_similarity"] - scored["chance"]
 
 

@@ -4,16 +4,16 @@
     exact_p(images, prompts, training_images, world, features=metrics.copy.features)
     uniformity(p)                                              # is the test calibrated where nothing is memorized?
 
-A caption says what is in an image (its content) and leaves free how it lies there (its layout). For a generated image y
-of a caption with training image x*, the world draws N = 255 alternatives x_1 ... x_N: images of the same content from
-the distribution of its training images. With any similarity s,
+A caption fixes what is in an image (its content), not how it is arranged (its layout). For a generated image y of a
+caption with training image x*, the world provides N = 255 alternatives x_1 ... x_N: images of the same content from the
+distribution of its training images. With any similarity s,
 
     p = (1 + #{i : s(y, x_i) >= s(y, x*)}) / (N + 1).
 
 If the model was not trained on the pair, x* and the x_i are exchangeable given y, so P(p <= a) <= a *exactly*: for any
-s, however blurred y is, and without a tuned threshold. An image replicates if no alternative is as similar as the
-training image. (This does not hold for images that an attack was given: their control is a model that was not trained
-on them.)
+s, for any y, and without a tuned threshold. An image replicates if no alternative is as similar as the training image.
+(The test does not apply to attacks that are given the training image. Their control is a model that was not trained on
+the pair.)
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ALTERNATIVES = 255
 LEVEL = 1 / (ALTERNATIVES + 1)
 """The smallest possible p: at most 0.4 % of the images of a model that was not trained on the pair reach it."""
 _TIE = 1e-6
-"""Cosines of float32 that lie closer are equal but for rounding. An equal alternative counts against a copy."""
+"""Cosines of float32 that differ by less count as equal. An equal alternative counts against replication."""
 
 Features = Callable[[np.ndarray], np.ndarray]
 """Images, uint8 (n, height, width, 3), to unit vectors (n, dim)."""
@@ -39,26 +39,25 @@ class Alternatives(Protocol):
     """What exact tests need of a world.
 
     Attributes:
-        name: of the world.
-        features: by which images are compared; a world that has none is taken to have `blurred_pixels`.
-        alternatives_each: how many alternatives each content has at least; 255 where a world does not say it.
+        name: name of the world.
+        features: images to the unit vectors that are compared; optional, default `blurred_pixels`.
+        alternatives_each: the smallest number of alternatives of a content; optional, default 255.
     """
 
     name: str
 
     def content(self, prompt: str) -> Hashable:
-        """What a caption says of its image. Captions of one content share the alternatives.
+        """What a caption says of its image. Captions with equal contents share their alternatives.
 
         Raises:
             ValueError: the text is no caption of this world.
         """
 
     def alternatives(self, contents: Sequence[Any], seed: int = 0) -> Iterator[np.ndarray]:
-        """For each content (of `content`) in turn its alternatives, uint8 (N, height, width, 3).
+        """The alternatives of each content in turn, uint8 (N, height, width, 3), a function of content and seed.
 
-        They are independent draws from the distribution that training images of this content have, and a function of
-        content and seed; or the training image was chosen at random among them and itself. An exact test compares a
-        generated image with them and with the training image. Single verdicts require N >= 255.
+        Either they are independent draws from the distribution of the training images of this content, or the training
+        image was chosen at random among itself and them. A verdict on a single image requires N >= 255.
         """
 
 
@@ -81,15 +80,15 @@ def exact_p(
     features: Features | None = None,
     seed: int = 0,
 ) -> np.ndarray:
-    """P-values of images, each under the hypothesis that the model was not trained on its training image; shape (n,).
+    """P-values (n,) of images, each under the hypothesis that the model was not trained on the training image.
 
     Args:
         images: uint8 (n, height, width, 3).
         prompts: captions of the world, whose content the images should show.
-        references: training images, as many; without them every p is NaN. Of several of a caption the most similar
-            counts, and P(p <= a) is at most as many times a.
-        features: images to unit vectors, whose cosine is the similarity. Default: the world's, or `blurred_pixels`.
-        seed: of the alternatives.
+        references: training images, one a prompt or a stack of k; None gives NaN for every p. The most similar of a
+            stack counts, and then P(p <= a) <= k a.
+        features: images to unit vectors; their cosine is the similarity. Default: the world's, or `blurred_pixels`.
+        seed: seed of the alternatives.
 
     Raises:
         ValueError: a prompt is no caption of the world.

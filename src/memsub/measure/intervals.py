@@ -1,7 +1,7 @@
 """Intervals of rates.
 
 interval(19, 20)                        # Wilson: lower and upper bound
-clustered(hits, captions)               # the same of images of which several are of one caption
+clustered(hits, captions)               # the same for several images a caption
 rate("exact", hits, captions)           # {"exact_rate": ..., "exact_low": ..., "exact_high": ...}
 """
 
@@ -16,11 +16,11 @@ import pandas as pd
 
 Outcomes: TypeAlias = Sequence[bool] | np.ndarray | pd.Series
 Z = 1.959963984540054
-"""Of 95 %: `scipy.stats.norm.ppf(0.975)`, which takes a second to import."""
+"""The normal quantile of 95 % intervals: `scipy.stats.norm.ppf(0.975)`, without a second of importing."""
 
 
 def interval(successes: float, n: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a rate (1927): lower and upper bound. `n` may be no whole number (`clustered`)."""
+    """Wilson's 95 % interval of a rate (1927): lower and upper bound. `n` may be a fraction (see `clustered`)."""
     rate = successes / n
     middle, half = rate + Z**2 / (2 * n), Z * math.sqrt(rate * (1 - rate) / n + Z**2 / (4 * n**2))
     low, high = (middle - half) / (1 + Z**2 / n), (middle + half) / (1 + Z**2 / n)
@@ -28,14 +28,14 @@ def interval(successes: float, n: float) -> tuple[float, float]:
 
 
 def clustered(hits: Outcomes, units: Sequence | np.ndarray | pd.Series) -> tuple[float, float]:
-    """Wilson's interval at the effective number of images, that of independent ones whose rate would vary as much.
+    """Wilson's interval at the effective sample size: the number of independent images whose rate has this variance.
 
-    Dean and Pagano 2015; Franco et al. 2019, who also take Student's quantile into it. Where all outcomes are equal,
-    nothing says how alike the images of a unit are: then the units are counted.
+    Sources: Dean and Pagano 2015; Franco et al. 2019 for Student's quantile. If all outcomes are equal, the variance
+    within units cannot be estimated; the number of units then is the sample size.
 
     Args:
-        hits: an outcome an image.
-        units: what each image belongs to, such as its caption. Images of different units are independent.
+        hits: outcome of each image.
+        units: the unit of each image, such as its caption. Images of different units are independent.
     """
     outcomes, labels = np.asarray(hits, bool), np.unique(np.asarray(units), return_inverse=True)[1]
     share, n = float(outcomes.mean()), int(labels.max()) + 1
@@ -51,7 +51,7 @@ def clustered(hits: Outcomes, units: Sequence | np.ndarray | pd.Series) -> tuple
 
 
 def rate(name: str, hits: Outcomes, units: Sequence | np.ndarray | pd.Series | None = None) -> dict[str, float]:
-    """The share of hits and its 95 % interval: `<name>_rate`, `<name>_low`, `<name>_high`; units as of `clustered`."""
+    """The share of hits and its 95 % interval: `<name>_rate`, `<name>_low`, `<name>_high`. Units as in `clustered`."""
     hits = np.asarray(hits, bool)
     low, high = clustered(hits, range(len(hits)) if units is None else units)
     return {f"{name}_rate": float(hits.mean()), f"{name}_low": low, f"{name}_high": high}

@@ -2,17 +2,17 @@
 
     p = membership_p(pipe, prompts, training_images, world)     # (n,) p-values; 1/32 is the smallest
     membership_p(pipe, prompts, training_images, world, captions=[""] * len(prompts))      # without the caption
-    uniformity(p, step=1 / 32)                                  # near zero: the pairs were trained on
+    uniformity(p, step=1 / 32)                                  # near zero: the model was trained on the pairs
 
-For a pair (caption, training image x*) the world draws N = 31 alternatives x_1 ... x_N: images of the same content from
-the distribution of its training images. All of them are noised by the same noises at the same steps, and a model's
+For a pair (caption, training image x*) the world provides N = 31 alternatives x_1 ... x_N: images of the same content
+from the distribution of its training images. The same noise is added to all of them at the same steps, and the model's
 denoising loss ranks x* among them:
 
     p = (1 + #{i : loss(x_i) <= loss(x*)}) / (N + 1).
 
 If the model was not trained on the pair, x* and the x_i are exchangeable, so P(p <= a) <= a *exactly*: for any model,
-any steps and any caption that it is given. Nothing is generated, so the test also sees what a removal only keeps from
-being generated. (It assumes that nothing else the model was trained on holds x*, such as a text encoder that is kept.)
+any steps and any given caption. The test generates no image, so it also detects pairs that a removal only keeps from
+being generated. The text encoder is part of the model: it must not have been trained on the pair either.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from .noise import noise_seeds
 
 MEMBERSHIP_ALTERNATIVES = 31
 STEPS = 12
-"""Steps of the noise schedule at which losses are averaged, the middles of as many equal parts of it."""
+"""Number of steps at which losses are averaged: the middles of that many equal parts of the noise schedule."""
 _ROWS = 32
-"""Of a network call."""
+"""Largest number of rows of a network call."""
 
 
 @torch.no_grad()
@@ -48,19 +48,19 @@ def membership_p(
     seed: int = 0,
     progress: bool = True,
 ) -> np.ndarray:
-    """P-values of pairs, each under the hypothesis that the model was not trained on it; shape (n,).
+    """P-values (n,) of pairs, each under the hypothesis that the model was not trained on the pair.
 
-    A pair takes (alternatives + 1) x steps x noises rows of the network.
+    A pair costs (alternatives + 1) x steps x noises rows of network calls.
 
     Args:
-        prompts: captions of the world, one a pair: they say which alternatives there are.
+        prompts: captions of the world, one a pair; they determine the alternatives.
         images: the training images, uint8 (n, height, width, 3).
-        captions: what the model is given instead of the prompts, as many.
-        noises: at each step; losses are averaged before they are compared.
-        seed: of the noises (a pair has noises of its own) and of the alternatives.
+        captions: n captions for the model; default: the prompts.
+        noises: number of noises at each step; losses are averaged over them.
+        seed: seed of the noises, which differ between pairs, and of the alternatives.
 
     Raises:
-        ValueError: a prompt is no caption of the world, or the lists are not of one length.
+        ValueError: a prompt is no caption of the world, or the lists differ in length.
     """
     given = list(prompts if captions is None else captions)
     if not len(prompts) == len(images) == len(given):
@@ -85,13 +85,13 @@ def membership_p(
 def denoising_losses(
     denoiser: Denoiser, images: np.ndarray, caption: str, steps: int, noises: int, seed: int
 ) -> np.ndarray:
-    """Mean squared error of what the network predicts for each image under a caption, float64 (n,).
+    """Mean squared error of the network's prediction for each image under a caption, float64 (n,).
 
-    All images get the same noises, so that their losses can be compared: uint8 (n, height, width, 3).
+    All images, uint8 (n, height, width, 3), get the same noises, so that their losses are comparable.
     """
     schedule = noise_schedule(denoiser)
     parts = [slice(start, start + _ROWS) for start in range(0, len(images), _ROWS)]
-    z = torch.cat([denoiser.encode(images[i : i + 1]) for i in range(len(images))])  # a decoder's pass takes gigabytes
+    z = torch.cat([denoiser.encode(images[i : i + 1]) for i in range(len(images))])  # a batch would take gigabytes
     generator, conditioning = torch.Generator().manual_seed(seed), denoiser.embed([caption])
     losses = np.zeros(len(images))
     for step in range(steps):

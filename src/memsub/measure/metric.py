@@ -1,4 +1,4 @@
-"""What a metric is: a copy descriptor, an image-text model, or any other number an image.
+"""The kinds of metrics: a copy descriptor, an image-text model, or any other number for each image.
 
 Images are uint8 arrays of shape (n, height, width, 3) everywhere.
 """
@@ -16,15 +16,15 @@ from PIL import Image
 from ..io.distributed import gathered, shard
 
 References = np.ndarray | Sequence[np.ndarray]
-"""Training images of n captions: uint8 (n, height, width, 3); or, where a caption may have several, a stack
-(k, height, width, 3) for each, of which the one that is most similar to a generated image counts."""
+"""Training images of n captions: uint8 (n, height, width, 3), or for each caption a stack (k, height, width, 3) of
+several. In a stack the image that is most similar to a generated image counts."""
 
 
 def flat(references: References) -> tuple[np.ndarray, np.ndarray]:
-    """All training images, uint8 (m, height, width, 3), and where each caption's begin, (n,).
+    """All training images, uint8 (m, height, width, 3), and the index of the first one of each caption, (n,).
 
     Raises:
-        ValueError: a caption has none.
+        ValueError: a caption has no training image.
     """
     if isinstance(references, np.ndarray):
         return references, np.arange(len(references))
@@ -34,13 +34,13 @@ def flat(references: References) -> tuple[np.ndarray, np.ndarray]:
 
 
 class ImageMetric(Protocol):
-    """One more number an image, a column of every evaluation. `references` is None where no image was trained on."""
+    """One more number for each image, a column of evaluations. `references` is None if there are no training images."""
 
     def __call__(self, images: np.ndarray, prompts: Sequence[str], references: np.ndarray | None) -> np.ndarray: ...
 
 
 def batched(function, items: Sequence | np.ndarray, batch_size: int) -> np.ndarray:
-    """Applies `function` to batches of items, without gradients: float32 rows. Processes share the batches."""
+    """Applies `function` to batches of items, without gradients; returns float32 rows. Processes share the batches."""
     starts = shard(range(0, len(items), batch_size))
     with torch.no_grad():
         rows = gathered({i: function(items[i : i + batch_size]).float().cpu().numpy() for i in starts})
@@ -62,9 +62,9 @@ class CopyMetric:
 
     Attributes:
         embed: a batch of images, uint8 (n, height, width, 3), to descriptors (n, dim) of unit length.
-        identity: name and digest of the weights. Stored results are used again only for the same identity.
+        identity: name and digest of the weights. Stored results are reused only for the same identity.
         batch_size: images at a time.
-        roc: what the threshold was chosen on; empty for published descriptors.
+        roc: the curve on which the threshold was chosen; empty for published descriptors.
     """
 
     embed: Callable[[np.ndarray], torch.Tensor]
@@ -91,7 +91,7 @@ class CopyMetric:
         return self.best(images, references)[0]
 
     def best(self, images: np.ndarray, references: References) -> tuple[np.ndarray, np.ndarray]:
-        """`similarity`, and the reference that it is with, uint8 (n, height, width, 3); raises as it does."""
+        """`similarity`, and the most similar references, uint8 (n, height, width, 3); raises as `similarity`."""
         if len(images) != len(references):
             raise ValueError(f"{len(images)} images against {len(references)} references: give one reference an image.")
         every, starts = flat(references)
@@ -102,14 +102,14 @@ class CopyMetric:
         return cosines[best], every[best]
 
     def nearest(self, images: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Highest cosine of each image with any of `features` (corpus, dim), and that row; both of shape (n,)."""
+        """Highest cosine of each image with a row of `features` (corpus, dim), and the index of that row; both (n,)."""
         cosines = self.features(images) @ features.T
         return cosines.max(1), cosines.argmax(1)
 
 
 @dataclass
 class PromptMetric:
-    """How well an image shows what a caption says: the product of their features, which for a CLIP is the cosine.
+    """How well an image shows what a caption says: the dot product of their features (for CLIP, the cosine).
 
     Attributes:
         embed_images: a batch of images, uint8 (n, height, width, 3), to (n, dim).
@@ -133,7 +133,7 @@ class PromptMetric:
         return batched(self.embed_texts, list(prompts), self.batch_size)
 
     def similarity(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-        """Product of the features of image i and prompt i, shape (n,).
+        """Dot product of the features of image i and prompt i, shape (n,).
 
         Raises:
             ValueError: different numbers of images and prompts.
@@ -143,7 +143,7 @@ class PromptMetric:
         return (self.image_features(images) * self.text_features(prompts)).sum(1)
 
     def rank(self, images: np.ndarray, candidates: Sequence[Sequence[str]]) -> np.ndarray:
-        """Rank of the first of each image's candidate captions, 0 if it fits best: shape (n,)."""
+        """Rank of the first candidate caption of each image, 0 if it fits best: shape (n,)."""
         text = self.text_features([caption for captions in candidates for caption in captions])
         text = text.reshape(len(images), len(candidates[0]), -1)
         scores = np.einsum("nd,nkd->nk", self.image_features(images), text)
@@ -151,6 +151,6 @@ class PromptMetric:
 
 
 def resized(images: np.ndarray, side: int) -> torch.Tensor:
-    """Images, uint8 (n, h, w, 3), to float32 (n, 3, side, side) in [0, 1], by Pillow's bilinear filter."""
+    """Resizes uint8 images (n, h, w, 3) to float32 (n, 3, side, side) in [0, 1], by Pillow's bilinear filter."""
     small = [np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR)) for image in images]
     return torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() / 255

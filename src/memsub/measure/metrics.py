@@ -2,7 +2,7 @@
 
     metrics = load_metrics("tiny")
     metrics.copy.similarity(images, training_images)        # (n,) cosine; above metrics.copy.threshold: a copy
-    metrics.copy.nearest(images, corpus_features)           # (n,) highest cosine with one of many, and which one
+    metrics.copy.nearest(images, corpus_features)           # (n,) highest cosine, and the row with it
     metrics.prompt.similarity(images, prompts)              # (n,)
     kid(metrics.prompt.image_features(real), metrics.prompt.image_features(images))    # distance of two sets of images
 
@@ -32,12 +32,12 @@ IMAGE_METRICS: Registry[ImageMetric] = Registry(
     "metric",
     {"exact_p": "memsub.testbed.world:exact_p"},
 )
-"""More numbers an image, by the name of their column in every evaluation; chosen by the parameter `metrics.more`."""
+"""More numbers for each image, by column name in evaluations; the parameter `metrics.more` chooses among them."""
 
 
 @dataclass
 class Metrics:
-    """The metrics of a run: similarity with the training image, with the prompt, and more numbers an image by name."""
+    """The metrics of a run: similarity with the training image, with the prompt, and further metrics by name."""
 
     copy: CopyMetric
     prompt: PromptMetric
@@ -54,16 +54,16 @@ def load_metrics(
     """The metrics that belong to a model.
 
     Args:
-        model: as for `load_pipeline`. The embedded model, and a folder with scorers beside its weights, have metrics of
-            their world; for any other model they are SSCD and CLIP ViT-L/14, fetched on first use.
-        copy: an SSCD instead, by name or path.
-        prompt: a CLIP instead, by name or folder.
-        more: names in `IMAGE_METRICS`. `exact_p` is the exact test of the world that the model was trained on; it is
-            left out, with a warning, where that world has too few alternatives for verdicts on single images.
+        model: as for `load_pipeline`. The embedded models, and folders with scorers beside their weights, use the
+            metrics of their world. Any other model uses SSCD and CLIP ViT-L/14, which are fetched on first use.
+        copy: use this SSCD instead: a name or a path.
+        prompt: use this CLIP instead: a name or a folder.
+        more: names in `IMAGE_METRICS`. `exact_p` is the exact test of the world that the model was trained on. It is
+            omitted, with a warning, if that world has too few alternatives for a verdict on one image.
 
     Raises:
-        ValueError: a name is unknown; the message lists those that are known.
-        ConnectionError: a published metric has to be fetched and cannot be.
+        ValueError: a name is unknown; the message lists the known names.
+        ConnectionError: a published metric cannot be fetched.
     """
     device = torch.device(device or distributed.device())
     row = find_model(model)

@@ -1,7 +1,7 @@
 """SSCD (Pizzi et al., CVPR 2022), the copy descriptor of the literature on memorization.
 
-It is published as TorchScript, which is a program: loading executes it, and it can do what its user can. So only files
-of known content are executed; others need the consent of whoever sits at the machine. An ONNX file is data.
+It is published as TorchScript, which is a program: loading executes it with the rights of the user. So only files of
+known content are executed; other files require the user's consent (`CONSENT`). An ONNX file is data.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ SSCD = {
     for name in ("sscd_disc_large", "sscd_disc_mixup")
 }
 KNOWN = {"9f26bd4c848cc19b73d2ae92eea6e04886f61a7b764ceb7a13aeee62e6a6db56": "sscd_disc_mixup"}
-"""sha256 of published files, as many projects that use them state it; of the large one nobody states any."""
+"""sha256 of published files, as several projects that use them state it. No sha256 of the large model is published."""
 CONSENT = "MEMSUB_TORCHSCRIPT"
-"""The environment variable that names the sha256 of files to execute, with commas between. No file can set it."""
+"""Environment variable with the sha256 of files that may be executed, separated by commas. No file can set it."""
 
 
 def sscd(source: str | Path = "sscd_disc_large", device: str | torch.device = "cpu") -> CopyMetric:
-    """SSCD with the preprocessing of its authors: 320 x 320 pixels, ImageNet's mean and deviation. Two images count as
-    copies if their cosine is above 0.7, as in the literature on memorization.
+    """SSCD with its authors' preprocessing: 320 x 320 pixels, ImageNet's mean and standard deviation. Two images count
+    as copies if their cosine is above 0.7, as in the literature on memorization.
 
     Args:
         source: a published name (fetched on first use), or the path of a TorchScript (`.pt`) or ONNX (`.onnx`) file.
@@ -55,12 +55,12 @@ def sscd(source: str | Path = "sscd_disc_large", device: str | torch.device = "c
 
 
 def sscd_file(source: str | Path) -> tuple[Path, bytes]:
-    """The file of an SSCD and what it holds; nothing of it is executed.
+    """The path and the content of an SSCD file; nothing is executed.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ConnectionError: it has to be fetched and cannot be.
-        ValueError: it is a program that is not among `KNOWN`, and nobody consented to it (`CONSENT`).
+        ConnectionError: the file cannot be fetched.
+        ValueError: the file is a program that is not in `KNOWN`, without consent (`CONSENT`).
     """
     path = fetch_url(SSCD[str(source)], "copy descriptor") if source in SSCD else Path(source).expanduser()
     if not path.is_file():
@@ -80,7 +80,7 @@ def _onnx(content: bytes) -> Callable[[torch.Tensor], torch.Tensor]:
 
     try:
         session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of many classes, which have no base in common
+    except Exception as error:  # onnxruntime's errors have no common base class
         raise ValueError(str(error)) from None
     entry = session.get_inputs()[0].name
     return lambda x: torch.from_numpy(session.run(None, {entry: x.cpu().numpy()})[0])

@@ -1,8 +1,8 @@
-"""The verdict: does an image replicate the training image of its caption? The one place where it is decided.
+"""The verdict: does an image replicate the training image of its caption? Only this module decides it.
 
-replicates = judge(world, metrics.copy)             # exact where there is a world, else by the copy metric
+replicates = judge(world, metrics.copy)             # the exact test if there is a world, else the copy metric
 replicates(images, prompts, training_images)        # bool (n,)
-replicates.of(score(...))                           # the same of a table of scores
+replicates.of(score(...))                           # the same for a table of scores
 summary(...)[f"{replicates.column}_rate"]           # the share of images that replicate
 """
 
@@ -18,7 +18,7 @@ from .exact import ALTERNATIVES, LEVEL, Alternatives, exact_p
 from .metric import CopyMetric, References
 
 Decision = Callable[[np.ndarray, Sequence[str], References], np.ndarray]
-"""Images (n, height, width, 3), their n captions and the training images of each to bool (n,)."""
+"""Images (n, height, width, 3), their captions and training images to bool (n,)."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Judge:
     """Decides which images replicate their training images.
 
     Attributes:
-        column: "exact" or "replication", the beginning of its columns in `summary`.
-        fingerprint: equal for judges that decide alike.
+        column: "exact" or "replication", the prefix of its columns in `summary`.
+        fingerprint: equal for judges that make the same decisions.
         decide: images, prompts, training images to bool (n,).
-        of: the same of a table of `score`: a bool a row.
+        of: the same for a table of `score`: bool for each row.
     """
 
     column: str
@@ -44,7 +44,7 @@ class Judge:
 def by_exact_test(world: Alternatives) -> Judge:
     """An image replicates if none of the world's alternatives is as similar as the training image (`exact_p`).
 
-    The judge raises ValueError for captions of no such world, and for tables in which exact_p was not measured.
+    The judge raises ValueError for captions that are not of this world, and for tables without exact_p.
 
     Raises:
         ValueError: the world has too few alternatives for a verdict on one image.
@@ -64,7 +64,7 @@ def by_exact_test(world: Alternatives) -> Judge:
 
 
 def exact_in(scored: pd.DataFrame) -> pd.Series:
-    """The verdict of the exact test on a table that has its p-values in `exact_p`; without a training image False.
+    """The verdict of the exact test for a table with p-values in `exact_p`; False for rows without a training image.
 
     Raises:
         ValueError: exact_p was not measured.
@@ -87,10 +87,10 @@ def by_threshold(copy: CopyMetric) -> Judge:
 
 
 def judges_single_images(world: Alternatives) -> bool:
-    """Whether a world has as many alternatives as a verdict on one image requires."""
+    """Whether a world has enough alternatives for a verdict on one image."""
     return getattr(world, "alternatives_each", ALTERNATIVES) >= ALTERNATIVES
 
 
 def judge(world: Alternatives | None, copy: CopyMetric) -> Judge:
-    """The exact test where there is a world that has enough alternatives, else the threshold of the copy metric."""
+    """The exact test if there is a world with enough alternatives, else the threshold of the copy metric."""
     return by_exact_test(world) if world and judges_single_images(world) else by_threshold(copy)
