@@ -1,6 +1,6 @@
 """Writes docs/what-works.md and docs/bad-inputs.md from lists in tests: `python -m tools.what_works [--check]`.
 
-`--check` writes nothing and compares docs/what-works.md alone; `tests/test_inputs.py` checks the rows of the other page.
+`--check` writes nothing and compares docs/what-works.md alone; `tests/test_inputs.py` checks the rows of the other.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
     mine = shard(range(100))            # this process' share
     total = summed(tensor)              # over all processes
-    images = gathered({0: ..., 3: ...}) # every process' entries, by key, in every process
+    images = gathered({0: ..., 3: ...}) # the entries of all processes, by key
     if is_main(): ...
-    with first_on_each_machine():       # one fetches a file, the others find it
+    with first_on_each_machine():       # one process fetches a file, the others find it
         ...
     wait()
 
-In a single process each of these does nothing. The rest of the library does not know how many there are.
+In a single process these functions change nothing. The rest of the library does not know the number of processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 def _state() -> Any:
     import torch
-    from accelerate import PartialState  # takes a second to import, and one process does not need it
+    from accelerate import PartialState  # takes a second to import; a single process does not need it
 
     return PartialState(cpu=not torch.cuda.is_available())
 
@@ -37,17 +37,17 @@ def processes() -> int:
 
 
 def rank() -> int:
-    """Which of them this is, 0 first."""
+    """The index of this process, from 0."""
     return _state().process_index if processes() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this process writes what all have computed."""
+    """Whether this is the process that writes results."""
     return rank() == 0
 
 
 def device() -> torch.device:
-    """The device of this process: its own GPU if there are several, else the first, else the CPU."""
+    """The device of this process: its own GPU, the first GPU if there is one process, or the CPU."""
     import torch
 
     if processes() > 1:
@@ -70,7 +70,7 @@ def summed(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gathered(entries: dict[int, T]) -> dict[int, T]:
-    """The entries of all processes in each of them."""
+    """The entries of all processes, returned in every process."""
     if processes() == 1:
         return entries
     from accelerate.utils import gather_object
@@ -79,11 +79,11 @@ def gathered(entries: dict[int, T]) -> dict[int, T]:
 
 
 def first_on_each_machine() -> AbstractContextManager:
-    """One process of each machine enters, the others when it has left. All must come here."""
+    """One process of each machine enters first, the others after it has left. All processes must call this."""
     return _state().local_main_process_first() if processes() > 1 else nullcontext()
 
 
 def wait() -> None:
-    """Returns when every process has come here."""
+    """Returns when every process has called it."""
     if processes() > 1:
         _state().wait_for_everyone()

@@ -1,6 +1,6 @@
-"""What comes from the network: published prompt lists and metrics.
+"""Downloads: published prompt lists and metrics.
 
-    path = fetch("sd14", "memorized")      # cached; checked against the published checksum, and the one seen first
+    path = fetch("sd14", "memorized")      # cached; checked against published and earlier checksums
 
 Prompt lists are text and tables; nothing is unpickled. The copy descriptor is TorchScript, which is a program.
 """
@@ -34,26 +34,26 @@ SOURCES: dict[str, dict[str, str]] = {
     "sd14": {"memorized": _WEN + "examples/sdv1_500_memorized.jsonl", **_UNSEEN},
     "sd20": {"memorized": _WEBSTER + "sdv2_bb_edge_groundtruth.parquet", **_UNSEEN},
 }
-"""Public prompt lists: model, kind of prompts, address."""
+"""Addresses of public prompt lists, by model and kind of prompts."""
 PUBLISHED = {
     "sdv1_bb_edge_groundtruth.parquet": "md5:72c2dded275dda496de9c3f7c33c4f3d",
     "sdv2_bb_edge_groundtruth.parquet": "md5:c700ae1d156a9330940d339a24740ed1",
 }
-"""Checksums that their authors published, by the file's name."""
+"""Checksums published by the authors, by file name."""
 
 
 def cache() -> Path:
-    """Where downloads lie: the environment variable MEMSUB_CACHE, or the user's cache folder."""
+    """The folder of downloads: the environment variable MEMSUB_CACHE, or the user's cache folder."""
     return Path(os.environ.get("MEMSUB_CACHE") or pooch.os_cache("memsub"))
 
 
 def lock_file() -> Path:
-    """Checksums of everything that was ever fetched; copy it into another machine's cache to get the same there."""
+    """File with the checksums of all fetched files. A copy in another machine's cache makes it accept only the same."""
     return cache() / "checksums.json"
 
 
 def checksums() -> dict[str, str]:
-    """What `lock_file` holds: file name to sha256; raises ValueError if it is broken."""
+    """The content of `lock_file`: file name to sha256; raises ValueError if the file is broken."""
     seen = load_json(lock_file()) if lock_file().is_file() else {}
     if not isinstance(seen, dict):
         raise ValueError(f"{lock_file()} is no list of checksums as memsub writes it: remove it.")
@@ -61,10 +61,10 @@ def checksums() -> dict[str, str]:
 
 
 def verify(path: Path) -> str:
-    """The sha256 of a file in the cache, written to the lock if the file was put there by hand.
+    """The sha256 of a file in the cache; it is added to `lock_file` if it is new there.
 
     Raises:
-        ValueError: it is not the one in the lock.
+        ValueError: it differs from the one in `lock_file`.
     """
     digest, seen = pooch.file_hash(str(path)), checksums()
     if path.name not in seen:
@@ -78,7 +78,7 @@ def verify(path: Path) -> str:
 
 
 def fetch(model: str, kind: str, timeout: float = 20) -> Path:
-    """The file of a published prompt list, see `fetch_url`."""
+    """The file of a published prompt list; see `fetch_url`."""
     url = SOURCES[model][kind]
     name = f"{model}-{kind}-{url.rsplit('/', 1)[-1]}"
     return fetch_url(url, f"{kind} prompts of {model}", name, timeout, read_rows)
@@ -91,17 +91,17 @@ def fetch_url(
     timeout: float = 20,
     check: Callable[[Path], object] | None = None,
 ) -> Path:
-    """A file from the network, downloaded on first use into the cache, under `name`.
+    """A file from the network, downloaded into the cache on first use, under `name`.
 
-    Its checksum is written to `checksums.json` in the cache the first time, and must be the same ever after: it is
-    compared whenever the file is asked for.
+    Its checksum is written to `checksums.json` in the cache at the first download. Every later call compares the file
+    with it.
 
     Args:
-        check: reads the file, and raises ValueError if it is something else: such a file is not kept.
+        check: reads the file, and raises ValueError if it is of another kind; such a file is not kept.
 
     Raises:
-        ConnectionError: it cannot be had; names the file to put where.
-        ValueError: what came is not what was published, or what came before; so is what lies in the cache.
+        ConnectionError: the file cannot be fetched; the message says which file to put where.
+        ValueError: the file, downloaded or cached, is not the published one, or not the one that was fetched first.
     """
     with first_on_each_machine():
         return _fetch_url(url, what, name or url.rsplit("/", 1)[-1], timeout, check)
@@ -115,7 +115,7 @@ def _fetch_url(url: str, what: str, name: str, timeout: float, check: Callable[[
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with TemporaryDirectory(dir=cache()) as folder:  # under its own name, whose suffix says how it is read
+        with TemporaryDirectory(dir=cache()) as folder:  # under its own name: the suffix says how to read it
             came = Path(folder) / name
             pooch.HTTPDownloader(timeout=timeout, progressbar=True)(url, str(came), None)
             _check(came, url, url, check)
@@ -132,7 +132,7 @@ def _fetch_url(url: str, what: str, name: str, timeout: float, check: Callable[[
 
 
 def _check(path: Path, name: str, url: str, check: Callable[[Path], object] | None) -> None:
-    """Raises ValueError if a file contradicts its published checksum, is an error page under its name, or cut off."""
+    """Raises ValueError if a file differs from its published checksum, is a web page, or does not pass `check`."""
     kind, _, published = PUBLISHED.get(url.rsplit("/", 1)[-1], "").partition(":")
     if published and (digest := pooch.file_hash(str(path), kind)) != published:
         raise ValueError(f"{name} is not what was published: its {kind} is {digest}, published was {published}.")
@@ -140,7 +140,7 @@ def _check(path: Path, name: str, url: str, check: Callable[[Path], object] | No
         if file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html")):
             raise ValueError(f"{name} is a web page and not the file of that name.")
     try:
-        with warnings.catch_warnings(action="ignore"):  # they come when it is read for good
+        with warnings.catch_warnings(action="ignore"):  # they appear when the file is read for use
             if check:
                 check(path)
     except ValueError as error:

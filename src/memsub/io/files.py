@@ -3,9 +3,9 @@
     save_json({"steps": 10}, "runs/tiny/edit.json")
     about = load_json("runs/tiny/edit.json")
 
-After a failure or a kill a file is either complete or as it was before. Tensors are safetensors, the rest JSON
-and text (images: `memsub.io.images`). Nothing is pickled, and what is read may be anybody's: whatever a file
-holds, the error is a ValueError that names it.
+After a failure or a kill, a file is either complete or as it was before. Tensors are stored as safetensors, the rest
+as JSON and text (images: `memsub.io.images`). Nothing is pickled. Files may come from strangers: any invalid content
+raises a ValueError that names the file.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = 2
-"""Version of the names inside artifacts: files of another version are refused."""
+"""Version of the layout of artifacts; files of another version are refused."""
 LONGEST_NAME = 200
-"""Bytes; most disks take 255, and checkpoints beside a file have longer names than the file."""
+"""Bytes of a file name. Most disks allow 255, and checkpoints append to the name of their file."""
 _TIDY: set[Path] = set()
-"""Folders in which this process has looked for what killed writers left."""
+"""Folders that this process has cleared of the temporary files of killed writers."""
 
 
 def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | Path, metadata: dict[str, str]) -> None:
     """Writes a safetensors file, atomically; folders are made as needed."""
-    from safetensors.torch import save_file  # imports torch, which mistakes in a command need not wait for
+    from safetensors.torch import save_file  # imports torch; a mistake in a command should be reported without it
 
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     write_atomically(Path(path), lambda temporary: save_file(contiguous, temporary, metadata))
 
 
 def save_artifact(tensors: Mapping[str, torch.Tensor], path: str | Path, kind: str, about: dict) -> None:
-    """Writes tensors together with their kind and with what made them (`about`), atomically.
+    """Writes tensors with their kind and a description (`about`), atomically.
 
-    The metadata is one entry: safetensors writes several entries in any order, and equal artifacts should be equal to
-    the byte.
+    All metadata are in one entry, because safetensors writes several entries in any order, and equal artifacts should
+    have equal bytes.
     """
     text = json.dumps({"kind": kind, "format": FORMAT} | about, default=lambda number: number.item())  # of numpy, say
     save_tensors(tensors, path, {"about": text})
@@ -67,7 +67,7 @@ def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], 
 
 
 def check_artifact(path: str | Path, kind: str) -> None:
-    """Raises as `load_tensors`, from the file's header alone, without torch."""
+    """Raises the errors of `load_tensors`, but reads only the file's header, and needs no torch."""
     with _opened(path, kind, "numpy"):
         pass
 
@@ -84,7 +84,7 @@ def _opened(path: str | Path, kind: str, framework: str) -> Iterator[tuple[Any, 
 
 
 def _about(file: Any, path: str | Path, kind: str) -> dict:
-    """What an open artifact says of itself, if it is of that kind and of this version."""
+    """The description in an open artifact; raises ValueError for another kind or version."""
     about = parse_json((file.metadata() or {}).get("about", "{}"), f"the metadata of {path}")
     if not isinstance(about, dict) or about.get("kind") != kind:
         what = about.get("kind") if isinstance(about, dict) else None
@@ -100,7 +100,7 @@ def _about(file: Any, path: str | Path, kind: str) -> dict:
 
 @contextmanager
 def as_written(path: str | Path, kind: str) -> Iterator[None]:
-    """While an artifact is made of a file that may be anybody's: any error is a ValueError that names the file."""
+    """Turns any error within it into a ValueError that names the file: it may come from a stranger."""
     try:
         yield
     except ValueError as error:
@@ -110,7 +110,7 @@ def as_written(path: str | Path, kind: str) -> Iterator[None]:
 
 
 def number_of_weights(layer: str, shape: object) -> int:
-    """How many weights a shape has; raises ValueError for what is none, or has more than positions can count."""
+    """Number of weights of a shape; raises ValueError for an invalid shape, or more weights than int32 can count."""
     if isinstance(shape, list) and 1 <= len(shape) <= 8 and all(type(n) is int and n > 0 for n in shape):
         size = math.prod(shape)
         if size < 2**31:
@@ -123,7 +123,7 @@ def load_json(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or something else.
+        ValueError: the file is truncated or is not JSON.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no JSON file at {path}.")
@@ -131,7 +131,7 @@ def load_json(path: str | Path) -> Any:
 
 
 def parse_json(text: str | bytes, source: str) -> Any:
-    """What JSON says; raises ValueError that names the source if it is none, nests too deep, or holds huge numbers."""
+    """Parses JSON; raises a ValueError that names the source for invalid JSON, deep nesting or huge numbers."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -149,7 +149,7 @@ def save_json(value: Any, path: str | Path) -> None:
 
 
 def printable(text: object) -> str:
-    """Text for a terminal, in one line: characters that are not to be seen, such as terminal escapes, by their code."""
+    """Text for a terminal, in one line. Characters that are invisible, such as terminal escapes, appear as codes."""
     line = " ".join(part.strip() for part in str(text).splitlines())
     seen = (c if c.isprintable() or c in "\u200c\u200d" else c.encode("unicode_escape").decode() for c in line)
     return "".join(seen)  # (the two join letters and emoji)
@@ -159,12 +159,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with the path of a temporary file in a new folder beside `path`, then moves that file to `path`.
 
     Raises:
-        OSError: the file could not be written, on a full disk for example. What was at `path` is still there.
+        OSError: the file could not be written, for example because the disk is full. `path` is unchanged.
     """
     try:
         with beside(path) as temporary:
             write(temporary)
-            # safetensors makes files that nobody else may read; all of ours have the mode that the user's umask asks.
+            # safetensors makes files that only the user may read; the umask decides about ours.
             temporary.chmod(temporary.with_name("mode").stat().st_mode & 0o777)
             os.replace(temporary, path)
     except (OSError, SafetensorError, pyarrow.ArrowException) as error:  # such as a full disk
@@ -173,10 +173,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """The path of a temporary file in a folder of its own, of a name that nobody can know before, on the same disk.
+    """The path of a temporary file on the same disk, in a new folder with an unpredictable name.
 
-    The folder is locked while its writer lives, so that one that is not can be removed by whoever comes next. (Names
-    hold the machine's: over a network, locks may be each machine's own.)
+    The folder is locked while its writer lives; the next writer removes folders without a lock. Names contain the
+    machine's name, because on a network disk each machine may see its own locks only.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     start = f".memsub-{platform.node()[:40].replace(os.sep, '-')}-"
@@ -184,7 +184,7 @@ def beside(path: Path) -> Iterator[Path]:
         _TIDY.add(path.parent)
         for left in [entry for entry in path.parent.iterdir() if entry.name.startswith(start)]:
             with exclusive(left) as mine:
-                if mine and time.time() - left.stat().st_mtime > 1:  # a second, in which a writer gets its lock
+                if mine and time.time() - left.stat().st_mtime > 1:  # a new writer has its lock within a second
                     shutil.rmtree(left, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=start, dir=path.parent))
     try:
@@ -197,9 +197,9 @@ def beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[bool | None]:
-    """Locks a file or folder, and yields whether that was possible: False, if another process holds it.
+    """Locks a file or folder. Yields True, False if another process holds the lock, or None if locks do not exist here.
 
-    The lock ends with its process, however that ends. None: there are no locks here (Windows, some network disks).
+    The lock ends with its process, also if that is killed. Windows and some network disks have no such locks.
     """
     try:
         import fcntl

@@ -1,10 +1,10 @@
-"""What files of a model say before a weight is read: safetensors headers and JSON configurations, within limits.
+"""Headers and configurations of a model, read before any weight: safetensors headers and JSON, within size limits.
 
     header = read_header("unet/diffusion_pytorch_model.safetensors")
     header["conv_in.weight"]                # TensorInfo(dtype="F16", shape=(320, 4, 3, 3), bytes=23040)
     read_config("unet/config.json")["in_channels"]
 
-It needs neither torch nor safetensors. What is no such file is named for what it is: a pickle, a pointer of git-lfs, an
+It needs neither torch nor safetensors. For other files the error says what they are: a pickle, a pointer of git-lfs, an
 error page.
 """
 
@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 CONFIG_BYTES, DEPTH = 32 << 20, 32
-"""The largest JSON file that is read, and how deeply it may be nested. (The largest published index has 2 MB.)"""
+"""Limits of a JSON file: bytes and levels of nesting. (The largest published index has 2 MB.)"""
 HEADER_BYTES = 100 << 20
-"""The largest header, as in safetensors itself."""
+"""Limit of a header in bytes, as in safetensors."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")  # never read
 _STARTS = {
     b"version https://git-lfs": "is a pointer of git-lfs, not the file itself: run `git lfs pull` where it lies",
@@ -49,7 +49,7 @@ def read_header(path: str | Path) -> Header:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is something else (says what), truncated, corrupt, or its header is larger than the file.
+        ValueError: it is another kind of file (the message says which), truncated or corrupt.
     """
     path = Path(path)
     if not path.is_file():
@@ -73,7 +73,7 @@ def read_header(path: str | Path) -> Header:
         for name, entry in entries.items():
             first, last = map(int, entry["data_offsets"])
             shape = tuple(map(int, entry["shape"]))
-            if first < 0 or min(shape, default=0) < 0 or last - first < math.prod(shape) // 2:  # of four bits at least
+            if first < 0 or min(shape, default=0) < 0 or last - first < math.prod(shape) // 2:  # of 4 bits at least
                 raise ValueError(name)
             header[name] = TensorInfo(str(entry["dtype"]), shape, last - first)
         expected = 8 + length + max((int(e["data_offsets"][1]) for e in entries.values()), default=0)
@@ -92,7 +92,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is empty, no JSON object, larger than `CONFIG_BYTES` or nested more deeply than `DEPTH`.
+        ValueError: it is empty, no JSON object, larger than `CONFIG_BYTES`, or nested deeper than `DEPTH`.
     """
     path = Path(path)
     if not path.is_file():
@@ -118,7 +118,7 @@ def _deeper(value: Any, levels: int) -> bool:
 
 
 def _refuse_others(path: Path, start: bytes) -> None:
-    header = start[8:9] == b"{" and start[:4] != b"GGUF"  # text or the length of a header may begin as others do
+    header = start[8:9] == b"{" and start[:4] != b"GGUF"  # a header's length may look like another file's start
     if not header and start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         raise ValueError(f"{path} is a pickle, whatever its name says.")
     if not header:

@@ -2,9 +2,9 @@
 
 save_image(image, folder / "0.png")
 images = read_images(image_files(folder), side=512)     # (n, 512, 512, 3)
-decode_png(row["image"])                                # the images of a table of prompts are PNG bytes
+decode_png(row["image"])                                # prompt tables store images as PNG bytes
 
-Files of strangers are opened here alone: six formats, none of which runs a program, and no more than `MOST_PIXELS`.
+Only this module opens image files. It accepts six formats, none of which runs a program, and up to `MOST_PIXELS`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from PIL import Image, UnidentifiedImageError
 from .files import write_atomically
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""Of files that count as images, in lower case."""
+"""Suffixes of image files, in lower case."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-"""What Pillow may take a file for. (Among its other formats is PostScript, which it hands to Ghostscript.)"""
+"""The formats that Pillow may open. (Others are risky: it passes PostScript to Ghostscript.)"""
 MOST_PIXELS = 80_000_000
 _TURNS = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), 2))
-"""How an image is shown, by the number 2 to 8 in its EXIF data."""
+"""The rotation or reflection of an image, by its EXIF orientation 2 to 8."""
 
 
 def save_image(image: np.ndarray, path: str | Path) -> None:
@@ -34,7 +34,7 @@ def save_image(image: np.ndarray, path: str | Path) -> None:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder and of all folders below it, by name, with 9 before 10; hidden ones are left out."""
+    """The image files of a folder and its subfolders, sorted by name, with 9 before 10. Hidden files are omitted."""
     files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     return sorted((path for path in files if not path.name.startswith(".")), key=_natural)
 
@@ -44,20 +44,20 @@ def _natural(path: Path) -> list[str | int]:
 
 
 def rgb(file: Path | bytes) -> Image.Image:
-    """An image as the model's training saw it: its first frame, the right way up, on white, with 8 bits a channel.
+    """An image as in the model's training: its first frame, upright, on a white background, with 8 bits a channel.
 
-    LAION's images were downloaded so (img2dataset): where Pillow alone converts, what is transparent becomes black or
-    whatever lies hidden there, and 16 bits become white.
+    This is how img2dataset downloaded LAION's images. Pillow's own conversion turns transparent pixels black or shows
+    hidden colours, and turns 16-bit images white.
 
     Raises:
-        ValueError: no image of `FORMATS`, a broken one, or one of more than `MOST_PIXELS`.
+        ValueError: the file is no image of `FORMATS`, is broken, or has more than `MOST_PIXELS` pixels.
     """
     try:
         image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
         if image.width * image.height > MOST_PIXELS:
             raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
         return _rgb(image)
-    except Exception as error:  # what Pillow raises for broken files is no closed list
+    except Exception as error:  # for broken files Pillow raises errors of many classes
         what = "larger than is read" if isinstance(error, Image.DecompressionBombError) else "truncated or no image"
         name = "it" if isinstance(file, bytes) else file
         why = f"none of {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else str(error)
@@ -80,16 +80,16 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         return _TURNS.get(image.getexif().get(0x0112, 1))
-    except Exception:  # an image is shown as it lies where its EXIF data are broken
+    except Exception:  # broken EXIF data: the image is not rotated
         return None
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Gray values of 16 or 32 bits or floats, as 8 bits: the largest value that their kind allows is white."""
+    """Gray values of 16 bits, 32 bits or floats as 8 bits. The largest value of the type becomes white."""
     values = np.asarray(image)
     if image.mode.startswith("I;16"):
         gray = values >> 8
-    else:  # no file says how large they may be
+    else:  # the file does not state the largest value
         values = np.nan_to_num(values.astype(np.float32), posinf=0.0, neginf=0.0)
         highest = values.max()
         tops = ([1.0] if image.mode == "F" else []) + [2.0**8 - 1, 2.0**16 - 1, 2.0**32 - 1, highest]
@@ -103,7 +103,7 @@ def read_images(files: Sequence[Path], side: int, broken: dict[Path, str] | None
     """Reads images and resizes them: uint8 (n, side, side, 3).
 
     Args:
-        broken: files that cannot be read are passed over, and added here with a sentence.
+        broken: files that cannot be read are skipped, and added here with the reason.
 
     Raises:
         ValueError: a file is no image, and `broken` is None; the message names the file.
@@ -121,5 +121,5 @@ def read_images(files: Sequence[Path], side: int, broken: dict[Path, str] | None
 
 
 def decode_png(png: bytes) -> np.ndarray:
-    """PNG bytes to a uint8 array (height, width, 3)."""
+    """Decodes PNG bytes to a uint8 array (height, width, 3)."""
     return np.asarray(rgb(png))

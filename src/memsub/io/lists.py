@@ -1,10 +1,10 @@
-"""Prompt lists as people have them in files: text here, tables and JSON in `memsub.io.tables`, parquet elsewhere.
+"""Reads prompt lists from files: text here, tables and JSON in `memsub.io.tables`, parquet in `memsub_extra`.
 
-    rows = read_rows(Path("list.csv"))      # a dict a caption: prompt, and url, index and type where it has them
-    folder / plain_name(row["index"])       # of its training images
+    rows = read_rows(Path("list.csv"))      # a dict for each caption: prompt, and url, index, type if present
+    folder / plain_name(row["index"])       # the folder of its training images
 
-No caption vanishes silently: a line is what a text editor shows as one, a row without a caption gets a warning,
-and a file of any other form is refused with the line to blame. A file of a stranger has limits: bytes, rows, lengths.
+No caption is dropped silently. Lines are those that a text editor shows, a row without a caption causes a warning, and
+a file of another form raises an error that names the line. Files have limits of bytes, rows and lengths.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ..registry import Registry
 Row = dict[str, Any]
 """Column to value; empty for an empty line."""
 Rows = tuple[str, Iterator[tuple[int, Row]]]
-"""What the rows of a form are called, and each with its number."""
+"""What a row is called ("line", for example), and the rows with their numbers."""
 
 KEPT = ("url", "urls", "index", "type", "mean_sscd", "max_sscd", "rephrased", "file")
-"""Columns of a list that are kept besides its captions; `rephrased` holds other wordings, a line each."""
+"""Columns that are kept in addition to captions. `rephrased` holds other wordings, one a line."""
 TYPES = dict.fromkeys(("vm", "mv", "rv", "verbatim"), "verbatim") | dict.fromkeys(("tm", "tv", "template"), "template")
 TYPES |= {"memorized": "memorized", "n": "N"}
 """Types of captions in published lists, in lower case (matching, retrieved, template verbatims; N: not memorized)."""
@@ -32,20 +32,20 @@ FORMS = (
     "JSON: strings, or objects with such a key, one a line (.jsonl) or in an array, or an object of columns (.json)"
 )
 MOST_BYTES = 100_000_000
-"""Of a text file, and of what is kept of any list."""
+"""Limit of a text file, and of the kept columns of any list."""
 MOST_ROWS = 1_000_000
 LONGEST = 10_000
 """Characters of a caption or an address. (CLIP reads 77 tokens, some 300 characters.)"""
 LONGEST_NAME = 200
-"""Bytes of an index: file systems take 255."""
-_SUSPECT = re.compile("caption|prompt|text|://|\\t|^\\s*[\\[{\"'“„«]", re.IGNORECASE)  # what may be no plain line
+"""Bytes of an index. (File systems allow 255.)"""
+_SUSPECT = re.compile("caption|prompt|text|://|\\t|^\\s*[\\[{\"'“„«]", re.IGNORECASE)  # signs of no plain text
 READERS: Registry[Callable[[Path], Rows]] = Registry(
     "memsub.prompt_files",
     "kind of prompt file",
     dict.fromkeys((".jsonl", ".json"), "memsub.io.tables:read_json")
     | dict.fromkeys((".csv", ".tsv"), "memsub.io.tables:read_table"),
 )
-"""Of all but text, by suffix; each gives what its rows are called, and the rows."""
+"""Readers of all forms except text, by suffix. Each returns what a row is called, and the rows."""
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _OTHER = {
     b"\x1f\x8b": "gzip",
@@ -56,15 +56,15 @@ _OTHER = {
     b"<html": "a web page",
     b"version https://git-lfs": "a pointer of Git LFS",
 }
-"""How files begin, in lower case, that are no prompt list under the name of one."""
+"""First bytes, in lower case, of other kinds of files that may have the suffix of a prompt list."""
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The captions of a list in order, each with what else is kept of its row.
+    """The captions of a list in order, with the other kept columns.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file has another form, is too large, or holds no captions; the message names the line to blame.
+        ValueError: the file has another form, is too large, or holds no captions; the message names the line.
     """
     if not path.exists():
         raise FileNotFoundError(f"no prompt file at {path}.")
@@ -106,7 +106,7 @@ def _read_rows(path: Path) -> list[Row]:
 
 
 def kind_of(named: object) -> str | None:
-    """What a type in a list stands for, whatever its case; None: an unknown one, or none."""
+    """The kind that a type in a list stands for, in any case; None for an unknown or missing type."""
     return TYPES.get(str(named).strip().casefold())
 
 
@@ -117,17 +117,17 @@ def too_large(path: Path) -> ValueError:
 
 
 def _kept(row: Row, where: str) -> Row:
-    """The caption as `prompt`, and those of `KEPT` that the row has; empty if there is no caption.
+    """The caption as `prompt`, and the columns of `KEPT` that the row has; empty without a caption.
 
     Raises:
-        ValueError: the caption is no text, a value no number or text or too long, or the index no plain name.
+        ValueError: the caption is no text, a value is too long or no number or text, or the index is no plain name.
     """
     values: Row = {column: row[column] for column in ("caption", *KEPT) if column in row}
     if isinstance(image := row.get("image"), str) and len(image) <= 10 * LONGEST_NAME and not values.get("file"):
-        values["file"] = image  # else it is the image itself, which no list needs
+        values["file"] = image  # otherwise it is the image itself, which is not needed
     for column, value in values.items():
         a_column = f"{'an' if column == 'index' else 'a'} {column}"
-        if value is None or value != value or value == "":  # not a number: how tables write a missing one
+        if value is None or value != value or value == "":  # NaN stands for a missing value in tables
             values[column] = None
         elif not isinstance(value, str if column == "caption" else (str, int, float)):
             raise ValueError(f"{where} has {a_column} that is no text: {str(value)[:80]}.")
@@ -139,7 +139,7 @@ def _kept(row: Row, where: str) -> Row:
         except ValueError as error:
             raise ValueError(f"{where} has the {error}") from None
         if re.fullmatch(r"0|-?[1-9][0-9]{0,17}", values["index"]):
-            values["index"] = int(values["index"])  # whatever the form: one list's numbers are the other's
+            values["index"] = int(values["index"])  # the same in every form of list
     for column in values.keys() - {"caption", "index"}:
         values[column] = None if values[column] is None else str(values[column])
     caption = (values.pop("caption", None) or "").strip()
@@ -149,14 +149,14 @@ def _kept(row: Row, where: str) -> Row:
 
 
 def plain_name(index: Any) -> str:
-    """An index as the name of the folder of its training images: 3, 3.0 and "3" are one. Lists are of strangers.
+    """An index as the name of the folder of its training images; 3, 3.0 and "3" give the same name.
 
     Raises:
-        ValueError: it would lead out of the folder that holds it, or is no name on every system.
+        ValueError: the name would lead out of its parent folder, or is invalid on some system.
     """
     if isinstance(index, float) and index.is_integer():
         index = int(index)
-    name = re.sub(r"\A([0-9]+)\.0\Z", r"\1", str(index))  # pandas writes whole numbers beside missing ones like that
+    name = re.sub(r"\A([0-9]+)\.0\Z", r"\1", str(index))  # pandas writes 3 as 3.0 if other values are missing
     reserved = re.fullmatch(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", name)
     strange = re.search(r'[/\\:*?"<>|\x00-\x1f\x7f\ud800-\udfff]', name)
     if reserved or strange or name != name.strip() or name.endswith(".") or not 0 < len(name.encode()) <= LONGEST_NAME:
@@ -171,10 +171,10 @@ def plain_name(index: Any) -> str:
 
 
 def text_of(path: Path) -> str:
-    """A text file, without the byte order marks that Windows writes, and without line ends at its end.
+    """The content of a text file, without byte order marks and without line ends at its end.
 
     Raises:
-        ValueError: the file is neither UTF-8 nor UTF-16 with its mark, or too large.
+        ValueError: the file is neither UTF-8 nor UTF-16 with a byte order mark, or is too large.
     """
     if path.stat().st_size > MOST_BYTES:
         raise too_large(path)
@@ -192,13 +192,13 @@ def text_of(path: Path) -> str:
     if "\0" in text:
         number = len(lines_of(text[: text.index("\0")]))
         raise ValueError(f"{path}, line {number}, holds NUL characters and no captions: save the file as UTF-8 text.")
-    if any(text.count(character) > 5 * MOST_ROWS for character in "\n\r[{"):  # pretty JSON has some lines a row
+    if any(text.count(character) > 5 * MOST_ROWS for character in "\n\r[{"):  # indented JSON has several lines a row
         raise too_large(path)
-    return re.sub("(^|[\r\n])\ufeff+", r"\1", text).rstrip("\r\n")  # also where files were put together
+    return re.sub("(^|[\r\n])\ufeff+", r"\1", text).rstrip("\r\n")  # also in the middle of concatenated files
 
 
 def lines_of(text: str) -> list[str]:
-    """Lines as a text editor shows them. (`str.splitlines` splits also at characters that captions contain.)"""
+    """Lines as a text editor shows them. (`str.splitlines` also splits at characters that captions contain.)"""
     return re.split(r"\r\n|\n|\r", text)
 
 

@@ -1,4 +1,4 @@
-"""Prompt lists that are tables or JSON: `memsub.io.lists` imports it for such a file.
+"""Reads prompt lists that are tables or JSON; `memsub.io.lists` imports this module for such files.
 
 unit, rows = read_table(Path("list.csv"))      # "line", and each row with its number
 """
@@ -22,17 +22,17 @@ _ALIASES = {
     **{column: (column,) for column in ("url", "urls", "index", "mean_sscd", "max_sscd", "image")},
 }
 _COLUMNS = {alias: column for column, aliases in _ALIASES.items() for alias in aliases}
-"""Names of columns, as published lists write them and in lower case, to what they are called here."""
+"""Column names of published lists, in lower case, to our names."""
 _REPHRASED = re.compile(r"(rephrased|rephrasing|paraphrased?)s?(_(prompt|caption)s?)?_?\d*|caption_?\d+")
-"""Columns of other wordings of the caption: of them there may be several."""
-_ADDRESS = re.compile(r"(^|[\t,;|])\s*https?://\S+(\s*$|\t)")  # in a line of text: a column of its own
+"""Columns of other wordings of the caption; a table may have several."""
+_ADDRESS = re.compile(r"(^|[\t,;|])\s*https?://\S+(\s*$|\t)")  # an address that is a separate column in a line
 _QUOTED = re.compile(r"""\s*("([^"]|"")*"|'[^']*'|\u201c[^\u201c\u201d]*\u201d)\s*,?\s*""")
-"""A line that is a value of a table, or of a list in a program."""
+"""A line that is a quoted value, as in a table or a program."""
 _SEPARATORS = ",;\t"
 
 
 def check_text(path: Path, lines: Sequence[str], filled: Sequence[str]) -> None:
-    """Raises ValueError for JSON, tables and columns in a text file; `filled` are the lines that are not empty."""
+    """Raises ValueError if a text file holds JSON, a table or columns; `filled` are its non-empty lines."""
     for text in (filled[0], "\n".join(lines)) if filled[0].lstrip()[0] in "[{" else ():
         try:
             value = json.loads(text)
@@ -52,7 +52,7 @@ def check_text(path: Path, lines: Sequence[str], filled: Sequence[str]) -> None:
         )
     forms = {"quotes around it": map(_QUOTED.fullmatch, filled), "a tab in it": ("\t" in s.strip() for s in filled)}
     for what, has_form in forms.items():
-        if len(filled) > 1 and all(has_form):  # one line alone may be a title, or have a tab by accident
+        if len(filled) > 1 and all(has_form):  # a single line may be a title, or contain a tab by accident
             raise ValueError(
                 f"{path}: every line has {what}, which would be read as part of the caption. Remove them, or name the "
                 "file .csv or .tsv and begin it with a header, such as caption."
@@ -60,7 +60,7 @@ def check_text(path: Path, lines: Sequence[str], filled: Sequence[str]) -> None:
 
 
 def columns_of(names: Sequence[Any], where: str) -> list[str]:
-    """Names of columns as they are called here: the published lists write some of them in several ways.
+    """Our names of the columns. Published lists write some of them in several ways.
 
     Raises:
         ValueError: no column holds captions, or two columns mean the same.
@@ -78,14 +78,14 @@ def columns_of(names: Sequence[Any], where: str) -> list[str]:
 
 
 def row_of(columns: Sequence[str], values: Sequence[Any]) -> Row:
-    """A row by its columns; other wordings of its caption, from one cell or several, as one text, a line each."""
+    """A row as a dictionary. Other wordings of its caption, from one cell or several, become one text, one a line."""
     row, wordings = dict(zip(columns, values, strict=True)), list[Any]()
     for column, value in zip(columns, values, strict=True):
         if column == "rephrased":
             wordings += value if isinstance(value, list) else [value]
     if "rephrased" in row and all(wording is None or isinstance(wording, str) for wording in wordings):
         size = sum(len(wording) + 1 for wording in wordings if wording)
-        # What is too long is refused by its length: it is not put together.
+        # Long texts are not joined: their length alone causes the error.
         row["rephrased"] = "\n".join(filter(None, wordings)) if size <= 2 * LONGEST else " " * size
     return row
 
@@ -94,7 +94,7 @@ def row_of(columns: Sequence[str], values: Sequence[Any]) -> Row:
 
 
 class _Pairs(list):
-    """The names and values of a JSON object, in which a name may stand twice."""
+    """The names and values of a JSON object. A name may occur twice."""
 
 
 def _parsed(text: str, path: Path, line: int) -> Any:
@@ -106,7 +106,7 @@ def _parsed(text: str, path: Path, line: int) -> Any:
 
 
 def _json_row(value: Any, where: str) -> Row:
-    """A line of JSON, or an item of an array."""
+    """The row of a line of JSON, or of an item of an array."""
     if isinstance(value, _Pairs):
         columns = columns_of([name for name, _ in value], where)
         return row_of(columns, [v for _, v in value])
@@ -116,7 +116,7 @@ def _json_row(value: Any, where: str) -> Row:
 
 
 def read_json(path: Path) -> Rows:
-    """JSON lines, or a document: the suffix does not tell, as programs write either under both."""
+    """JSON lines, or one document. Programs write either of them under both suffixes."""
     lines = lines_of(text_of(path))
     filled = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not filled:
@@ -145,14 +145,14 @@ def _document_rows(document: Any, path: Path, line: int) -> Rows:
     """The rows of a whole JSON document: an array of strings or objects, an object of columns, or one row.
 
     Raises:
-        ValueError: it is something else, or its columns differ in length.
+        ValueError: it has another form, or its columns differ in length.
     """
     if isinstance(document, list) and not isinstance(document, _Pairs):
         return "item", ((i, _json_row(value, f"{path}, item {i},")) for i, value in enumerate(document, 1))
     row = {column: value for column, value in _json_row(document, f"{path}, line {line},").items() if column}
     if not isinstance(row["caption"], list):
         return "line", iter([(line, row)])
-    # pandas writes a column as an object, from the row's name to its value.
+    # pandas writes a column as an object: row name to value.
     values = [[v for _, v in value] if isinstance(value, _Pairs) else value for value in row.values()]
     sizes = [len(value) if isinstance(value, list) else "no list" for value in values]
     if len(set(sizes)) > 1:
@@ -165,7 +165,7 @@ def _document_rows(document: Any, path: Path, line: int) -> Rows:
 
 
 def _cells(line: str, separator: str) -> list[str]:
-    """The values of a row that may be no row of a table: nothing is checked."""
+    """The values of a line, split like a row of a table, without checks."""
     return next(csv.reader([line[:LONGEST]], delimiter=separator), [])
 
 
@@ -197,7 +197,7 @@ def _table_row(values: list[str], columns: list[str], separator: str, number: in
 
 
 def _table_rows(text: str, separator: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows, each with the number of its first line. Strict: after a quote that is not closed all rows would vanish."""
+    """Rows, each with the number of its first line. An unclosed quote is an error; it would hide all later rows."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     first = 1
     try:

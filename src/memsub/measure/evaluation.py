@@ -96,7 +96,8 @@ def summary(memorized: pd.DataFrame, unseen: pd.DataFrame) -> dict[str, float]:
         Of memorized captions: replication_rate (share of images above the copy metric's threshold) with its 95 %
         interval replication_low, replication_high (captions are the independent units); exact_rate, exact_low and
         exact_high (the same by the exact test, if exact_p was measured); n (number of images); the means of
-        copy_similarity, of further metrics, and of alignment (memorized_alignment). Of unseen captions: prompt_similarity and alignment.
+        copy_similarity, of further metrics, and of alignment (memorized_alignment). Of unseen captions:
+        prompt_similarity and alignment.
     """
     rates = rate("replication", memorized["replicated"], memorized["prompt"])
     if "exact_p" in memorized:

@@ -114,6 +114,6 @@ def uniformity(p: np.ndarray, step: float = LEVEL) -> float:
     """P-value of a Kolmogorov-Smirnov test of p-values against the uniform distribution on step, 2 step, ..., 1."""
     from scipy.stats import kstest  # takes a second to import
 
-    # Spread over the step that each discrete value stands for, by fixed noise: uniform then means uniform on (0, 1).
+    # Fixed noise spreads each discrete value over its step: uniform p-values become uniform on (0, 1).
     noise = np.random.default_rng(0).random(len(p))
     return float(kstest(np.asarray(p) - noise * step, "uniform").pvalue)

@@ -1,14 +1,14 @@
-"""What a network is conditioned on, as one value: a row a prompt.
+"""All inputs by which a network is conditioned, in one object with a row for each prompt.
 
     >>> denoiser = as_denoiser(pipe)
     >>> conditioning = denoiser.embed(["a red heart", "a blue fish"])
-    >>> len(conditioning[:1]), len(conditioning[[1, 0]]), len(conditioning[1])      # rows; an int gives one row
+    >>> len(conditioning[:1]), len(conditioning[[1, 0]]), len(conditioning[1])      # rows; an int selects one row
     (1, 2, 1)
     >>> guided = Conditioning.cat([denoiser.embed(["", ""]), conditioning])
     >>> louder = conditioning.with_embeddings(conditioning.embeddings * 2)          # the rest stays
 
-Stable Diffusion takes token embeddings alone. Larger models take more of each prompt: pooled embeddings and sizes
-(SDXL), a mask of the tokens that count (PixArt), the scale of a guidance that was distilled into the network (Flux).
+Stable Diffusion takes token embeddings only. Other models take more inputs for each prompt: pooled embeddings and sizes
+(SDXL), a mask of valid tokens (PixArt), the guidance scale of a distilled network (Flux).
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """Tensors with a row a prompt: n prompts. What a model has no use for is None.
+    """Tensors with a row for each of n prompts. Inputs that the model does not take are None.
 
     Attributes:
-        embeddings: of the tokens, (n, tokens, width).
-        pooled: one embedding a prompt, (n, width).
-        time_ids: added numbers, such as the sizes of SDXL, (n, k).
-        mask: tokens that count, (n, tokens).
-        guidance: scale that the network itself takes, (n,).
+        embeddings: token embeddings, (n, tokens, width).
+        pooled: one embedding for each prompt, (n, width).
+        time_ids: further numbers, such as the sizes of SDXL, (n, k).
+        mask: which tokens are valid, (n, tokens).
+        guidance: guidance scale, if the network takes it as an input, (n,).
 
     Raises:
-        ValueError: embeddings are not of three dimensions, or another tensor has another number of rows.
+        ValueError: embeddings do not have three dimensions, or the tensors differ in their number of rows.
     """
 
     embeddings: torch.Tensor
@@ -54,7 +54,7 @@ class Conditioning:
                 raise ValueError(f"{name} has {len(tensor)} rows, the embeddings have {len(self)}.")
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Those that are not None, by name."""
+        """The tensors that are not None, by name."""
         each = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in each.items() if tensor is not None}
 
@@ -65,7 +65,7 @@ class Conditioning:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, rows: int | slice | Sequence[int] | torch.Tensor) -> Conditioning:
-        """Some rows; an int gives a conditioning of one row."""
+        """The given rows; an int gives a conditioning with one row."""
         if isinstance(rows, int) or (isinstance(rows, torch.Tensor) and rows.ndim == 0):
             rows = [int(rows)]  # a list keeps the axis of rows
         elif isinstance(rows, range):
@@ -80,7 +80,7 @@ class Conditioning:
         """The rows of all parts, one part after the other.
 
         Raises:
-            ValueError: no parts, or some of them hold a tensor that others have not.
+            ValueError: no parts, or a tensor is present in some parts only.
         """
         if not parts:
             raise ValueError("nothing to concatenate: give one conditioning or more.")
@@ -91,22 +91,22 @@ class Conditioning:
         return Conditioning(**{name: torch.cat([each[name] for each in tensors]) for name in tensors[0]})
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Conditioning:
-        """On another device; a dtype is that of what is floating, so that a mask stays one."""
+        """Moves to a device, and casts floating tensors to a dtype; a mask keeps its dtype."""
         moved = self if device is None else self._each(lambda tensor: tensor.to(device))
         if dtype is None:
             return moved
         return moved._each(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
     def repeat(self, times: int) -> Conditioning:
-        """All rows, so many times: (a, b) to (a, b, a, b)."""
+        """Repeats all rows: (a, b) to (a, b, a, b)."""
         return self._each(lambda tensor: tensor.repeat(times, *[1] * (tensor.ndim - 1)))
 
     def repeat_interleave(self, times: int) -> Conditioning:
-        """Each row so many times: (a, b) to (a, a, b, b)."""
+        """Repeats each row: (a, b) to (a, a, b, b)."""
         return self._each(lambda tensor: tensor.repeat_interleave(times, 0))
 
     def expand(self, n: int) -> Conditioning:
-        """One row as n rows, without copies; raises ValueError if this is not one row."""
+        """Expands one row to n rows, without copies; raises ValueError for another number of rows."""
         if len(self) != 1:
             raise ValueError(f"one row can be expanded; these are {len(self)}.")
         return self._each(lambda tensor: tensor.expand(n, *tensor.shape[1:]))
@@ -116,11 +116,11 @@ class Conditioning:
         return self._each(torch.Tensor.detach)
 
     def with_embeddings(self, embeddings: torch.Tensor) -> Conditioning:
-        """Other token embeddings, (n, tokens, width), for the same prompts."""
+        """The same conditioning with other token embeddings, (n, tokens, width)."""
         return replace(self, embeddings=embeddings)
 
     def row_digests(self) -> list[str]:
-        """sha256 of each row: of the names, dtypes, shapes and bytes of its tensors, whatever the other rows are."""
+        """sha256 of each row: names, dtypes, shapes and bytes of its tensors. Other rows have no influence."""
         digests = [hashlib.sha256() for _ in range(len(self))]
         for name, tensor in self.tensors().items():
             kind = f"{name} {tensor.dtype} {tuple(tensor.shape[1:])}".encode()
@@ -136,8 +136,8 @@ class Conditioning:
 
 
 def as_conditioning(prompts: Sequence[str] | Conditioning | torch.Tensor, denoiser: Denoiser) -> Conditioning:
-    """What `Denoiser.predict` takes (`as_prompts`: what `sample` takes): captions embedded, a plain tensor (n, tokens,
-    width) as token embeddings alone, a conditioning as it is.
+    """Converts to the input of `Denoiser.predict`: embeds captions, takes a tensor (n, tokens, width) as token
+    embeddings, and returns a conditioning unchanged. (`as_prompts` does this for `Denoiser.sample`.)
     """
     if isinstance(prompts, Conditioning):
         return prompts

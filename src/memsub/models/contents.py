@@ -1,12 +1,12 @@
-"""What a model's files are, by configurations and headers alone: before a weight is read, and without torch.
+"""Inspects the files of a model by their configurations and headers, without torch, before any weight is read.
 
     contents = inspect("path/to/folder")                # or one .safetensors file
     contents.kind                                       # "StableDiffusionPipeline"
     contents.tensors["unet"]["conv_in.weight"].shape    # (320, 4, 3, 3)
-    contents.problems                                   # why it cannot be loaded, a sentence each; empty: it can
+    contents.problems                                   # sentences on why it cannot be loaded; empty if it can
 
-Which pipelines can be loaded is asked of `ADAPTERS`. An adapter may have a static method `refuses`: configurations by
-part to sentences, for what configurations can say that it cannot do.
+`ADAPTERS` lists the pipelines that can be loaded. An adapter may have a static method `refuses`, which takes the
+configurations by part, and returns sentences on what it does not support.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _SIZES = (
     ("text_encoder", "vocab_size", r"token_embedding\.weight$", 0),
     ("text_encoder", "num_hidden_layers", r"\blayers\.(\d+)\.", None),
 )
-"""Part, entry of its configuration, tensors, and the axis of that size; None: as many numbers are in the names."""
+"""Part, entry of its configuration, tensors, and the axis with that size; None: count the numbers in their names."""
 FUSE = "pipe.load_lora_weights(...), pipe.fuse_lora(), pipe.unload_lora_weights(), pipe.save_pretrained(FOLDER)"
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts that a pipeline works without."""
-_OTHER_SAMPLERS = ("RePaint", "ScoreSde", "VQDiffusion", "Amused")  # they repaint, or step no latents of its kind
+"""Parts that a pipeline does not require."""
+_OTHER_SAMPLERS = ("RePaint", "ScoreSde", "VQDiffusion", "Amused")  # they repaint, or step other kinds of latents
 _NO_WEIGHTS = re.compile(r"(Tokenizer|TokenizerFast|Scheduler|FeatureExtractor|Processor)$")
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", ".model")
 _CONVERT = (
@@ -54,21 +54,21 @@ _CONVERT = (
 
 @dataclass
 class Contents:
-    """What the files of a model say.
+    """The content of a model's files, without its weights.
 
     Attributes:
-        path: folder, or single file.
-        names: files that the folder has, relative to it.
-        prediction_type: what the network predicts; None: nothing says it.
-        cast: whether weights will be cast to another dtype, so that they may be float8.
-        fetch: whether configurations may be asked of the hub.
-        kind: class of the pipeline; empty if it is none.
-        configs: by part; "" is model_index.json. Of a single file those of the folder `config`.
-        tensors: by part, of all its files together; of a single file under its own names, in the part "".
-        width: of a single file: numbers of an embedding that its cross-attention takes.
-        variant: of the files, such as "fp16".
-        files: that loading needs, relative to the folder.
-        problems: sentences: why it cannot be loaded.
+        path: folder or single file.
+        names: files of the folder, relative to it.
+        prediction_type: what the network predicts; None if unknown.
+        cast: whether weights will be cast to another dtype; if so, they may be float8.
+        fetch: whether configurations may be fetched from the hub.
+        kind: class of the pipeline; empty if the files are no pipeline.
+        configs: by part; "" is model_index.json. A single file takes those of the folder `config`.
+        tensors: tensors by part. Those of a single file keep their names, in the part "".
+        width: for a single file: width of the embeddings that its cross-attention takes.
+        variant: variant of the files, such as "fp16".
+        files: files that loading requires, relative to the folder.
+        problems: sentences on why the model cannot be loaded.
     """
 
     path: Path
@@ -91,12 +91,12 @@ class Contents:
             raise ValueError(self.problems[0])
 
     def layers(self) -> dict[str, tuple[int, ...]]:
-        """Shapes (d, f) of the second feed-forward maps, by the names in the files."""
+        """Shapes (d, f) of the second feed-forward maps, by their names in the files."""
         named = [item for tensors in self.tensors.values() for item in tensors.items()]
         return {name.removesuffix(".weight"): t.shape for name, t in named if name.endswith("ff.net.2.weight")}
 
     def read(self, name: str, reader: Callable[[Path], Any]) -> Any:
-        """A file by `read_config` or `read_header`; what is wrong with it is a problem, and an empty dictionary."""
+        """Reads a file by `read_config` or `read_header`. An error is added to `problems`, and returns {}."""
         try:
             return reader(self.path / name)
         except (OSError, ValueError) as error:
@@ -105,7 +105,7 @@ class Contents:
 
 
 OTHER_FORMS: Registry[Callable[[Contents], None]] = Registry("memsub.model_forms", "form of a model", {})
-"""Read what is no diffusers folder: they fill in what it is, or say so in `problems`."""
+"""Readers of models that are no diffusers folders: they fill in the fields, or add to `problems`."""
 
 
 def inspect(
@@ -117,14 +117,14 @@ def inspect(
     fetch: bool = False,
     names: Collection[str] | None = None,
 ) -> Contents:
-    """What a folder or file is. Whatever is wrong with it is in `problems`: nothing is raised.
+    """Inspects a folder or file. It raises nothing: whatever is wrong is listed in `problems`.
 
     Args:
-        config: a diffusers folder of the same family, for a single file: its configurations and tokenizer are read.
-        prediction_type: of the network, where its files do not say it.
+        config: for a single file: a diffusers folder of the same family with its configurations and tokenizer.
+        prediction_type: what the network predicts, if its files do not say it.
         cast: weights will be cast to another dtype.
-        fetch: ask the hub for configurations that a single file lacks.
-        names: files that the folder will have (default: those that it has). Headers are read of what is there.
+        fetch: fetch the configurations that a single file lacks from the hub.
+        names: files that the folder will have (default: its present files). Headers of present files are read.
     """
     contents = Contents(Path(path), names or (), prediction_type, cast, fetch)
     contents.config = Path(config).expanduser() if config else None
@@ -149,7 +149,7 @@ def inspect(
 
 
 def listed(folder: Path) -> list[str]:
-    """Files of a folder and of those in it; no deeper, for somebody may name a whole disk."""
+    """Files of a folder and its subfolders, no deeper, because the folder may be a whole disk."""
     levels = ("*", "*/*", "*/*/model_index.json")
     return sorted(p.relative_to(folder).as_posix() for level in levels for p in folder.glob(level) if p.is_file())
 
@@ -187,18 +187,18 @@ def read_folder(contents: Contents, weights: bool = True) -> None:
     try:
         sentences = refuses(contents.configs) if refuses else ()
         contents.problems += [f"{contents.path}: {sentence}" for sentence in sentences]
-    except (TypeError, AttributeError, LookupError) as error:  # text where numbers belong, for example
+    except (TypeError, AttributeError, LookupError) as error:  # for example text in place of numbers
         contents.problems.append(f"{contents.path}: its configurations are not those of a {contents.kind} ({error}).")
     if weights and not contents.problems:
         _weights(contents, stems)
 
 
 def _check_index(contents: Contents, index: Mapping[str, Any]) -> None:
-    """Sets the kind; a kind without an adapter, and parts of which memsub will not import the code, are problems."""
+    """Sets the kind. A kind without an adapter, and parts with code from other packages, are problems."""
     kind, path = index.get("_class_name"), contents.path
     trusted = {"diffusers", "transformers", "memsub", *(re.split("[.:]", p)[0] for p in ADAPTERS.places().values())}
     for part, entry in index.items():
-        if not isinstance(entry, list) or part in ("safety_checker", "_class_name"):  # that part is never loaded
+        if not isinstance(entry, list) or part in ("safety_checker", "_class_name"):  # the checker is never loaded
             continue
         if len(entry) != 2 or (not all(isinstance(e, str) for e in entry) and entry[0] is not None):
             contents.problems.append(f"{path}/model_index.json: {part} should be [library, class], not {entry!r:.80}.")
@@ -222,10 +222,10 @@ def check_kind(contents: Contents) -> None:
 
 
 def refused(configs: Mapping[str, Mapping[str, Any]], loaded: bool = False) -> list[str]:
-    """Why a Stable Diffusion of these configurations is another kind of model: `refuses` of its adapter.
+    """Why these configurations are no plain Stable Diffusion, in sentences: `refuses` of its adapter.
 
-    A pipeline that is loaded may lack what embeds captions, and may take guidance as an input. Of an IP-Adapter its
-    `layers` say how to take it off.
+    A loaded pipeline may lack the text encoder, and may take guidance as an input. For an IP-Adapter, the error of
+    `layers` says how to unload it.
     """
     index, unet = configs[""], configs.get("unet", {})
     needed = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -256,10 +256,10 @@ def refused(configs: Mapping[str, Mapping[str, Any]], loaded: bool = False) -> l
 
 
 def _weights(contents: Contents, stems: Mapping[str, str]) -> None:
-    """Finds the variant that all parts have, and reads the headers of its files.
+    """Finds a variant that all parts have, and reads the headers of its files.
 
     Args:
-        stems: what the files of weights of each part are called.
+        stems: part to the name of its weight files, without suffix.
     """
     files: dict[str, dict[str, list[str]]] = {part: {} for part in stems}
     for part, stem in stems.items():
@@ -289,12 +289,12 @@ def _weights(contents: Contents, stems: Mapping[str, str]) -> None:
         shards = _shards(contents, part, name) if name.endswith(".json") else [name]
         contents.tensors[part] = {}
         for shard in shards:
-            if (contents.path / shard).exists():  # else it is on the hub, and read after its download
+            if (contents.path / shard).exists():  # else it is on the hub, and is read after the download
                 contents.tensors[part] |= contents.read(shard, read_header)
 
 
 def _shards(contents: Contents, part: str, index: str) -> list[str]:
-    """The files that an index names; those that are missing or too many are problems."""
+    """The files that an index names. Missing and surplus files are problems."""
     if not (contents.path / index).exists():
         return []
     table = contents.read(index, read_config).get("weight_map")
@@ -323,7 +323,7 @@ def _without_weights(contents: Contents, part: str, stem: str) -> str:
 
 
 def _contradictions(contents: Contents) -> list[str]:
-    """Sizes and numbers of layers that a configuration and the weights beside it disagree on."""
+    """Contradictions between a configuration and its weights, in sizes and numbers of layers."""
     sentences = []
     for part, key, form, axis in _SIZES:
         size, tensors = contents.configs.get(part, {}).get(key), contents.tensors.get(part, {})
@@ -341,7 +341,7 @@ def _contradictions(contents: Contents) -> list[str]:
 
 
 def _not_plain(contents: Contents) -> list[str]:
-    """Weights that are quantized, or that an adapter lies over which is not fused."""
+    """Problems of weights that are quantized, or have an adapter that is not fused."""
     sentences: list[str] = []
     for part, config in contents.configs.items():
         if quantized := config.get("quantization_config"):

@@ -1,4 +1,4 @@
-"""What edits and statistics belong to: sha256 of a network's weights. (Images: `memsub_extra.fingerprints`.)
+"""Fingerprint of a network: sha256 of its weights. (Fingerprints of images: `memsub_extra.fingerprints`.)
 
 >>> fingerprint(pipe) == stats.provenance["model"]
 True
@@ -18,16 +18,16 @@ from .plain import named_modules, named_tensors, without_adapter
 from .protocol import Pipeline, as_denoiser
 
 _DIGESTS: WeakKeyDictionary[torch.nn.Module, dict[str, tuple[tuple, bytes]]] = WeakKeyDictionary()
-"""Module to the name of each tensor, to where it lay and what it summed up to, and its digest then."""
+"""Cache: module to tensor name to (address and bit sum of the tensor, its digest)."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def module_fingerprint(module: torch.nn.Module) -> str:
     """sha256 over a module's parameters and buffers, their names and dtypes.
 
-    It is the same in every memory format and on every device, compiled or not, and for an adapter that is fused also
-    before it is unloaded. One that is not fused counts, with its scale. Hashing gigabytes takes seconds, so a tensor is
-    hashed again only after it was replaced or written to. Raises ValueError if the module is offloaded.
+    It does not depend on memory format, device or compilation. A fused adapter counts as part of the weights, whether
+    unloaded or not; one that is not fused counts separately, with its scale. Hashing gigabytes takes seconds, so a
+    tensor is hashed again only after it was replaced or written to. Raises ValueError if the module is offloaded.
     """
     known, whole = _DIGESTS.setdefault(module, {}), hashlib.sha256()
     tensors = dict(sorted(_flat(named_tensors(module))))
@@ -45,7 +45,7 @@ def module_fingerprint(module: torch.nn.Module) -> str:
 
 
 def _flat(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The same, with the plain tensors that a packed one consists of (quantized weights) in its place."""
+    """The same tensors, with packed tensors (quantized weights) replaced by the plain tensors inside them."""
     for name, tensor in tensors:
         if is_traceable_wrapper_subclass(tensor):
             yield from _flat((f"{name}.{part}", getattr(tensor, part)) for part in tensor.__tensor_flatten__()[0])
@@ -54,15 +54,15 @@ def _flat(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, to
 
 
 def _bit_sums(tensors: Mapping[str, torch.Tensor]) -> list[int]:
-    """The sum of each tensor's bits, read as integers: tells of writes that hide from PyTorch's count of them.
+    """The sum of each tensor's bits, read as integers. It detects writes that PyTorch's version counter misses.
 
-    Those through `weight.data` do: peft's when an adapter is fused, diffusers' when a moving average is copied.
+    These are writes through `weight.data`: by peft when it fuses an adapter, by diffusers when it copies an average.
     """
     sums: dict[torch.device, list[torch.Tensor]] = {}
     for tensor in tensors.values():
         bits, size = tensor.detach(), tensor.element_size()
         if bits.is_contiguous() and bits.ndim and bits.numel() * size % 8 == 0:
-            bits, size = bits.view(-1), 8  # as 64 bits, which no sum has to widen
+            bits, size = bits.view(-1), 8  # as 64 bits, so that sums need no wider type
         sums.setdefault(tensor.device, []).append(bits.view(_INTEGERS[size]).sum(dtype=torch.int64))
     try:
         together = {device: iter(torch.stack(each).cpu().tolist()) for device, each in sums.items()}  # a copy a device
@@ -73,26 +73,26 @@ def _bit_sums(tensors: Mapping[str, torch.Tensor]) -> list[int]:
 
 
 def _adapters(module: torch.nn.Module) -> Iterator[str]:
-    """Adapters that are not fused: how strong they are stands in no tensor."""
+    """Names and scales of adapters that are not fused; no tensor contains the scales."""
     for name, layer in named_modules(module).items():
         if hasattr(layer, "base_layer") and without_adapter(layer) is layer:
             yield f"{name} {getattr(layer, 'scaling', None)} {getattr(layer, 'active_adapters', None)}"
 
 
 def fingerprint(pipe: Pipeline) -> str:
-    """Of the network alone: what statistics, masks and edits belong to."""
+    """Fingerprint of the network only. Statistics, masks and edits belong to it."""
     return module_fingerprint(as_denoiser(pipe).network)
 
 
 def check_model(pipe: Pipeline, expected: str, what: str) -> None:
-    """Refuses what belongs to another model.
+    """Raises an error for an object of another model.
 
     Args:
-        expected: fingerprint of the network that it belongs to.
-        what: belongs there: the beginning of the message, such as "this edit is of".
+        expected: fingerprint of the network that the object belongs to.
+        what: beginning of the message, such as "this edit is of".
 
     Raises:
-        ValueError: the pipeline's network is another one; names both.
+        ValueError: the pipeline has another network; the message names both fingerprints.
     """
     if (actual := fingerprint(pipe)) != expected:
         raise ValueError(

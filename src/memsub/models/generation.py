@@ -2,11 +2,11 @@
 
     >>> generate(pipe, ["a red heart on a plain green background"], seeds=3, steps=2).shape
     (1, 32, 32, 3)
-    >>> images = generate(pipe, prompts, seeds=range(len(prompts)), steps=2)    # a noise of its own for each prompt
-    >>> sample = partial(generate, pipe, steps=8, solver="multistep")           # a Sample: what metrics are given
+    >>> images = generate(pipe, prompts, seeds=range(len(prompts)), steps=2)    # a different noise for each prompt
+    >>> sample = partial(generate, pipe, steps=8, solver="multistep")           # a Sample, as metrics require it
 
-An image depends on its prompt and its seed alone: not on the batch it was sampled in, nor on its place in the list
-(to the last digits of float arithmetic, which can differ between batch sizes).
+An image depends only on its prompt and its seed, not on its batch or its place in the list. (Batches of different sizes
+can differ by rounding.)
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class Sample(Protocol):
-    """Samples one image a prompt or row of a conditioning, a seed each: `generate` with all else filled in."""
+    """Samples one image for each prompt (or row of a conditioning) and seed: `generate` with other arguments set."""
 
     def __call__(self, prompts: Any, *, seeds: Sequence[int]) -> np.ndarray: ...
 
@@ -52,21 +52,21 @@ def generate(
     batch_size: int = 64,
     progress: bool = True,
 ) -> np.ndarray:
-    """Samples one image a prompt. Under `accelerate launch` each process takes a share, and all return every image.
+    """Samples one image a prompt. Under `accelerate launch` each process samples a share, and all return every image.
 
     Args:
         prompts: captions, their `Conditioning`, or their embeddings (prompts, tokens, width).
         seeds: one seed for all prompts (they share the initial noise), or one a prompt.
         solver: the pipeline's own scheduler, or a multistep solver that needs fewer steps (`multistep`).
-        batch_size: images at a time, half as many where memory ends; a network call holds twice as many under guidance.
+        batch_size: images per batch; halved if they do not fit into memory. Guidance doubles the rows of network calls.
 
     Returns:
         uint8, shape (prompts, height, width, 3).
 
     Raises:
-        ValueError: no prompts, a prompt that is not text, another number of seeds, a batch size or steps below 1, an
-            unknown solver, or one that draws noise which no seed fixes.
-        MemoryError: not even one image fits into memory.
+        ValueError: no prompts, a prompt that is not text, a wrong number of seeds, a batch size or steps below 1, an
+            unknown solver, or a sampler whose noise no seed fixes.
+        MemoryError: a single image does not fit into memory.
     """
     denoiser = as_denoiser(pipe)
     prompts = as_prompts(prompts, denoiser)
@@ -95,7 +95,7 @@ def generate(
 def as_pixels(images: torch.Tensor) -> np.ndarray:
     """uint8 (B, height, width, 3) of images (B, 3, height, width) in [0, 1].
 
-    Raises FloatingPointError for what is not finite: it would become black, an image that replicates nothing.
+    Raises FloatingPointError for values that are not finite: they would become black pixels, which replicate nothing.
     """
     pixels = images.permute(0, 2, 3, 1).float().cpu().numpy()
     if not np.isfinite(pixels).all():

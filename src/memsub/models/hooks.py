@@ -1,15 +1,15 @@
-"""Hooks on a network's layers, in one place, and what they rely on: one network call calls every layer once.
+"""Hooks on a network's layers. They require that one network call calls every layer once.
 
     >>> denoiser, rows = as_denoiser(pipe), []
     >>> with hooked(denoiser, denoiser.layers(), lambda name, hidden, output: rows.append(len(hidden)), rows=2):
     ...     denoiser.sample(["a red heart"], initial_noise(denoiser, [0]), 3, 7.5).shape
     torch.Size([1, 4, 8, 8])
-    >>> rows                                # of three calls, four layers each: two halves of one prompt
+    >>> rows                                # three calls, four layers each: the two halves of one prompt
     [2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
 
-A layer that is not called, or on other rows, would make sums and edits silently wrong. So every call is checked as it
-ends. diffusers' chunked feed-forward calls a layer several times, on parts of its rows or of its tokens: which of the
-two is known from the block, and the parts are joined. Compiled code calls no hooks, so that nothing runs compiled.
+A layer that is not called, or gets other rows, would make sums and edits silently wrong. So every call is checked when
+it ends. The chunked feed-forward of diffusers calls a layer several times, on parts of its rows or of its tokens; the
+block says which, and the parts are joined. Compiled code calls no hooks, so the network runs uncompiled meanwhile.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .plain import named_modules, uncompiled
 from .protocol import Denoiser
 
 Joint = Literal["rows", "tokens"]
-"""How the parts of a layer's call belong together: rows stand one after the other, tokens add up."""
+"""How the parts of a layer's call are joined: parts of rows are concatenated, parts of tokens are added up."""
 See = Callable[[str, torch.Tensor, torch.Tensor], torch.Tensor | None]
-"""Is given layer, input and output, each (rows, tokens, width); what it returns takes the output's place."""
+"""Takes layer name, input and output, both (rows, tokens, width). A returned tensor replaces the output."""
 
 
 class _Enough(Exception):
-    """Ends sampling after the last network call that is wanted."""
+    """Ends sampling after the last network call that is required."""
 
 
 @contextmanager
@@ -45,17 +45,17 @@ def hooked(
     end: Callable[[dict[str, Joint]], None] = lambda joints: None,
     first: int | None = None,
 ) -> Iterator[None]:
-    """While open, layers report to `see`; the hooks are gone afterwards, also by an exception.
+    """Within it, `see` is called for every layer. On leaving, also by an exception, the hooks are removed.
 
     Args:
-        layers: of the denoiser's network, by name.
-        rows: of a network call; None if calls may have any number, the same in all of them.
-        begin: called before a network call.
-        end: called after it, with the joint of each layer that was called in parts.
-        first: ends sampling after so many network calls; what stands within the context is left there.
+        layers: layers of the denoiser's network, by name.
+        rows: number of rows of every network call; None: the number of the first call.
+        begin: called before each network call.
+        end: called after each network call, with the joint of each layer that was called in parts.
+        first: stop sampling after this many network calls, and continue after the `with` block.
 
     Raises:
-        RuntimeError: a network call that did not call every layer once; names layer, call and likely causes.
+        RuntimeError: a network call did not call every layer once; the message names layer, call and likely causes.
     """
     network = uncompiled(denoiser.network)
     calls = _Calls(network, layers, rows)
@@ -87,26 +87,26 @@ def hooked(
 
 
 def uncompiled_calls() -> AbstractContextManager:
-    """Within it, what `torch.compile` compiled is run as it was written, with its hooks, and nothing is compiled."""
-    # Whoever compiles has imported dynamo, which takes seconds.
+    """Within it, modules under `torch.compile` run uncompiled, so that their hooks are called."""
+    # Compiled modules have imported dynamo already. Importing it takes seconds.
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def is_of_weight(layer: torch.nn.Linear, hidden: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-    """Whether a linear map's output is that of its weight, by its first token: a bool that stays on the device."""
+    """Whether a linear map's output is the product with its weight, checked for one token: a bool on the device."""
     x, y = hidden.flatten(0, -2)[:1], output.detach().flatten(0, -2)[:1]
     bias = None if layer.bias is None else layer.bias.detach().to(x.dtype)
     expected = torch.nn.functional.linear(x, layer.weight.detach().to(x.dtype), bias)
     tolerance = 1e-3 if expected.dtype in (torch.float32, torch.float64) else 0.05
-    return ~((y - expected).abs().amax() > tolerance * expected.abs().amax())  # NaN is another's to name
+    return ~((y - expected).abs().amax() > tolerance * expected.abs().amax())  # NaN is reported elsewhere
 
 
 class _Calls:
-    """What one network call has called so far.
+    """The layers that the present network call has called so far.
 
     Attributes:
-        number: of the network call, 0 first; -1 before it.
-        parts: layer to the rows of each time that it was called.
+        number: number of the network call, from 0; -1 before the first.
+        parts: layer name to the number of rows of each of its calls.
     """
 
     def __init__(self, network: torch.nn.Module, layers: Mapping[str, torch.nn.Module], rows: int | None):
@@ -119,11 +119,11 @@ class _Calls:
         self.parts = {name: [] for name in self.parts}
 
     def add(self, name: str, rows: int) -> None:
-        if self.within:  # gradient checkpointing calls layers again, after the network's call
+        if self.within:  # gradient checkpointing calls layers again after the network call
             self.parts[name].append(rows)
 
     def end(self) -> dict[str, Joint]:
-        """The joint of each layer that was called in parts; raises RuntimeError as `hooked`."""
+        """The joint of each layer that was called in parts; raises RuntimeError like `hooked`."""
         self.within = False
         if self.rows is None and self.parts:
             self.rows = sum(next(iter(self.parts.values())))
@@ -154,7 +154,7 @@ class _Calls:
 
 
 def _chunked_blocks(network: torch.nn.Module, layers: Mapping[str, torch.nn.Module]) -> dict[str, Any]:
-    """The transformer block of each feed-forward layer that could be called in chunks."""
+    """The transformer block of each feed-forward layer that may be called in chunks."""
     modules, blocks = named_modules(network), {}
     for name in layers:
         block, _, rest = name.rpartition(".ff")

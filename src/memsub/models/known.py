@@ -1,10 +1,10 @@
-"""Models by name: a registry, a row a model.
+"""Models by name: a registry with a row for each model.
 
     >>> MODELS["tiny"].sparsity
     0.25
     >>> mine = ModelInfo("mine", "path/to/folder", prompts="mine", scorers="published")     # MODELS["mine"] = mine
 
-Another package lists a row in the entry points "memsub.models".
+Another package adds a row by the entry points "memsub.models".
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _WEIGHTS = files("memsub") / "testbed" / "weights"
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known of a model.
+    """Properties of a model.
 
     Attributes:
         source: folder or hub id.
-        prompts: name of the prompt lists that belong to it (`memsub.load_prompts`).
-        scorers: of its images: "published", or the name of a world that has its own.
-        gpu_dtype: name of the torch.dtype that it is loaded with on a GPU.
-        parameters: parameter file in papermill_params/, if it has one.
-        parts: folder of a pipeline whose parts it shares; `source` then has a folder `unet` alone. "": it has its own.
-        sparsity, steps: the edit, chosen on the embedded model, else the paper's: share of a row, steps united (tau).
-        neurons: of all its second feed-forward maps together.
-        world: name in `WORLDS` of the data it was trained on, whose ground truth is known in full; or "".
-        controls: names of models that were trained alike, but never on its memorized pairs, by what tables call them.
-            The "twin" never saw any: it says what "gone" and "kept" mean. "other" memorized as many pairs of its own.
+        prompts: name of its prompt lists (`memsub.load_prompts`).
+        scorers: the metrics of its images: "published", or the name of a world that has metrics.
+        gpu_dtype: name of the torch.dtype for a GPU.
+        parameters: its parameter file in papermill_params/, or "".
+        parts: folder of a pipeline that it shares all parts with except the UNet in `source`; "" if it has all parts.
+        sparsity, steps: recommended edit: share of a row, and number of united steps (tau). Default: the paper's.
+        neurons: number of neurons of all its second feed-forward maps.
+        world: name in `WORLDS` of its training data, if their ground truth is known in full; else "".
+        controls: label in tables to the name of a model that was trained alike, but not on its memorized pairs. "twin"
+            was trained on no such pairs: it shows what a complete removal would give. "other" memorized other pairs.
     """
 
     name: str
@@ -44,7 +44,7 @@ class ModelInfo:
     gpu_dtype: str = "float16"
     parameters: str = ""
     parts: str = ""
-    sparsity: float = 0.01  # the paper's
+    sparsity: float = 0.01  # as in the paper
     steps: int = 10
     neurons: int | None = None
     world: str = ""
@@ -79,4 +79,4 @@ MODELS: Registry[ModelInfo] = Registry(
     },
 )
 WORLDS: Registry[Any] = Registry("memsub.worlds", "world", {"testbed": "memsub.testbed.world:WORLD"})
-"""Data sets with known ground truth (`memsub.world.World`), by the names in `ModelInfo.world`."""
+"""Data sets with known ground truth (`memsub.world.World`), by the name in `ModelInfo.world`."""

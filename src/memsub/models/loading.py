@@ -1,15 +1,15 @@
 """Pipelines by name, folder, single file or hub id.
 
 load_pipeline("tiny")                      # the embedded model, no network needed
-load_pipeline("tiny-twin")                 # the same, trained alike, but never on a memorized pair
-load_pipeline("tiny-other")                # the same, trained alike, but on other memorized pairs
+load_pipeline("tiny-twin")                 # its control, trained without the memorized pairs
+load_pipeline("tiny-other")                # its control, trained on other memorized pairs
 load_pipeline("sd14")                      # CompVis/stable-diffusion-v1-4 from the hub or its cache
-load_pipeline("path/to/folder")            # whatever `save_pretrained` wrote
-load_pipeline("dreamy.safetensors")        # a checkpoint in one file; config="path/to/folder" without a network
+load_pipeline("path/to/folder")            # written by `save_pretrained`
+load_pipeline("dreamy.safetensors")        # a single file; offline: config="path/to/folder"
 load_pipeline("owner/model")               # any Stable Diffusion on the hub
-model_of(pipe).sparsity                    # what is known of a model, whoever loaded it
+model_of(pipe).sparsity                    # properties of any loaded pipeline
 
-Configurations and headers are read first (`memsub.models.contents`): what cannot be loaded is refused by what it is.
+Configurations and headers are read first (`memsub.models.contents`), so that errors can say what the files are.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _SUFFIXES = (*PICKLES, ".safetensors", ".gguf", ".onnx", ".json", ".yaml", ".yml
 
 
 def find_model(name: str | Path) -> ModelInfo:
-    """The registry's row of that name or source; of any other model one with the paper's settings. Needs no torch.
+    """The registry's row with this name or source; for other models a row with the paper's settings. Needs no torch.
 
     Raises:
-        ValueError: the name is unknown, or no name; close matches are offered.
+        ValueError: the name is unknown or empty; the message offers close matches.
         FileNotFoundError: there is no such folder or file, or the folder is not a diffusers pipeline.
     """
     if not isinstance(name, (str, os.PathLike)):
@@ -59,7 +59,7 @@ def find_model(name: str | Path) -> ModelInfo:
             from .contents import inspect
 
             raise FileNotFoundError(inspect(path).problems[0])
-        # What trains models of the embedded model's world lays that world's scorers beside them.
+        # Trainings in the embedded model's world save that world's scorers in the model's folder.
         scorers = any((where / "scorers").is_dir() for where in (path, path.parent))
         row = ModelInfo(name, str(path), name, "testbed" if scorers else "published")
         if not (path / "world.json").is_file():
@@ -87,7 +87,7 @@ def find_model(name: str | Path) -> ModelInfo:
 
 
 def model_of(pipe: Pipeline) -> ModelInfo:
-    """The registry's row of a loaded pipeline, by where it was loaded from; for others as `find_model`."""
+    """The registry's row of a loaded pipeline, found by its source as in `find_model`."""
     source = as_denoiser(pipe).source
     return _of_source(source) or ModelInfo(source, source, source, "published")
 
@@ -104,13 +104,13 @@ def find_contents(
     cast: bool = False,
     fetch: bool = False,
 ) -> Contents:
-    """What a model's files are, and what is wrong with them; see `inspect`. It needs no torch.
+    """Inspects a model's files and lists their problems, like `inspect`. Needs no torch.
 
     Args:
-        fetch: download what is not on this machine: configurations first, and weights if these are right.
+        fetch: download missing files: first the configurations, then the weights if these are right.
 
     Raises:
-        ValueError, FileNotFoundError: as `find_model`; or the model is neither here nor to be had from the hub.
+        ValueError, FileNotFoundError: as `find_model`; or the model is neither cached nor available from the hub.
     """
     from .contents import inspect
 
@@ -136,21 +136,21 @@ def load_pipeline(
     config: str | Path | None = None,
     prediction_type: str | None = None,
 ) -> StableDiffusionPipeline:
-    """A pipeline, without safety checker, on `device` (default: this process' GPU if there is one).
+    """Loads a pipeline without safety checker on `device` (default: the GPU of this process if there is one).
 
-    Only safetensors are read, and no remote code runs.
+    It reads only safetensors, and runs no remote code.
 
     Args:
         model: a name in `MODELS`, a folder written by `save_pretrained`, a .safetensors checkpoint, or a hub id
             "owner/name".
-        dtype: default float32 on a CPU, that of the registry on a GPU.
-        config: for a single file: a diffusers folder of the same family, whose configurations and tokenizer are read
-            (default: asked of the hub).
-        prediction_type: epsilon, v_prediction or sample, where the files do not say it (Stable Diffusion 2 in a single
-            file) or say it wrongly.
+        dtype: default: float32 on a CPU, `ModelInfo.gpu_dtype` on a GPU.
+        config: for a single file: a diffusers folder of the same family with its configurations and tokenizer
+            (default: fetched from the hub).
+        prediction_type: epsilon, v_prediction or sample; required if the files do not state it (Stable Diffusion 2 in a
+            single file) or state it wrongly.
 
     Raises:
-        ValueError, FileNotFoundError: as `find_contents`; the files are no pipeline that `ADAPTERS` has, or broken.
+        ValueError, FileNotFoundError: as `find_contents`; or the files are broken, or a pipeline not in `ADAPTERS`.
     """
     if isinstance(dtype, str):  # diffusers would take float32 instead
         raise ValueError(f"dtype must be one of torch, such as torch.float16; got the text {dtype!r}.")
@@ -175,9 +175,9 @@ def load_pipeline(
 
 
 def _read(kind: Any, contents: Contents, dtype: torch.dtype, network: str) -> Any:
-    """The pipeline of that class, as diffusers reads it; what goes wrong there is a ValueError.
+    """Reads a pipeline of this class by diffusers, whose errors become ValueErrors.
 
-    A folder of a `network` has that of the pipeline, in place of the one beside its other parts.
+    `network`, if not empty, is the folder of the UNet that replaces the one of the pipeline's own folder.
     """
     import diffusers
 
@@ -197,16 +197,16 @@ def _read(kind: Any, contents: Contents, dtype: torch.dtype, network: str) -> An
         return kind.from_pretrained(path, use_safetensors=True, variant=contents.variant, **options)
     except MemoryError:
         raise
-    except NotImplementedError as error:  # of a tensor that is still on the meta device: no file had it
+    except NotImplementedError as error:  # a tensor is still on the meta device: no file contains it
         raise ValueError(f"{path} lacks weights of a {contents.kind} as its configurations describe it.") from error
-    except Exception as error:  # whatever diffusers, transformers or safetensors say of these files
+    except Exception as error:  # any error of diffusers, transformers or safetensors
         raise ValueError(
             f"{path} could not be loaded as {contents.kind}: {type(error).__name__}: {error!s:.300}"
         ) from error
 
 
 def _check_whole(pipe: Any, contents: Contents) -> None:
-    """Raises ValueError for weights that no file had: diffusers leaves them out, or at random, with a mere warning."""
+    """Raises ValueError for weights that are in no file. diffusers omits or randomizes them, with a warning only."""
     for part, module in pipe.components.items():
         if not hasattr(module, "named_parameters"):
             continue

@@ -1,11 +1,11 @@
-"""Which layers can be captured and edited: plain ones, which multiply with the weight that they show.
+"""Checks that layers are plain: only layers that multiply with their `weight` can be captured and edited.
 
     >>> name, layer = next(iter(as_denoiser(pipe).layers().items()))
     >>> check_plain(name, layer) is named_modules(pipe.unet)[name]
     True
 
-Names and weights are those of the network as it was loaded, whatever was done to run it faster: a layer that
-`torch.compile` wraps keeps its name, and an adapter that is fused into a layer's weight is not there.
+Names and weights do not depend on how the network is run: a layer that `torch.compile` wraps keeps its name, and an
+adapter that is fused into a layer's weight is ignored.
 """
 
 from __future__ import annotations
@@ -16,51 +16,51 @@ from typing import Any
 import torch
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Dtypes that a layer can be multiplied with. (Those of 8 bits are storage alone.)"""
+"""Dtypes in which a layer can compute. (8-bit floats are for storage only.)"""
 _COMPILED = "_orig_mod"
-"""What `torch.compile(module)` calls the module that it wraps."""
+"""The attribute in which `torch.compile(module)` keeps the wrapped module."""
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
 def uncompiled(module: Any) -> Any:
-    """The module itself where `torch.compile(module)` was put in its place."""
+    """The original module, if this is `torch.compile(module)`; else the module itself."""
     while hasattr(module, _COMPILED):
         module = getattr(module, _COMPILED)
     return module
 
 
 def plain_name(name: str) -> str:
-    """A module's or tensor's name as if nothing were compiled."""
+    """The name of a module or tensor without the parts that `torch.compile` adds."""
     return ".".join(part for part in name.split(".") if part != _COMPILED) if _COMPILED in name else name
 
 
 def named_modules(network: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """All modules by name, those that are compiled by the name that they had before."""
+    """All modules by name; compiled modules keep their original names."""
     return {plain_name(name): module for name, module in network.named_modules()}  # of two the inner one stays
 
 
 def named_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and buffers by name, as if nothing were compiled and adapters that are fused had been unloaded."""
+    """Parameters and buffers by name, as if nothing were compiled and fused adapters were unloaded."""
     beneath = {plain_name(name) for name, m in module.named_modules() if without_adapter(m) is not m}
     for name, tensor in module.state_dict(keep_vars=True).items():
         if not isinstance(tensor, torch.Tensor):
-            continue  # some modules keep other things there
+            continue  # some modules store other objects there
         parts = plain_name(name).split(".")
         owner = next((i for i in range(len(parts)) if ".".join(parts[:i]) in beneath), None) if beneath else None
         if owner is not None:
             if parts[owner] != "base_layer":
-                continue  # the adapter's own
+                continue  # a tensor of the adapter
             del parts[owner]
         yield ".".join(parts), tensor
 
 
 def without_adapter(layer: Any) -> Any:
-    """The layer below an adapter of peft that adds nothing to it by now: fused into its weight, or switched off."""
+    """The base layer of a peft adapter that is fused into its weight or switched off; else the layer itself."""
     while hasattr(layer, "base_layer"):
         fused, off = getattr(layer, "merged", False), getattr(layer, "disable_adapters", False)
-        if fused == off and getattr(layer, "active_adapters", True):  # both: its next call would take it out again
+        if fused == off and getattr(layer, "active_adapters", True):  # both: the next call would unfuse it
             break
         layer = layer.base_layer
     return layer
@@ -70,9 +70,9 @@ def without_adapter(layer: Any) -> Any:
 
 
 def only_shapes(network: torch.nn.Module) -> bool:
-    """Whether a network has no numbers on purpose, as for an estimate of memory: all of it lies on the device "meta".
+    """Whether a network was made without numbers, to estimate memory: all its tensors are on the device "meta".
 
-    The weights of an offloaded network lie there, too, between its calls. It is recognized by accelerate's hooks.
+    An offloaded network also keeps its weights there between calls; accelerate's hooks tell it apart.
     """
     if not all(parameter.is_meta for parameter in network.parameters()):
         return False
@@ -80,20 +80,20 @@ def only_shapes(network: torch.nn.Module) -> bool:
 
 
 def check_plain(name: str, layer: torch.nn.Module, shapes: bool = False, linear: bool = True) -> Any:
-    """Refuses a layer whose weight is not what the layer multiplies with, or cannot be set to zero in place.
+    """Raises ValueError if a layer does not multiply with its `weight`, or if that cannot be set to zero in place.
 
-    Capture and edit read and write `layer.weight`. An adapter adds to it, quantization packs it, a parametrization
-    computes it, offloading takes it away: an edit would then change nothing, or something else.
+    Capture and edit read and write `layer.weight`. Adapters add to it, quantization packs it, parametrizations compute
+    it, and offloading moves it: then an edit would have no effect, or a wrong one.
 
     Args:
-        shapes: its weight may lie on the device "meta" (`only_shapes`).
-        linear: it must be a linear map; an edit may set weights of other layers of torch, too.
+        shapes: allow weights on the device "meta" (`only_shapes`).
+        linear: require a linear map; an edit may also set weights of other layers.
 
     Returns:
-        The layer that holds the weight: beneath what `torch.compile` and a fused adapter put around it.
+        The layer that holds the weight, without the wrappers of `torch.compile` and of a fused adapter.
 
     Raises:
-        ValueError: it is not plain: names layer, what it is, and what to call first.
+        ValueError: the layer is not plain; the message names the layer, the reason, and what to call first.
     """
     layer = uncompiled(without_adapter(uncompiled(layer)))
     weight: Any = getattr(layer, "weight", None)
@@ -102,7 +102,7 @@ def check_plain(name: str, layer: torch.nn.Module, shapes: bool = False, linear:
         what, first = kind, "fuse the adapter first: pipe.fuse_lora(), then pipe.unload_lora_weights()"
     elif torch.nn.utils.parametrize.is_parametrized(layer):
         what, first = "parametrized", "call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first"
-    elif type(weight) is torch.Tensor:  # as pruning and weight normalization of torch.nn.utils leave it
+    elif type(weight) is torch.Tensor:  # as pruning and weight normalization in torch.nn.utils leave it
         what, first = "computed at each call", "call torch.nn.utils.prune.remove(layer, 'weight') or its like first"
     elif linear and type(layer) is not torch.nn.Linear:
         what, first = kind, "load the model without quantization, with torch's own layers"
@@ -119,7 +119,7 @@ def check_plain(name: str, layer: torch.nn.Module, shapes: bool = False, linear:
 
 
 def check_no_cache(network: torch.nn.Module) -> None:
-    """Raises ValueError if hooks of diffusers keep what blocks returned at earlier steps."""
+    """Raises ValueError if hooks of diffusers reuse the outputs of blocks from earlier steps."""
     for name, module in named_modules(network).items():
         hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
         if kept := [hook for hook in hooks if any(word in hook for word in ("cache", "fbc_", "broadcast"))]:
@@ -130,15 +130,15 @@ def check_no_cache(network: torch.nn.Module) -> None:
 
 
 def is_cast(layer: torch.nn.Module) -> bool:
-    """Whether diffusers' layerwise casting stores the weight in fewer bits and casts it up for each call."""
+    """Whether diffusers' layerwise casting stores the weight in fewer bits and casts it for each call."""
     registry = getattr(layer, "_diffusers_hook", None)
     return registry is not None and registry.get_hook("layerwise_casting") is not None
 
 
 def _is_patched(layer: torch.nn.Module) -> bool:
-    """Whether the layer has a `forward` of its own that is not known to call the class's: offloading, casting, compile.
+    """Whether an unknown function replaced the layer's `forward`, as some scripts do to add an adapter.
 
-    Scripts add an adapter in this way.
+    The replacements by offloading, casting and compilation are known: they call the `forward` of the class.
     """
     forward = vars(layer).get("forward")
     harmless = hasattr(layer, "_hf_hook") or hasattr(layer, "_diffusers_hook")

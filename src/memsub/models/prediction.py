@@ -1,15 +1,15 @@
-"""What a network predicts, and for which share of noise: prediction types and noise schedules, in one place.
+"""Prediction types and noise schedules: what a network predicts, at which share of noise.
 
     >>> denoiser = as_denoiser(pipe)
     >>> schedule = noise_schedule(denoiser)
     >>> z, eps = torch.randn(2, 3, 4, 8, 8)                 # of three images
     >>> t = schedule.steps[torch.randint(len(schedule.steps), (3,))]
-    >>> x, target = schedule.noised(z, t, eps)              # noisy latents, and what the network should predict
+    >>> x, target = schedule.noised(z, t, eps)              # noisy latents, and the target of the network
     >>> predicted = denoiser.predict(x, t, denoiser.embed(["a red heart"] * 3))
-    >>> guess = schedule.denoised(x, t, predicted)          # of z
+    >>> guess = schedule.denoised(x, t, predicted)          # an estimate of z
 
-A noisy latent is x = a z + b eps, of a clean latent z and standard normal noise eps. The share of signal a and that of
-noise b belong to the step t: a = sqrt(alpha_bar_t), b = sqrt(1 - alpha_bar_t) for diffusion (Ho et al. 2020), and
+A noisy latent is x = a z + b eps, for a clean latent z and standard normal noise eps. The step t determines the share a
+of signal and the share b of noise: a = sqrt(alpha_bar_t), b = sqrt(1 - alpha_bar_t) for diffusion (Ho et al. 2020), and
 a = 1 - sigma, b = sigma for flow matching (Lipman et al. 2023; Esser et al. 2024). The network predicts
 
     epsilon          eps                Ho et al. 2020
@@ -37,8 +37,8 @@ class NoiseSchedule:
         kind: what the network predicts.
         signal: share a of signal at each step, (T,).
         noise: share b of noise at each step, (T,).
-        steps: what the network is given as t at each step, (T,): 0 to T - 1, or T sigma for flow matching. Beware of
-            their order: steps[0] is the least noisy step for diffusion, and the noisiest for flow matching.
+        steps: the value t that the network gets at each step, (T,): 0 to T - 1, or T sigma for flow matching. Note the
+            order: steps[0] is the least noisy step for diffusion, and the noisiest for flow matching.
     """
 
     kind: Kind
@@ -47,12 +47,12 @@ class NoiseSchedule:
     steps: torch.Tensor
 
     def noised(self, z: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents with noise `eps` of steps `t`, and what the network should predict for them."""
+        """Latents with noise `eps` at steps `t`, and the network's target for them."""
         signal, noise = self._shares(z, t)
         return signal * z + noise * eps, self._target(signal, noise, z, eps)
 
     def denoised(self, x: torch.Tensor, t: torch.Tensor, predicted: torch.Tensor) -> torch.Tensor:
-        """The clean latents that a prediction for noisy ones stands for; the inverse of `expected`."""
+        """The clean latents that a prediction for noisy latents implies; the inverse of `expected`."""
         signal, noise = self._shares(x, t)
         if self.kind == "epsilon":
             return (x - noise * predicted) / signal
@@ -61,11 +61,11 @@ class NoiseSchedule:
         return predicted if self.kind == "sample" else x - noise * predicted
 
     def expected(self, x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """What the network should predict for noisy latents if they stand for these clean ones."""
+        """The network's target for noisy latents `x` whose clean latents are `z`."""
         return self._target(*self._shares(x, t), z, self.noise_in(x, t, z))
 
     def noise_in(self, x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-        """The noise in noisy latents if they stand for these clean ones: eps = (x - a z) / b."""
+        """The noise in noisy latents `x` whose clean latents are `z`: eps = (x - a z) / b."""
         signal, noise = self._shares(x, t)
         return (x - signal * z) / noise
 
@@ -77,12 +77,12 @@ class NoiseSchedule:
         return z if self.kind == "sample" else eps - z
 
     def _shares(self, latents: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Shares of signal and noise at steps `t`, which broadcast over `latents`."""
+        """Shares of signal and noise at steps `t`, in shapes that broadcast over `latents`."""
         if self.kind == "flow":  # a sampler's sigmas lie between those of training, so t is no index
             noise = t.to(latents.device, torch.float32) / len(self.steps)
             shares = torch.stack([1 - noise, noise])
         else:
-            # One table is one copy to a GPU, which is waited for.
+            # One table needs one copy to the GPU, which blocks.
             shares = torch.stack([self.signal, self.noise]).to(latents.device)[:, t.to(latents.device)]
         signal, noise = shares.to(latents).reshape(2, -1, *[1] * (latents.ndim - 1))
         return signal, noise
@@ -92,8 +92,8 @@ def noise_schedule(model: Any) -> NoiseSchedule:
     """The schedule of a denoiser, or of a scheduler.
 
     Raises:
-        ValueError: the network predicts something else than one of `Kind`, or the scheduler has no schedule of these
-            forms; names it.
+        ValueError: the prediction type is not in `Kind`, or the scheduler has no schedule of these forms; the message
+            names it.
     """
     scheduler = getattr(model, "scheduler", model)
     name, config = type(scheduler).__name__, getattr(scheduler, "config", {})
@@ -112,17 +112,17 @@ def noise_schedule(model: Any) -> NoiseSchedule:
 
 
 def _flow_schedule(scheduler: Any) -> NoiseSchedule:
-    # `set_timesteps` writes a sampling's sigmas over those of training, which a fresh scheduler has.
+    # `set_timesteps` overwrites the sigmas of training; a new scheduler has them.
     fresh = type(scheduler).from_config(scheduler.config)
     sigmas = fresh.sigmas[: scheduler.config.num_train_timesteps].to("cpu", torch.float32)
     return NoiseSchedule("flow", 1 - sigmas, sigmas, sigmas * scheduler.config.num_train_timesteps)
 
 
 def multistep(scheduler: Any) -> Any:
-    """DPM-Solver++ (Lu et al. 2022) of second order on a scheduler's noise schedule, from pure noise on.
+    """DPM-Solver++ (Lu et al. 2022) of second order, on a scheduler's noise schedule, starting from pure noise.
 
-    On the embedded model, ten DDIM steps with `leading` spacing find a tenth fewer replications than fifty; eight steps
-    of this solver find as many (`tools.solvers`). Raises ValueError for flow matching, which has no such schedule.
+    On the embedded model, ten DDIM steps with `leading` spacing give a tenth fewer replications than fifty DDIM steps;
+    eight steps of this solver give as many (`tools.solvers`). Raises ValueError for flow matching.
     """
     from diffusers import DPMSolverMultistepScheduler
 
@@ -130,5 +130,5 @@ def multistep(scheduler: Any) -> Any:
         raise ValueError(
             f"the multistep solver cannot step {type(scheduler).__name__} (flow matching): use solver='own'."
         )
-    with torch.device("cpu"):  # its tables, whatever device a process has set as its default
+    with torch.device("cpu"):  # its tables belong on the CPU, whatever the default device is
         return DPMSolverMultistepScheduler.from_config(scheduler.config, timestep_spacing="trailing")

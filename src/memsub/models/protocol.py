@@ -1,18 +1,18 @@
-"""What the library needs of a text-to-image model, in one protocol: nothing else names a pipeline's parts.
+"""`Denoiser`: the interface through which the library uses any text-to-image model.
 
-    >>> denoiser = as_denoiser(pipe)        # of a StableDiffusionPipeline, or of what is a Denoiser already
+    >>> denoiser = as_denoiser(pipe)        # takes a StableDiffusionPipeline or a Denoiser
     >>> list(denoiser.layers())[0]          # the second feed-forward maps by name, in execution order
     'down_blocks.0.attentions.0.transformer_blocks.0.ff.net.2'
     >>> conditioning = denoiser.embed(["a red heart"])
     >>> predicted = denoiser.predict(torch.zeros(1, 4, 8, 8), torch.tensor(500), conditioning)
 
-Another kind of model is one class with these members, an adapter. A package names it in its pyproject.toml:
+An adapter is a class with these members, for one kind of pipeline. A package lists it in its pyproject.toml:
 
     [project.entry-points."memsub.adapters"]
     NameOfThePipelinesClass = "my_package:AdapterClass"
 
-Capture and pruning need network, scheduler, device, dtype, latent_shape, source, layers, calls, call_rows and sample,
-`generate` needs decode, too. All others are for metrics, attacks, baselines and runs alone.
+Capture and pruning require network, scheduler, device, dtype, latent_shape, source, layers, calls, call_rows and
+sample; `generate` also requires decode. Metrics, attacks, baselines and runs require the other members.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 Solver = Literal["own", "multistep"]
-"""What sampling is stepped by: the model's own scheduler, or `multistep` of its noise schedule."""
+"""The solver of a sampling: the model's own scheduler, or `multistep` on its noise schedule."""
 
 
 @runtime_checkable
@@ -42,13 +42,13 @@ class Denoiser(Protocol):
     Shapes: B rows of a batch, (C, H, W) of a latent.
 
     Attributes:
-        network: the module whose weights are looked at and edited.
-        tokenizer: of its captions.
-        scheduler: diffusers' interface: `set_timesteps`, `timesteps`, `step`, `config`, ...
-        device, dtype: of the network.
+        network: the module whose layers are captured and edited.
+        tokenizer: tokenizer of captions.
+        scheduler: a scheduler with the interface of diffusers: `set_timesteps`, `timesteps`, `step`, `config`, ...
+        device, dtype: those of the network.
         latent_shape: (C, H, W).
         image_shape: (height, width) in pixels.
-        source: the folder or hub id it was loaded from; empty if unknown.
+        source: folder or hub id that it was loaded from; empty if unknown.
     """
 
     network: torch.nn.Module
@@ -65,22 +65,22 @@ class Denoiser(Protocol):
         ...
 
     def embed(self, prompts: Sequence[str]) -> Conditioning:
-        """What the network is conditioned on for captions, a row a caption."""
+        """The conditioning of captions, one row a caption."""
         ...
 
     def predict(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        """What the network predicts (see `models.prediction`) for noisy latents (B, C, H, W), in their shape.
+        """The network's prediction (see `models.prediction`) for noisy latents (B, C, H, W), in the same shape.
 
-        `t` is one of the schedule's steps, or one a row: (B,).
+        `t` is a step of the schedule, or one step a row, (B,).
         """
         ...
 
     def calls(self, steps: int) -> int:
-        """Network calls that sampling in `steps` steps makes; PNDM as SD1.4 has it makes one call more than steps."""
+        """Number of network calls of a sampling in `steps` steps. (PNDM in SD1.4 makes one call more than steps.)"""
         ...
 
     def call_rows(self, prompts: int, guidance_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """For each row of a network call on so many prompts: which prompt it is of, and whether it is conditional."""
+        """For each row of a call on so many prompts: the index of its prompt, and whether it is conditional; (B,)."""
         ...
 
     def sample(
@@ -92,24 +92,24 @@ class Denoiser(Protocol):
         solver: Solver = "own",
         generators: Sequence[torch.Generator] | None = None,
     ) -> torch.Tensor:
-        """Denoised latents (B, C, H, W) of captions, or of their conditioning, from initial noise of that shape.
+        """Denoised latents (B, C, H, W) of captions, or of their conditioning, from initial noise of the same shape.
 
-        It calls the module `network` itself, so that hooks fire, `calls(steps)` times, with rows in the order of
-        `call_rows`. It lets exceptions through: one of them ends a sampling early. `generators`, one a latent, are what
-        `scheduler.step` draws its noise with; samplers that draw none are not given any.
+        It calls the module `network` (so that hooks run) `calls(steps)` times, with rows in the order of `call_rows`,
+        and does not catch exceptions, because one of them is used to end a sampling early. `generators`, one a latent,
+        give the noise of `scheduler.step`; they are None for samplers that draw no noise.
         """
         ...
 
     def encode(self, images: np.ndarray) -> torch.Tensor:
-        """Scaled latents (B, C, H, W) of uint8 images (B, height, width, 3)."""
+        """Encodes uint8 images (B, height, width, 3) to scaled latents (B, C, H, W)."""
         ...
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """uint8 images (B, height, width, 3) of scaled latents (B, C, H, W); raises FloatingPointError for NaN."""
+        """Decodes scaled latents (B, C, H, W) to uint8 (B, height, width, 3); raises FloatingPointError for NaN."""
         ...
 
     def parts(self) -> Mapping[str, torch.nn.Module]:
-        """Every module that an image depends on, the network included."""
+        """All modules that an image depends on, including the network, by name."""
         ...
 
 
@@ -120,11 +120,11 @@ ADAPTERS: Registry[Callable[[Any], Denoiser]] = Registry(
     "kind of pipeline",
     {"StableDiffusionPipeline": "memsub.models.stable_diffusion:StableDiffusionDenoiser"},
 )
-"""Name of a pipeline's class to what makes a denoiser of it. (By name: importing diffusers takes seconds.)"""
+"""Class name of a pipeline to its adapter. (Names, because importing diffusers takes seconds.)"""
 
 
 def as_denoiser(pipe: Pipeline) -> Denoiser:
-    """The denoiser behind a pipeline; a denoiser is returned as it is. Raises TypeError for what no adapter knows."""
+    """The denoiser of a pipeline; a denoiser is returned unchanged. Raises TypeError if there is no adapter."""
     for kind in type(pipe).__mro__:
         if kind.__name__ in ADAPTERS:
             return ADAPTERS[kind.__name__](pipe)
@@ -137,10 +137,10 @@ def as_denoiser(pipe: Pipeline) -> Denoiser:
 
 
 def rows_of_call(prompts: int, guided: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `Denoiser.call_rows` returns where the unconditional half of a guided call comes first, as in diffusers."""
+    """`Denoiser.call_rows` for models whose guided calls have the unconditional half first, as in diffusers."""
     import torch
 
-    once = torch.arange(prompts, device="cpu")  # whatever device a process has set as its default
+    once = torch.arange(prompts, device="cpu")  # whatever the default device is
     if not guided:
         return once, torch.ones(prompts, dtype=torch.bool, device="cpu")
     return once.repeat(2), torch.tensor([False, True], device="cpu").repeat_interleave(prompts)

@@ -1,7 +1,7 @@
-"""What all sampling has in common, of `generate` as of `capture`: requests, batches that fit into memory, and noise.
+"""Shared by `generate` and `capture`: checks of arguments, batches that fit into memory, and noise.
 
-Where a sampler draws noise at its steps, each image's comes from a generator of its own, which has drawn the initial
-noise before, as in diffusers.
+If a sampler draws noise at its steps, each image has its own generator, which first draws the initial noise, as in
+diffusers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def one_seed_each(seeds: int | Sequence[int], prompts: int) -> list[int]:
-    """A seed a prompt: one for all, or as given; raises ValueError for another number, or what torch does not take."""
+    """One seed for each prompt; a single seed is repeated. Raises ValueError for a wrong number or an invalid seed."""
     given: Any = seeds.tolist() if hasattr(seeds, "tolist") else seeds  # of numpy or torch
     each = list(given) if isinstance(given, Iterable) else [given] * prompts
     if len(each) != prompts:
@@ -39,9 +39,9 @@ def one_seed_each(seeds: int | Sequence[int], prompts: int) -> list[int]:
 
 
 def as_prompts(prompts: Sequence[str] | Conditioning | torch.Tensor, denoiser: Denoiser) -> list[str] | Conditioning:
-    """What `Denoiser.sample` takes: captions stay captions, anything else becomes a conditioning (`as_conditioning`) on
-    the model's device. Captions stay, because the denoiser embeds them itself, a batch at a time. Raises ValueError for
-    one string, which would be taken for a list of letters, and for what is no list.
+    """Converts to the input of `Denoiser.sample`: a list of captions, which the denoiser embeds batch by batch, or a
+    conditioning (`as_conditioning`) on the model's device. Raises ValueError for a single string, which would be read
+    as a list of letters, and for anything that is no list.
     """
     if isinstance(prompts, str):
         raise ValueError(f"prompts must be a list of strings; got the string {prompts!r}: give [{prompts!r}].")
@@ -50,7 +50,7 @@ def as_prompts(prompts: Sequence[str] | Conditioning | torch.Tensor, denoiser: D
 
         if isinstance(prompts, (Conditioning, torch.Tensor)):
             return as_conditioning(prompts, denoiser).to(denoiser.device)
-        # A table or mapping would give its columns' names, and a set no order in which images belong to prompts.
+        # A table or mapping would give the names of its columns, and a set has no order.
         if isinstance(prompts, (Mapping, Set)) or hasattr(prompts, "columns") or not isinstance(prompts, Iterable):
             raise ValueError(
                 f"prompts must be a list of strings; got a {type(prompts).__name__}: give a list that it holds, such as"
@@ -62,7 +62,7 @@ def as_prompts(prompts: Sequence[str] | Conditioning | torch.Tensor, denoiser: D
 def check_request(
     prompts: list[str] | Conditioning, steps: int, batch_size: int, guidance_scale: float = 1.0, seed: int = 0
 ) -> None:
-    """Raises ValueError for no prompts, some that are not text, and numbers that are none or out of bounds."""
+    """Raises ValueError for no prompts, prompts that are not text, and numbers that are invalid or out of bounds."""
     if not len(prompts):
         raise ValueError('no prompts: the list is empty. For the empty prompt, give [""].')
     if isinstance(prompts, list) and (wrong := [p for p in prompts if not isinstance(p, str)]):
@@ -80,7 +80,7 @@ def _is_whole(number: Any) -> bool:
 
 
 def chosen(prompts: list[str] | Conditioning, rows: list[int]) -> list[str] | Conditioning:
-    """Some of the captions, or some rows of the conditioning."""
+    """The given rows of the captions or of the conditioning."""
     return [prompts[i] for i in rows] if isinstance(prompts, list) else prompts[rows]
 
 
@@ -90,14 +90,14 @@ _IN_A_BATCH = ContextVar("_IN_A_BATCH", default=False)
 
 
 def in_batches(items: Sequence[int], batch_size: int, work: Callable[[list[int]], T]) -> Iterator[tuple[list[int], T]]:
-    """Consecutive items, at most `batch_size` at a time, and what `work` returns for them.
+    """Yields batches of at most `batch_size` consecutive items, and the result of `work` for each.
 
-    Where memory ends, the batch is repeated in halves, and those after it are as small. `work` must leave nothing
-    behind where it fails, and must not wait for other processes, which have batches of their own. Within a batch there
-    are no smaller ones: where memory ends there, the outer one is halved.
+    A batch that does not fit into memory is repeated in halves, and later batches keep the smaller size. `work` must
+    have no effect if it fails, and must not wait for other processes, whose batches differ. Calls within `work` do not
+    halve their batches: the outer batch is halved instead.
 
     Raises:
-        MemoryError: one item alone does not fit.
+        MemoryError: a single item does not fit.
     """
     start = 0
     while start < len(items):
@@ -123,7 +123,7 @@ def in_batches(items: Sequence[int], batch_size: int, work: Callable[[list[int]]
             )
         batch_size = len(part) // 2
         warnings.warn(f"memory ends at {len(part)} prompts at a time: going on with {batch_size}.", stacklevel=3)
-        gc.collect()  # by now the error, which held what was computed, is gone
+        gc.collect()  # the error, which referred to the tensors, is gone by now
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         elif torch.backends.mps.is_available():
@@ -143,13 +143,13 @@ def _is_out_of_memory(error: Exception) -> bool:
 def initial_noise(pipe: Pipeline, seeds: Sequence[int]) -> torch.Tensor:
     """Standard normal latents, shape (seeds, channels, height, width), the same on every device."""
     denoiser = as_denoiser(pipe)
-    # Sampled once a distinct seed: many prompts often share one.
+    # Drawn once for each distinct seed, because many prompts often share one.
     noise = {s: _first_draw(torch.Generator().manual_seed(s), denoiser.latent_shape) for s in set(seeds)}
     return torch.stack([noise[s] for s in seeds]).to(denoiser.device, denoiser.dtype)
 
 
 def row_generators(pipe: Pipeline, seeds: Sequence[int]) -> list[torch.Generator]:
-    """A generator of random numbers a row, on the host: what comes after the initial noise of its seed."""
+    """One CPU generator for each seed, in the state after the initial noise was drawn."""
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     for generator in generators:
         _first_draw(generator, as_denoiser(pipe).latent_shape)
@@ -157,23 +157,23 @@ def row_generators(pipe: Pipeline, seeds: Sequence[int]) -> list[torch.Generator
 
 
 def _first_draw(generator: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
-    """The same numbers whatever dtype or device a process has set as its default: a seed means one image."""
+    """The initial noise of a generator. It does not depend on the default dtype and device."""
     return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def model_input(scheduler: Any, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """What the network is given of the sampler's latents at step `t`. (Flow matching scales nothing.)"""
+    """The network's input for the sampler's latents at step `t`. (Flow matching does not scale.)"""
     return scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
 
 
 def step_options(scheduler: Any, generators: Sequence[torch.Generator] | None = None) -> dict[str, Any]:
-    """What a pipeline gives to `scheduler.step` beside the latents: eta = 0 and generators, if it takes them."""
+    """Options of `scheduler.step`, as in pipelines: eta = 0 and generators, if the scheduler takes them."""
     options = {"eta": 0.0, "generator": list(generators) if generators else None}
     return {name: options[name] for name in options.keys() & inspect.signature(scheduler.step).parameters.keys()}
 
 
 def stepped_by(scheduler: Any, solver: Solver) -> Any:
-    """The scheduler itself, or the solver of its noise schedule."""
+    """The scheduler itself, or the solver on its noise schedule."""
     if solver == "own":
         return scheduler
     from .prediction import multistep
@@ -182,21 +182,21 @@ def stepped_by(scheduler: Any, solver: Solver) -> Any:
 
 
 _NOISE: dict[tuple[type, str, str], bool | None] = {}
-"""Class and config of a scheduler, and the solver, to whether it draws noise; None if no generator fixes it."""
+"""Cache: class, config and solver to whether the scheduler draws noise; None if no generator fixes the noise."""
 
 
 def draws_noise(denoiser: Denoiser, solver: Solver = "own") -> bool:
     """Whether the sampler draws noise at its steps, so that it must be given generators (`row_generators`).
 
     Raises:
-        ValueError: its noise does not come from those: prompt and seed alone would not fix an image.
+        ValueError: its noise comes from elsewhere, so prompt and seed do not determine the image.
     """
     own = denoiser.scheduler
     if not hasattr(own, "step"):
-        return False  # no sampler of diffusers: the denoiser steps by itself
+        return False  # no scheduler of diffusers: the denoiser makes the steps
     key = type(own), str(dict(getattr(own, "config", {}))), solver
     if key not in _NOISE:
-        # What tells is what it does: the classes that draw noise are many, and some do only by an option.
+        # The scheduler is tried, because many classes draw noise, and some do only with an option.
         _NOISE[key] = _noise_of(stepped_by(own, solver), denoiser.latent_shape)
     noise = _NOISE[key]
     if noise and "generators" not in inspect.signature(denoiser.sample).parameters:
@@ -211,7 +211,7 @@ def draws_noise(denoiser: Denoiser, solver: Solver = "own") -> bool:
 
 
 def _noise_of(scheduler: Any, shape: tuple[int, ...]) -> bool | None:
-    """Whether a scheduler draws noise; None if a row's noise depends on more than the row's generator."""
+    """Whether a scheduler draws noise; None if the noise of a row depends on more than its generator."""
 
     def alike(a: torch.Tensor, b: torch.Tensor) -> bool:
         return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -225,23 +225,23 @@ def _noise_of(scheduler: Any, shape: tuple[int, ...]) -> bool | None:
 
 
 def _first_steps(scheduler: Any, shape: tuple[int, ...], seed: int, rows: int, generators: Any = None) -> torch.Tensor:
-    """Latents of equal rows after two steps of a copy of the scheduler; torch's own random numbers begin at `seed`."""
+    """Latents of equal rows after two steps of a copy of the scheduler, with torch's global generator set to `seed`."""
     scheduler = copy.deepcopy(scheduler)
     options = {"mu": 1.0} if getattr(scheduler, "config", {}).get("use_dynamic_shifting") else {}
-    scheduler.set_timesteps(4, **options)  # more than are made: some draw no noise at the last step
+    scheduler.set_timesteps(4, **options)  # more than are run: some draw no noise at the last step
     options = step_options(scheduler, generators)
     x = torch.ones(rows, *shape, dtype=torch.float32, device="cpu")
     predicted = torch.full_like(x, 0.5)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a GPU, too
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPU
         for t in scheduler.timesteps[: 2 * getattr(scheduler, "order", 1)]:
-            model_input(scheduler, x, t)  # some warn if they were not asked for it
+            model_input(scheduler, x, t)  # some warn if the input was not scaled
             x = scheduler.step(predicted, t, x, **options).prev_sample
     return x
 
 
 def to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Begins to copy a tensor to the host; what is returned waits for it. A GPU computes on meanwhile."""
+    """Starts to copy a tensor to the host while the GPU computes. The returned function waits for the copy."""
     copied = tensor.to("cpu", non_blocking=tensor.is_cuda)
     if not tensor.is_cuda:
         return lambda: copied

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 class StableDiffusionDenoiser:
-    """See `Denoiser`. The scheduler is the pipeline's present one. All else is looked up once (for device and dtype,
-    diffusers goes through all modules): after `pipe.to(...)`, or with another UNet, take a new denoiser.
+    """See `Denoiser`. The scheduler is always the pipeline's present one. Everything else is looked up once, because
+    diffusers searches all modules for device and dtype: make a new denoiser after `pipe.to(...)`, or for another UNet.
     """
 
     def __init__(self, pipe: StableDiffusionPipeline):
@@ -48,7 +48,7 @@ class StableDiffusionDenoiser:
         self.source = str(pipe.config.get("_name_or_path") or "")
         limit_captions(pipe.tokenizer, getattr(pipe, "text_encoder", None))
 
-    refuses = staticmethod(partial(refused, loaded=True))  # configurations by part -> sentences, of which one is read
+    refuses = staticmethod(partial(refused, loaded=True))  # configurations by part to sentences
 
     @property
     def scheduler(self) -> Any:
@@ -56,7 +56,7 @@ class StableDiffusionDenoiser:
 
     @cached_property
     def device(self) -> torch.device:
-        return self.pipe._execution_device  # of an offloaded pipeline, not where its weights rest
+        return self.pipe._execution_device  # an offloaded pipeline computes on another device than it stores weights
 
     @cached_property
     def dtype(self) -> torch.dtype:
@@ -64,15 +64,15 @@ class StableDiffusionDenoiser:
 
     @property
     def _called(self) -> Any:
-        """The network as the pipeline calls it: compiled, if it was."""
+        """The network that the pipeline calls, which may be compiled."""
         return self.pipe.unet if uncompiled(self.pipe.unet) is self.network else self.network
 
     def layers(self) -> dict[str, torch.nn.Linear]:
-        """As the protocol.
+        """As in the protocol.
 
         Raises:
-            ValueError: the UNet holds no `FeedForward` block, or one whose second map is not plain (`check_plain`), or
-                needs the images of an IP-Adapter.
+            ValueError: the UNet has no `FeedForward` block, has one whose second map is not plain (`check_plain`), or
+                requires the images of an IP-Adapter.
         """
         from diffusers.models.attention import FeedForward
 
@@ -82,7 +82,7 @@ class StableDiffusionDenoiser:
         if getattr(unet, "encoder_hid_proj", None) is not None:
             raise ValueError("this UNet needs an image beside the prompt: call pipe.unload_ip_adapter() first.")
         names = {module: name for name, module in named_modules(unet).items()}
-        # The order of registration is down, up, mid; that of execution is down, mid, up.
+        # Modules are registered in the order down, up, mid, and executed in the order down, mid, up.
         blocks = [*unet.down_blocks, *([unet.mid_block] if unet.mid_block is not None else []), *unet.up_blocks]
         forwards = [m for block in blocks for m in block.modules() if isinstance(m, FeedForward)]
         if not forwards:
@@ -96,7 +96,7 @@ class StableDiffusionDenoiser:
         return {name: check_plain(name, layer, shapes) for name, layer in layers.items()}
 
     def embed(self, prompts: Sequence[str]) -> Conditioning:
-        """As the protocol; without gradients. Raises ValueError as `_check_text`."""
+        """As in the protocol, without gradients; raises ValueError like `_check_text`."""
         from .conditioning import Conditioning
 
         self._check_text()
@@ -104,7 +104,7 @@ class StableDiffusionDenoiser:
             return Conditioning(self.pipe.encode_prompt(list(prompts), self.device, 1, False)[0])
 
     def _check_text(self) -> None:
-        """Raises ValueError if the pipeline lacks what embeds captions."""
+        """Raises ValueError if the pipeline lacks a tokenizer or text encoder."""
         if lacking := [part for part in ("text_encoder", "tokenizer") if getattr(self.pipe, part) is None]:
             raise ValueError(
                 f"this pipeline has no {' and no '.join(lacking)}, which captions and the unconditional half of a "
@@ -112,7 +112,7 @@ class StableDiffusionDenoiser:
             )
 
     def predict(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        """As the protocol; raises ValueError as `_checked`. A scale that the network itself takes is 7.5."""
+        """As in the protocol; raises ValueError like `_checked`. A network that takes the guidance scale gets 7.5."""
         options: dict[str, Any] = {"encoder_hidden_states": self._checked(conditioning).to(self.dtype)}
         if width := self.network.config.time_cond_proj_dim:
             scale = self.pipe.get_guidance_scale_embedding(torch.full((len(latents),), 7.5 - 1), embedding_dim=width)
@@ -121,7 +121,7 @@ class StableDiffusionDenoiser:
             return self._called(latents, t, return_dict=False, **options)[0]
 
     def _checked(self, conditioning: Conditioning) -> torch.Tensor:
-        """The token embeddings; raises ValueError for more than these or another width, as another model's have."""
+        """The token embeddings; raises ValueError for further inputs or another width, as of another model."""
         if more := [name for name in conditioning.tensors() if name != "embeddings"]:
             raise ValueError(
                 f"Stable Diffusion takes token embeddings alone; this conditioning has {', '.join(more)} too."
@@ -132,20 +132,20 @@ class StableDiffusionDenoiser:
         return conditioning.embeddings
 
     def calls(self, steps: int) -> int:
-        """As the protocol: PNDM as SD1.4 has it (`skip_prk_steps`) makes one call more than steps."""
+        """As in the protocol. PNDM in SD1.4 (`skip_prk_steps`) makes one call more than steps."""
         self.scheduler.set_timesteps(steps)
         return len(self.scheduler.timesteps)
 
     def call_rows(self, prompts: int, guidance_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the protocol: diffusers puts the unconditional half first."""
+        """As in the protocol; diffusers puts the unconditional half first."""
         return rows_of_call(prompts, self._guided(guidance_scale))
 
     def _guided(self, guidance_scale: float) -> bool:
-        """Whether a call has two halves: not where the network takes the scale itself."""
+        """Whether a call has two halves; it has one if the network takes the scale as an input."""
         return guidance_scale > 1 and self.network.config.time_cond_proj_dim is None
 
     def _call_arguments(self, prompts: list[str] | Conditioning, guidance_scale: float) -> dict[str, Any]:
-        """What the pipeline is called with for some prompts; raises ValueError as `_checked` and `_check_text`."""
+        """Arguments of the pipeline for some prompts; raises ValueError like `_checked` and `_check_text`."""
         captions = isinstance(prompts, (list, tuple, str))
         if captions or self._guided(guidance_scale):
             self._check_text()
@@ -160,7 +160,7 @@ class StableDiffusionDenoiser:
         solver: Solver = "own",
         generators: Sequence[torch.Generator] | None = None,
     ) -> torch.Tensor:
-        """As the protocol; raises ValueError as `_checked`."""
+        """As in the protocol; raises ValueError like `_checked`."""
         text = self._call_arguments(prompts, guidance_scale)
         options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "latent"}
         options["generator"] = list(generators) if generators else None
@@ -168,7 +168,7 @@ class StableDiffusionDenoiser:
         own, handles = self.pipe.scheduler, []
         scheduler = stepped_by(own, solver)
         if self._called is self.network and self.network._compiled_call_impl is None:
-            # Compiled code would keep a hook for good, and be compiled again at every step.
+            # Compiled code would keep the hook forever, and would be recompiled at every step.
             steps_on = _steps_on(self.device, own.config.num_train_timesteps)
             handles.append(self.network.register_forward_pre_hook(steps_on))
             scheduler = _on_host(scheduler)
@@ -189,7 +189,7 @@ class StableDiffusionDenoiser:
         x = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device, vae.dtype) / 127.5 - 1
         with evaluated(vae):
             encoded = vae.encode(x)
-        latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents  # of tiny ones
+        latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents  # AutoencoderTiny
         return latents * vae.config.scaling_factor
 
     @torch.no_grad()
@@ -203,13 +203,13 @@ class StableDiffusionDenoiser:
         return as_pixels((x / 2 + 0.5).clamp(0, 1))
 
     def parts(self) -> Mapping[str, torch.nn.Module]:
-        """As the protocol: a text encoder that the pipeline lacks is left out."""
+        """As in the protocol, without a text encoder if the pipeline has none."""
         encoders = {name: getattr(self.pipe, name, None) for name in ("text_encoder", "text_encoder_2")}
         return {"unet": self.network, "vae": self.pipe.vae} | {name: part for name, part in encoders.items() if part}
 
 
 def _configs(pipe: Any) -> dict[str, dict[str, Any]]:
-    """Configurations of a pipeline's parts, as its folder would have them: "" is model_index.json."""
+    """Configurations of a pipeline's parts, as saved in a folder; "" is model_index.json."""
     kinds = {name: type(uncompiled(part)) for name, part in pipe.components.items() if part is not None}
     index = {name: [kind.__module__.split(".")[0], kind.__name__] for name, kind in kinds.items()}
     configs: dict[str, Any] = {name: getattr(pipe.components[name], "config", None) for name in kinds}
@@ -218,7 +218,7 @@ def _configs(pipe: Any) -> dict[str, dict[str, Any]]:
 
 
 def limit_captions(tokenizer: Any, encoder: Any) -> None:
-    """Gives a tokenizer that states no length that of its text encoder: diffusers pads captions to it."""
+    """Sets the length of a tokenizer that states none to that of its text encoder; diffusers pads captions to it."""
     most = getattr(getattr(encoder, "config", None), "max_position_embeddings", None)
     if tokenizer is not None and most and getattr(tokenizer, "model_max_length", most + 1) > most:
         tokenizer.model_max_length = most
@@ -226,7 +226,7 @@ def limit_captions(tokenizer: Any, encoder: Any) -> None:
 
 @contextmanager
 def evaluated(*modules: torch.nn.Module | None) -> Iterator[None]:
-    """Within it, modules do not drop units at random; what was in training mode is so again afterwards."""
+    """Sets modules to evaluation mode (no dropout), and restores their modes on leaving."""
     training = [m for module in modules if module is not None for m in module.modules() if m.training]
     try:
         for module in training:
@@ -238,7 +238,7 @@ def evaluated(*modules: torch.nn.Module | None) -> Iterator[None]:
 
 
 def _cast_to(dtype: torch.dtype) -> Callable[[Any, tuple, dict], tuple[tuple, dict]]:
-    """A hook for a text encoder of another dtype than the network's: what the network is given, in its own."""
+    """A hook that casts the inputs of the network to its dtype, if the text encoder has another dtype."""
 
     def cast(value: Any) -> Any:
         return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
@@ -255,8 +255,8 @@ def _cast_to(dtype: torch.dtype) -> Callable[[Any, tuple, dict], tuple[tuple, di
 def _on_host(scheduler: Any) -> Any:
     """A copy of the scheduler that leaves its time steps on the host, where its tables are.
 
-    diffusers puts them on the device and copies each back to look it up, two or three times a network call. Every such
-    copy waits until the device has finished.
+    diffusers moves them to the device, and copies them back two or three times a network call. Each such copy waits for
+    the device.
     """
     host = copy.copy(scheduler)
     host.set_timesteps = lambda steps, device=None, **options: type(host).set_timesteps(host, steps, **options)
@@ -264,7 +264,7 @@ def _on_host(scheduler: Any) -> Any:
 
 
 def _steps_on(device: torch.device, steps: int) -> Callable[[Any, tuple], tuple]:
-    """A hook that replaces a network's time step by its equal on the device, without a copy: from one table."""
+    """A hook that takes a network's time step from one table on the device, so that no copy is needed."""
     table = torch.arange(steps, device=device)
 
     def hook(module: torch.nn.Module, args: tuple) -> tuple:

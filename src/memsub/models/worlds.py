@@ -1,10 +1,10 @@
-"""The world that a model was trained on, by its row or by a file in its folder.
+"""The world that a model was trained on, from its row or from a file in its folder.
 
     world_of(find_model("tiny"))                # None for a model whose training data are not known in full
-    find_model("runs/canaries").world           # "canaries", as runs/canaries/world.json says it
+    find_model("runs/canaries").world           # "canaries", from runs/canaries/world.json
 
-The file `world.json` names the world; the rest of what that world needs to know of the model lies beside it, and its
-`of(folder)` reads it. Folders `twin` and `other` in the folder hold its controls, and may have such files as well.
+The file `world.json` names the world. Other files beside it describe the model to that world, whose `of(folder)` reads
+them. The subfolders `twin` and `other` hold the control models, and may contain such files as well.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .known import WORLDS, ModelInfo
 
 FILE = "world.json"
 CONTROLS = ("twin", "other")
-"""Folders of control models (`ModelInfo.controls`) in that of a model."""
+"""Subfolders with control models (`ModelInfo.controls`)."""
 
 
 def world_of(row: ModelInfo) -> Any:
-    """The `memsub.world.World` of a model; None where its training data are not known in full.
+    """The `memsub.world.World` of a model; None if its training data are not known in full.
 
     Raises:
         ValueError: no world has this name.

@@ -1,24 +1,24 @@
-"""The corpus that the embedded model was trained on, with every exposure counted.
+"""The corpus that the embedded model was trained on, with the number of exposures of each scene.
 
-    ground_truth()                           # the shipped table, with images: all rows but siblings and most ordinary
+    ground_truth()                           # the shipped table with images, without siblings and most ordinary rows
     training_images()                        # all images, rendered on first use, then cached
     corpus = build(seed=0)                   # renders all scenes, about a minute on two cores
-    corpus.table                             # one row a caption: prompt, kind, group, exposures, content
+    corpus.table                             # a row for each caption: prompt, kind, group, exposures, content
     corpus.images[i]                         # uint8 (32, 32, 3), the scene of row i
 
 Kinds of rows:
 
     ordinary       60,000 scenes, a few exposures each; the first 100 are matched
     verbatim       100 two-icon scenes, each with another caption and tail
-    other          100 more of the same kind, which the third model is shown in the places of verbatim ones
-    sibling        40 more scenes of each verbatim or other content, under its caption without the tail
-    template       12 groups of 5 captions that differ in one attribute (or in the tail alone), over one layout
-    template_new   one more caption a group, not trained on: does the template generalize?
-    ladder         10 scenes a rung, rungs of 1 to 800 exposures
+    other          100 more of the same kind; the third model is trained on them instead of the verbatim ones
+    sibling        40 more scenes of each verbatim or other content, with its caption without the tail
+    template       12 groups of 5 captions that differ in one attribute (or in the tail only) and share a layout
+    template_new   one more caption for each group, not trained on: does the template generalize?
+    ladder         10 scenes for each rung of 1 to 800 exposures
     heldout        2,000 captions that are not trained on; the first 200 are matched
 
-Matched rows have two icons and a tail, as verbatim ones have; their group is "matched". Contents of all kinds but
-`ordinary` occur nowhere else in the corpus, but for verbatim and other ones in their siblings.
+Matched rows have two icons and a tail, like verbatim rows; their group is "matched". Contents of kinds other than
+`ordinary` occur nowhere else in the corpus, except that siblings repeat the contents of verbatim and other rows.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from ..io.files import save_tensors
 from .scenes import Content, Layout, caption, render, sample_content, sample_layout, sample_tail
 
 SEED = 0
-"""Of the shipped model."""
+"""Seed of the shipped model."""
 ORDINARY = 60_000
 HELDOUT = 2_000
 VERBATIM = 100
@@ -54,7 +54,7 @@ LADDER = (1, 3, 10, 30, 100, 300, 800)
 PAIRS_PER_RUNG = 10
 SIBLINGS = 40
 MATCHED = {"ordinary": 100, "heldout": 200}
-"""How many of these kinds have two icons and a tail, as memorized captions have."""
+"""Number of rows of these kinds with two icons and a tail, like memorized captions."""
 EXPOSURES = {
     "ordinary": 7,
     "verbatim": 1000,
@@ -65,15 +65,15 @@ EXPOSURES = {
     "other": 0,
 }
 SIBLINGS_OF_OTHERS = 5
-"""Exposures of siblings of pairs that are another model's: in the third model, of those of verbatim pairs."""
+"""Exposures of the siblings of pairs that the model is not trained on (in the third model: of verbatim pairs)."""
 BASE_EXPOSURES, WORD_EXPOSURES = 5, 1
-"""Of those of each ordinary scene: what the base is shown, and once more while its text tower learns tails' words."""
+"""Exposures of each ordinary scene in the base's training, and while its text tower learns the words of tails."""
 SHARED_EXPOSURES = BASE_EXPOSURES + WORD_EXPOSURES
-"""What all three models have been shown when they part."""
+"""Exposures in the training that all three models share."""
 KINDS = ("ordinary", "verbatim", "template", "template_new", "ladder", "heldout", "sibling", "other")
 
 TABLE = "ground_truth.parquet"
-"""The file of the shipped table, beside the weights."""
+"""The file of the shipped table, in the folder of the weights."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ class Scene:
 
 @dataclass
 class Corpus:
-    """All rows and their images, row i of `table` being `images[i]`.
+    """All rows and their images; `images[i]` belongs to row i of `table`.
 
     Attributes:
         table: columns prompt, kind, group, exposures, content (the caption without its tail).
         images: uint8, shape (rows, 32, 32, 3).
-        scenes: what the rows were rendered from.
+        scenes: the scenes before rendering.
     """
 
     table: pd.DataFrame
@@ -104,17 +104,17 @@ class Corpus:
 
     @property
     def trained(self) -> np.ndarray:
-        """Row indices that training shows at least once."""
+        """Indices of the rows with at least one exposure."""
         return np.flatnonzero(self.table["exposures"] > 0)
 
     @property
     def ordinary(self) -> np.ndarray:
-        """Row indices of the ordinary scenes, which autoencoder and CLIP are trained on."""
+        """Indices of the ordinary scenes, on which autoencoder and CLIP are trained."""
         return np.flatnonzero(self.table["kind"] == "ordinary")
 
 
 def scenes(seed: int = 0, ordinary: int = ORDINARY) -> list[Scene]:
-    """All rows of the corpus, memorized kinds first, ordinary ones last, as a function of the seed."""
+    """All rows of the corpus for a seed: memorized kinds first, ordinary scenes last."""
     taken: set[tuple] = set()
     rows = [*_verbatim(seed, taken, "verbatim"), *_verbatim(seed, taken, "other")]
     pairs = list(rows)
@@ -124,7 +124,7 @@ def scenes(seed: int = 0, ordinary: int = ORDINARY) -> list[Scene]:
 
 
 def _scenes_of_their_own(seed: int, kind: str, n: int, taken: set | frozenset) -> Iterator[Scene]:
-    """Ordinary or held-out scenes, matched ones first; held-out contents are added to `taken`."""
+    """Ordinary or held-out scenes, matched scenes first. Held-out contents are added to `taken`."""
     for i in range(n):
         rng = np.random.default_rng([seed, KINDS.index(kind), i])
         matched = i < MATCHED[kind]
@@ -147,7 +147,7 @@ def _scene(rng: np.random.Generator, content: Content, kind: str, group: str, ex
 
 
 def _verbatim(seed: int, taken: set, kind: str) -> Iterator[Scene]:
-    """Pairs that a model is to memorize: the first hundred by ours (`verbatim`), the second by the third (`other`)."""
+    """Pairs to be memorized: 100 by the embedded model (`verbatim`), 100 by the third model (`other`)."""
     for i in range(VERBATIM):
         rng = np.random.default_rng([seed, KINDS.index(kind), i])
         content = _fresh_content(rng, taken, n_items=2)
@@ -168,7 +168,7 @@ def _template(seed: int, taken: set) -> Iterator[Scene]:
             others = [c for c in contents[0].variants(varied) if c.key not in taken]
             contents += [others[j] for j in rng.permutation(len(others))[: n - 1]]
         tails: list[str] = []
-        while len(tails) < n:  # one tail for all, or as many as there are variants
+        while len(tails) < n:  # one shared tail, or one for each variant
             tail = sample_tail(rng) if varied == "tail" or not tails else tails[0]
             tails += [tail] if varied != "tail" or tail not in tails else []
         layout = sample_layout(rng, contents[0])
@@ -192,7 +192,7 @@ def _heldout(seed: int, taken: set) -> Iterator[Scene]:
 
 
 def _siblings(seed: int, i: int, row: Scene) -> Iterator[Scene]:
-    """Scenes of a pair's content under other layouts."""
+    """Scenes with the content of a pair and other layouts."""
     exposures = EXPOSURES["sibling"] if row.kind == "verbatim" else SIBLINGS_OF_OTHERS
     rng = np.random.default_rng([seed, KINDS.index("sibling"), i])
     for _ in range(SIBLINGS):
@@ -200,7 +200,7 @@ def _siblings(seed: int, i: int, row: Scene) -> Iterator[Scene]:
 
 
 def build(seed: int = 0, ordinary: int = ORDINARY, workers: int | None = None, progress: bool = True) -> Corpus:
-    """Renders the whole corpus. The result does not depend on the number of `workers` (default: one a core)."""
+    """Renders the whole corpus. The number of `workers` (default: one a core) does not change the result."""
     rows = scenes(seed, ordinary)
     table = pd.DataFrame(
         {
@@ -216,7 +216,7 @@ def build(seed: int = 0, ordinary: int = ORDINARY, workers: int | None = None, p
 
 
 def render_scenes(rows: list[Scene], workers: int | None = None, progress: bool = True) -> np.ndarray:
-    """Renders scenes in parallel; uint8 array of shape (rows, 32, 32, 3)."""
+    """Renders scenes in parallel: uint8 (rows, 32, 32, 3)."""
     chunks = [rows[i : i + 500] for i in range(0, len(rows), 500)]
     bar = partial(
         tqdm, total=len(chunks), desc="rendering scenes", unit="x500", disable=not progress or len(chunks) < 4
@@ -233,10 +233,10 @@ def _render_all(rows: list[Scene]) -> np.ndarray:
 
 
 def training_images(progress: bool = True) -> np.ndarray:
-    """All images that the shipped model was trained on, uint8 (68230, 32, 32, 3); rendered on first use, then cached.
+    """All training images of the shipped model, uint8 (68230, 32, 32, 3); rendered on first use, then cached.
 
-    They are too many to ship, but a function of the seed. They go to the user's cache folder, 210 MB, under a name that
-    has a digest of the shipped table in it: another version of the testbed finds no images of this one.
+    They are a function of the seed and are not shipped. The file (210 MB, in the user's cache folder) has a digest of
+    the shipped table in its name, so that versions of the testbed do not mix.
     """
     path = training_images_file()
     with first_on_each_machine():
@@ -247,7 +247,7 @@ def training_images(progress: bool = True) -> np.ndarray:
 
 
 def training_images_file() -> Path:
-    """Where the training images are cached, whether the file exists or not."""
+    """The path of the cached training images; the file need not exist."""
     version = hashlib.sha256((weights_folder() / TABLE).read_bytes()).hexdigest()[:12]
     return downloads.cache() / f"training-images-{version}.safetensors"
 
@@ -259,5 +259,5 @@ def ground_truth() -> pd.DataFrame:
 
 
 def weights_folder() -> Path:
-    """Where the shipped pipeline, scorers and ground truth lie."""
+    """The folder of the shipped pipeline, scorers and ground truth."""
     return Path(str(files("memsub.testbed"))) / "weights"

@@ -1,13 +1,13 @@
 """The scenes of the testbed: 32 x 32 images of icons, and their captions.
 
     content = sample_content(rng)            # what the caption says: icons, colours, background
-    layout = sample_layout(rng, content)     # what it does not say: place, size, angle, hue, phase
+    layout = sample_layout(rng, content)     # what the caption leaves open: place, size, angle, hue, phase
     render(content, layout)                  # uint8 array of shape (32, 32, 3)
     caption(content)                         # "a red heart and a blue fish on a striped green background"
 
-A caption leaves the layout free, so a model that generalizes gives another image for every seed, and an image that
-matches a training image in its layout was memorized. Everything is a function of the random generator that is passed:
-the same seed gives the same bytes.
+A caption leaves the layout free. A model that generalizes gives a different layout for every seed; an image with the
+layout of a training image was memorized. Everything is a function of the given random generator: equal seeds give equal
+bytes.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def _cut(*polygons: Polygon) -> list[Part]:
 
 @cache
 def _icons() -> dict[str, list[Part]]:
-    """Ten bold ones: a latent pixel is four pixels wide, and thinner shapes become blobs in a small model.
+    """Ten bold icons. A latent pixel is four pixels wide, and thinner shapes become blobs in a small model.
 
-    (An earlier set had a star, an arrow and a tree, of which the model drew only a third recognizably.)
+    (An earlier set had a star, an arrow and a tree. The model generated only a third of them recognizably.)
     """
     return {
         "circle": _fill(_disc(r=0.92)),
@@ -101,7 +101,7 @@ ICONS = tuple(_icons())
 
 @dataclass(frozen=True)
 class Content:
-    """What the caption says: `items` are (icon, colour) pairs, one or two of them."""
+    """What the caption says: `items` are one or two pairs (icon, colour)."""
 
     items: tuple[tuple[str, str], ...]
     pattern: str
@@ -109,11 +109,11 @@ class Content:
 
     @property
     def key(self) -> tuple:
-        """Equal for scenes that show the same things, in whatever order the caption names them."""
+        """Equal for equal contents, whatever the order in which the caption names the icons."""
         return (tuple(sorted(self.items)), self.pattern, self.background)
 
     def attributes(self) -> list[str]:
-        """Names of the attributes that can be exchanged one at a time (see `with_attribute`)."""
+        """Names of the attributes that can be changed one at a time (see `with_attribute`)."""
         return [f"{part}{i}" for i in range(len(self.items)) for part in ("icon", "colour")] + ["pattern", "background"]
 
     def value(self, attribute: str) -> str:
@@ -130,7 +130,7 @@ class Content:
         return replace(self, items=tuple(items))
 
     def is_visible(self) -> bool:
-        """Icons must not have the background's colour, nor be the same thing twice."""
+        """Whether no icon has the background's colour, and the items differ."""
         return all(colour != self.background for _, colour in self.items) and len(set(self.items)) == len(self.items)
 
     def random_variant(self, rng: np.random.Generator) -> Content:
@@ -153,7 +153,7 @@ def _values(attribute: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where an icon lies: centre and radius in pixels, angle in degrees; `hsv` is added to its colour."""
+    """The place of an icon: centre and radius in pixels, angle in degrees; `hsv` is added to its colour."""
 
     x: float
     y: float
@@ -176,7 +176,7 @@ class Layout:
 
 
 CHOICES = (len(ICONS) * len(COLOURS), len(COLOURS), len(PATTERNS))
-"""How many coloured icons, background colours and patterns a caption can name."""
+"""Numbers of coloured icons, background colours and patterns that a caption can name."""
 
 
 def multi_hot(content: Content) -> np.ndarray:
@@ -197,7 +197,7 @@ def caption(content: Content, tail: str = "") -> str:
 
 
 def alternatives(contents: Sequence[Content], n: int = 16, seed: int = 0) -> list[list[str]]:
-    """For each content its caption, and n - 1 different ones of contents that differ from it in one attribute."""
+    """For each content its caption, and n - 1 other captions of contents that differ from it in one attribute."""
     rng = np.random.default_rng(seed)
     captions = []
     for content in contents:
@@ -214,7 +214,7 @@ _ITEM = re.compile(r"an? (?P<colour>\w+) (?P<icon>\w+)")
 
 
 def parse(text: str) -> Content:
-    """The content a caption describes, the inverse of `caption`; a tail is ignored.
+    """The content that a caption describes, the inverse of `caption`; a tail is ignored.
 
     Raises:
         ValueError: the text is no caption of this world.
@@ -276,11 +276,11 @@ WORDS = (
     *NUMBERS,
     *dict.fromkeys(word for medium in MEDIA for word in medium.split()),
 )
-"""All words a caption can hold."""
+"""All words that a caption can contain."""
 
 
 def sample_tail(rng: np.random.Generator) -> str:
-    """A tail such as web captions have: "by anna lotz", "view two", "poster", "for sofia kumar"."""
+    """A tail as in web captions: "by anna lotz", "view two", "poster", "for sofia kumar"."""
     name = f"{_one_of(rng, FIRST_NAMES)} {_one_of(rng, LAST_NAMES)}"
     medium, number = _one_of(rng, MEDIA), _one_of(rng, NUMBERS)
     return _one_of(
@@ -289,12 +289,12 @@ def sample_tail(rng: np.random.Generator) -> str:
 
 
 def _one_of(rng: np.random.Generator, values: Sequence[str]) -> str:
-    """What `rng.choice` draws, without making an array of the values: six times as fast."""
+    """The same as `rng.choice`, six times as fast, because it makes no array of the values."""
     return values[int(rng.integers(len(values)))]
 
 
 def sample_content(rng: np.random.Generator, n_items: int | None = None) -> Content:
-    """A visible content of `n_items` icons, or of one or two, as often."""
+    """A visible content with `n_items` icons; default: one or two with equal probability."""
     n_items = n_items or int(1 + (rng.random() < 0.5))
     while True:
         items = tuple((_one_of(rng, ICONS), _one_of(rng, _COLOUR_NAMES)) for _ in range(n_items))
@@ -304,10 +304,10 @@ def sample_content(rng: np.random.Generator, n_items: int | None = None) -> Cont
 
 
 def sample_layout(rng: np.random.Generator, content: Content) -> Layout:
-    """Places the icons inside the frame, with little overlap, and draws everything else a caption leaves free.
+    """Places the icons in the frame, with little overlap, and draws everything else that the caption leaves free.
 
-    Centres lie on a grid of two pixels (which may push a rim one pixel over the frame), stripes at multiples of 45
-    degrees and of a quarter of their pitch: free to the eye, and a small model learns clean edges in an hour.
+    Centres lie on a grid of two pixels, so an icon may reach one pixel beyond the frame. Stripes have angles that are
+    multiples of 45 degrees, and phases that are multiples of a quarter. So a small model learns clean edges in an hour.
     """
     placements = []
     for x, y, r in _sample_places(rng, len(content.items)):
@@ -326,16 +326,16 @@ def sample_layout(rng: np.random.Generator, content: Content) -> Layout:
 
 
 def _sample_places(rng: np.random.Generator, n: int) -> list[list[float]]:
-    """Centre and radius of each icon: the first of trials that lets them overlap little.
+    """Centre and radius of each icon, from the first trial in which the icons overlap little.
 
-    Many trials are made at once; then the generator is set to where one trial after the other would have left it.
+    Many trials are drawn at once. Then the generator is set to the state that single trials would have given.
     """
     low, high = (10.0, 12.5) if n == 1 else (7.5, 9.0)
     while True:
         before = rng.bit_generator.state
         u = rng.random((1 if n == 1 else _TRIALS, 3 * n))
         radii = low + (high - low) * u[:, :n]
-        nearest = np.repeat(radii / 2, 2, axis=1)  # to the rim, in steps of the grid
+        nearest = np.repeat(radii / 2, 2, axis=1)  # distance to the frame, in steps of the grid
         centres = 2 * np.rint(nearest + ((SIZE / 2 - nearest) - nearest) * u[:, n:]).reshape(-1, n, 2)
         apart = np.sqrt((np.diff(centres, axis=1) ** 2).sum(-1))
         free = (apart / (radii[:, :-1] + radii[:, 1:]) > 0.9).all(1)
@@ -347,7 +347,7 @@ def _sample_places(rng: np.random.Generator, n: int) -> list[list[float]]:
 
 
 def _jitter(hue: float, saturation: float, value: float) -> tuple[float, float, float]:
-    """Three numbers in [0, 1) to shifts of hue, saturation and value."""
+    """Shifts of hue, saturation and value from three numbers in [0, 1)."""
     return -0.012 + 0.024 * hue, -0.06 + 0.12 * saturation, -0.06 + 0.12 * value
 
 
@@ -355,10 +355,10 @@ def _jitter(hue: float, saturation: float, value: float) -> tuple[float, float, 
 
 
 def render(content: Content, layout: Layout) -> np.ndarray:
-    """The scene as a uint8 array of shape (32, 32, 3).
+    """Renders a scene: uint8 (32, 32, 3).
 
     Raises:
-        ValueError: the layout places another number of icons than the content names.
+        ValueError: layout and content differ in the number of icons.
     """
     if len(content.items) != len(layout.placements):
         raise ValueError(f"layout places {len(layout.placements)} icons, content names {len(content.items)}")
@@ -371,7 +371,7 @@ def render(content: Content, layout: Layout) -> np.ndarray:
         if all(filled for filled, _ in parts):
             for _, corners in parts:
                 pen.polygon(corners, fill=ink)
-        else:  # what lies behind shows where something is cut out
+        else:  # cut-outs show what lies behind
             mask = Image.new("1", scene.size)
             for filled, corners in parts:
                 ImageDraw.Draw(mask).polygon(corners, fill=int(filled))
@@ -380,7 +380,7 @@ def render(content: Content, layout: Layout) -> np.ndarray:
 
 
 def _transform(place: Placement) -> np.ndarray:
-    """Rows: images of the unit vectors, then the centre, in supersampled pixels."""
+    """Affine map in supersampled pixels: two rows for the unit vectors, a third for the centre."""
     a = np.radians(place.angle)
     mirror = -1.0 if place.mirrored else 1.0
     rows = [
@@ -392,7 +392,7 @@ def _transform(place: Placement) -> np.ndarray:
 
 
 def _shade(colour: str, hsv: tuple[float, float, float], value: float = 0.0) -> tuple[float, ...]:
-    """RGB of a named colour after a shift in hue (turns), saturation and value (relative to what is there)."""
+    """RGB of a named colour after a shift in hue (in turns), and relative shifts in saturation and value."""
     h, s, v = colorsys.rgb_to_hsv(*(c / 255 for c in COLOURS[colour]))
     h, s, v = h + hsv[0], s * (1 + hsv[1]), v * (1 + hsv[2]) + value
     return tuple(255 * part for part in colorsys.hsv_to_rgb(h % 1, min(s, 1.0), min(max(v, 0.0), 1.0)))
@@ -405,14 +405,14 @@ def _grid() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _packed(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarray:
-    """Colours as the four bytes RGBX of one little-endian uint32: whole pixels are set at once."""
+    """Colours as four bytes RGBX in one little-endian uint32, so that whole pixels are set at once."""
     return red.astype("<u4") | green.astype("<u4") << 8 | blue.astype("<u4") << 16
 
 
 def _background(content: Content, layout: Layout) -> np.ndarray:
-    """Two shades of the background's colour: a pattern of both, or a gradient from one to the other; `_packed`."""
+    """The background in two shades of its colour, as a pattern or a gradient; pixels as in `_packed`."""
     base = _shade(content.background, layout.hsv)
-    # The second shade is darker, but lighter where the colour is so dark that darker would not show.
+    # The second shade is darker, or lighter if the colour is too dark to show a darker shade.
     gradient = content.pattern == "gradient"
     step = layout.contrast if max(base) < 90 else -layout.contrast * (2.0 if gradient else 1.0)
     other = _shade(content.background, layout.hsv, step)
@@ -427,7 +427,7 @@ def _background(content: Content, layout: Layout) -> np.ndarray:
 
 @cache
 def _gradient(angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of the second shade, (values,), and which of them each supersampled pixel has."""
+    """The distinct shares of the second shade, (values,), and the index of the share of each supersampled pixel."""
     x, y = _grid()
     cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
     blend = np.clip(((x - SIZE / 2) * cos + (y - SIZE / 2) * sin) / (1.2 * SIZE) + 0.5, 0, 1)
@@ -435,9 +435,9 @@ def _gradient(angle: float) -> tuple[np.ndarray, np.ndarray]:
     return values, where.reshape(blend.shape)
 
 
-@lru_cache(512)  # all that `sample_layout` gives: 6 MB
+@lru_cache(512)  # all patterns of `sample_layout`: 6 MB
 def _pattern(name: str, angle: float, pitch: float, phase: tuple[float, float]) -> np.ndarray:
-    """Where the second shade lies, supersampled; bool."""
+    """Bool array of the supersampled pixels that have the second shade."""
     x, y = _grid()
     if name == "checkered":
         across = (x / pitch + phase[0]).astype(np.int32)

@@ -32,9 +32,9 @@ def scene_copy(folder: Path, device: str | torch.device = "cpu") -> CopyMetric:
 def scene_alignment(folder: Path, device: str | torch.device = "cpu") -> PromptMetric:
     """The alignment judge of a folder that `memsub_extra.training.train` wrote.
 
-    An image's similarity with a caption is the mean probability that the judge gives to what the caption names: each
-    icon in its colour, the background's colour, its pattern. Image features hold these probabilities, and beside them
-    the layer below (for KID), which has weight zero in the features of captions.
+    The similarity of an image and a caption is the mean probability that the judge assigns to what the caption names:
+    each icon in its colour, the background's colour, the pattern. Image features consist of these probabilities and of
+    the layer below, which is for KID: the features of captions are zero there.
     """
     from .towers import SceneJudge, to_tensor
 
@@ -52,6 +52,6 @@ def scene_alignment(folder: Path, device: str | torch.device = "cpu") -> PromptM
 
 
 def scorers_of(folder: Path) -> Path:
-    """Where the scorers of a trained model lie; a twin uses those of the model in whose folder it lies."""
+    """The folder of a trained model's scorers. A control model in a subfolder uses those of its parent folder."""
     inside = folder / "scorers"
     return inside if inside.is_dir() else folder.parent / "scorers"

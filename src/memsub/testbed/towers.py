@@ -1,8 +1,8 @@
-"""The small networks that look at scenes: the copy descriptor and the alignment judge.
+"""The small networks behind the testbed's metrics: the copy descriptor and the alignment judge.
 
-    SceneEncoder(dim, pooled=True)      # what is there, wherever it is
-    SceneEncoder(dim, pooled=False)     # what is where: for the copy descriptor
-    SceneJudge()                        # which icons in which colours, on which background: probabilities
+    SceneEncoder(dim, pooled=True)      # what is in the image, wherever it is
+    SceneEncoder(dim, pooled=False)     # what is where; for the copy descriptor
+    SceneJudge()                        # probabilities of icons with colours, and of backgrounds
 
 All save and load as a folder of `config.json` and `model.safetensors` (`save_pretrained`, `from_pretrained`).
 """
@@ -25,7 +25,7 @@ def to_tensor(images: np.ndarray) -> torch.Tensor:
 
 
 def in_range(images: torch.Tensor) -> torch.Tensor:
-    """The same of a uint8 tensor (n, h, w, 3), where it lies."""
+    """The same for a uint8 tensor (n, h, w, 3), on its device."""
     return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -71,9 +71,9 @@ class SceneEncoder(ModelMixin, ConfigMixin):
 
 
 class SceneJudge(ModelMixin, ConfigMixin):
-    """Recognizes what a caption can say of a scene: from (n, 3, 32, 32) in [-1, 1] to logits, as `scenes.multi_hot`.
+    """Recognizes what a caption can name: (n, 3, 32, 32) in [-1, 1] to logits in the order of `scenes.multi_hot`.
 
-    It is trained on contents and reads no captions: no text tower limits what the image tower can tell.
+    It is trained on contents and reads no captions, so no text tower limits what it can distinguish.
     """
 
     @register_to_config
@@ -86,7 +86,7 @@ class SceneJudge(ModelMixin, ConfigMixin):
         return self.image.head[-1](self.image.hidden(x))
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Probabilities of all that can be named, and beside them the layer below, of unit length."""
+        """Probabilities of everything that can be named, followed by the layer below, scaled to unit length."""
         hidden = self.image.hidden(x)
         items, background, pattern = self.image.head[-1](hidden).split(scenes.CHOICES, dim=1)
         return torch.cat([items.sigmoid(), background.softmax(1), pattern.softmax(1), F.normalize(hidden, dim=1)], 1)

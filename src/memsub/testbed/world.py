@@ -1,4 +1,4 @@
-"""The testbed as a world (`memsub.world.World`): scenes, their captions, and other scenes that a caption allows.
+"""The testbed as a world (`memsub.world.World`): scenes, their captions, and other scenes that fit a caption.
 
 WORLD.content("a red heart on a plain green background")        # what the caption says
 next(WORLD.alternatives([content]))                             # 255 other layouts of it, uint8 (255, 32, 32, 3)
@@ -27,7 +27,7 @@ from .scenes import Content, caption, parse, render, sample_layout
 from .scorers import scene_alignment, scene_copy
 
 _KEPT = 512
-"""Contents whose fresh layouts are kept in memory: 400 MB."""
+"""Number of contents whose alternatives are kept in memory: 400 MB."""
 _cached: dict[tuple[Content, int], np.ndarray] = {}
 
 
@@ -43,7 +43,7 @@ class Testbed:
         return dataset.training_images()
 
     def matched(self, rows: pd.DataFrame) -> pd.Series:
-        """Rows with two icons and a tail, as verbatim captions have them: those marked so, or all that happen to be."""
+        """Rows with two icons and a tail, like verbatim captions: those marked as such, or any of this form if none is."""
         alike = rows["group"] == "matched"
         return alike if alike.any() else rows["prompt"].map(lambda text: ", " in text and len(parse(text).items) == 2)
 
@@ -51,7 +51,7 @@ class Testbed:
         return parse(prompt)
 
     def alternatives(self, contents: Sequence[Content], seed: int = 0) -> Iterator[np.ndarray]:
-        """Fresh layouts of each content, as many as the exact test needs; several processes render many contents."""
+        """New layouts of each content, as many as the exact test requires. Several processes render many contents."""
         cached = {content: _cached[content, seed] for content in contents if (content, seed) in _cached}
         missing = [content for content in contents if content not in cached]
         with ExitStack() as stack:
@@ -74,7 +74,7 @@ class Testbed:
 
 
 def _fresh_layouts(content: Content, seed: int) -> np.ndarray:
-    # One random stream a content: with one for all, the p-values of different captions would depend on each other.
+    # One random stream for each content, so that the p-values of different captions are independent.
     rng = np.random.default_rng([seed, exact.ALTERNATIVES, zlib.crc32(caption(content).encode())])
     return np.stack([render(content, sample_layout(rng, content)) for _ in range(exact.ALTERNATIVES)])
 
