@@ -242,7 +242,7 @@ class BatchSums:
         self.squares[layer].append(unit_squares(hidden.detach().flatten(1, -2)))
 
     def compare(self, layer: torch.nn.Linear, hidden: torch.Tensor, output: torch.Tensor) -> None:
-        """Checks, in the first call only, that the layer's output is the product with its weight."""
+        """Checks, in the first call only, that the output is the product with the layer's weight. `finish` raises."""
         if self.call == 0:
             self.compared.append(is_of_weight(layer, hidden, output))
 
@@ -260,9 +260,7 @@ class BatchSums:
         self.copying = (self.call, to_host(torch.cat(parts, 1)))  # one copy, not one a layer
 
     def finish(self) -> dict[str, torch.Tensor]:
-        """Layer name to the batch's sums (G, C, f); raises RuntimeError for too few network calls, and for layers whose
-        output is not the product with their weight.
-        """
+        """Layer name to the batch's sums (G, C, f); raises RuntimeError for missing calls and after a failed `compare`."""
         self._receive()
         if self.call + 1 != self.calls:
             raise RuntimeError(
@@ -365,10 +363,7 @@ def capture(
 def _add_batch(
     stats: ActivationStats, denoiser: Denoiser, prompts: list[str] | Conditioning, membership: torch.Tensor
 ) -> None:
-    """Samples some prompts, then adds their sums to the statistics.
-
-    `membership`, (G, prompts), says how often each prompt counts in each group.
-    """
+    """Samples some prompts, then adds their sums; `membership` (G, prompts) counts each prompt in each group."""
     how = stats.provenance
     prompt_of_row, conditional = denoiser.call_rows(len(prompts), how["guidance_scale"])  # both (B,)
     row_counts = membership[:, prompt_of_row] * (conditional | (how["cfg_half"] == "both"))  # (G, B)

@@ -88,10 +88,7 @@ class Edit:
             raise
 
     def _layers(self, pipe: Pipeline) -> dict[str, Any]:
-        """The modules whose weights the edit sets, by layer, after all checks.
-
-        It returns modules and not weights, because offloading and casting replace the weights at every call.
-        """
+        """The modules whose weights the edit sets, after all checks. (Offloading replaces weights at every call.)"""
         check_model(pipe, self.provenance["model"], "this edit was made for")
         self.check()
         if not any(map(len, self.positions.values())):

@@ -117,11 +117,7 @@ def too_large(path: Path) -> ValueError:
 
 
 def _kept(row: Row, where: str) -> Row:
-    """The caption as `prompt`, and the columns of `KEPT` that the row has; empty without a caption.
-
-    Raises:
-        ValueError: the caption is no text, a value is too long or no number or text, or the index is no plain name.
-    """
+    """The caption as `prompt`, and the columns of `KEPT`; empty without a caption. Raises ValueError for bad values."""
     values: Row = {column: row[column] for column in ("caption", *KEPT) if column in row}
     if isinstance(image := row.get("image"), str) and len(image) <= 10 * LONGEST_NAME and not values.get("file"):
         values["file"] = image  # otherwise it is the image itself, which is not needed

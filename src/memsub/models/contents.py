@@ -256,11 +256,7 @@ def refused(configs: Mapping[str, Mapping[str, Any]], loaded: bool = False) -> l
 
 
 def _weights(contents: Contents, stems: Mapping[str, str]) -> None:
-    """Finds a variant that all parts have, and reads the headers of its files.
-
-    Args:
-        stems: part to the name of its weight files, without suffix.
-    """
+    """Finds a variant that all parts have, and reads its headers. `stems`: part to the stem of its weight files."""
     files: dict[str, dict[str, list[str]]] = {part: {} for part in stems}
     for part, stem in stems.items():
         form = rf"{part}/{stem}(?:\.safetensors\.index)?(?:\.(\w+))?\.(?:safetensors|json)"

@@ -54,10 +54,7 @@ def _flat(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, to
 
 
 def _bit_sums(tensors: Mapping[str, torch.Tensor]) -> list[int]:
-    """The sum of each tensor's bits, read as integers. It detects writes that PyTorch's version counter misses.
-
-    These are writes through `weight.data`: by peft when it fuses an adapter, by diffusers when it copies an average.
-    """
+    """The sum of each tensor's bits as integers; detects writes through `weight.data`, which PyTorch does not count."""
     sums: dict[torch.device, list[torch.Tensor]] = {}
     for tensor in tensors.values():
         bits, size = tensor.detach(), tensor.element_size()

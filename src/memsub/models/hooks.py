@@ -102,12 +102,7 @@ def is_of_weight(layer: torch.nn.Linear, hidden: torch.Tensor, output: torch.Ten
 
 
 class _Calls:
-    """The layers that the present network call has called so far.
-
-    Attributes:
-        number: number of the network call, from 0; -1 before the first.
-        parts: layer name to the number of rows of each of its calls.
-    """
+    """The layers that network call `number` has called so far; `parts`: layer name to the rows of each of its calls."""
 
     def __init__(self, network: torch.nn.Module, layers: Mapping[str, torch.nn.Module], rows: int | None):
         self.rows, self.number, self.within = rows, -1, False

@@ -175,10 +175,7 @@ def load_pipeline(
 
 
 def _read(kind: Any, contents: Contents, dtype: torch.dtype, network: str) -> Any:
-    """Reads a pipeline of this class by diffusers, whose errors become ValueErrors.
-
-    `network`, if not empty, is the folder of the UNet that replaces the one of the pipeline's own folder.
-    """
+    """Reads a pipeline of this class by diffusers, its UNet from the folder `network` if given; raises ValueError."""
     import diffusers
 
     from .contents import OPTIONAL

@@ -136,10 +136,7 @@ def is_cast(layer: torch.nn.Module) -> bool:
 
 
 def _is_patched(layer: torch.nn.Module) -> bool:
-    """Whether an unknown function replaced the layer's `forward`, as some scripts do to add an adapter.
-
-    The replacements by offloading, casting and compilation are known: they call the `forward` of the class.
-    """
+    """Whether a script replaced the layer's `forward`. (Offloading, casting and compilation also do, without harm.)"""
     forward = vars(layer).get("forward")
     harmless = hasattr(layer, "_hf_hook") or hasattr(layer, "_diffusers_hook")
     return forward is not None and not harmless and not hasattr(forward, "_torchdynamo_orig_callable")

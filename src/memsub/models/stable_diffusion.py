@@ -253,11 +253,7 @@ def _cast_to(dtype: torch.dtype) -> Callable[[Any, tuple, dict], tuple[tuple, di
 
 
 def _on_host(scheduler: Any) -> Any:
-    """A copy of the scheduler that leaves its time steps on the host, where its tables are.
-
-    diffusers moves them to the device, and copies them back two or three times a network call. Each such copy waits for
-    the device.
-    """
+    """A copy of the scheduler that keeps its time steps on the host: diffusers copies them back at every call."""
     host = copy.copy(scheduler)
     host.set_timesteps = lambda steps, device=None, **options: type(host).set_timesteps(host, steps, **options)
     return host

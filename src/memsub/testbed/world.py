@@ -43,7 +43,7 @@ class Testbed:
         return dataset.training_images()
 
     def matched(self, rows: pd.DataFrame) -> pd.Series:
-        """Rows with two icons and a tail, like verbatim captions: those marked as such, or any of this form if none is."""
+        """Rows with two icons and a tail, like verbatim captions: the marked ones, or any of this form if none is."""
         alike = rows["group"] == "matched"
         return alike if alike.any() else rows["prompt"].map(lambda text: ", " in text and len(parse(text).items) == 2)
 
