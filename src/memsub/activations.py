@@ -260,7 +260,7 @@ class BatchSums:
         self.copying = (self.call, to_host(torch.cat(parts, 1)))  # one copy, not one a layer
 
     def finish(self) -> dict[str, torch.Tensor]:
-        """Layer name to the batch's sums (G, C, f); raises RuntimeError for missing calls and after a failed `compare`."""
+        """Layer name to the batch's sums (G, C, f); raises RuntimeError for missing calls or a failed `compare`."""
         self._receive()
         if self.call + 1 != self.calls:
             raise RuntimeError(
