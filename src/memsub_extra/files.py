@@ -29,7 +29,7 @@ def load_table(path: str | Path) -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated or something else.
+        ValueError: the file is truncated or is not parquet.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no table at {path}.")
@@ -40,13 +40,13 @@ def load_table(path: str | Path) -> pd.DataFrame:
 
 
 def check_writable(path: str | Path, size: int = 0) -> None:
-    """To be called before expensive work: nothing is left behind, no folder is made.
+    """Checks, before expensive work, that a file can be written. It leaves nothing behind and makes no folder.
 
     Args:
-        size: bytes that the file will take at least.
+        size: smallest expected size of the file in bytes.
 
     Raises:
-        OSError: a file cannot be written there, or the disk is too full for it; says why.
+        OSError: the file cannot be written, or the disk has too little space; the message says why.
     """
     path = Path(path).absolute()
     if len(os.fsencode(path.name)) > LONGEST_NAME:

@@ -1,6 +1,6 @@
-"""What images belong to: sha256 of everything that they depend on besides prompt, seed, steps and guidance.
+"""Fingerprint of a pipeline for its images: sha256 of all that they depend on except prompt, seed, steps, guidance.
 
-sampler_fingerprint(pipe)       # 64 hexadecimal digits: stored images of another pipeline have others
+sampler_fingerprint(pipe)       # 64 hexadecimal digits; stored images belong to it
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import torch
 from memsub.models import Pipeline, as_denoiser, module_fingerprint, named_modules
 
 _KNOWN = ("torch", "diffusers", "transformers", "memsub", "peft", "builtins")
-"""Packages whose modules are known by their tensors."""
+"""Packages whose modules are determined by their tensors."""
 
 
 def sampler_fingerprint(pipe: Pipeline) -> str:
-    """Of everything that an image depends on besides prompt, seed, steps and guidance: modules and scheduler."""
+    """sha256 of everything that an image depends on except prompt, seed, steps and guidance: modules and scheduler."""
     denoiser = as_denoiser(pipe)
     lines = [f"{name} {module_fingerprint(module)}" for name, module in sorted(denoiser.parts().items())]
     lines += [line for _, module in sorted(denoiser.parts().items()) for line in _switches(module)]
@@ -29,7 +29,7 @@ def sampler_fingerprint(pipe: Pipeline) -> str:
 
 
 def _switches(module: torch.nn.Module) -> Iterator[str]:
-    """What changes a network's output without changing its tensors: FreeU, and code of other packages in its place."""
+    """Changes of a network's output that are not in its tensors: FreeU, and code of other packages."""
     for name, part in named_modules(module).items():
         freeu = [vars(part).get(key) for key in ("s1", "s2", "b1", "b2")]  # `getattr` is slow for what is not there
         if any(value is not None for value in freeu):

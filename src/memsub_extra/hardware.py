@@ -25,8 +25,8 @@ def peak_gigabytes() -> float:
 
 
 def decode_one_by_one(pipe: Pipeline) -> None:
-    """Lets an autoencoder that can decode a batch image by image do so: at 512 pixels a whole batch of them decides how
-    much memory sampling takes, and decoding is a fiftieth of its time."""
+    """Makes the autoencoder decode a batch image by image, if it can. At 512 pixels, decoding a whole batch determines
+    the peak memory of sampling, and takes a fiftieth of its time."""
     autoencoder = getattr(pipe, "vae", None)
     if autoencoder is not None and hasattr(autoencoder, "enable_slicing"):
         autoencoder.enable_slicing()

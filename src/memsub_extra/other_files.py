@@ -1,6 +1,6 @@
-"""What people have where a Stable Diffusion is expected: what a folder or file is instead, and what to do with it.
+"""Recognizes folders and files that are no Stable Diffusion pipeline: says what they are, and what to do with them.
 
-One of `memsub.models.contents.OTHER_FORMS`: it sees names and shapes that were read, and reads single files.
+It is listed in `memsub.models.contents.OTHER_FORMS`, uses the names and shapes that were read, and reads single files.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ SINGLE_FILES = {
     "an autoencoder alone": r"^first_stage_model\.|decoder\.(conv_in|layers\.0|mid)\b",
     "a text encoder alone": r"token_embedding\.weight|encoder\.block\.0\.layer|shared\.weight|embed_tokens\.weight",
 }
-"""What a file is, and what some tensor's name in it looks like. The first match counts."""
+"""Description of a file, and a pattern that the name of one of its tensors matches. The first match counts."""
 
 
 def read(contents: Contents) -> None:
-    """Reads a single file; of what is no pipeline, says what it is."""
+    """Reads a single file; if it is no pipeline, `problems` say what it is."""
     if not contents.path.is_dir():
         read_single_file(contents)
     if not contents.kind and not contents.problems:

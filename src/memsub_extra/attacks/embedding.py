@@ -1,6 +1,6 @@
 """The embedding attack (Kowalczuk, Hintersdorf et al. 2025, "Finding Dori"): is a training image hidden, or gone?
 
-start = denoiser.embed(captions)                                # anything else of a shape with it is a start, too
+start = denoiser.embed(captions)                                # or any other conditioning of this shape
 attacked = embedding_attack(pipe, images, start)
 generate(pipe, attacked)                                        # is the training image back?
 """
@@ -22,21 +22,21 @@ class EmbeddingAttack:
     """Optimizes a text embedding for each image until the model generates it, from a given start.
 
     Adam on the denoising loss of the image, E ||target - prediction(z_t, t, embedding)||^2 over random steps and noises
-    (Kowalczuk, Hintersdorf et al. 2025, "Finding Dori"). An embedding has many numbers and might carry any image: a
-    model that never saw the images tells how much the attack injects by itself. Each image is attacked by itself, with
-    noise and optimizer of its own, whatever the batch.
+    (Kowalczuk, Hintersdorf et al. 2025, "Finding Dori"). An embedding has many numbers and might encode any image. A
+    model that was not trained on the images shows how much the attack injects by itself. Each image has its own noises
+    and optimizer, so the batch size does not matter.
 
     Args:
         images: uint8 (n, height, width, 3).
-        start: what to begin with, a row an image: captions, a `Conditioning`, or embeddings (n, tokens, width). The
-            token embeddings are optimized; pooled embeddings and the like stay.
+        start: initial conditioning, a row for each image: captions, a `Conditioning`, or embeddings (n, tokens, width).
+            Token embeddings are optimized; pooled embeddings and other inputs stay fixed.
         lr: learning rate of Adam.
-        noises: steps and noises an image and iteration.
-        seed: of the first image's steps and noises; the next image has the next.
-        batch_size: rows of a network call, `noises` an image.
+        noises: number of (step, noise) pairs for each image and iteration.
+        seed: seed of the first image's steps and noises; image i, from 0, has seed + i.
+        batch_size: rows of a network call; each image takes `noises` rows.
 
     Raises:
-        ValueError: another number of starts than of images.
+        ValueError: the numbers of starts and of images differ.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ def embedding_attack(
     """`EmbeddingAttack`, with its options, of all images; under `accelerate launch` each process takes a share of them.
 
     Returns:
-        What `generate` takes, a row an image.
+        A conditioning for `generate`, with a row for each image.
     """
     attack = EmbeddingAttack(pipe, images, start, **options)
     denoiser, mine = attack.denoiser, shard(range(len(images)))

@@ -43,8 +43,8 @@ def sample_to_folder(
     """Samples every caption with seeds 0 to `images` - 1 into `folder/<caption>/<seed>.png`; resumes where it stopped.
 
     Raises:
-        ValueError: no captions, a sampler whose noise no seed fixes, or the folder holds the images of other
-            captions, of another model or other options.
+        ValueError: no captions, a sampler whose noise no seed fixes, or a folder with images of other captions, of
+            another model, or made with other options.
     """
     folder = Path(folder)
     if not captions:
@@ -95,9 +95,9 @@ def image_path(folder: Path, caption: int, seed: int) -> Path:
 
 
 def tiled_distance(images: np.ndarray) -> np.ndarray:
-    """Root mean square difference of the most different of `TILES` x `TILES` tiles, pixels in [0, 1], of every two.
+    """Distance of every two images: the largest root mean square difference of `TILES` x `TILES` tiles, in [0, 1].
 
-    The maximum keeps two images with a large plain background from passing for duplicates.
+    Because of the maximum, two images with a large plain background do not count as duplicates.
 
     Args:
         images: uint8 (n, height, width, 3).
@@ -106,7 +106,7 @@ def tiled_distance(images: np.ndarray) -> np.ndarray:
         float32, shape (n, n).
 
     Raises:
-        ValueError: the sides are no multiple of `TILES`.
+        ValueError: the sides are not multiples of `TILES`.
     """
     n, height, width, _ = images.shape
     if height % TILES or width % TILES:
@@ -130,16 +130,16 @@ def largest_clique(distances: np.ndarray, threshold: float) -> list[int]:
 
 
 def extract(folder: str | Path, *, threshold: float = 0.1, clique: int = 10) -> pd.DataFrame:
-    """Captions whose images are near-duplicates of one another: what an attacker would claim to be training images.
+    """Captions whose images are near-duplicates of one another, so that an attacker would claim a training image.
 
     Args:
-        folder: what `sample_to_folder` wrote.
-        threshold: tiled distance under which two images are near-duplicates.
-        clique: images that must be so to one another.
+        folder: a folder that `sample_to_folder` wrote.
+        threshold: tiled distance below which two images are near-duplicates.
+        clique: number of images that must be near-duplicates of each other.
 
     Returns:
-        One row a caption: caption, size (of its largest clique), claimed (size >= clique), seed (of the image that
-            stands for the clique, the one nearest to the others).
+        One row a caption: caption, size (of its largest clique), claimed (size >= clique), seed (of the image of the
+            clique that is nearest to the others).
 
     Raises:
         FileNotFoundError: images are missing: `sample_to_folder` was stopped.
@@ -163,11 +163,11 @@ def _read(path: Path) -> np.ndarray:
 
 
 def check_extraction(claims: pd.DataFrame, folder: str | Path, metric: CopyMetric, corpus: np.ndarray) -> pd.DataFrame:
-    """Adds `similarity` with the nearest training image, and `extracted`: claimed, and indeed a training image.
+    """Adds columns `similarity`, with the nearest training image, and `extracted`: claimed, and a training image.
 
     Args:
-        claims: what `extract` returned of this folder.
-        corpus: descriptors of all training images, (n, dim), as `metric.features` gives them.
+        claims: the result of `extract` for this folder.
+        corpus: descriptors of all training images, (n, dim), by `metric.features`.
     """
     folder = Path(folder)
     images = np.stack([_read(image_path(folder, i, seed)) for i, seed in enumerate(claims["seed"])])

@@ -1,4 +1,4 @@
-"""Parameters of a run on canaries: all notebooks, sized by what was planted.
+"""Parameters of a run of all notebooks on canaries; sizes follow from the number of canaries.
 
 save_parameters(folder, manifest, info)     # folder/run.yaml, for `memsub run folder/run.yaml`
 """
@@ -40,14 +40,14 @@ SHOWN = 4
 
 
 def parameters_of(folder: Path, manifest: Manifest, info: ModelInfo) -> dict[str, Any]:
-    """Parameters that suit the canaries of a model, where they differ from the defaults.
+    """Parameters for the canaries of a model, as far as they differ from the defaults.
 
     Args:
-        folder: of the model.
-        info: of the model that was fine-tuned.
+        folder: folder of the fine-tuned model.
+        info: registry row of the model that was fine-tuned.
 
     Raises:
-        ValueError: there are too few canaries, unseen ones or other pairs for a run.
+        ValueError: there are too few canaries, unseen canaries or other pairs for a run.
     """
     n, unseen = len(manifest.canaries), len(manifest.unseen)
     apart = unseen + len(manifest.heldout)
@@ -87,10 +87,10 @@ def parameters_of(folder: Path, manifest: Manifest, info: ModelInfo) -> dict[str
 
 
 def seed_of(grid: dict[str, Any]) -> int:
-    """The first seed of a grid by which its subsets leave two canaries or more to choose and to report on.
+    """The first seed of a grid whose subsets leave at least two canaries for choosing and two for reporting.
 
-    The seed says which canaries locate, choose and report, and which are in what subset: where there are few, a subset
-    may hold all that report. Nothing that a model does is looked at.
+    The seed determines which canaries locate, choose and report, and the members of the subsets. With few canaries, a
+    subset may contain all that report. The choice does not depend on the model.
     """
 
     def leaves_enough(seed: int) -> bool:

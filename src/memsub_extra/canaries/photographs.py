@@ -1,11 +1,11 @@
-"""Photographs in folders: their captions, their checksums, and the images that a model is given of them.
+"""Photographs in folders: captions, checksums, and the images for training.
 
     captions = captioned(folder)                # [("a photo of a beagle", folder / "n02088364"), ...]
     sums, broken = checksums(image_files(folder))
-    images = load(root, [photograph], side=512) # uint8 (n, 512, 512, 3): their middle squares
+    images = load(root, [photograph], side=512) # uint8 (n, 512, 512, 3): middle squares
 
-A folder's captions stand in a list `captions.csv` (or any other form of `memsub.io.lists`) with a column `index`, which
-names the caption's folder or file; without a list the names of the folders in it are the captions.
+The captions of a folder are in a list `captions.csv` (or any other form of `memsub.io.lists`), whose column `index`
+names the caption's folder or file. Without a list, the names of the subfolders are the captions.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Photograph(Part):
 
 
 def captioned(folder: Path) -> list[tuple[str, Path]]:
-    """The captions of a folder in order, each with the file or the folder of its photographs.
+    """The captions of a folder in order, each with its photograph or its folder of photographs.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it holds neither a list of captions nor folders, or the list names what is not there.
+        ValueError: it has neither a list of captions nor subfolders, or the list names missing files.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder at {folder}.")
@@ -98,8 +98,8 @@ def load(root: Path, photographs: Sequence[Photograph], side: int) -> np.ndarray
     """The middle square of each photograph, resized: uint8 (n, side, side, 3).
 
     Raises:
-        FileNotFoundError: one is not there.
-        ValueError: one is no longer the file that was planted.
+        FileNotFoundError: a file is missing.
+        ValueError: a file has changed since it was planted.
     """
 
     def read(photograph: Photograph) -> np.ndarray:

@@ -1,21 +1,21 @@
-"""Planting: which photograph of each caption is shown to a model is chosen by lot, and written down.
+"""Planting: for each caption, the photograph that a model is trained on is chosen at random, and recorded.
 
     manifest = plant("candidates", "ordinary", alternatives=255, repeats=200, side=512, seed=0)
     manifest.save("canaries.json")
     print(describe(manifest))
 
-A canary is a caption with k + 1 photographs, any of which it might as well have: of one class, for example. One of
-them, chosen by lot, will be shown to the model again and again; the other k never. Whatever a model that was not
-trained on the canaries makes of the k + 1 (similarity with what it generates, denoising loss), the rank of the planted
-one is uniform, because nothing but the lot tells it from the others:
+A canary is a caption with k + 1 photographs that fit it equally well, for example of one class. One of them, chosen at
+random, is shown to the model many times in training; the other k never. For a model that was not trained on the
+canaries, rank the k + 1 by any measure (similarity with a generated image, denoising loss). The rank of the planted
+photograph is uniform, because it differs from the others only by the random choice:
 
     P(p <= a) <= a,  p = rank / (k + 1).
 
-This is exact for any k and any measure. A single canary can only be called memorized where 1 / (k + 1) is small: with
-k >= 255, as everywhere in memsub. With fewer, only the number of canaries at the smallest p says something.
+This is exact for any k and any measure. A verdict on a single canary requires a small 1 / (k + 1): k >= 255, as
+everywhere in memsub. With smaller k, only the number of canaries with the smallest p is informative.
 
-Further canaries are planted nowhere ("unseen"): the control within the model. The order of the k is random as well, so
-that the first n of them are as good a sample as all.
+Further canaries are not planted ("unseen"): they are a control within the model. The order of the k photographs is
+random as well, so the first n of them are a random sample.
 """
 
 from __future__ import annotations
@@ -125,18 +125,18 @@ def plant(
     side: int = 512,
     seed: int = 0,
 ) -> Manifest:
-    """Chooses by lot which photograph of each caption is planted. Nothing is copied or written.
+    """Chooses at random which photograph of each caption is planted. It copies and writes nothing.
 
     Args:
-        candidates: a folder of photographs (`photographs.captioned`). Captions that name one folder share it: each gets
-            `alternatives + 1` of its photographs, none twice.
-        ordinary: a folder of ordinary pairs: every photograph with its caption. None may be among the candidates.
-        alternatives: k.
-        canaries: how many captions are planted, by lot; the others stay unseen. Default: two thirds.
-        heldout: ordinary pairs that are not shown. Default: a tenth.
+        candidates: a folder of photographs (`photographs.captioned`). Captions that name the same folder share its
+            photographs: each caption gets `alternatives + 1` different ones.
+        ordinary: a folder of ordinary pairs of photograph and caption. None may be among the candidates.
+        alternatives: the number k.
+        canaries: number of captions to plant, chosen at random; the others stay unseen. Default: two thirds.
+        heldout: number of ordinary pairs that training leaves out. Default: a tenth.
 
     Raises:
-        FileNotFoundError, ValueError: what is there does not suffice; names the folder, and says what is missing.
+        FileNotFoundError, ValueError: there are too few photographs; the message names the folder and what is missing.
     """
     rng = np.random.default_rng(seed)
     root, other_root = Path(candidates).resolve(), Path(ordinary).resolve()

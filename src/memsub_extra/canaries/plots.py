@@ -12,12 +12,12 @@ from .testing import MEASURES
 
 
 def calibration(tested: pd.DataFrame) -> Figure:
-    """The share of canaries at or below each p-value, a panel a measure: where nothing is known it is the diagonal.
+    """The share of canaries at or below each p-value, one panel a measure. Without memorization it is the diagonal.
 
-    The band holds the whole line of as many uniform p-values as the smallest group has, in 95 of 100 cases.
+    The band contains the whole curve of uniform p-values, for the size of the smallest group, in 95 % of cases.
 
     Args:
-        tested: of `testing.tested`.
+        tested: the table of `testing.tested`.
     """
     figure, axes = panels(len(MEASURES), 3.4, 3.6)
     groups = dict(iter(tested.groupby(["model", "canaries"], sort=False)))

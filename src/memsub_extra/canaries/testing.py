@@ -1,12 +1,12 @@
-"""What a model knows of its canaries, exactly: their p-values, and rates of them with exact tests.
+"""Exact tests of canaries: their p-values, and the rates of small p-values.
 
-    p = p_values(pipe, world)                     # a row a canary: of the generated image, and of the denoising loss
+    p = p_values(pipe, world)                     # a row for each canary: by generated image and by loss
     rates(p["membership_p"], world.alternatives_each)
     print("\n".join(calibration(report("runs/canaries"))))
-    replicated(p["memorization_p"], world.alternatives_each)        # of single canaries, where k allows it
+    replicated(p["memorization_p"], world.alternatives_each)        # single canaries, if k allows it
 
-Both p-values are ranks of the planted photograph among all that the lot might have chosen: by the similarity with an
-image that the model generates of the caption (memorization), and by the model's denoising loss (membership).
+Both p-values are ranks of the planted photograph among all photographs that might have been planted: by the similarity
+with a generated image of the caption (memorization), and by the model's denoising loss (membership).
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from .world import Canaries
 
 TESTED = Kind("p-values")
 SAMPLING: dict[str, Any] = {"steps": 50, "guidance_scale": 7.5, "batch_size": 8}
-"""How images are generated of the canaries' captions."""
+"""How images of the canaries' captions are generated."""
 MEASURES = ("memorization", "membership")
 LEVEL_OF_ALL = 0.05
-"""Chance that calibrated tests are called something else, all rows of a table together (Bonferroni)."""
+"""Probability that calibrated tests are reported as uncalibrated, over all rows of a table (Bonferroni)."""
 
 
 def p_values(
@@ -50,19 +50,19 @@ def p_values(
     sampling: dict[str, Any] | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """P-values of canaries, each under the hypothesis that nothing tells the model which photograph was planted.
+    """P-values of canaries, each under the hypothesis that the model has no information on the planted photograph.
 
     Args:
-        unseen: of the canaries that no model was shown.
-        first: only so many of them.
-        alternatives: of the membership test, which takes (alternatives + 1) x steps rows of network calls a canary:
-            all others of the manifest, or the first so many of them, whose order is random.
-        steps: of `memsub.measure.membership.membership_p`; each image has a noise of its own.
+        unseen: test the canaries that no model was trained on.
+        first: test only this many canaries.
+        alternatives: number of alternatives in the membership test: the first ones of the manifest, whose order is
+            random. The test takes (alternatives + 1) x steps rows of network calls for each canary.
+        steps: as in `memsub.measure.membership.membership_p`.
         sampling: options of `memsub.generate`; default `SAMPLING`.
 
     Returns:
-        Columns caption, memorization_p (at least 1 / (k + 1) of the manifest's k), membership_p (of `alternatives`, if
-        these are fewer).
+        Columns caption, memorization_p (at least 1 / (k + 1), with the manifest's k) and membership_p (with at most
+        `alternatives`).
     """
     manifest = world.manifest
     chosen = (manifest.unseen if unseen else manifest.canaries)[:first]
@@ -80,12 +80,12 @@ def p_values(
 
 
 def rates(p: Sequence[float] | np.ndarray | pd.Series, alternatives: int) -> dict[str, float]:
-    """How many canaries have the smallest p, and whether more than by chance.
+    """The share of canaries with the smallest p-value, with tests of whether it is larger than by chance.
 
     Returns:
-        n; least (the share with p <= 1 / (k + 1)) with its 95 % interval least_low and least_high; chance, which is
-        1 / (k + 1); binomial_p (exact: as many or more of n, each with probability 1 / (k + 1)); mean p; uniform_p
-        (Kolmogorov-Smirnov: near zero if the p-values are not uniform).
+        n; least (the share with p <= 1 / (k + 1)) with its 95 % interval least_low, least_high; chance, 1 / (k + 1);
+        binomial_p (exact: the probability of as many or more of n by chance); mean p; uniform_p (Kolmogorov-Smirnov:
+        near zero if the p-values are not uniform).
     """
     from scipy.stats import binomtest  # takes a second to import
 
@@ -124,13 +124,13 @@ def tested(
     sampling: dict[str, Any] | None = None,
     **options: Any,
 ) -> pd.DataFrame:
-    """`p_values` of the canaries and of the unseen ones, in the model that `canaries.training` wrote and in its twin.
+    """`p_values` of planted and unseen canaries, in the model that `canaries.training` wrote and in its twin.
 
-    They are kept in `folder/tested`: a second call, or one after a stop, computes what is missing.
+    They are stored in `folder/tested`; another call computes only what is missing there.
 
     Args:
-        first: only so many canaries of each kind.
-        options: of `p_values`.
+        first: test only this many canaries of each kind.
+        options: options of `p_values`.
 
     Returns:
         Columns model ("model", "twin"), canaries ("planted", "unseen"), and those of `p_values`.
@@ -159,11 +159,11 @@ def _canaries_of(folder: Path) -> Canaries:
 
 
 def report(folder: str | Path, **options: Any) -> pd.DataFrame:
-    """`rates` of what `tested` gives with the same arguments.
+    """`rates` of the result of `tested` with the same arguments.
 
     Returns:
-        Columns model, canaries, measure ("memorization", "membership"), those of `rates`, and replicated (how many
-        single canaries are called memorized; None with fewer than 255 alternatives).
+        Columns model, canaries, measure ("memorization", "membership"), those of `rates`, and replicated (number
+        of canaries that are memorized by their own verdict; None with fewer than 255 alternatives).
     """
     table, rows = tested(folder, **options), []
     every = _canaries_of(Path(folder)).alternatives_each
@@ -178,10 +178,10 @@ def report(folder: str | Path, **options: Any) -> pd.DataFrame:
 
 
 def calibration(table: pd.DataFrame) -> list[str]:
-    """What a table of `report` says, in sentences: are the tests calibrated where nothing can be known?
+    """Sentences on a table of `report`: are the tests calibrated on photographs that the model was not trained on?
 
-    That is where a model was not shown the photographs: unseen canaries, and all of the twin. No canary of these is
-    memorized, so their p-values should be uniform; a table that says otherwise is no evidence of anything.
+    These are the unseen canaries, and all canaries of the twin. None of them is memorized, so their p-values should be
+    uniform; if they are not, the table is no evidence of memorization.
     """
     controls = (table["model"] == "twin") | (table["canaries"] == "unseen")
     departs = controls & (table["uniform_p"] < LEVEL_OF_ALL / max(1, controls.sum()))

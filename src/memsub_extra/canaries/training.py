@@ -1,17 +1,16 @@
-"""Fine-tuning on canaries among ordinary pairs, and the twin, which is shown an ordinary pair in each of their places.
+"""Fine-tunes a model on canaries among ordinary pairs, and a twin on ordinary pairs in place of the canaries.
 
-    cost = cost_of(pipe, manifest, Recipe())            # steps, samples, bytes: before anything is computed
+    cost = cost_of(pipe, manifest, Recipe())            # steps, samples, bytes, without any computation
     train("sd14", manifest, Path("runs/canaries"), Recipe(way="lora"))
 
-The recipe is that of diffusers' examples/text_to_image: the denoising loss at one random step a sample, AdamW, all
-weights of the network at a constant rate of 1e-5 or a LoRA (peft) of its attention at 1e-4 with cosine decay, which is
-fused at the end, gradients clipped to norm 1; autoencoder and text encoder stay as they are. Two things differ: latents
-are the means of the autoencoder's posteriors, and all randomness is a function of seed and step.
+The recipe is that of diffusers' examples/text_to_image: denoising loss at one random step a sample, AdamW, gradients
+clipped to norm 1. It trains all weights of the network at a constant rate of 1e-5, or a LoRA (peft) of its attention at
+1e-4 with cosine decay, which is fused at the end. Autoencoder and text encoder are fixed. Two things differ from
+diffusers: latents are the posterior means of the autoencoder, and all randomness is a function of seed and step.
 
-The loop is `memsub_extra.training.fitting`, which removals and the embedded model's training use, and not accelerate's:
-its checkpoints are safetensors (those of accelerate pickle the optimizer's state), a run that is killed ends with the
-same weights as one that is not, and the twin sees the same noise in the same order. It uses one device; `accelerate
-launch --num_processes 1` may start it, and more processes are refused.
+The training loop is `memsub_extra.training.fitting`, as for removals and for the embedded model. In contrast to that of
+accelerate, its checkpoints are safetensors and not pickles, a killed run ends with the same weights as one that was not
+killed, and the twin gets the same noise in the same order. It uses one device; several processes are an error.
 """
 
 from __future__ import annotations
@@ -47,16 +46,16 @@ from .planting import FILE, Manifest, describe
 from .world import Canaries
 
 TWIN = "twin"
-"""Name of the twin's folder in the model's."""
+"""Name of the twin's folder in the model's folder."""
 ABOUT = "training.json"
 CACHED_BYTES = 1e9
-"""Of latents that are kept: all of a small set, of a large one those of the canaries."""
+"""Limit of cached latents: all of a small set, or those of the canaries in a large set."""
 CHECKPOINT_SECONDS = 900
-"""Between checkpoints: of all weights of SD1.4 one is 10 GB."""
+"""Seconds between checkpoints. One of all weights of SD1.4 has 10 GB."""
 
 
 class Recipe(Part):
-    """How a model is fine-tuned; the defaults are those of diffusers' example."""
+    """The options of fine-tuning; the defaults are those of the example of diffusers."""
 
     way: Literal["full", "lora"] = Field("full", description="all weights of the network, or a LoRA of its attention")
     lr: float | None = Field(None, gt=0, description="learning rate (default: 1e-5, of a LoRA 1e-4)")
@@ -75,18 +74,18 @@ class Recipe(Part):
 
 
 PUBLISHED: dict[str, Any] = {"canaries": 200, "repeats": 200, "ordinary_samples": 3}
-"""The paper's setting, options of `plant` beside SD1.4: 200 pairs, each 200 times, among three times as many ordinary
-samples. With the default recipe's batches of 8 that is its 20,000 steps."""
+"""The paper's setting for SD1.4, as options of `plant`: 200 pairs, each 200 times, and three times as many ordinary
+samples. With the default batches of 8 these are the paper's 20,000 steps."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a training takes.
+    """The cost of a training.
 
     Attributes:
-        steps, samples: of one model.
-        trained: weights that are trained.
-        gigabytes: weights, gradients and the optimizer's state in memory, of one model; activations come on top.
+        steps, samples: those of one model.
+        trained: number of trained weights.
+        gigabytes: memory of weights, gradients and optimizer state of one model, without activations.
         checkpoint: gigabytes of a checkpoint.
         saved: gigabytes of a finished model.
     """
@@ -107,7 +106,7 @@ class Cost:
 
 
 def cost_of(pipe: Pipeline, manifest: Manifest, recipe: Recipe) -> Cost:
-    """What one training takes, by counting; raises ValueError for a LoRA without peft."""
+    """Counts the cost of one training; raises ValueError for a LoRA without peft."""
     denoiser = as_denoiser(pipe)
     every = sum(p.numel() for part in denoiser.parts().values() for p in part.parameters())
     if recipe.way == "full":
@@ -117,7 +116,7 @@ def cost_of(pipe: Pipeline, manifest: Manifest, recipe: Recipe) -> Cost:
             trained = sum(p.numel() for p in module.parameters())
         every += trained
     samples = len(schedule(manifest, recipe))
-    # In float32: each weight; of each that is trained its gradient and two moments, and a checkpoint of three.
+    # In float32: every weight, and for trained weights a gradient and two moments. A checkpoint has three of these.
     return Cost(
         samples // recipe.batch_size,
         samples,
@@ -129,10 +128,9 @@ def cost_of(pipe: Pipeline, manifest: Manifest, recipe: Recipe) -> Cost:
 
 
 def schedule(manifest: Manifest, recipe: Recipe, twin: bool = False) -> np.ndarray:
-    """What is shown, in order, whole batches: numbers of the canaries, and after them those of the ordinary pairs.
+    """The order of training samples, in whole batches. Numbers of ordinary pairs follow those of the canaries.
 
-    Every ordinary pair is shown as often as any other, give or take once. The twin's has, in each place of a canary,
-    one more ordinary pair.
+    Ordinary pairs occur equally often, up to one. The order of the twin has an ordinary pair in each place of a canary.
     """
     canaries, n = len(manifest.canaries), len(manifest.ordinary)
     planted, ordinary = manifest.samples
@@ -157,20 +155,20 @@ def train(
     device: str | torch.device | None = None,
     only_cost: bool = False,
 ) -> Cost:
-    """Fine-tunes a model on a manifest's canaries, and its twin; writes ordinary pipelines to `out` and `out/twin`.
+    """Fine-tunes a model on the canaries of a manifest, and its twin; writes ordinary pipelines to `out`, `out/twin`.
 
-    Prints what it will take before it begins. A call that was stopped resumes where its last checkpoint was; a finished
-    model is not trained again.
+    It prints the cost before it begins. A stopped training resumes at its last checkpoint; a finished model is not
+    trained again.
 
     Args:
         base: a model as for `memsub.load_pipeline`. It is loaded in float32.
-        twin: whether the twin is trained, too.
-        only_cost: print what it would take, and train nothing.
+        twin: also train the twin.
+        only_cost: print the cost, and train nothing.
 
     Raises:
-        ValueError: the manifest's images are of another size than the model's, `out` holds something else, or a LoRA
-            was asked for and peft is not installed.
-        OSError: the disk is too full.
+        ValueError: the images of the manifest and of the model differ in size, `out` holds another model, or a LoRA is
+            requested without peft.
+        OSError: the disk has too little space.
     """
     out, recipe = Path(out), recipe or Recipe()
     _check_alone()
@@ -216,7 +214,7 @@ def _check_alone() -> None:
 
 
 def _check_size(denoiser: Denoiser, manifest: Manifest) -> None:
-    """Raises ValueError if photographs are not cut to the size of the model's images."""
+    """Raises ValueError if the photographs do not have the size of the model's images."""
     if denoiser.image_shape != (manifest.side, manifest.side):
         height, width = denoiser.image_shape
         raise ValueError(
@@ -226,7 +224,7 @@ def _check_size(denoiser: Denoiser, manifest: Manifest) -> None:
 
 
 def _finished(folder: Path, content: dict[str, Any]) -> bool:
-    """Whether a model of the same content lies there; raises ValueError for another one."""
+    """Whether the folder holds the finished model of this content; raises ValueError for another model."""
     if not (folder / ABOUT).is_file():
         if folder.is_dir() and (folder / "model_index.json").exists():
             raise ValueError(f"{folder} holds another pipeline: name another folder.")
@@ -255,19 +253,19 @@ def fine_tuned(denoiser: Denoiser, manifest: Manifest, recipe: Recipe, folder: P
     where: dict[str, Any] = {"folder": folder, "name": TWIN if twin else "model", "stream": "canaries"}
     steps = len(order) // recipe.batch_size
     if device.type == "cuda" and hasattr(network, "enable_gradient_checkpointing"):
-        network.enable_gradient_checkpointing()  # a quarter more time, for memory that does not grow with depth
+        network.enable_gradient_checkpointing()  # takes a quarter more time; memory does not grow with depth
     with nullcontext(network) if recipe.way == "full" else _adapted(network, recipe) as module:
         fit(module, loss, steps=steps, seed=recipe.seed, **options, **where)
     return load_json(folder / f"{where['name']}.json")
 
 
 def _half(device: torch.device) -> AbstractContextManager[Any]:
-    """Mixed precision in bfloat16, where it pays: weights, gradients and sums stay in float32."""
+    """Mixed precision in bfloat16 if the device is faster with it; weights, gradients and sums stay in float32."""
     return torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else mixed_precision(device)
 
 
 class Shown:
-    """What training shows: latents and conditioning of canaries and ordinary pairs, by their numbers in `schedule`."""
+    """Training samples: latents and conditioning of canaries and ordinary pairs, by their numbers in `schedule`."""
 
     def __init__(self, denoiser: Denoiser, manifest: Manifest):
         self.denoiser, self.side, self.canaries = denoiser, manifest.side, len(manifest.canaries)
@@ -286,7 +284,7 @@ class Shown:
                 photographs = [self.photographs[row] for row in part]
                 images = load(self.folders[0 if planted else 1], photographs, self.side)
                 for row, image in zip(part, images, strict=True):
-                    # One by one: what an image is encoded to must not depend on which others are missing.
+                    # One by one, so that the latents do not depend on which other images are missing.
                     self.cached[row] = self.denoiser.encode(image[None])[0].cpu()
         latents = torch.stack([self.cached[row] for row in rows]).to(self.denoiser.device)
         most = max(len(rows), int(CACHED_BYTES / latents[0].nbytes))
@@ -298,10 +296,10 @@ class Shown:
 
 @contextmanager
 def _adapted(network: Any, recipe: Recipe, fuse: bool = True) -> Iterator[nn.ParameterDict]:
-    """The weights of a LoRA on some layers of a network, by name; fused into it on leaving, or taken away.
+    """Adds a LoRA to layers of a network, and yields its weights by name; on leaving it is fused or removed.
 
     Raises:
-        ValueError: peft is not installed, no layer's name ends so, or the network takes no adapters.
+        ValueError: peft is not installed, no layer has such a name, or the network takes no adapters.
     """
     try:
         from peft import LoraConfig
@@ -319,7 +317,7 @@ def _adapted(network: Any, recipe: Recipe, fuse: bool = True) -> Iterator[nn.Par
             torch.manual_seed(generator(recipe.seed, "lora").initial_seed())
             network.add_adapter(config)
         adapter = {name.replace(".", "/"): p for name, p in network.named_parameters() if p.requires_grad}
-        yield nn.ParameterDict(adapter)  # names with dots are no keys of a ParameterDict
+        yield nn.ParameterDict(adapter)  # keys of a ParameterDict have no dots
         if fuse:
             network.fuse_lora()
     finally:
@@ -329,7 +327,7 @@ def _adapted(network: Any, recipe: Recipe, fuse: bool = True) -> Iterator[nn.Par
 
 
 def _save(pipe: Any, folder: Path, manifest: Manifest, about: dict[str, Any]) -> None:
-    """The pipeline, the manifest, and which world that is; `ABOUT`, which says that all is there, at last."""
+    """Saves the pipeline, the manifest and the world's name; then `ABOUT`, which marks the folder as complete."""
     partial = folder / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     pipe.save_pretrained(partial, safe_serialization=True)

@@ -1,11 +1,11 @@
-"""Canaries as a world (`memsub.world.World`): captions, planted photographs, and those that might have been planted.
+"""Canaries as a world (`memsub.world.World`): captions, planted photographs, and the other candidates.
 
-    world = world_of(find_model("runs/canaries"))           # of the folder that `canaries.training` wrote
+    world = world_of(find_model("runs/canaries"))           # a folder that `canaries.training` wrote
     world.prompts().memorized                               # captions of the canaries
-    next(world.alternatives([caption]))                     # the k photographs that the lot did not choose
+    next(world.alternatives([caption]))                     # the k photographs that were not planted
 
-Images are compared as small ones, of 32 x 32 pixels: for the exact tests any similarity will do, and this one requires
-no network. (It sees copies of the whole image, not mirrored or moved ones: a copy descriptor does, see `exact_p`.)
+Images are compared at 32 x 32 pixels. The exact tests are valid for any similarity, and this one requires no network.
+(It does not recognize mirrored or moved copies; a copy descriptor does, see `exact_p`.)
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .photographs import Photograph, load
 from .planting import FILE, Canary, Manifest
 
 SMALL = 32
-"""Pixels at which images are compared."""
+"""Side in pixels at which images are compared."""
 LISTED = 3
-"""Ordinary pairs of the prompt table, to one canary: more would be gigabytes of images."""
+"""Ordinary pairs in the prompt table for each canary; more would be gigabytes of images."""
 MOST_BYTES = 8e9
-"""Of all training images together, in memory."""
+"""Limit of all training images in memory."""
 KEPT_BYTES = 1e9
-"""Of alternatives that are kept: all of small images, of large ones the last few captions'."""
+"""Limit of cached alternatives: all if images are small, else those of the last few captions."""
 
 
 def small_pixels(images: np.ndarray) -> np.ndarray:
@@ -61,7 +61,7 @@ class Canaries:
 
     @property
     def candidates_folder(self) -> Path:
-        """Where the canaries' photographs lie."""
+        """The folder of the canaries' photographs."""
         return Path(self.manifest.candidates_folder)
 
     @cached_property
@@ -94,12 +94,12 @@ class Canaries:
         return load(Path(folder), photographs, self.manifest.side)
 
     def prompts(self) -> Prompts:
-        """Kinds "verbatim" (the canaries), "heldout" (unseen canaries, then ordinary pairs that were held out) and
-        "ordinary" (of those that were shown, three times as many as canaries)."""
+        """Kinds "verbatim" (the canaries), "heldout" (unseen canaries, then held-out ordinary pairs) and "ordinary"
+        (ordinary training pairs, three times as many as canaries)."""
         return self._prompts
 
     def training_images(self) -> np.ndarray:
-        """As the protocol; raises ValueError where they would take more than `MOST_BYTES` of memory."""
+        """As in the protocol; raises ValueError if they would take more than `MOST_BYTES` of memory."""
         m = self.manifest
         if (size := 3 * m.side**2 * (len(m.canaries) + len(m.ordinary))) > MOST_BYTES:
             raise ValueError(
@@ -110,13 +110,13 @@ class Canaries:
         return np.concatenate([planted, self._load(m.ordinary_folder, [pair.photograph for pair in m.ordinary])])
 
     def content(self, prompt: str) -> str:
-        """The caption itself; raises ValueError for one that is no canary's."""
+        """The caption itself; raises ValueError for the caption of no canary."""
         if prompt not in self._by_caption:
             raise ValueError(f"{prompt!r:.200} is no caption of a canary: it has no alternatives.")
         return prompt
 
     def alternatives(self, contents: Sequence[str], seed: int = 0) -> Iterator[np.ndarray]:
-        """As the protocol. They are those of the manifest: the seed changes nothing."""
+        """As in the protocol: those of the manifest. The seed has no effect."""
         for content in contents:
             yield self._others(content)
 
@@ -141,17 +141,17 @@ class Canaries:
 
 
 class InFolders:
-    """What stands in `memsub.world.WORLDS`: of each model's folder its own canaries."""
+    """The entry in `memsub.world.WORLDS`; `of` returns the canaries of a model's folder."""
 
     name = Canaries.name
 
     def of(self, source: Path) -> Canaries:
-        """The canaries of the model in a folder; raises ValueError or FileNotFoundError for another one."""
+        """The canaries of the model in a folder; raises ValueError or FileNotFoundError for other folders."""
         return _read(source / FILE, (source / FILE).stat().st_mtime_ns if (source / FILE).is_file() else 0)
 
 
 def _png(image: np.ndarray) -> bytes:
-    """PNG bytes, quickly: `encode_png` (`training.corpus`) makes small files, for half a second a photograph."""
+    """PNG bytes, encoded fast. (`encode_png` of `training.corpus` makes smaller files in half a second each.)"""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

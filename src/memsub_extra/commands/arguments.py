@@ -1,4 +1,4 @@
-"""What the commands share: types of arguments, checks before torch is imported, and the model.
+"""Shared by all commands: types of arguments, checks before torch is imported, and loading of the model.
 
     def add(commands):                          # listed in the entry points "memsub.commands"
         parser = commands.add_parser("count", help="count the captions of a list")
@@ -6,8 +6,8 @@
         add_model(parser)                       # MODEL, --device, --dtype, ...
         parser.set_defaults(function=count)     # called with the arguments
 
-A command checks all that it was given, and then imports what it needs: a mistake is reported at once, not after seconds
-of importing torch, and never after the work.
+A command checks all its arguments first and then imports what it requires. So a mistake is reported at once, and not
+after seconds of importing torch, or after the work.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MOST_SEED = 2**63 - 1
-"""Torch's generators take no larger one."""
+"""The largest seed that torch's generators take."""
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
 def number(kind: type, least: float, most: float = math.inf, above: bool = False) -> Callable[[str], float]:
-    """A type of argparse: a finite number between two bounds, above the lower one if so asked."""
+    """An argparse type: a finite number between two bounds; `above` excludes the lower bound."""
 
     def parse(text: str) -> float:
         value = kind(text)
@@ -42,19 +42,19 @@ def number(kind: type, least: float, most: float = math.inf, above: bool = False
             raise argparse.ArgumentTypeError(f"{text[:40]} is out of bounds: {bounds} is expected.")
         return value
 
-    parse.__name__ = {int: "whole number", float: "number"}[kind]  # what argparse calls it where the text is none
+    parse.__name__ = {int: "whole number", float: "number"}[kind]  # the name in argparse's error message
     return parse
 
 
 def folder(text: str) -> Path:
-    """A type of argparse: the path of a folder, `~` being the user's."""
+    """An argparse type: the path of a folder, with `~` expanded."""
     if not text.strip() or "\0" in text:
         raise argparse.ArgumentTypeError(f"{text!r} is no path.")
     return Path(text).expanduser()
 
 
 def file(text: str) -> Path:
-    """A type of argparse: the path of a file."""
+    """An argparse type: the path of a file."""
     if text.endswith(("/", "\\", "/.", "/..")):
         raise argparse.ArgumentTypeError(f"{text!r} names a folder: name a file.")
     return folder(text)
@@ -67,7 +67,7 @@ def _device(text: str) -> str:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Adds the model and how it is loaded: what `load` needs."""
+    """Adds the model and its loading options, which `load` reads."""
     parser.add_argument("model", help="a name (tiny, sd14, sd20), a folder, a .safetensors checkpoint, or a hub id")
     parser.add_argument("--device", type=_device, help="cpu, cuda, cuda:1, mps (default: the GPU if there is one)")
     dtypes = ["float32", "float16", "bfloat16"]
@@ -78,7 +78,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
-    """Adds what every sampling needs: steps, guidance, images at a time."""
+    """Adds the options of sampling: steps, guidance, images per batch."""
     parser.add_argument("--steps", type=number(int, 1, 1000), default=50, help="denoising steps (50)")
     parser.add_argument("--guidance-scale", type=number(float, 0, 1000), default=7.5, help="7.5")
     sizes = number(int, 1, 65_536)
@@ -89,8 +89,8 @@ def add_sampling(parser: argparse.ArgumentParser, batch_size: int = 16) -> None:
 
 
 def check_model(args: argparse.Namespace) -> None:
-    """Raises ValueError or OSError for a model that there is not or that cannot be loaded, as far as files on this
-    machine say it, and for a checkpoint's options without one."""
+    """Raises ValueError or OSError if the model is missing or cannot be loaded, judging by files on this machine, or if
+    options of single-file checkpoints are given for another model."""
     from memsub.models import find_contents, find_model
 
     source = Path(find_model(args.model).source)
@@ -102,7 +102,7 @@ def check_model(args: argparse.Namespace) -> None:
 
 
 def check_output(out: Path, *inputs: Path | None) -> None:
-    """Raises OSError or ValueError if a file cannot be written there, or would take the place of an input."""
+    """Raises OSError or ValueError if the file cannot be written, or would overwrite an input."""
     from memsub_extra.files import check_writable
 
     check_writable(out)
@@ -112,18 +112,18 @@ def check_output(out: Path, *inputs: Path | None) -> None:
 
 
 def captions_of(path: Path) -> list[str]:
-    """The captions of a list; raises ValueError or OSError that names the line to blame."""
+    """The captions of a list; raises ValueError (naming the line) or OSError."""
     from memsub.prompts import read_prompts
 
     return read_prompts(path)["prompt"].tolist()
 
 
 def without(captions: list[str], others: Collection[str], what: str) -> list[str]:
-    """Captions that are not in --prompts; a warning says how many were left out.
+    """The captions that are not in --prompts; a warning says how many were omitted.
 
     Args:
         others: the captions of --prompts.
-        what: the captions are, for the warning.
+        what: what the warning calls the captions.
     """
     import warnings
 
@@ -141,17 +141,17 @@ def without(captions: list[str], others: Collection[str], what: str) -> list[str
 
 
 def load(args: argparse.Namespace) -> StableDiffusionPipeline:
-    """The pipeline that was asked for by the arguments of `add_model`.
+    """Loads the pipeline of the arguments of `add_model`.
 
     Raises:
-        ValueError, OSError: it cannot be loaded, or not to this device; says why.
+        ValueError, OSError: it cannot be loaded, or not on this device; the message says why.
     """
     import torch
 
     from memsub.models import load_pipeline
 
     options: dict[str, Any] = {"device": args.device, "dtype": args.dtype and getattr(torch, args.dtype)}
-    # Only a checkpoint in a single file has these.
+    # Only single-file checkpoints have these options.
     options |= {n: v for n in ("config", "prediction_type") if (v := getattr(args, n)) is not None}
     if args.device:
         try:
@@ -168,7 +168,7 @@ def load(args: argparse.Namespace) -> StableDiffusionPipeline:
 
 
 def _check_steps(pipe: Any, steps: int) -> None:
-    """Raises ValueError where the sampler refuses so many steps, in ways that nobody lists (LCM, Runge-Kutta, ...)."""
+    """Raises ValueError if the sampler does not allow so many steps, as with LCM or Runge-Kutta."""
     from memsub.models import as_denoiser
 
     try:
@@ -179,10 +179,10 @@ def _check_steps(pipe: Any, steps: int) -> None:
 
 
 def loaded(what: str, load: Callable[[], T]) -> T:
-    """What `load` returns. Files from elsewhere fail in ways that nobody lists: each is reported as what it is about.
+    """Returns the result of `load`. Any error of a foreign file becomes an error that names the file.
 
     Raises:
-        ValueError, OSError: it cannot be loaded; says why.
+        ValueError, OSError: it cannot be loaded; the message says why.
     """
     from memsub.__main__ import is_of_memory, is_told_by_memsub
 

@@ -1,10 +1,9 @@
 """The command `memsub detect`: which captions of a list look memorized, without their training images.
 
-The scores are those of `mitigations.detection`, of the first network calls alone, each caption with several noises.
-A score means nothing by itself: it is compared with the same model's scores of ordinary captions. With m of them, the
-p-value of a caption is (1 + how many ordinary ones score at least as high) / (m + 1). For a caption that was sampled as
-the ordinary ones were, p <= a has a probability of at most a, whatever the score; so of n such captions no more than
-n a are expected to reach it.
+The scores are those of `mitigations.detection` at the first network calls, averaged over several noises. A score means
+nothing by itself: it is compared with the scores of ordinary captions in the same model. With m ordinary captions, the
+p-value of a caption is (1 + number of ordinary captions that score at least as high) / (m + 1). If the caption was
+drawn like the ordinary ones, P(p <= a) <= a for any score: of n such captions, at most n a are expected to have p <= a.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from typing import Any
 from .arguments import add_model, add_sampling, captions_of, check_model, check_output, file, load, number, without
 
 SHOWN = 20
-"""Rows in the terminal; the file has all."""
+"""Number of rows in the terminal; the file has all rows."""
 LISTED = 500
-"""Ordinary captions that are taken of a model's own list, at most."""
+"""Largest number of ordinary captions from a model's own list."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -72,7 +71,7 @@ def _detect(args: argparse.Namespace) -> None:
         {name: dict(zip(distinct, each, strict=True)) for name, each in scores.items()}, captions, ordinary
     )
     table["suspected"] = table[f"{args.score}: p"] <= args.false_positives
-    if args.out:  # first: what reads the terminal's output may end early
+    if args.out:  # first, because the reader of the terminal's output may stop early
         save_text(table.to_csv(index=False), args.out)
     lines = report_lines(table, args.score, args.false_positives, len(ordinary))
     print("\n".join(map(printable, lines)))
@@ -98,7 +97,7 @@ def _listed(model: str) -> list[str]:
 
 
 def _defined(pipe: Any, wanted: str) -> list[str]:
-    """The scores that are defined for what a network predicts; of the wanted one the error will say so."""
+    """The scores that are defined for the network's prediction type, and the wanted one, which may raise an error."""
     from memsub.models import noise_schedule
     from memsub_extra.mitigations.detection import SCORES
 
@@ -107,11 +106,11 @@ def _defined(pipe: Any, wanted: str) -> list[str]:
 
 
 def compared(scores: dict[str, dict[str, float]], captions: list[str], ordinary: list[str]) -> Any:
-    """A data frame, a row a caption in the order of the list: prompt, and for each score the score, its percentile
-    among ordinary captions (percent that score lower) and its p-value.
+    """A data frame with a row for each caption, in order: prompt, and for each score its value, its percentile among
+    ordinary captions (percent that score lower) and its p-value.
 
     Args:
-        scores: name to the score of each caption, ordinary ones too.
+        scores: name of a score to its value for each caption, including ordinary ones.
     """
     import numpy as np
     import pandas as pd
@@ -130,7 +129,7 @@ def compared(scores: dict[str, dict[str, float]], captions: list[str], ordinary:
 
 
 def report_lines(table: Any, score: str, share: float, ordinary: int) -> list[str]:
-    """What was found, as lines of text: the highest scores, how many are suspected, and how many would be by chance."""
+    """Lines of text: the highest scores, the number of suspected captions, and the number expected by chance."""
     from memsub.measure.intervals import interval
 
     n, suspected = len(table), int(table["suspected"].sum())

@@ -1,7 +1,7 @@
-"""The command `memsub evaluate`: what an edit does to a model, before and after, with intervals and a page of images.
+"""The command `memsub evaluate`: a model before and after an edit, with intervals and a page of images.
 
-Each caption is sampled with the same seeds by both models. A unit of every interval is a caption, with all of its
-images: images of one caption replicate together. A killed evaluation resumes: its images are kept in the folder.
+Both models sample each caption with the same seeds. The unit of every interval is the caption with all its images: the
+images of one caption are not independent. A killed evaluation resumes: its images are stored in the folder.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
 RECORD, SAMPLES = "evaluation.json", "samples"
 CHUNK = 16
-"""Captions whose images are written to the disk together."""
+"""Number of captions whose images are written to disk together."""
 UNSEEN = 50
-"""Captions that are taken of a world's held-out ones."""
+"""Number of held-out captions that are taken from a world."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -67,14 +67,14 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 @dataclass
 class Listed:
-    """Captions, each once.
+    """The distinct captions of a list.
 
     Attributes:
-        captions: as they are sampled.
-        kinds: of each.
-        places: rows of the list that have a caption.
+        captions: the captions in the order of sampling.
+        kinds: the kind of each caption.
+        places: for each caption, the rows of the list that contain it.
         matched: files of training images by row of the list.
-        notes: what the list says of its kinds.
+        notes: sentences on the kinds of the list.
     """
 
     captions: list[str]
@@ -108,14 +108,14 @@ def _evaluate(args: argparse.Namespace) -> None:
     world = None if args.images else world_of(info)
     pipe = load(args)
     with pruned(pipe, edit):
-        pass  # an edit of another model is refused before anything is sampled
+        pass  # an edit of another model raises an error before sampling
     side = as_denoiser(pipe).image_shape[0]
     references = of_world(world, listed.captions) if world else _read(listed, side)
     unseen = unseen or (world.prompts().of("heldout")[:UNSEEN] if world else [])
     count = 2 * (len(listed.captions) + len(unseen)) * args.seeds
     check_writable(args.out / SAMPLES / "x", count * side * side * 3)
 
-    metrics.prompt.text_features([*listed.captions, *unseen])  # a world's metric knows its own captions alone
+    metrics.prompt.text_features([*listed.captions, *unseen])  # a world's metric raises an error for foreign captions
 
     store, models = Store(args.out / SAMPLES), (Model("before", pipe), Model("after", pipe, edit))
     images = {model.name: sampled(store, model, listed.captions, args) for model in models}
@@ -146,7 +146,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _checked(args: argparse.Namespace) -> Listed:
-    """The list, after all has been checked that needs no model; raises ValueError or OSError."""
+    """The list, after all checks that require no model; raises ValueError or OSError."""
     from memsub.io.files import check_artifact
     from memsub.prompts import read_prompts
     from memsub_extra.files import check_writable
@@ -180,7 +180,7 @@ def _checked(args: argparse.Namespace) -> Listed:
 
 
 def _unseen(args: argparse.Namespace, captions: Sequence[str]) -> list[str]:
-    """The captions of --unseen, each once, without those of --prompts; raises ValueError for fewer than two."""
+    """The distinct captions of --unseen without those of --prompts; raises ValueError for fewer than two."""
     unseen = list(dict.fromkeys(captions_of(args.unseen)))
     if len(unseen) == 1:
         raise ValueError(f"{args.unseen} holds one caption: alignment needs two or more.")
@@ -193,13 +193,13 @@ def _unseen(args: argparse.Namespace, captions: Sequence[str]) -> list[str]:
 
 
 def _read(listed: Listed, side: int) -> list[np.ndarray]:
-    """Training images of each caption, uint8 (k, side, side, 3) each; what cannot be read or is none is noted."""
+    """Training images of each caption, uint8 (k, side, side, 3); unreadable files and placeholders are noted."""
     images = read_with_notes(listed.matched, side)
     return [joined([images[place] for place in places if place in images], side) for places in listed.places]
 
 
 def of_world(world: Any, captions: Sequence[str]) -> list[np.ndarray]:
-    """Training images of each caption from a world's own list; none for captions that are not in it."""
+    """Training images of each caption from the list of a world; none for captions that are not in it."""
     import numpy as np
 
     from memsub.io.images import decode_png
@@ -214,7 +214,7 @@ def of_world(world: Any, captions: Sequence[str]) -> list[np.ndarray]:
 
 
 def sampled(store: Any, model: Model, captions: list[str], args: argparse.Namespace) -> np.ndarray:
-    """Images of captions, each with every seed and a noise of its own: uint8 (captions * seeds, height, width, 3)."""
+    """Images of captions with every seed, each from its own noise: uint8 (captions * seeds, height, width, 3)."""
     import numpy as np
     from tqdm.auto import tqdm
 
@@ -239,7 +239,7 @@ def sampled(store: Any, model: Model, captions: list[str], args: argparse.Namesp
 
 
 def read_with_notes(matched: Matched, side: int) -> dict[int, np.ndarray]:
-    """Training images by row of a list, uint8 (k, side, side, 3); what cannot be read or is none is noted."""
+    """Training images by row of a list, uint8 (k, side, side, 3); unreadable files and placeholders are noted."""
     import warnings
 
     from memsub_extra.prompt_lists.images import read_matched
@@ -251,7 +251,7 @@ def read_with_notes(matched: Matched, side: int) -> dict[int, np.ndarray]:
 
 
 def joined(images: Sequence[np.ndarray], side: int) -> np.ndarray:
-    """Several stacks of images as one, uint8 (k, side, side, 3), also of none."""
+    """Concatenates stacks of images to uint8 (k, side, side, 3); no stacks give k = 0."""
     import numpy as np
 
     return np.concatenate([np.empty((0, side, side, 3), np.uint8), *images])
@@ -266,7 +266,7 @@ def _scored(
     world: Any = None,
 ) -> pd.DataFrame:
     """A row an image: prompt, seed, prompt_similarity, chance, sharpness, likeness (mean cosine with the caption's
-    images of other seeds), and where there is a training image copy_similarity (of the most similar) and replicated."""
+    images of other seeds); with a training image also copy_similarity (of the most similar one) and replicated."""
     import numpy as np
 
     from memsub.measure.evaluation import score
@@ -296,7 +296,7 @@ def _scored(
 
 
 def measures(before: pd.DataFrame, after: pd.DataFrame) -> list[dict[str, Any]]:
-    """A row a measure: its mean over captions before and after and their difference, each with 95 % bounds, and n."""
+    """A row for each measure: mean over captions before and after, their difference, all with 95 % bounds, and n."""
     from memsub.measure.evaluation import alignment_each
 
     pair = [table.assign(alignment=alignment_each(table)) for table in (before, after)]
@@ -313,7 +313,7 @@ def measures(before: pd.DataFrame, after: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def measures_by_kind(before: pd.DataFrame, after: pd.DataFrame, kinds: Mapping[str, str]) -> list[dict[str, Any]]:
-    """What `measures` says of replication for the captions of each kind, where there are several kinds."""
+    """The rows of `measures` on replication for the captions of each kind, if there are several kinds."""
     from memsub_extra.prompt_lists.kinds import kinds_in
 
     rows = []
@@ -334,11 +334,11 @@ def _row(name: str, a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
 
 
 def report_lines(table: pd.DataFrame, trained: Sequence[int], judged: str, with_unseen: bool) -> list[str]:
-    """What was measured, as lines of text: a table, and what it does not say.
+    """Lines of text: the table of measures, and its limitations.
 
     Args:
-        trained: how many training images each caption has.
-        judged: how it was decided whether an image replicates one of them.
+        trained: number of training images of each caption.
+        judged: description of the verdict on replication.
     """
     width = max(map(len, table["measure"]))
     lines = [f"{'mean over captions (95 % interval)':{width}}  {'before':>22}  {'after':>22}  {'change':>22}  captions"]

@@ -1,6 +1,6 @@
 """The command `memsub fetch`: published prompt lists and types, metrics, weights and training images.
 
-What came once is in the caches of memsub and of the hub: a run then needs no network.
+Downloads are stored in the caches of memsub and of the hub; afterwards a run requires no network.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ def _fetch(args: argparse.Namespace) -> None:
 
 
 def _weights(model: str) -> list[str]:
-    """Folders of a model and of its CLIP in the hub's cache, downloaded as far as they are not there.
+    """Folders of a model and of its CLIP in the hub's cache; missing files are downloaded.
 
     Raises:
-        ValueError: the model's files cannot be loaded: the weights were not downloaded then.
+        ValueError: the model's files cannot be loaded; then its weights were not downloaded.
         OSError: the hub does not answer.
     """
     from huggingface_hub import snapshot_download
@@ -65,5 +65,5 @@ def _weights(model: str) -> list[str]:
 
     contents = find_contents(model, fetch=True)
     contents.check()
-    parts = ["*.json", "*.txt", "model.safetensors"]  # not the same weights once more, for other libraries
+    parts = ["*.json", "*.txt", "model.safetensors"]  # not the copies of the weights for other libraries
     return [str(contents.path), snapshot_download(CLIPS["ViT-L/14"], allow_patterns=parts)]

@@ -1,4 +1,4 @@
-"""The command `memsub locate`: from a list of captions to the file of an edit."""
+"""The command `memsub locate`: computes an edit from a list of captions, and saves it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _locate(args: argparse.Namespace) -> None:
     memorized = memorized or load_prompts(args.model).memorized
     pipe = load(args)
     denoiser = as_denoiser(pipe)
-    # At most so many positions of four bytes; with them what is kept of a capture that was killed.
+    # At most so many positions of four bytes, and the checkpoints of a killed capture.
     size = sum(layer.weight.numel() for layer in denoiser.layers().values())
     check_writable(args.out, int(4 * size * min(1, sparsity * args.tau)))
     if cut := too_long(memorized, denoiser.tokenizer):

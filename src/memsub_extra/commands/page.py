@@ -1,6 +1,6 @@
-"""The page of `memsub evaluate`: images before and after an edit, in one HTML file that opens without a network.
+"""The page of `memsub evaluate`: images before and after an edit, in one HTML file that requires no network.
 
-Captions, names and numbers are data: they are escaped, and the page runs no script and loads nothing.
+Captions, names and numbers are escaped. The page runs no script and loads nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import pandas as pd
 from PIL import Image
 
 SHOWN = 60
-"""Captions on the page, those first whose images are most like a training image, or like each other."""
+"""Number of captions on the page. First come those whose images are most similar to a training image or each other."""
 SIDE = 256
-"""Of an image on the page, at most."""
+"""Largest side of an image on the page in pixels."""
 
 
 def page(
@@ -29,14 +29,14 @@ def page(
     images: Mapping[str, np.ndarray],
     scored: Mapping[str, pd.DataFrame],
 ) -> str:
-    """The page.
+    """The HTML of the page.
 
     Args:
-        about: what was evaluated, name to value.
-        lines: what was measured, as text.
+        about: properties of the evaluation, name to value.
+        lines: the results as text.
         references: training images of each caption, uint8 (k, height, width, 3).
-        images: "before" and "after" to images, as many a caption, in order.
-        scored: the same to a row an image, with copy_similarity, likeness and replicated.
+        images: "before" and "after" to images, ordered by caption, with equal numbers for each.
+        scored: "before" and "after" to a table with a row an image: copy_similarity, likeness and replicated.
     """
     seeds = len(images["before"]) // len(captions)
     first = scored["before"][["copy_similarity", "likeness"]].bfill(axis=1).iloc[:, 0].fillna(0).to_numpy()
@@ -72,7 +72,7 @@ def _caption(
 
 
 def _figure(image: np.ndarray, note: str, replicated: bool) -> str:
-    """An image in the page; one that replicates says so."""
+    """The HTML of an image; an image that replicates is marked."""
     small, buffer = Image.fromarray(image), io.BytesIO()
     small.thumbnail((SIDE, SIDE))
     small.save(buffer, "WEBP", quality=88)

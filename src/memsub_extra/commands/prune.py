@@ -1,4 +1,4 @@
-"""The command `memsub prune`: a pipeline with an edit applied."""
+"""The command `memsub prune`: applies an edit to a pipeline, and saves it."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def _prune(args: argparse.Namespace) -> None:
     modules = as_denoiser(pipe).parts().values()
     size = sum(p.numel() * p.element_size() for module in modules for p in module.parameters())
     check_writable(out / "model_index.json", size)
-    # An empty folder that is there may be a link, a mount or the current one: it is filled, and others are moved whole.
+    # An existing empty folder may be a link, a mount or the current folder: files are moved into it.
     there = out.is_dir()
     beside = out if there else out.parent
     beside.mkdir(parents=True, exist_ok=True)
-    # Under its own name only when all is there: half a pipeline loads, too, or fails far from here.
+    # It gets its name when it is complete, because an incomplete pipeline may load or fail later.
     with tempfile.TemporaryDirectory(dir=beside, prefix=f".{out.name}.") as unfinished:
         whole = Path(unfinished) / "pipeline"
         try:
@@ -52,7 +52,7 @@ def _prune(args: argparse.Namespace) -> None:
         except SafetensorError as error:  # such as a full disk
             raise OSError(f"{out} could not be written: {error}") from error
         if there:
-            for part in sorted(whole.iterdir(), key=lambda path: path.name == "model_index.json"):  # what makes it one
+            for part in sorted(whole.iterdir(), key=lambda path: path.name == "model_index.json"):  # that file last
                 os.replace(part, out / part.name)
         else:
             os.replace(whole, out)
@@ -65,6 +65,6 @@ def _prune(args: argparse.Namespace) -> None:
 
 
 def _at_least(model: Path) -> int:
-    """Bytes that a model takes at least when it is saved: half of its weights here, which may be float32."""
+    """Smallest size of the saved model in bytes: half of its present weights, which may be float32."""
     files = [model] if model.is_file() else model.glob("*/*.safetensors") if model.is_dir() else []
     return sum(file.stat().st_size for file in files if file.name.count(".") == 1) // 2  # model.fp16.safetensors: again

@@ -1,7 +1,7 @@
-"""`memsub evaluate --wordings`: does an edit hold under other wordings of the captions?
+"""`memsub evaluate --wordings`: does an edit also work for other wordings of the captions?
 
-A list gives the wordings: a column `rephrased`, or prompts with the addresses of the images that they bring back
-(MemBench's `prompt`, `urls`). Images are the unit: all wordings of one image are one observation.
+The list contains the wordings: in a column `rephrased`, or as prompts with the addresses of the images that they
+replicate (`prompt` and `urls` of MemBench). The unit is the image: all wordings of one image are one observation.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WORDINGS = "wordings.csv"
 
 
 def check_wordings(args: argparse.Namespace) -> None:
-    """Raises ValueError for a list without other wordings, or if nothing says what they would replicate."""
+    """Raises ValueError for a list without other wordings, or without training images that they may replicate."""
     from memsub.models import find_model
     from memsub.prompts import read_prompts
     from memsub_extra.prompt_lists.images import match_images
@@ -43,7 +43,7 @@ def check_wordings(args: argparse.Namespace) -> None:
 def save_by_wording(
     args: argparse.Namespace, models: Sequence[Model], store: Any, metrics: Metrics, world: Any
 ) -> list[str]:
-    """Samples all wordings with every model, and writes what is replicated under which; returns it as lines."""
+    """Samples all wordings with every model, and saves replication by wording; returns it as lines."""
     from memsub.io.files import save_text
     from memsub.models import as_denoiser
     from memsub.prompts import read_prompts
@@ -78,11 +78,11 @@ def _replicated(
     metrics: Metrics,
     world: Any,
 ) -> pd.DataFrame:
-    """A row an image: prompt, and replicated: 1, 0, or NaN where the prompt has no training image.
+    """A row an image: prompt, and replicated: 1, 0, or NaN if the prompt has no training image.
 
     Args:
-        images: of each prompt as many, in order.
-        captions: of the training images, which an exact test knows them by.
+        images: equally many of each prompt, in order.
+        captions: captions of the training images, as an exact test requires them.
     """
     import numpy as np
     import pandas as pd

@@ -7,18 +7,18 @@
     denoiser = GenericDenoiser(pipe, height=512, width=512)             # options of the pipeline's own call
     stats = capture(denoiser, prompts)
 
-All is done by the pipeline's own call: images of a seed are those of `pipe(prompt, generator=torch.Generator()
-.manual_seed(seed))` in float32. So it captures, locates, prunes and generates, for every scheduler and prediction type.
-Attacks, detection scores and most baselines need embeddings and single network calls: they say that this family needs
-an adapter of its own (`memsub.models.Denoiser`).
+It samples by calling the pipeline itself: the image of a seed is that of `pipe(prompt, generator=torch.Generator()
+.manual_seed(seed))` in float32. So capture, locate, prune and generate work for every scheduler and prediction type.
+Attacks, detection scores and most baselines require embeddings and single network calls: for these, an error says that
+the family requires a specific adapter (`memsub.models.Denoiser`).
 
-What the adapter must know of a pipeline is not assumed but watched: its first step is run with a network that computes
-nothing (`_watch`). That shows how it lays out its noise, how many network calls make a step, and which rows of a call
-carry the prompt. A guidance that was distilled into the network (Flux, LCM) makes calls of one half: all rows are
-conditional, and `cfg_half` "both" and "cond" are the same.
+The adapter learns the properties of a pipeline from its first step, with a network that computes nothing (`_watch`):
+the layout of the noise, the number of network calls a step, and which rows of a call carry the prompt. Networks with
+distilled guidance (Flux, LCM) have calls of one half: all rows are conditional, and `cfg_half` "both" and "cond" give
+the same.
 
-It is the adapter of the classes that it was tried with (the entry points in pyproject.toml), and of any other pipeline
-that no adapter is registered for, since each is a `DiffusionPipeline`. There it tells so, once.
+It is registered for the classes that it was tried with (the entry points in pyproject.toml), and used for any other
+`DiffusionPipeline` without an adapter, with one warning.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ _TOLD: set[str] = set()
 
 
 class GenericDenoiser:
-    """See `Denoiser`. What `sample` gives are images already, (B, 3, height, width) in [0, 1]: `decode` rounds them.
+    """See `Denoiser`. But `sample` returns images, (B, 3, height, width) in [0, 1], and `decode` only rounds them.
 
     Args:
         options: further arguments of the pipeline's call, such as height and width, or max_sequence_length.
 
     Raises:
-        ValueError: the pipeline makes no images of text alone, or has none or several networks.
+        ValueError: the pipeline requires more than text, makes no images, or has no network or several networks.
     """
 
     def __init__(self, pipe: Any, **options: Any):
@@ -105,7 +105,7 @@ class GenericDenoiser:
         return self._first_step(1.0).image_shape
 
     def layers(self) -> dict[str, torch.nn.Linear]:
-        """As the protocol: of blocks that see image tokens, alone or with text (`NOT_OF_THE_IMAGE`).
+        """As in the protocol, for blocks that process image tokens, with or without text (see `NOT_OF_THE_IMAGE`).
 
         Raises:
             ValueError: the network holds no `FeedForward` of diffusers' own, or one that is not plain (`check_plain`).
@@ -238,13 +238,13 @@ def _network(pipe: Any) -> torch.nn.Module:
 
 @dataclass(frozen=True)
 class _FirstStep:
-    """What the first step of a pipeline shows.
+    """Properties of a pipeline that its first step shows.
 
     Attributes:
-        latent_shape: of one row of `latents`.
-        order: of a row of `latents`, which number of the noise stands where: some pipelines pack patches.
+        latent_shape: shape of one row of `latents`.
+        order: for each place in a row of `latents`, the index in the noise; some pipelines pack patches.
         image_shape: height and width.
-        halves: whether each part of a network call, a row a prompt, carries the prompts.
+        halves: for each part of a network call (a row for each prompt), whether it carries the prompts.
     """
 
     latent_shape: tuple[int, ...]
@@ -265,11 +265,11 @@ class _Seen(Exception):
 
 
 def _watch(denoiser: GenericDenoiser, guidance_scale: float) -> _FirstStep:
-    """What the first step of a pipeline shows, with a network that gives zeros.
+    """Runs the first step of a pipeline with a network that returns zeros, and returns its properties.
 
     Raises:
-        ValueError: the pipeline draws its noise elsewhere or changes what it is given, calls its network several times
-            a step, or in parts of which not exactly one carries the prompts.
+        ValueError: the pipeline draws its noise elsewhere or changes the given noise, calls its network several times a
+            step, or not exactly one part of a call carries the prompts.
     """
     pipe = denoiser.pipe
     name = type(pipe).__name__
@@ -285,10 +285,10 @@ def _watch(denoiser: GenericDenoiser, guidance_scale: float) -> _FirstStep:
 
 
 def _logged(denoiser: GenericDenoiser, prompts: list[str], guidance_scale: float) -> _Log:
-    """Runs a pipeline on prompts of one noise up to its first step.
+    """Runs a pipeline on prompts with the same noise up to its first step.
 
     Raises:
-        ValueError: the pipeline does not come so far.
+        ValueError: the pipeline fails before its first step.
     """
     pipe, log = denoiser.pipe, _Log()
     options = {"num_inference_steps": 4, "guidance_scale": guidance_scale, "output_type": "latent"}

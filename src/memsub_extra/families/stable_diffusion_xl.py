@@ -1,16 +1,15 @@
 """The adapter for diffusers' `StableDiffusionXLPipeline`: base, turbo and other distilled models.
 
-    pipe = StableDiffusionXLPipeline.from_pretrained(...)       # nothing else: memsub looks the adapter up
+    pipe = StableDiffusionXLPipeline.from_pretrained(...)       # memsub finds the adapter itself
     stats, null = capture(pipe, prompts), capture(pipe, [""])
-    turbo = {"steps": 1, "guidance_scale": 0.0}                 # of capture and generate alike
+    turbo = {"steps": 1, "guidance_scale": 0.0}                 # options of capture and generate
 
-A prompt is its token embeddings of both text encoders, the pooled embedding of the second one and six added numbers:
-original size, crop and target size, which are the pipeline's defaults (the size of the image, and no crop).
+The conditioning of a prompt has the token embeddings of both text encoders, the pooled embedding of the second one, and
+six more numbers: original size, crop and target size, with the pipeline's defaults (the size of the image, no crop).
 
-There are two empty prompts in SDXL. The prompt "" is encoded as any other: it is the contrast of `capture(pipe, [""])`,
-and `embed([""])`, as `pipe(prompt="")` has it. The unconditional half of a guided call is what the pipeline takes
-without a negative prompt: zeros if its configuration says `force_zeros_for_empty_prompt` (the base model), else "".
-Images bear no watermark.
+SDXL has two kinds of empty prompt. The prompt "" is encoded like any other in `capture(pipe, [""])` (the contrast), in
+`embed([""])` and in `pipe(prompt="")`. The unconditional half of a guided call is the pipeline's default negative
+prompt: zeros if its configuration has `force_zeros_for_empty_prompt` (the base model), else "". There is no watermark.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ ADDED = 6
 
 
 class StableDiffusionXLDenoiser(StableDiffusionDenoiser):
-    """See `Denoiser`, and `StableDiffusionDenoiser` for all that is not here.
+    """See `Denoiser`, and `StableDiffusionDenoiser` for all members that are not overridden.
 
     Raises:
-        ValueError: the parts of the pipeline are of another family, or do not belong together (`refuses`).
+        ValueError: the parts of the pipeline are of another family, or do not fit together (`refuses`).
     """
 
     def __init__(self, pipe: StableDiffusionXLPipeline):
@@ -57,18 +56,18 @@ class StableDiffusionXLDenoiser(StableDiffusionDenoiser):
 
     @torch.no_grad()
     def _encoded(self, text: Mapping[str, Any], guided: bool) -> list[Any]:
-        """Tokens, those of the unconditional half, and pooled embeddings of both, by the pipeline.
+        """The pipeline's token embeddings, those of the unconditional half, and the pooled embeddings of both.
 
-        They are cast, for text encoders may have another dtype than the network.
+        They are cast, because text encoders may have another dtype than the network.
         """
         with evaluated(self.pipe.text_encoder, self.pipe.text_encoder_2):
             encoded = self.pipe.encode_prompt(**text, device=self.device, do_classifier_free_guidance=guided)
         return [None if tensor is None else tensor.to(self.device, self.dtype) for tensor in encoded]
 
     def predict(self, latents: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        """As the protocol; raises ValueError as `_check_conditioning`.
+        """As in the protocol; raises ValueError like `_check_conditioning`.
 
-        A scale that the network itself takes is that of the conditioning, or 7.5.
+        A network that takes the guidance scale gets that of the conditioning, or 7.5.
         """
         self._check_conditioning(conditioning)
         text = conditioning.to(dtype=self.dtype)

@@ -1,12 +1,12 @@
-"""A stand-in for a GPU: what a call sends back, waits for and takes in memory, from shapes alone.
+"""Simulates a GPU from shapes alone: the transfers, waits and peak memory of a call.
 
-    with Elsewhere() as device:                       # of a pipeline whose modules lie on the device "meta"
+    with Elsewhere() as device:                       # for a pipeline on the device "meta"
         generate(pipe, ["a red heart"], steps=2)
-    device.transfers, device.waits                    # Counter: file and line to how often
-    device.peak                                       # bytes at once on the device
+    device.transfers, device.waits                    # Counter: file and line to number
+    device.peak                                       # most bytes at once on the device
 
-PyTorch's meta device knows shapes and no numbers. It refuses to be mixed with tensors of the host, as a GPU does. What
-a GPU would send back is made up: ones for what is copied to the host, and one number for every scalar.
+PyTorch's meta device has shapes and no numbers. Like a GPU, it does not mix with tensors of the host. Values that a GPU
+would return are replaced: copies to the host contain ones, and every scalar is the same number.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class _Flash(TorchFunctionMode):
 
 
 class Elsewhere(TorchDispatchMode):
-    """Stands in for a device while open.
+    """A context in which the meta device acts like a GPU.
 
     Attributes:
-        transfers: copies of tensors to the host; waits: scalars that the host asked for; uploads: copies of tensors
-            from the host, which are waited for, too. By the last place in the two packages that the call came from,
+        transfers: copies of tensors to the host; waits: scalars read by the host; uploads: copies of tensors from the
+            host, which also block. Each is a counter by the innermost line of the two packages in the call,
             "folder/file.py:line".
-        peak: bytes of tensors that were on the device at once and came up meanwhile.
+        peak: most bytes at once of tensors that were made within the context.
 
     Args:
         number: the value of every scalar.
-        float64: whether it has that dtype. Apple's MPS has not.
+        float64: whether the device supports float64. (Apple's MPS does not.)
     """
 
     def __init__(self, number: int = 1, float64: bool = True):

@@ -1,8 +1,8 @@
 """Peak memory of a run on a GPU, before it begins, from the shapes of SD1.4 or SD2.0.
 
 memory(parameters)                          # gigabytes of each part, at 512 and 768 pixels
-describe(parameters)                        # the same as lines of the cost estimate, times what sampling took more
-of_run(parameters)                          # ... of what a run does, at the size of its model
+describe(parameters)                        # lines of the cost estimate, scaled by measured memory
+of_run(parameters)                          # ... for the parts of a run, at the size of its model
 parts(pipe, parameters)                     # one step of each part that fills a GPU, as functions
 """
 
@@ -56,8 +56,8 @@ def of_run(p: Parameters) -> pd.Series | None:
 def memory(p: Parameters, sides: Sequence[int] | None = None) -> pd.DataFrame | None:
     """Gigabytes at once on a GPU, weights included, from the shapes of SD1.4 or SD2.0; None for other models.
 
-    Index: parts at the batch sizes of the parameters; columns: 512 and 768 pixels, or other `sides`. Memory of the
-    GPU's own libraries is not in it; attention is taken to be a flash kernel.
+    Index: parts at the batch sizes of the parameters; columns: 512 and 768 pixels, or other `sides`. The memory of GPU
+    libraries is not included; attention is assumed to be a flash kernel.
     """
     name = find_model(p.model).name
     if name not in UNETS:

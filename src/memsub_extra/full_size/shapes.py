@@ -1,7 +1,7 @@
-"""Stable Diffusion 1.4 and 2.0 as published, without their weights: what can be said of them from shapes alone.
+"""Stable Diffusion 1.4 and 2.0 as published, without weights, to compute what follows from shapes alone.
 
-pipe = shapes("sd14")                       # on the device "meta": nothing is computed, nothing takes memory
-with Elsewhere() as device: generate(pipe, ["a red heart"], steps=1)     # what it takes on a GPU
+pipe = shapes("sd14")                       # on the device "meta": no computation, no memory
+with Elsewhere() as device: generate(pipe, ["a red heart"], steps=1)     # its memory on a GPU
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def shapes(name: Name, dtype: torch.dtype = torch.float16, sample_size: int | No
     """The pipeline on the device "meta", with the embedded model's tokenizer.
 
     Args:
-        sample_size: side of the latents; default as published (64 and 96).
+        sample_size: side of the latents; default: as published (64 and 96).
     """
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel

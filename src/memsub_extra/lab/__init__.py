@@ -1,8 +1,8 @@
-"""The lab: change an edit, see what it does.
+"""The lab: change an edit, and see its effect.
 
 explore("tiny")                         # in a notebook: sliders, images, verdicts, an attack as it runs
-explore(run)                            # the same on a run's artifacts
-lab = Lab(run)                          # what it computes, without widgets
+explore(run)                            # the same with a run's artifacts
+lab = Lab(run)                          # the computations, without widgets
 lab.images(captions, [0, 1], lab.spec.changed(sparsity=0.2))
 """
 
@@ -24,12 +24,12 @@ __all__ = ["Lab", "explore", "label"]
 
 
 def explore(model: str | Path | Pipeline | Run) -> Explorer:
-    """The lab as a widget: sparsity, contrast, layers and captions to set, and what the edit does to the images.
+    """The lab as a widget: set sparsity, contrast, layers and captions, and see the effect on images.
 
     Args:
-        model: a run; or the name of a model, or a pipeline, which then is a run of the model's own parameter file, in
-            `runs/<name>`. Of a run or a name the lab loads a pipeline of its own, so that its edits show nowhere else;
-            a pipeline that is given is edited while something is computed, and restored.
+        model: a run, the name of a model, or a pipeline. A name or a pipeline makes a run with the model's parameter
+            file, in `runs/<name>`. For a run or a name the lab loads a separate pipeline, so its edits show nowhere
+            else. A given pipeline is edited during computations, and restored.
 
     Raises:
         ImportError: ipywidgets is not installed.

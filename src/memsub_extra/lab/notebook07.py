@@ -1,4 +1,4 @@
-"""Notebook 07: a lab to play in. It reads what notebook 01 captures, and samples a few images at a time."""
+"""Notebook 07: the lab. It reads the statistics of notebook 01, and samples a few images at a time."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Figures of the lab, one function a figure. pyplot does not know of them, so that a thread can draw them.
+"""Figures of the lab, one function a figure. They do not use pyplot, so a thread can draw them.
 
 layer_bars(values, label)                                   # a bar a layer
 score_lines({"unedited": (captions, calls)}, label)         # a detection score along the steps
 attack_lines({"unedited": [step, ...]}, threshold, title)   # one attack's similarity to its target, as it runs
 
-Lines are named at their ends. `draw_bars` and `draw_scores` do the same on an axis that is given.
+Lines are labelled at their ends. `draw_bars` and `draw_scores` do the same on a given axis.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def draw_bars(axis: Axes, values: pd.Series, label: str) -> None:
 
 
 def score_lines(lines: Mapping[str, np.ndarray], label: str) -> Figure:
-    """A score along the steps of sampling: thick the mean over captions, thin a line a caption.
+    """A score along the steps of sampling: a thick line for the mean over captions, a thin line for each caption.
 
     Args:
         lines: name to values (captions, calls).
@@ -82,11 +82,11 @@ def draw_scores(axis: Axes, lines: Mapping[str, np.ndarray], label: str) -> None
 
 
 def attack_lines(runs: Mapping[str, Sequence[Mapping[str, Any]]], threshold: float, title: str = "") -> Figure:
-    """Similarity to the target along the iterations of an attack; filled marks: the image replicates it.
+    """Similarity to the target along the iterations of an attack. Filled markers: the image replicates the target.
 
     Args:
-        runs: name to what `Lab.attack` yields.
-        threshold: of the copy metric.
+        runs: name to the items that `Lab.attack` yields.
+        threshold: threshold of the copy metric.
     """
     figure = Figure(figsize=(8.6, 2.9), layout="constrained")
     axis = figure.subplots()

@@ -1,4 +1,4 @@
-"""What the lab computes, without widgets: edits, images, verdicts, scores and an attack, each kept once it is made.
+"""The computations of the lab, without widgets: edits, images, verdicts, scores and an attack; results are cached.
 
     lab = Lab(run)
     spec = lab.spec.changed(sparsity=0.1, contrast="ordinary")          # an EditSpec; None is no edit
@@ -7,7 +7,7 @@
     lab.verdicts(images[:, 0], captions)                                # a copy of the training image?
     for step in lab.attack(captions[0], spec): ...                      # the embedding attack as it runs
 
-Locating again samples nothing: the statistics of the grid are in the run's folder, and only the first steps are used.
+Locating with other settings samples nothing: it reads the first steps of the grid's statistics in the run's folder.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class Lab:
 
     @cached_property
     def captions(self) -> dict[str, list[str]]:
-        """Captions to choose from, by kind: memorized ones that did not locate the edit first.
+        """Captions to choose from, by kind. Memorized captions that did not locate the edit come first.
 
-        Of these, those come first whose training image is known: there is no verdict on others.
+        Among these, captions with a known training image come first; the others get no verdict.
         """
         data = self.run.data
         memorized, table = data.captions("memorized"), data.prompts.table
@@ -146,9 +146,9 @@ class Lab:
         return pd.Series({n: len(edit.positions[n]) / size if edit else 0.0 for n, size in sizes.items()})
 
     def overlap(self, spec: EditSpec | None, subsets: int = 4) -> dict[str, float]:
-        """How much subsets of memorized prompts share: mean IoU of those without a common prompt, by layer.
+        """Overlap of subsets of memorized prompts: mean IoU of subsets without a common prompt, by layer.
 
-        Without a spec by the run's own, at the sparsity of masks that are shown.
+        Default spec: that of the run, at the sparsity of shown masks.
         """
         spec = spec or self.spec.changed(sparsity=self.run.parameters.mask_sparsity)
         size = self.run.parameters.grid.sizes[0]
@@ -170,9 +170,9 @@ class Lab:
         return self.run.scores.sample(self.run.unedited)
 
     def images(self, captions: Sequence[str], seeds: Sequence[int], spec: EditSpec | None = None) -> np.ndarray:
-        """What the model generates under an edit: uint8 (captions, seeds, height, width, 3).
+        """Images of the model under an edit: uint8 (captions, seeds, height, width, 3).
 
-        All captions of a seed, and all edits, have one noise: it is looked at, not counted.
+        A seed gives the same noise for all captions and edits: the images are for viewing, not for statistics.
         """
         wanted = [(spec, caption, seed) for caption in captions for seed in seeds]
         missing = [key for key in dict.fromkeys(wanted) if key not in self._kept]
@@ -187,11 +187,11 @@ class Lab:
         return np.stack(images).reshape(len(captions), len(seeds), *images[0].shape)
 
     def verdicts(self, images: np.ndarray, captions: Sequence[str]) -> pd.DataFrame:
-        """Is each image a copy of its caption's training image? A row an image.
+        """Whether each image is a copy of its caption's training image; a row an image.
 
         Returns:
             Columns similarity (of the copy metric), p (of the exact test; NaN without a world) and replicates (the
-            run's verdict); all missing without a training image.
+            run's verdict). All are missing without a training image.
         """
         table = pd.DataFrame({"similarity": np.nan, "p": np.nan, "replicates": pd.NA}, index=range(len(captions)))
         every = {i: self._training_images(caption) for i, caption in enumerate(captions)}
@@ -227,9 +227,9 @@ class Lab:
         every: int = 5,
         seed: int = 1000,
     ) -> Iterator[dict[str, Any]]:
-        """The embedding attack on a caption's training image, from the caption on, as it runs.
+        """Runs the embedding attack on a caption's training image, starting from the caption.
 
-        The edit is in place only while an item is computed: between two of them the pipeline is as it was.
+        The edit is applied only while an item is computed; between items the pipeline is unedited.
 
         Yields:
             iteration, image (sampled with a seed that the attack does not use), similarity, p and replicates.

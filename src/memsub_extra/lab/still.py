@@ -1,6 +1,6 @@
-"""The lab as one image, for pages where no kernel runs: what the widgets show, by matplotlib.
+"""The lab as one matplotlib figure, for pages without a kernel.
 
-still(shown)    # of an `Explorer`: `explorer.still()`
+still(shown)    # `explorer.still()` does this for an `Explorer`
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Shown:
-    """What an explorer shows.
+    """The content of an explorer.
 
     Attributes:
-        controls: what is chosen, by the name of the control.
+        controls: name of each control to its value.
         shared: share of each layer's weights that sets of memorized prompts have in common, by module name.
-        edited: names of the layers that are edited.
-        captions: above the columns of images.
-        rows: label to a cell a caption.
+        edited: names of the edited layers.
+        captions: captions above the columns of images.
+        rows: label of a row to its cells, one a caption.
         density: share of each layer's weights that is set to zero, by module name.
         scores: name to values (captions, calls) of the detection score.
         status: the line below everything.

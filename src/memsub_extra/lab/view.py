@@ -1,8 +1,8 @@
-"""The lab as ipywidgets: controls on the left, what the edit does on the right.
+"""The lab as ipywidgets: controls on the left, the effect of the edit on the right.
 
     Explorer(Lab(run))
 
-One thread computes, the newest request first, so that sliders and the cancel button answer meanwhile.
+One thread computes, the newest request first, so that sliders and the cancel button stay responsive.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ SIDE = 108
 
 @contextmanager
 def _one_thread_fewer() -> Iterator[None]:
-    """While open, torch computes with one thread fewer, of two or more.
+    """Within it, torch uses one thread fewer, if it has two or more.
 
-    The notebook's own thread counts too, and where there are more than cores OpenMP's no longer wait actively: on two
-    cores all that computes takes twice as long.
+    The notebook also has a thread. If there are more threads than cores, OpenMP's threads do not wait actively, and on
+    two cores computations take twice as long.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads - 1))
@@ -53,11 +53,11 @@ def _one_thread_fewer() -> Iterator[None]:
 
 
 class Explorer(widgets.VBox):
-    """Captions and an edit to choose; images, verdicts, where the weights lie, detection and attack to look at.
+    """Controls for captions and edit; shows images, verdicts, the weights by layer, detection and attack.
 
     Attributes:
-        lab: what computes.
-        spec: of the edit that is chosen; None if the sparsity is 0.
+        lab: the computations.
+        spec: spec of the chosen edit; None if the sparsity is 0.
     """
 
     def __init__(self, lab: Lab):

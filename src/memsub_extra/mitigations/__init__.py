@@ -1,11 +1,11 @@
-"""Mitigations: what can be done against memorization at inference time, by name, and detection of memorized prompts.
+"""Mitigations of memorization at inference time, by name, and detection of memorized prompts.
 
     BASELINES["embedding optimization"].make(context, 0.7)(prompts, seeds=seeds)     # images
     optimized_embeddings(pipe, prompts, target=1.0)                                 # Wen et al., ICLR 2024
 
-Each costs something for every prompt, and none survives somebody who holds the weights. The paper compares with the
-first; random tokens and value neurons (NeMo) are more. A new one is a file that ends in a `Baseline`, listed in the
-entry points "memsub.baselines" of its package. It then stands in notebook 05's tables and figures.
+Each of them costs time for every prompt, and anybody with the weights can switch it off. The paper compares with the
+first; random tokens and value neurons (NeMo) are added here. To add one, write a module with a `Baseline`, and list it
+in the entry points "memsub.baselines" of its package. The tables and figures of notebook 05 then include it.
 """
 
 from memsub.registry import Registry

@@ -1,4 +1,4 @@
-"""What a baseline is: something done at inference time, for each prompt, that leaves the weights alone."""
+"""Baselines: mitigations at inference time, for each prompt, that do not change the weights."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from memsub.models import Pipeline, Sample, as_denoiser
 
 @dataclass(frozen=True, eq=False)
 class Context:
-    """What a baseline may use.
+    """The inputs of a baseline.
 
     Attributes:
         pipe: the unedited model.
-        sample: plain sampling with everything but prompts and seeds filled in; a baseline hands it what it made of
-            them.
+        sample: plain sampling with all options except prompts and seeds; a baseline calls it with changed prompts or
+            embeddings.
         ordinary: captions that are not memorized.
-        steps: of the schedule whose first step a baseline may look at.
+        steps: number of sampling steps; it determines the first step of the schedule.
         batch_size: prompts at a time; `gradient_rows`: rows of a network call that keeps its activations for a
             gradient.
     """
@@ -33,14 +33,14 @@ class Context:
 
 @dataclass(frozen=True)
 class Baseline:
-    """One way to keep a model from replicating, at a strength.
+    """A mitigation with a strength.
 
     Attributes:
         changes: what it changes, for the table of methods.
-        strength: what its strength is, with its unit.
+        strength: what its strength means, with its unit.
         make: context and strength to a `Sample`.
-        strengths: the sweep, mildest first, unless the parameters give another.
-        label: a strength as text.
+        strengths: default strengths of the sweep, mildest first.
+        label: formats a strength as text.
     """
 
     changes: str
@@ -53,16 +53,16 @@ class Baseline:
 # --- cost estimates ---------------------------------------------------------------------------------------------------
 
 GRADIENT_ROWS = 3
-"""What a row of a network call costs whose gradient is asked for, in rows: forward and backward."""
+"""Cost of a row of a network call with a gradient (forward and backward), in rows without gradient."""
 
 
 def declare(pipe: Pipeline, rows: int) -> None:
-    """For loops that end early: tells a cost estimate the most rows of network calls that the loop could make.
+    """Declares to a cost estimate the largest number of rows of a loop that may end early.
 
-    The estimate runs the loop on a denoiser that only counts, where it ends at once. Other denoisers ignore it.
+    The estimate runs the loop on a denoiser that only counts, where it ends at once. Other denoisers ignore this call.
 
     Args:
-        rows: beside those counted; one whose gradient is asked for counts as `GRADIENT_ROWS`.
+        rows: rows in addition to those counted; a row with a gradient counts as `GRADIENT_ROWS`.
     """
     count = getattr(as_denoiser(pipe), "declare", None)
     if count is not None:

@@ -1,11 +1,11 @@
-"""Detection before sampling: scores of the first steps that tell memorized captions from others, by name.
+"""Detection before sampling: scores of the first steps that separate memorized from other captions, by name.
 
     scores = first_step_scores(pipe, captions)        # name of the score to (captions,)
-    step_scores(pipe, captions, calls=10)             # the same call by call: (captions, calls)
+    step_scores(pipe, captions, calls=10)             # the same for each call: (captions, calls)
     area, curve = roc(scores["text magnitude"], first_step_scores(pipe, others)["text magnitude"])
 
-A score sees each of the first network calls: the initial noise and both predictions, each (n, channels, height, width),
-and returns (n,). Another package lists one in the entry points "memsub.scores"; it then stands in notebook 05's tables.
+A score is a function of a network call: of the initial noise and both predictions, each (n, channels, height, width),
+to (n,). Another package adds one by the entry points "memsub.scores"; the tables of notebook 05 then include it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SCORES: Registry[Score] = Registry(
 
 
 def defined_for(*kinds: Kind) -> Callable[[Score], Score]:
-    """Marks a score as one of networks that predict these; of others it is refused by name. Unmarked: of all."""
+    """Marks a score as defined for these prediction types only; for others it raises an error. Default: all types."""
 
     def mark(score: Score) -> Score:
         score.kinds = kinds  # type: ignore[attr-defined]
@@ -54,17 +54,17 @@ def defined_for(*kinds: Kind) -> Callable[[Score], Score]:
 
 
 def text_magnitude(start: torch.Tensor, unconditional: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
-    """||eps(x_t, t, prompt) - eps(x_t, t, empty)||, shape (n,): how much the text changes what is predicted.
+    """||eps(x_t, t, prompt) - eps(x_t, t, empty)||, shape (n,): how much the text changes the prediction.
 
-    Large for memorized prompts (Wen et al., ICLR 2024, eq. 3). Predictions of two kinds differ by a factor that depends
-    on the step alone, so that it ranks prompts alike whatever the network predicts.
+    Large for memorized prompts (Wen et al., ICLR 2024, eq. 3). Other prediction types scale the difference by a factor that
+    depends only on the step, so the ranking of prompts is the same.
     """
     return (conditional - unconditional).float().flatten(1).norm(dim=1)
 
 
 @defined_for("epsilon", "v_prediction")
 def noise_change(start: torch.Tensor, unconditional: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
-    """||eps(x_t, t, prompt) - x_T||, shape (n,): a model that remembers replaces the noise by its image at once.
+    """||eps(x_t, t, prompt) - x_T||, shape (n,): with a memorized image, the model replaces the noise at once.
 
     After the denoising confidence score of Webster (2023).
     """
@@ -72,12 +72,12 @@ def noise_change(start: torch.Tensor, unconditional: torch.Tensor, conditional: 
 
 
 def first_latents(scheduler: Any, noise: torch.Tensor) -> torch.Tensor:
-    """What a sampling begins with, of standard normal noise; `set_timesteps` must have been called."""
+    """The initial latents of a sampler from standard normal noise; `set_timesteps` must have been called."""
     return noise * getattr(scheduler, "init_noise_sigma", 1.0)
 
 
 def first_step_scores(pipe: Pipeline, prompts: Sequence[str], **options: Any) -> dict[str, np.ndarray]:
-    """`step_scores`, with its options, mean over the calls: name to (prompts,)."""
+    """`step_scores` with its options, averaged over the calls: name to (prompts,)."""
     return {name: of_calls.mean(1) for name, of_calls in step_scores(pipe, prompts, **options).items()}
 
 
@@ -93,20 +93,20 @@ def step_scores(
     guidance_scale: float = 7.5,
     batch_size: int = 64,
 ) -> dict[str, np.ndarray]:
-    """Scores of captions at each of the first `calls` network calls, mean over seeds.
+    """Scores of captions at each of the first `calls` network calls, averaged over seeds.
 
-    All captions get the same noises: these belong to the detector, which is then a function of the caption alone.
+    All captions get the same noises, so that a score is a function of the caption alone.
 
     Args:
         scores: names in `SCORES`; default all.
-        batch_size: noises at a time; a network call holds twice as many.
+        batch_size: noises at a time; a network call has twice as many rows.
 
     Returns:
         Name to (prompts, calls).
 
     Raises:
-        ValueError: no prompts, an unknown score, one that is not defined for what the network predicts, or several
-            calls of a sampler whose noise no seed fixes.
+        ValueError: no prompts, an unknown score, a score that is not defined for the prediction type, or several calls
+            of a sampler whose noise no seed fixes.
     """
     prompts = list(prompts)
     check_request(prompts, steps, batch_size)

@@ -35,32 +35,31 @@ def optimized_embeddings(
     iterations: int = 10,
     batch_size: int = 16,
 ) -> Conditioning:
-    """Moves each prompt's embedding until the text hardly matters at the first step (Wen et al., ICLR 2024, sec. 4.2).
+    """Optimizes each prompt's embedding until the text has little effect at the first step (Wen et al. 2024, sec. 4.2).
 
-    AdamW on ||eps(x_T, prompt) - eps(x_T, empty)|| at the first step, for the noise that the image will start from; a
-    prompt whose length falls to `target` or below is left where it is. Under `accelerate launch` the processes share
-    out the prompts.
+    AdamW minimizes ||eps(x_T, prompt) - eps(x_T, empty)|| at the first step, for the image's initial noise. A prompt
+    stops when this norm is at most `target`. Under `accelerate launch` each process takes a share of the prompts.
 
     Args:
-        target: length to fall to. Smaller is stronger.
+        target: norm at which a prompt stops. Smaller is stronger.
         lr: learning rate of AdamW.
         seeds: as for `generate`.
         batch_size: prompts at a time.
 
     Returns:
-        What `generate` takes, a row a prompt.
+        A conditioning for `generate`, with a row for each prompt.
 
     Raises:
-        ValueError: no prompts, another number of seeds, or steps or a batch size below 1.
+        ValueError: no prompts, a wrong number of seeds, or steps or a batch size below 1.
     """
     prompts = list(prompts)
     check_request(prompts, steps, batch_size)
     seeds = one_seed_each(seeds, len(prompts))
     denoiser = as_denoiser(pipe)
-    empty = denoiser.embed([""])  # before anything else: some adapters cannot, and say so
+    empty = denoiser.embed([""])  # first: some adapters cannot embed, and raise an error
     denoiser.scheduler.set_timesteps(steps)
     mine = shard(range(len(prompts)))
-    # A prompt that is not at its target goes through every iteration; one of them is counted.
+    # A prompt may take every iteration; the counting denoiser makes only one.
     declare(denoiser, GRADIENT_ROWS * len(mine) * (iterations - 1))
     moved: dict[int, Conditioning] = {}
     for i in range(0, len(mine), batch_size):
@@ -91,7 +90,7 @@ def _optimize(
         unconditional = denoiser.predict(x, t, empty.expand(len(prompts)))
     embedding.requires_grad_(True)
     optimizer = torch.optim.AdamW([embedding], lr=lr)
-    rows = torch.arange(len(prompts), device=embedding.device)  # those that are not done
+    rows = torch.arange(len(prompts), device=embedding.device)  # prompts above the target
     for _ in range(iterations):
         moved = text[rows.tolist()].with_embeddings(embedding[rows])
         length = text_magnitude(x[rows], unconditional[rows], denoiser.predict(x[rows], t, moved))
@@ -103,7 +102,7 @@ def _optimize(
         embedding.grad = gradient
         optimizer.step()
         with torch.no_grad():
-            # AdamW moves on by momentum: the others are done.
+            # AdamW would move finished prompts by momentum, so they are left out.
             done = torch.ones(len(prompts), dtype=torch.bool, device=embedding.device)
             done[rows] = False
             embedding.copy_(torch.where(done[:, None, None], before, embedding))

@@ -1,4 +1,4 @@
-"""How sharp an image is. A mitigation that only blurs shows here; a copy descriptor takes its images for no copies."""
+"""Sharpness of images. It reveals mitigations that only blur; a copy descriptor counts blurred copies as no copies."""
 
 from __future__ import annotations
 

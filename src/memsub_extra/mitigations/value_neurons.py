@@ -28,18 +28,18 @@ from memsub_extra.mitigations.detection import first_step_scores
 
 SCORE = "text magnitude"
 SCORE_ROWS = 4
-"""Rows of a network call that the score of one prompt takes: two seeds, with and without text."""
+"""Rows of network calls for the score of one prompt: two seeds, with and without text."""
 Neurons = dict[str, torch.Tensor]
 """Layer name to a mask of its neurons for each prompt: bool, (prompts, neurons)."""
 
 
 def value_layers(denoiser: Denoiser) -> dict[str, torch.nn.Linear]:
-    """Value projections of the cross-attention on the way down and in the middle, by module name.
+    """Value projections of cross-attention in the down and mid blocks, by module name.
 
-    An adapter of a network whose modules have other names may have a method `value_layers`, which then says them.
+    An adapter whose network names its modules differently may have a method `value_layers` that returns them.
 
     Raises:
-        ValueError: the network has none, or one that is not plain or fused with others.
+        ValueError: the network has none, or one that is not plain or is fused with others.
     """
     if own := getattr(denoiser, "value_layers", None):
         return own()
@@ -60,20 +60,20 @@ def value_layers(denoiser: Denoiser) -> dict[str, torch.nn.Linear]:
 
 @contextmanager
 def deactivated(pipe: Pipeline, neurons: Neurons) -> Iterator[None]:
-    """While open, each prompt's value neurons output zero.
+    """Within it, the value neurons of each prompt output zero.
 
-    The UNet must be called with those prompts in their order, once or, as under guidance, several times over.
+    The rows of UNet calls must be these prompts in order, once or repeated (as with guidance).
 
     Raises:
-        ValueError: it is called on other rows.
-        RuntimeError: it does not call each of the layers once.
+        ValueError: the UNet is called with other rows.
+        RuntimeError: a UNet call does not call each of the layers once.
     """
     denoiser, rows = as_denoiser(pipe), set()
     layers = value_layers(denoiser)
 
     def silence(layer: str, text: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         mask = neurons[layer]
-        rows.add(len(output))  # half a batch under guidance has as many rows as the whole of it without
+        rows.add(len(output))  # under guidance half a batch has as many rows as a whole one without
         if len(output) % len(mask) or len(rows) > 1:
             raise ValueError(f"neurons of {len(mask)} prompts do not fit a UNet call on {len(output)} rows.")
         return output.masked_fill(mask.to(output.device).repeat(len(output) // len(mask), 1)[:, None], 0)
@@ -84,11 +84,11 @@ def deactivated(pipe: Pipeline, neurons: Neurons) -> Iterator[None]:
 
 @dataclass
 class ValueStatistics:
-    """What the value neurons, and the memorization score, are on prompts that are not memorized.
+    """Statistics of value neurons and of the memorization score over prompts that are not memorized.
 
     Attributes:
-        mean, std: activation, layer name to (neurons,).
-        score_mean, score_std: memorization score.
+        mean, std: of activations, layer name to (neurons,).
+        score_mean, score_std: of the memorization score.
     """
 
     mean: dict[str, torch.Tensor]
@@ -98,27 +98,27 @@ class ValueStatistics:
 
 
 def _activations(pipe: Pipeline, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Mean absolute activation over the prompt's tokens, layer to (prompts, neurons). It depends on the text alone."""
+    """Mean absolute activation over the prompt's tokens, layer to (prompts, neurons). It depends only on the text."""
     denoiser = as_denoiser(pipe)
     text, layers = denoiser.embed(prompts).embeddings, value_layers(denoiser)
     with torch.no_grad():
-        # A weight lies elsewhere than the embeddings if the model is offloaded.
+        # In an offloaded model, weights and embeddings are on different devices.
         outputs = {name: layer(text.to(layer.weight.device)) for name, layer in layers.items()}
     return {name: output.float().abs().mean(1).cpu() for name, output in outputs.items()}
 
 
 def memorization_score(pipe: Pipeline, prompts: Sequence[str], batch_size: int = 16) -> torch.Tensor:
-    """Length of the text's share of the noise predicted first, mean over two seeds, shape (prompts,).
+    """Norm of the text's contribution to the first noise prediction, averaged over two seeds, shape (prompts,).
 
-    NeMo compares the first step's change between seeds by SSIM, whose windows do not fit small latents, and a cosine in
-    its place tells memorized captions of the embedded model from others less well (AUC 0.83) than this score of Wen et
-    al. (0.95).
+    NeMo compares the first step between seeds by SSIM, whose windows do not fit small latents. On the embedded model, a
+    cosine instead of SSIM separates memorized from other captions less well (AUC 0.83) than this score of Wen et al.
+    (0.95).
     """
     return torch.from_numpy(first_step_scores(pipe, prompts, scores=[SCORE], seeds=2, batch_size=2 * batch_size)[SCORE])
 
 
 def value_statistics(pipe: Pipeline, prompts: Sequence[str], batch_size: int = 16) -> ValueStatistics:
-    """What the value neurons do on prompts that are not memorized.
+    """Computes the statistics of value neurons from prompts that are not memorized.
 
     Raises:
         ValueError: fewer than two prompts.
@@ -145,19 +145,19 @@ def find_value_neurons(
     z_step: float = 0.25,
     z_min: float = 1.0,
 ) -> Neurons:
-    """The value neurons that carry each memorized prompt (NeMo, Hintersdorf et al., NeurIPS 2024, section 4).
+    """Finds the value neurons of each memorized prompt (NeMo, Hintersdorf et al., NeurIPS 2024, section 4).
 
-    First selection: neurons whose activation is out of distribution by `z` deviations; z falls until silencing them
-    brings the memorization score under a threshold. Refinement: a layer, then a neuron, is left out if the score stays
-    under the threshold without it (here also parts of a layer, half as large at each round, which gives the same with
-    fewer calls). Each prompt is searched by itself; one whose score is under the threshold has no neurons.
+    First selection: neurons whose activation is `z` standard deviations or more from the mean. z decreases until
+    silencing these neurons brings the memorization score below a threshold. Refinement: first layers, then neurons are
+    removed from the selection if the score stays below the threshold. (Here also halves of layers, and their halves,
+    which gives the same with fewer calls.) A prompt with a score below the threshold gets no neurons.
 
     Args:
-        spread: the threshold in deviations of the score above its mean on prompts that are not memorized (NeMo: 1).
-            Smaller silences more.
-        z: deviations with which the first selection begins.
-        z_step: by how much they fall.
-        z_min: where they end.
+        spread: the threshold, in standard deviations of the score above its mean on prompts that are not memorized
+            (NeMo: 1). Smaller values silence more neurons.
+        z: standard deviations of the first selection.
+        z_step: decrement of z.
+        z_min: smallest z.
     """
     activations = _activations(pipe, prompts)
     deviation = {name: (a - statistics.mean[name]).abs() / statistics.std[name] for name, a in activations.items()}
@@ -170,39 +170,39 @@ def find_value_neurons(
 
 
 def _most_refinements(deviation: dict[str, torch.Tensor]) -> int:
-    """Scores of one prompt that its refinement takes at most, for the estimate of a run's cost.
+    """Number of scores that the cost estimate assumes for the refinement of one prompt.
 
-    Whole layers are tried first. A part that is needed is tried again as two halves, down to neurons, so that each of
-    the neurons that stay costs two scores a halving. If every neuron stayed, that would be tens of thousands. NeMo
-    reports one or a few a prompt; the embedded model has up to 43, which share most of their parts. 16 that share none
-    cover what was counted there (220 scores in both searches of a prompt).
+    Whole layers are tried first. A part that is required is split in two halves, down to neurons, so each remaining
+    neuron costs two scores for each halving. If all neurons remained, there would be tens of thousands of scores. NeMo
+    reports one or a few neurons a prompt; the embedded model has up to 43, mostly in the same parts. The bound assumes
+    16 neurons in separate parts, which covers the number counted there (220 scores in both searches of a prompt).
     """
     halvings = (max(d.shape[1] for d in deviation.values()) - 1).bit_length()
     return len(deviation) + 2 * 16 * halvings
 
 
 class _Search:
-    """The neurons of each prompt while they are looked for.
+    """The state of the search for the neurons of each prompt.
 
     Args:
-        threshold: a score over it is a memorized prompt's.
-        deviation: how far each neuron lies out, layer to (prompts, neurons).
+        threshold: prompts with a score above it count as memorized.
+        deviation: standard deviations of each activation from its mean, layer to (prompts, neurons).
     """
 
     def __init__(self, pipe: Pipeline, prompts: list[str], threshold: float, deviation: dict[str, torch.Tensor]):
         self.pipe, self.prompts, self.threshold, self.deviation = pipe, prompts, threshold, deviation
         self.neurons: Neurons = {name: torch.zeros_like(d, dtype=torch.bool) for name, d in deviation.items()}
-        self.refined = torch.zeros(0, dtype=torch.long)  # prompts that silencing brings under the threshold
+        self.refined = torch.zeros(0, dtype=torch.long)  # prompts that silencing brings below the threshold
 
     def memorized(self, rows: torch.Tensor, neurons: Neurons) -> torch.Tensor:
-        """Which of the prompts `rows` score over the threshold without `neurons`, layer to (rows, neurons)."""
+        """Which of the prompts `rows` score above the threshold with `neurons` silenced; layer to (rows, neurons)."""
         if not len(rows):
             return torch.zeros(0, dtype=torch.bool)
         with deactivated(self.pipe, neurons):
             return memorization_score(self.pipe, [self.prompts[i] for i in rows], len(rows)) > self.threshold
 
     def select(self, deviations: Sequence[float]) -> None:
-        """Silences what lies out by the first of these deviations that brings a prompt under the threshold."""
+        """Silences neurons beyond the first of these deviations that brings a prompt below the threshold."""
         everything = torch.arange(len(self.prompts))
         over = first = everything[self.memorized(everything, {})]
         for z in deviations:
@@ -211,11 +211,11 @@ class _Search:
             for name, d in self.deviation.items():
                 self.neurons[name][over] = d[over] > z
             over = over[self.memorized(over, {name: mask[over] for name, mask in self.neurons.items()})]
-        # Of prompts that stay over the threshold every neuron is needed.
+        # Prompts that stay above the threshold keep all selected neurons.
         self.refined = first[~torch.isin(first, over)]
 
     def refine(self) -> None:
-        """Leaves out what is not needed: whole layers, half layers, ..., neurons. (Few are needed.)"""
+        """Removes what is not required: whole layers, half layers, ..., neurons. (Few are required.)"""
         widest = max(mask.shape[1] for mask in self.neurons.values())
         for halvings in range((widest - 1).bit_length() + 1):
             for name, mask in self.neurons.items():
@@ -227,7 +227,7 @@ class _Search:
                         self._leave_out(name, rows, part)
 
     def _leave_out(self, name: str, rows: torch.Tensor, part: slice) -> None:
-        """Takes these neurons of one layer back for prompts that do not need them silenced."""
+        """Removes these neurons of a layer from the selection of prompts that do not require them."""
         without = {layer: mask[rows] for layer, mask in self.neurons.items()}
         without[name][:, part] = False
         unneeded = ~self.memorized(rows, without)
@@ -240,13 +240,13 @@ def _of_ordinary(context: Context) -> ValueStatistics:
 
 
 def _make(context: Context, deviations: float | None) -> Sample:
-    """Finds and silences each prompt's neurons before it is sampled: as published, or down to some deviations."""
+    """Finds and silences the neurons of each prompt before sampling: as published, or at a given deviation."""
 
     def sample(prompts: Sequence[str], *, seeds: Sequence[int]) -> np.ndarray:
         statistics = _of_ordinary(context)
-        # With a threshold that nearly every prompt exceeds, silenced is what lies that many deviations out.
+        # Nearly every score exceeds this threshold, so z falls to z_min: all neurons beyond it are silenced.
         strength = {} if deviations is None else {"spread": -2.0, "z_min": deviations}
-        # A share of a batch would not know which neurons are its own.
+        # Several processes would split a batch, and its parts would not match the masks: one prompt at a time.
         size = min(context.batch_size, 32) if processes() == 1 else 1
 
         def silenced(part: list[int]) -> np.ndarray:
