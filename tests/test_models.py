@@ -13,7 +13,7 @@ from memsub_extra.notebooks.cost import at_hand
 
 def test_a_row_says_all_that_is_known_of_a_model():
     tiny, sd14 = MODELS["tiny"], MODELS["sd14"]
-    assert (tiny.world, tiny.sparsity, tiny.scorers, tiny.twin) == ("testbed", 0.25, "testbed", "tiny-twin")
+    assert (tiny.world, tiny.sparsity, tiny.scorers, tiny.twin) == ("testbed", 0.4, "testbed", "tiny-twin")
     assert (sd14.world, sd14.sparsity, sd14.scorers, sd14.twin) == ("", 0.01, "published", "")
     for name, model in MODELS.items():
         assert model.name == name

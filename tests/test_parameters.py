@@ -87,7 +87,7 @@ def test_home_is_home_and_numbers_may_be_written_with_an_exponent(tmp_path, monk
 
 
 def test_the_edit_is_the_recommended_one_unless_given():
-    assert Parameters().spec.sparsity == 0.25
+    assert Parameters().spec.sparsity == 0.4
     assert Parameters(model="sd14").spec.sparsity == Parameters(model="somebody/else").spec.sparsity == 0.01
     given = Parameters.checked({"edit": {"sparsity": 0.3}})
     assert given.spec.sparsity == given.mask_sparsity == 0.3

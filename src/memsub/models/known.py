@@ -1,7 +1,7 @@
 """Models by name: a registry with a row for each model.
 
     >>> MODELS["tiny"].sparsity
-    0.25
+    0.4
     >>> mine = ModelInfo("mine", "path/to/folder", prompts="mine", scorers="published")     # MODELS["mine"] = mine
 
 Another package adds a row by the entry points "memsub.models".
@@ -56,7 +56,7 @@ class ModelInfo:
 
 
 _CONTROLS = {"twin": "tiny-twin", "other": "tiny-other"}
-_KNOWN: dict[str, Any] = {"sparsity": 0.25, "neurons": 5_504, "world": "testbed", "controls": _CONTROLS}
+_KNOWN: dict[str, Any] = {"sparsity": 0.4, "neurons": 5_504, "world": "testbed", "controls": _CONTROLS}
 TINY = ModelInfo("tiny", str(_WEIGHTS), "tiny", "testbed", "float32", "tiny.yaml", **_KNOWN)
 _SHARED: dict[str, Any] = {"parts": str(_WEIGHTS), "parameters": "", "controls": {}}
 TINY_TWIN = replace(TINY, name="tiny-twin", source=str(_WEIGHTS / "twin"), **_SHARED)

@@ -2,7 +2,7 @@
 
 Group.subset("memorized", 10, 0)            # the first subset of ten memorized prompts
 Group.locating()                            # the third of the memorized prompts that locates reported edits
-spec = EditSpec(sparsity=0.25)              # METHOD's edit, located on that third
+spec = EditSpec(sparsity=0.4)               # METHOD's edit, located on that third
 spec.changed(steps=5, contrast="ordinary")
 """
 
