@@ -56,8 +56,8 @@ def defined_for(*kinds: Kind) -> Callable[[Score], Score]:
 def text_magnitude(start: torch.Tensor, unconditional: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
     """||eps(x_t, t, prompt) - eps(x_t, t, empty)||, shape (n,): how much the text changes the prediction.
 
-    Large for memorized prompts (Wen et al., ICLR 2024, eq. 3). Other prediction types scale the difference by a factor that
-    depends only on the step, so the ranking of prompts is the same.
+    Large for memorized prompts (Wen et al., ICLR 2024, eq. 3). Other prediction types scale the difference by a factor
+    that depends only on the step, so the ranking of prompts is the same.
     """
     return (conditional - unconditional).float().flatten(1).norm(dim=1)
 

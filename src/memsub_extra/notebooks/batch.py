@@ -1,11 +1,11 @@
-"""All notebooks, headless: `python -m memsub run`.
+"""Executes all notebooks without a browser: `python -m memsub run`.
 
     reports = run(["tiny"])                     # runs/tiny/00_testbed.ipynb, ..., report.html
-    reports = run(["quick", "tiny"])            # ... of several parameter files, and runs/comparison.csv
+    reports = run(["quick", "tiny"])            # several parameter files; writes runs/comparison.csv
 
-Each notebook is executed by papermill into the run folder, and carries a digest of what made it: its code and that of
-all before it, the parameters, and the files that they name (but training images, which a run fetches). One that was
-executed before with the same digest is skipped. One run at a time uses a folder.
+Papermill executes each notebook into the run folder. An executed notebook carries a digest of its code, the code of all
+notebooks before it, the parameters, and the files that they name (except training images, which a run fetches). A
+notebook that was executed with the same digest is skipped. Only one run at a time can use a folder.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ from .report import write_report
 GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Environment variables of a process that belongs to a group, under `accelerate launch`."""
 VERSION = 1
-"""Raise it when executed notebooks have to be executed again though neither their code nor their parameters changed."""
+"""Raise it to execute notebooks again although neither their code nor their parameters changed."""
 LARGE = 2**26
-"""Bytes of a file from which on it is known by its size and time."""
+"""Files of this many bytes or more are identified by size and time instead of content."""
 OVERHEAD = 12.0
-"""Seconds a notebook takes besides network calls: a kernel's start, imports, figures."""
+"""Seconds that a notebook takes in addition to network calls: start of the kernel, imports, figures."""
 
 
 def project() -> Path:
-    """The checkout that holds the notebooks.
+    """The checkout with the notebooks.
 
     Raises:
-        FileNotFoundError: memsub was installed without one.
+        FileNotFoundError: memsub was installed without a checkout.
     """
     for folder in (Path.cwd(), *Path(__file__).resolve().parents):
         if (folder / "papermill_params").is_dir() and (folder / "notebooks").is_dir():
@@ -70,10 +70,10 @@ def project() -> Path:
 
 
 def find_parameters(name: str) -> tuple[Parameters, str]:
-    """Parameters by their name in papermill_params/, or from a YAML file; and the name of the run.
+    """Parameters by name in papermill_params/, or from a YAML file; and the name of the run.
 
     Raises:
-        ValueError, FileNotFoundError: there are none, they are not right, or their model is not there.
+        ValueError, FileNotFoundError: they are missing or invalid, or their model is missing.
     """
     folder = project() / "papermill_params"
     file = Path(name) if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
@@ -86,10 +86,10 @@ def find_parameters(name: str) -> tuple[Parameters, str]:
 
 
 def find_notebooks(model: ModelInfo, only: Sequence[str] = ()) -> list[Notebook]:
-    """The notebooks that suit a model, or those whose names begin so.
+    """The notebooks that apply to a model; with `only`, those whose names begin with one of its entries.
 
     Raises:
-        ValueError: no notebook's name begins so.
+        ValueError: no notebook's name begins with an entry.
     """
     if not only:
         return of_model(model)
@@ -100,7 +100,7 @@ def find_notebooks(model: ModelInfo, only: Sequence[str] = ()) -> list[Notebook]
 
 
 def left_out(model: ModelInfo) -> str:
-    """The notebooks that do not suit a model, each with the world that it is about; "" where all suit it."""
+    """The notebooks that do not apply to a model, each with the world that it requires; "" if all apply."""
     others = [NOTEBOOKS[name] for name in sorted(NOTEBOOKS) if not NOTEBOOKS[name].suits(model)]
     return ", ".join(f"{notebook.name} (about the world {notebook.needs_world!r})" for notebook in others)
 
@@ -116,26 +116,26 @@ def run(
     """Executes the notebooks of each parameter file, and returns the paths of the HTML reports (in the main process).
 
     Args:
-        names: of parameters in papermill_params/, or YAML files.
-        out: run folder; default the parameters' `folder`, relative to notebooks/, or else `runs/<name>` in the current
-            folder. Of several names, the folder that holds theirs.
-        only: beginnings of the names of the notebooks to execute; default all that suit the model.
-        fresh: also those that were executed before.
-        jobs: notebooks side by side, which share out the cores. A small model uses two cores better in two kernels
-            than in two threads; what fills a GPU alone needs one.
+        names: names of parameters in papermill_params/, or YAML files.
+        out: run folder; default: the parameters' `folder`, relative to notebooks/, or `runs/<name>` in the current
+            folder. With several names, the parent of their run folders.
+        only: beginnings of the names of the notebooks to execute; default: all that apply to the model.
+        fresh: also execute notebooks that were executed before.
+        jobs: number of notebooks at a time; they share the cores. A small model uses two cores better in two kernels
+            than in two threads. A model that fills a GPU requires 1.
         notice: first line of the reports.
 
     Raises:
-        ValueError, FileNotFoundError: parameters or model are not right, or fewer than one job; nothing was executed.
+        ValueError, FileNotFoundError: invalid parameters or model, or fewer than one job; nothing was executed.
         BlockingIOError: another run uses the folder.
-        NotebookError: a notebook stopped; the next call resumes with it.
+        NotebookError: a notebook failed; the next call resumes with it.
     """
     if jobs < 1:
         raise ValueError(f"jobs: at least one notebook at a time; got {jobs}.")
     if not names:
         raise ValueError("name at least one parameter file.")
     wanted: dict[Path, tuple[Parameters, list[Notebook], dict[str, Any]]] = {}
-    for name in names:  # all are checked before the first is executed
+    for name in names:  # check all of them before the first is executed
         parameters, stem = find_parameters(name)
         folder = _folder(parameters, stem, out, len(names))
         if folder in wanted:
@@ -143,8 +143,8 @@ def run(
         notebooks = find_notebooks(find_model(parameters.model), only)
         parameters = parameters.model_copy(update={"folder": str(folder)})
         wanted[folder] = parameters, notebooks, _check_files(parameters, [notebook.name for notebook in notebooks])
-    if processes() > 1:  # under accelerate launch: together what takes long, then one of them runs the notebooks
-        with chdir(project() / "notebooks"):  # as their kernels are: what parameters name lies beside them
+    if processes() > 1:  # accelerate launch: all compute the experiments, then one executes the notebooks
+        with chdir(project() / "notebooks"):  # as in their kernels: paths in parameters are relative to it
             for parameters, *_ in wanted.values():
                 precompute(Run(parameters))
         if not is_main():
@@ -168,14 +168,14 @@ def run(
 
 
 def _save_inputs(parameters: Parameters, prompts: dict[str, Any], folder: Path) -> None:
-    """Writes `parameters.json`, and `prompts.json` where the list knows kinds: which of its rows the run takes."""
+    """Writes `parameters.json`, and for lists with kinds `prompts.json`: the rows that the run takes."""
     save_json(parameters.dump(), folder / "parameters.json")
     if prompts:
         save_json(prompts, folder / "prompts.json")
 
 
 def _leave_group() -> None:
-    """Takes this process out of its group, for child processes that are not part of it."""
+    """Removes this process from its group, because its child processes are not part of the group."""
     for name in GROUP:
         os.environ.pop(name, None)
 
@@ -189,7 +189,7 @@ def _folder(parameters: Parameters, stem: str, out: Path | None, names: int) -> 
 
 
 def _named_files(parameters: Parameters) -> dict[str, Path]:
-    """The files and folders that parameters name, by key; they lie where notebooks find them."""
+    """The files and folders that parameters name, by key, with paths as notebooks resolve them."""
     p = parameters
     named = {"model": p.model, "data.real": p.data.real, "metrics.copy": p.metrics.copy_, "data.types": p.data.types}
     named |= {"metrics.prompt": p.metrics.prompt}
@@ -200,8 +200,8 @@ def _named_files(parameters: Parameters) -> dict[str, Path]:
 
 
 def _check_files(parameters: Parameters, notebooks: Sequence[str] = ()) -> dict[str, Any]:
-    """Raises ValueError or FileNotFoundError for what a run would end with after hours: a missing file, too few
-    captions or images for these notebooks, or consent. Returns which prompts it takes, where the list knows kinds.
+    """Raises ValueError or FileNotFoundError for problems that a run would meet after hours: missing files, too few
+    captions or images for these notebooks, missing consent. Returns the prompts that it takes, for lists with kinds.
     """
     if missing := parameters.missing_images():
         raise ValueError(f"{missing}.")
@@ -220,10 +220,10 @@ def _check_files(parameters: Parameters, notebooks: Sequence[str] = ()) -> dict[
 
 @contextmanager
 def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Holds a run folder: two runs in one would report each other's results. Ends with the process, however that ends.
+    """Locks a run folder, because two runs in it would mix their results. The lock ends with the process.
 
     Raises:
-        BlockingIOError: another process holds it; says which.
+        BlockingIOError: another process has the lock; the message says which.
     """
     lock = folder / "run.lock"
     folder.mkdir(parents=True, exist_ok=True)
@@ -265,7 +265,7 @@ def _execute_all(
 
 
 def _sign(folder: Path, name: str, digest: str) -> None:
-    """Writes into an executed notebook what made it, and which findings are its own."""
+    """Writes into an executed notebook its digest, and which findings belong to it."""
     path = folder / f"{name}.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata["memsub"] = {"digest": digest, "findings": digest_of(folder / "findings" / f"{name}.json")}
@@ -273,16 +273,16 @@ def _sign(folder: Path, name: str, digest: str) -> None:
 
 
 def _made_of(folder: Path, name: str) -> str:
-    """The digest that an executed notebook carries; "" if there is none, or its findings are no longer its own."""
+    """The digest of an executed notebook; "" if there is none, or if its findings were replaced."""
     try:
         made = load_json(folder / f"{name}.ipynb")["metadata"]["memsub"]
         return made["digest"] if made["findings"] == digest_of(folder / "findings" / f"{name}.json") else ""
-    except (FileNotFoundError, ValueError, LookupError, TypeError):  # whatever lies there is made again
+    except (FileNotFoundError, ValueError, LookupError, TypeError):  # an invalid file is made again
         return ""
 
 
 def _content(parameters: Parameters) -> dict[str, Any]:
-    """What the files hold that parameters name: of folders and large files, when they were written and how large."""
+    """The contents of the files that parameters name; for folders and large files, times and sizes."""
     content: dict[str, Any] = {}
     for key, path in _named_files(parameters).items():
         files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
@@ -296,7 +296,7 @@ def _content(parameters: Parameters) -> dict[str, Any]:
 
 
 def expected_time(notebooks: list[Notebook], steps: Mapping[str, int], parameters: Parameters, jobs: int) -> str:
-    """How long notebooks will take here, from a few network calls; without a time where the model is not at hand."""
+    """The expected time of notebooks, from a few timed network calls; without a time if the model is missing."""
     total = sum(steps.get(notebook.name, 0) for notebook in notebooks)
     summary = f"{Path(parameters.folder).name}: {len(notebooks)} notebooks, {total:,} guided steps of one image at most"
     if not at_hand(parameters.model):
@@ -314,7 +314,7 @@ def expected_time(notebooks: list[Notebook], steps: Mapping[str, int], parameter
 
 
 def found_in_a_line(name: str, folder: Path) -> str:
-    """What a notebook found: verdicts, and its first facts."""
+    """The findings of a notebook in one line: verdicts, and its first facts."""
     file = folder / "findings" / f"{name}.json"
     if not file.is_file():
         return f"{name}: executed"
@@ -328,21 +328,21 @@ def found_in_a_line(name: str, folder: Path) -> str:
 def _executed(
     waiting: list[Notebook], steps: Mapping[str, int], parameters: Parameters, folder: Path, jobs: int
 ) -> Generator[Notebook]:
-    """Executes notebooks, so many side by side, and names each when it has ended; raises as `execute`."""
+    """Executes `jobs` notebooks at a time, and yields each when it has ended; raises as `execute`."""
     if jobs == 1:
         for notebook in waiting:
             execute(_file(notebook), folder / f"{notebook.name}.ipynb", parameters.dump())
             yield notebook
         return
     waiting, running = list(waiting), dict[Future, Notebook]()
-    # Spawned, not forked: this process has threads. The kernels inherit how many of theirs they may use.
+    # Spawned, not forked, because this process has threads. Kernels inherit their number of threads.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, spawn, begin, (_threads(jobs),)) as pool:
         try:
             while waiting or running:
                 unfinished = {notebook.name for notebook in (*waiting, *running.values())}
                 ready = [notebook for notebook in waiting if unfinished.isdisjoint(notebook.needs)]
-                # The longest begin first: so the last two end together.
+                # The longest begin first, so that the last ones end at about the same time.
                 for notebook in sorted(ready, key=lambda notebook: -steps.get(notebook.name, 0)):
                     out = folder / f"{notebook.name}.ipynb"
                     running[pool.submit(execute, _file(notebook), out, parameters.dump(), bar=False)] = notebook
@@ -354,7 +354,7 @@ def _executed(
             raise NotebookError(
                 "the process of a notebook was killed, perhaps for want of memory: run again with fewer --jobs."
             ) from None
-        except (KeyboardInterrupt, SystemExit, GeneratorExit):  # nothing goes on writing after us
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):  # no process continues to write
             for worker in multiprocessing.active_children():
                 worker.terminate()  # and kernels end when their parents do
             raise
@@ -382,7 +382,7 @@ def _digest(*parts: object) -> str:
 
 
 def compared(folders: Sequence[Path]) -> pd.DataFrame:
-    """What runs found, side by side: a row a number of a notebook and a count of verdicts, a column a run."""
+    """The findings of several runs: a row for each number and count of verdicts, a column for each run."""
     columns: dict[str, dict[str, float]] = {}
     for folder in folders:
         column = columns.setdefault(folder.name, {})
@@ -397,7 +397,7 @@ def compared(folders: Sequence[Path]) -> pd.DataFrame:
 
 
 def numbers_of(facts: Mapping[str, Any], before: str = "") -> dict[str, float]:
-    """The numbers in what a notebook found, by dotted names."""
+    """The numbers in the findings of a notebook, by dotted names."""
     numbers: dict[str, float] = {}
     for key, value in facts.items():
         if isinstance(value, Mapping):

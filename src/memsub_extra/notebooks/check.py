@@ -1,7 +1,7 @@
-"""The command `memsub check`: what a model is, what a run of it takes, and what will fail, from headers alone.
+"""The command `memsub check`: describes a model, the cost of a run, and problems, from file headers alone.
 
 memsub check path/to/folder                 # or a .safetensors file, a name, a hub id: no torch, nothing downloaded
-memsub check quick tiny                     # parameter files too: what is missing, and what a run takes
+memsub check quick tiny                     # parameter files: missing inputs, and the cost of a run
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ PUBLISHED = {
     "sd14": "860 + 84 + 123 million parameters (UNet, autoencoder, text encoder: 4.3 GB); PNDM sampler, epsilon",
     "sd20": "866 + 84 + 340 million parameters (UNet, autoencoder, text encoder: 5.2 GB); DDIM sampler, v_prediction",
 }
-"""Of models that are not on this machine."""
+"""Facts on published models that are not on this machine."""
 DECODING = 3.5
-"""Tensors of the largest decoder map that decoding an image takes at once: 3.4 of Stable Diffusion 1.4, 3.5 of 2.0, by
-their shapes on PyTorch's meta device (`memsub_extra.full_size.memory`)."""
+"""Memory of decoding an image, in units of the largest decoder map: 3.4 for Stable Diffusion 1.4, 3.5 for 2.0, from
+shapes on PyTorch's meta device (`memsub_extra.full_size.memory`)."""
 MEASURED = 1.35
-"""What sampling was measured to take on a GPU, against what its shapes say: 12.4 against 9.3 GB (docs/full-size.md).
-All that is said of memory is what shapes say, times this."""
+"""Measured peak memory of sampling on a GPU, relative to that from shapes: 12.4 against 9.3 GB (docs/full-size.md).
+All estimates of memory are those from shapes times this factor."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -50,7 +50,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _said(name: str, args: argparse.Namespace) -> bool:
-    """Prints what a model, or the parameters of a run, are; whether they will work."""
+    """Prints a description of a model or of parameters; returns whether they will work."""
     print(f"{name}:")
     parameters = parameter_file(name)
     try:
@@ -75,7 +75,7 @@ def _said(name: str, args: argparse.Namespace) -> bool:
 
 
 def _inputs(parameters: Any) -> Iterator[str]:
-    """Lines on the files of a run: what is missing, or which prompts it takes."""
+    """Lines on the inputs of a run: what is missing, or which prompts it takes."""
     from memsub_extra.run.sample import described as sample_of
 
     from . import inputs
@@ -96,7 +96,7 @@ def _inputs(parameters: Any) -> Iterator[str]:
 
 
 def parameter_file(name: str) -> Path | None:
-    """The YAML file of that name, in papermill_params/ or by its path; None: the name is no parameters'."""
+    """The YAML file with this name in papermill_params/, or this path; None if there is no such file."""
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     if Path(name).exists() or "/" in name:
@@ -108,7 +108,7 @@ def parameter_file(name: str) -> Path | None:
 
 
 def described(model: str | Path, config: Path | None = None, prediction_type: str | None = None) -> Iterator[str]:
-    """Lines on a model; those of what cannot work begin with "will fail:".
+    """Lines on a model. Lines on problems begin with "will fail:".
 
     Raises:
         ValueError, FileNotFoundError: as `find_model`.
@@ -164,7 +164,7 @@ def _facts(contents: Contents, gpu_dtype: str) -> Iterator[str]:
 
 
 def _parts(part: str, tensors: Mapping[str, TensorInfo]) -> Iterator[tuple[str, list[TensorInfo]]]:
-    """The tensors of a part; those of a single file by the beginnings of their names."""
+    """The tensors of a part; for a single file, grouped by the beginnings of their names."""
     if part:
         yield part, list(tensors.values())
         return
@@ -180,9 +180,9 @@ def _count(tensors: Iterable[TensorInfo]) -> float:
 
 
 def memory(contents: Contents, parts: Mapping[str, Any], gpu_dtype: str) -> list[float]:
-    """Gigabytes at once for each of `BATCHES`, weights included: the peak of sampling is the decoding of its images.
+    """Peak gigabytes for each of `BATCHES`, including weights. The peak of sampling is the decoding of images.
 
-    From shapes, times `MEASURED`. Empty if the configurations are not there.
+    Computed from shapes, times `MEASURED`. Empty without configurations.
     """
     vae, unet = contents.configs.get("vae", {}), contents.configs.get("unet", {})
     widths, side = vae.get("block_out_channels"), unet.get("sample_size")
@@ -196,7 +196,7 @@ def memory(contents: Contents, parts: Mapping[str, Any], gpu_dtype: str) -> list
 
 
 def _run_of(parameters: Any, args: argparse.Namespace) -> str:
-    """What a run of these parameters takes."""
+    """The cost of a run with these parameters."""
     from memsub.models import load_pipeline
 
     from . import cost

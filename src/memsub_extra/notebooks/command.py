@@ -1,4 +1,4 @@
-"""The command `memsub run`: all notebooks headless, and a report."""
+"""The command `memsub run`: executes all notebooks, and writes a report."""
 
 from __future__ import annotations
 

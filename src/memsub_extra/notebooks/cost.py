@@ -1,13 +1,13 @@
-"""What a run will cost, before it begins: the experiments themselves, on a model that only counts.
+"""Cost estimate of a run: it runs the experiments on a model that only counts network calls.
 
-    table = work(parameters)                # a row an experiment: images, network calls, guided steps
+    table = work(parameters)                # a row for each experiment: images, network calls, guided steps
     disk(parameters)                        # bytes of the grid's statistics
     seconds_per_step(pipe, batch_size=8)    # one image, one guided step, on this device
 
-`CountingDenoiser` answers like a model, and computes nothing: it adds up the rows of every network call that it is
-asked for. No verdict finds a replication, so that attacks go on to their end: their cost is an upper bound. A loop
-whose length depends on what it finds declares its bound (`declare`). What two experiments share is
-counted once, by the first of them, as it is sampled once.
+`CountingDenoiser` has the interface of a model but computes nothing: it adds up the rows of requested network calls.
+Its verdicts find no replication, so attacks do not stop early, and their cost is an upper bound. A loop whose length
+depends on its results declares a bound (`declare`). What two experiments share is counted once, for the first of them,
+as it is sampled once.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ from .check import MEASURED
 from .listing import NOTEBOOKS, of_model
 
 ESTIMATES: Registry[Callable[[Parameters], str]] = Registry("memsub.estimates", "estimate", {})
-"""More of an estimate, by name: parameters to lines of text, empty where there is nothing to say."""
+"""Further parts of an estimate, by name: parameters to lines of text, which may be empty."""
 WIDTH, ROWS = 1000, 4
-"""Of the layers of a model that only counts: wide enough that sparsities of a tenth of a percent differ."""
+"""Layer sizes of the counting model, wide enough to distinguish sparsities of a tenth of a percent."""
 
 
 class CountingNetwork(torch.nn.Module):
@@ -70,7 +70,7 @@ class CountingNetwork(torch.nn.Module):
         self.mid_block = torch.nn.Linear(WIDTH, ROWS)
         self.up_blocks = torch.nn.ModuleList([torch.nn.Linear(WIDTH, ROWS)])
         self.rows, self.calls, self.images = 0, 0, 0
-        # The same columns are large at every step, as they are in a model: masks of different steps share weights.
+        # The same columns are large at every step, as in a model, so that masks of different steps share weights.
         self.profile = torch.linspace(1, 3, WIDTH)
 
     def layers(self) -> dict[str, torch.nn.Linear]:
@@ -86,12 +86,12 @@ class CountingNetwork(torch.nn.Module):
         return latents
 
     def is_hooked(self) -> bool:
-        """Whether somebody looks at its calls: then they have to be made."""
+        """Whether hooks observe its calls; then the calls have to be made."""
         return any(m._forward_pre_hooks or m._forward_hooks for m in self.modules())
 
 
 class CountingDenoiser:
-    """Answers like a model, and counts (see `memsub.models.Denoiser`)."""
+    """A denoiser that counts and computes nothing (see `memsub.models.Denoiser`)."""
 
     def __init__(self) -> None:
         from diffusers import DDIMScheduler  # takes seconds to import
@@ -133,7 +133,7 @@ class CountingDenoiser:
     ) -> torch.Tensor:
         rows = len(self.call_rows(len(latents), guidance_scale)[0])
         self.network.add(0, 0, len(latents))
-        if self.network.is_hooked() and not self.value._forward_hooks:  # its own layers, not those that it has not
+        if self.network.is_hooked() and not self.value._forward_hooks:  # its layers, not the value layers
             for _ in range(steps):
                 self.network(torch.zeros(rows, *self.latent_shape))
         else:
@@ -150,12 +150,12 @@ class CountingDenoiser:
         return {"network": self.network}
 
     def declare(self, rows: int) -> None:
-        """Rows that a loop takes at most, whose length depends on what it finds."""
+        """Adds the largest number of rows of a loop whose length depends on its results."""
         self.network.add(rows, 0)
 
 
 class _Placeholders(Data):
-    """As many prompts and images as parameters ask for, which need no download; of a world its own prompts."""
+    """Placeholders for the prompts and images that parameters request, without download; a world's own prompts."""
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -164,12 +164,12 @@ class _Placeholders(Data):
         n, p = self.parameters.grid.memorized, self.parameters
         unseen = max(p.distance_images, p.baselines.never_seen, p.detection.captions, p.evaluation.captions)
         unseen = max(unseen, p.embedding_attack.images, p.deletion.targets)
-        unseen += max(p.evaluation.captions, p.baselines.never_seen)  # those that choose a setting are others
-        # Detection may take captions beyond the grid's: as many as are asked for beside the third that locates.
+        unseen += max(p.evaluation.captions, p.baselines.never_seen)  # settings are chosen on others
+        # Detection may take captions beyond those of the grid, in addition to the third that locates.
         listed = n if p.detection.among == "reported" else max(n, p.detection.captions + -(-n // 3))
         kinds = ["memorized"] * listed + ["ordinary"] * max(n, p.extraction.captions) + ["heldout"] * unseen
         captions = [f"caption {i}" for i in range(len(kinds))]
-        # With other wordings: what is left out where a list has none is counted.
+        # With other wordings, so that experiments that require them are counted.
         table = pd.DataFrame({"prompt": captions, "kind": kinds, "rephrased": "other words"})
         return Prompts(table, ("memorized",))
 
@@ -192,11 +192,11 @@ NEVER = Judge(
     lambda images, prompts, references: np.zeros(len(images), bool),
     lambda scored: pd.Series(False, index=scored.index),
 )
-"""Finds no replication, so that every attack goes on to its end."""
+"""Finds no replication, so that no attack stops early."""
 
 
 class _CountingRun(Run):
-    """A run on a model that only counts, in a folder that is thrown away."""
+    """A run on a counting model, in a temporary folder."""
 
     def __init__(self, parameters: Parameters):
         super().__init__(parameters)
@@ -225,7 +225,7 @@ class _CountingRun(Run):
 
 
 def work(p: Parameters) -> pd.DataFrame:
-    """What each experiment of the model's notebooks costs.
+    """The cost of each experiment of the model's notebooks.
 
     Returns:
         Columns notebook, part, images, network calls, rows (of network calls) and steps (guided steps of one image: two
@@ -338,10 +338,10 @@ SMALLER = {
 
 
 def halved(table: pd.DataFrame) -> str:
-    """What to leave out so that half of the steps are left: the fewest parts, each with the parameter that it hangs on.
+    """Suggests which parts to omit to halve the number of steps: the fewest parts, each with its parameter.
 
     Args:
-        table: of `work`.
+        table: the result of `work`.
     """
     parts = table[table["part"].str[3:].isin(SMALLER)].sort_values("steps", ascending=False, kind="stable")
     total, left_out = table["steps"].sum(), 0
@@ -359,10 +359,10 @@ LEFT_OUT = "network calls alone: decoding, metrics and the start of a kernel a n
 
 
 def minutes(table: pd.DataFrame, milliseconds: float) -> pd.Series:
-    """Minutes of each part of a table of `work`, of its network calls alone.
+    """Minutes of each part of a table of `work`, for network calls only.
 
     Args:
-        milliseconds: of one guided step of one image.
+        milliseconds: time of one guided step of one image.
     """
     return (table["steps"] * milliseconds / 60_000).round(1)
 

@@ -1,17 +1,17 @@
-"""Is a model equivalent to another, by a margin that is stated beforehand? And several tests that are read together.
+"""Equivalence of two models within a margin that is fixed in advance; and correction for multiple tests.
 
     equivalence(p_of_ours, p_of_twin, "mean p")            # Equivalence(verdict="inconclusive", value=-0.07, ...)
-    equivalence(hits, hits_of_twin, "rate")                # (captions, seeds) of outcomes
+    equivalence(hits, hits_of_twin, "rate")                # outcomes (captions, seeds)
     equivalence(alignments, alignments_of_twin, "alignment")
-    holm({"twin": 0.01, "other": 0.04})                 # adjusted p-values, of the same names
+    holm({"twin": 0.01, "other": 0.04})                 # adjusted p-values, by the same names
 
-That no test tells two models apart is no evidence that they are alike: with few pairs no test tells anything. The
-verdict is that of the whole 95 % interval of the paired difference (the unit is the pair, or the caption):
+A test that finds no difference is no evidence of equivalence: with few pairs, no test finds a difference. The verdict
+depends on the 95 % interval of the paired difference (the unit is the pair, or the caption):
 
-- *equivalent*: it lies within the margin;
-- *different*: it does not, and it does not hold the value of equal models either;
-- *inconclusive*: neither; more pairs would decide it. The power says how likely two equal models would have been called
-  equivalent, and `needed` with how many pairs in 80 % of cases.
+- *equivalent*: the interval lies within the margin;
+- *different*: it does not, and it does not contain the value of equal models;
+- *inconclusive*: neither; more pairs are required. The power is the probability that two equal models are called
+  equivalent; `needed` is the number of pairs for a power of 80 %.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Verdict = Literal["equivalent", "different", "inconclusive"]
 
 @dataclass(frozen=True)
 class Margin:
-    """How far from another a model may lie and be equivalent to it.
+    """The largest deviation at which two models count as equivalent.
 
     Attributes:
-        low, high: of the difference, or of the ratio.
-        ratio: of means, instead of their difference.
+        low, high: bounds of the difference, or of the ratio.
+        ratio: compare the ratio of means instead of their difference.
     """
 
     low: float
@@ -52,13 +52,13 @@ MARGINS = {"mean p": Margin(-0.10, 0.10), "rate": Margin(-0.05, 0.05), "alignmen
 
 @dataclass(frozen=True)
 class Equivalence:
-    """What a comparison of two models says.
+    """The result of a comparison of two models.
 
     Attributes:
         value, low, high: the paired difference (or ratio) and its 95 % interval.
-        n: independent units, pairs or captions.
-        power: how likely two equal models are called equivalent, at this n and spread.
-        needed: units at which they are in 80 % of cases.
+        n: number of independent units: pairs or captions.
+        power: probability that two equal models are called equivalent, at this n and spread.
+        needed: number of units for a power of 80 %.
     """
 
     verdict: Verdict
@@ -74,12 +74,12 @@ def equivalence(ours: Values, theirs: Values, margin: Margin | str) -> Equivalen
     """Compares two models on the same units.
 
     Args:
-        ours, theirs: a value a unit, or (units, images) with the same noises in both; outcomes (bool) or numbers.
-        margin: or its name in `MARGINS`.
+        ours, theirs: one value a unit, or (units, images) with the same noises in both; outcomes (bool) or numbers.
+        margin: a margin, or its name in `MARGINS`.
 
     Raises:
-        KeyError: no such margin.
-        ValueError: numbers of values differ.
+        KeyError: there is no such margin.
+        ValueError: the numbers of values differ.
     """
     within = MARGINS[margin] if isinstance(margin, str) else margin
     interval = ratio_interval if within.ratio else difference_interval
@@ -101,9 +101,9 @@ def verdict(low: float, high: float, within: Margin) -> Verdict:
 
 
 def _power(within: Margin, low: float, high: float, n: int) -> tuple[float, float]:
-    """Chance that equal models are called equivalent, with a normal error; and units for 80 %.
+    """Probability that equal models are called equivalent, for a normal error; and the number of units for 80 %.
 
-    Equal ones are if their difference d keeps d + 1.96 e and d - 1.96 e within the margin, e being its error.
+    They are called equivalent if d - 1.96 e and d + 1.96 e lie within the margin, for a difference d with error e.
     """
     from scipy.optimize import brentq
     from scipy.stats import norm

@@ -1,6 +1,6 @@
-"""Executes one notebook headless, in a process of its own (`notebooks.batch`).
+"""Executes one notebook in a separate process (`notebooks.batch`).
 
-Each of these processes imports this module. It imports no torch and no model: the kernels do.
+Each of these processes imports this module, so it imports neither torch nor models; the kernels do.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ def _end_with_parent() -> None:
 
 
 def execute(path: Path, out: Path, parameters: Mapping[str, Any], bar: bool = True) -> None:
-    """Executes one notebook by papermill, in the folder it lies in.
+    """Executes one notebook by papermill, in its own folder.
 
     Args:
-        parameters: of the run, by the names that YAML files use.
-        bar: shows how far it is.
+        parameters: parameters of the run, with the keys of YAML files.
+        bar: progress bar.
 
     Raises:
-        NotebookError: names notebook, cell and error; `out` holds the notebook up to there.
+        NotebookError: a cell failed; the message names notebook, cell and error. `out` has the notebook up to it.
     """
     import papermill  # in the extra `notebooks`
     from papermill.exceptions import PapermillExecutionError

@@ -1,17 +1,17 @@
-"""What a notebook says of its run: claims with a verdict, and sentences made of numbers.
+"""The findings of a notebook: claims with verdicts, and sentences with numbers.
 
     checks(run, "04_pruning", {
         "the edit replicates at most a third": at_most(hits(scored["replicated"]), 1 / 3, varies=0.03),
         "it keeps 80 % of the alignment": at_least(kept, 0.8, varies=0.01, interval=ratio_interval(a, b, paired=True)),
         "capture agrees with the sum by hand": at_most(apart, 1e-3, varies=1e-4, interval=None),
         "the weights are restored bit for bit": exactly(same),
-    }, replication=fact(rate, varies=0.03))                          # prints, and records for README and report
+    }, replication=fact(rate, varies=0.03))                          # prints and records them
     result("{rate:.0%} of {n} images replicate", rate=rate, n=n)     # shown as Markdown, also in the report
 
-A claim puts a value on one side of a bound. It *holds* if the whole 95 % interval of the value lies on that side, and
-the value itself lies there by three times what it varies by between machines (`varies`, measured by `python -m
-tools.portability`). It *fails* if both are true of the other side. Otherwise it is *inconclusive*: more prompts or
-images would decide it. Intervals of means, differences and ratios are in `memsub_extra.notebooks.intervals`.
+A claim says that a value lies on one side of a bound. It *holds* if the whole 95 % interval lies on that side, and the
+distance of the value from the bound is at least three times its variation between machines (`varies`, measured by
+`python -m tools.portability`). It *fails* if both are true for the other side. Otherwise it is *inconclusive*, and
+requires more prompts or images. Intervals of means, differences and ratios are in `memsub_extra.notebooks.intervals`.
 """
 
 from __future__ import annotations
@@ -46,13 +46,12 @@ Hits = tuple[int, int]
 
 @dataclass(frozen=True)
 class Claim:
-    """A value, its 95 % interval, and the side of a bound that it should lie on.
+    """A value, its 95 % interval, and the side of a bound on which it should lie.
 
     Attributes:
         sign: 1 if the value should be at least the bound, -1 if at most; 0 for a claim of whole numbers or bits.
-        varies: how much the value differs between CPU kinds, kernels and numbers of threads.
-        interval: low and high end of the 95 % interval; None if nothing was sampled, so that there is no sampling
-            error.
+        varies: variation of the value between kinds of CPU, kernels and numbers of threads.
+        interval: ends of the 95 % interval; None if nothing was sampled, so that there is no sampling error.
     """
 
     value: float
@@ -106,9 +105,9 @@ def at_least(value: float | Hits | Span, bound: float, *, varies: float, interva
 
     Args:
         value: a number, (successes, n) of a rate, or a number with its interval.
-        varies: how much the value differs between machines.
-        interval: the 95 % interval of the value. It may be left out for (successes, n), which have Wilson's. None says
-            that nothing was sampled: the value is what it is for these weights, however many prompts there are.
+        varies: variation of the value between machines.
+        interval: the 95 % interval of the value. Default for (successes, n): Wilson's. None: nothing was sampled, and
+            the value is exact for these weights.
 
     Raises:
         ValueError: a number without its interval.
@@ -215,10 +214,10 @@ def tally(verdicts: Iterable[str]) -> str:
 
 
 def fact(value: float | Span, *, varies: float, n: float | None = None) -> dict[str, float]:
-    """A number for README or report that another machine finds again within three times `varies`.
+    """A number for README or report that other machines reproduce within three times `varies`.
 
     Args:
-        value: with its interval, if it is shown with one; `n` is then how many units it is of.
+        value: a number, or a number with its interval; `n` then is the number of units.
     """
     of_units = {} if n is None else {"n": float(n)}
     if isinstance(value, Span):
@@ -238,11 +237,11 @@ def plain(value: Any) -> Any:
 def result(template: str, **values: Any) -> None:
     """Shows one line of Markdown, also in the report: `result("{rate:.0%} of {n} images replicate", rate=r, n=n)`.
 
-    A template names values and how they are written, and does nothing else. Names in it are data: they begin no
-    formula, tag or link.
+    A template contains only names of values and their formats. Text values are escaped: they make no formula, tag or
+    link.
 
     Raises:
-        ValueError: a field of it is no plain name, or a value is not named in it.
+        ValueError: a field of the template is no plain name, or a value is not used in it.
     """
     fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
     if not all(name.isidentifier() for name in fields) or fields != set(values):

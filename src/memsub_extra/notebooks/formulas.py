@@ -1,9 +1,9 @@
-"""Formulas as MathML, which browsers show without a script and without a network: for the report and the site.
+"""Converts formulas to MathML, which browsers show without scripts and network, for the report and the site.
 
     mathml(r"\\tau", block=False)                      # <math ...>
     FORMULA.sub(replace, markdown)                    # groups code, block, inline; one of them is set
 
-It imports nothing of the library: the site's build loads it as a file.
+It imports nothing of the library, because the site's build loads it as a file.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ FORMULA = re.compile(
 
 
 def mathml(formula: str, *, block: bool) -> str:
-    """A formula of TeX, without its dollars, as MathML; what cannot be read is shown as it is.
+    """Converts a TeX formula, without dollars, to MathML. A formula that cannot be read is shown as text.
 
     Args:
-        block: on a line of its own.
+        block: whether it is a displayed formula.
     """
     from latex2mathml.converter import convert
 

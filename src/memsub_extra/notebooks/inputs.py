@@ -1,11 +1,11 @@
-"""What a run needs of the files that its parameters name, and what is missing: before anything is loaded.
+"""Checks the files that a run's parameters name, before anything is loaded.
 
     data = data_of(parameters, Path("notebooks"))
     if not to_fetch(data):
         for sentence in problems(data, notebooks): print(sentence)
 
-`memsub run` ends with the first of them, `memsub check` lists all. Notebooks would find them after hours: captions of
-a kind when they are first asked for, training images in notebook 04, real images at the end of 05.
+`memsub run` stops with the first problem; `memsub check` lists all. Otherwise notebooks would fail after hours: for
+missing captions at their first use, for training images in notebook 04, for real images at the end of 05.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def to_fetch(data: Data) -> bool:
 
 
 def problems(data: Data, notebooks: Collection[str]) -> Iterator[str]:
-    """Sentences on what the notebooks of these names will not find; each with what was expected and what to do.
+    """Sentences on missing inputs of these notebooks; each says what was expected and what to do.
 
-    Published lists are fetched, if they are not there. A world's own prompts and images are what they are.
+    Published lists that are missing are fetched. A world's own prompts and images are not checked.
     """
     p = data.parameters
     yield from _real(p, notebooks)

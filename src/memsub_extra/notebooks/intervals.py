@@ -1,17 +1,17 @@
 """Intervals of means, differences and ratios over captions and seeds.
 
-mean_interval(alignments)                               # a value a caption
+mean_interval(alignments)                               # one value a caption
 mean_interval(hits)                                     # (captions, images of each)
 difference_interval(before, after, paired=True)         # of mean(before) - mean(after)
-share_difference_interval(before, after)                # ... of shares, a caption each
+share_difference_interval(before, after)                # the same for shares, one a caption
 ratio_interval(after, before, paired=True)              # of mean(after) / mean(before)
-smallest_share(p, 1 / 32)                               # of exact tests: how many have the smallest p that there is
+smallest_share(p, 1 / 32)                               # share of exact tests with the smallest possible p
 auc_interval(0.97, 28, 28), difference_of(a, b), ratio_of(a, b)
 
-A unit is what was sampled independently: a caption with all of its images, not each image. Numbers are resampled by the
-unit. Outcomes (bool) have Wilson's interval at an effective number of images, which has a width at 0 of n and n of n,
-where a bootstrap has none. Captions are independent as each of their images has a noise of its own (`noise_seeds`).
-How often these intervals hold the truth is in docs/benchmarks.md (`python -m tools.coverage`).
+A unit is what was sampled independently: a caption with all its images, not a single image. For numbers, a bootstrap
+resamples units. Outcomes (bool) have Wilson's interval at an effective number of images; unlike a bootstrap, it has a
+width at 0 of n and n of n. Captions are independent, because each image has its own noise (`noise_seeds`). The coverage
+of these intervals is in docs/benchmarks.md (`python -m tools.coverage`).
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def mean_interval(values: Values, *, bounds: tuple[float, float] | None = None) 
     """Interval of the mean; NaN for fewer than two units.
 
     Args:
-        bounds: the least and the largest possible value of a number. Where all values lie at one of them, the interval
-            is that of as many equal outcomes, instead of one without a width.
+        bounds: smallest and largest possible value of a number. If all values equal one of them, the interval is that
+            of equally many equal outcomes, so that it has a width.
     """
     x = _units(values)
     if x.dtype == bool:
@@ -64,16 +64,16 @@ def mean_interval(values: Values, *, bounds: tuple[float, float] | None = None) 
 
 
 def difference_interval(a: Values, b: Values, *, paired: bool) -> tuple[float, float]:
-    """Interval of mean(a) - mean(b): a bootstrap; for outcomes (bool) of their rates' intervals by `difference_of`.
+    """Interval of mean(a) - mean(b): a bootstrap; for outcomes (bool), `difference_of` of the intervals of both rates.
 
     Args:
-        a: a value a unit, or an image.
-        b: the same of what it is compared with.
-        paired: whether a[i] and b[i] belong to one unit, such as one caption sampled from two models. They then have
-            the same noises.
+        a: values, one a unit, or (units, images).
+        b: the values that it is compared with.
+        paired: whether a[i] and b[i] belong to the same unit, such as a caption that two models sample from the same
+            noises.
 
     Raises:
-        ValueError: paired values of different numbers of units.
+        ValueError: paired values differ in the number of units.
     """
     x, y = _checked(a, b, paired)
     if x.dtype == y.dtype == bool:
@@ -82,10 +82,10 @@ def difference_interval(a: Values, b: Values, *, paired: bool) -> tuple[float, f
 
 
 def share_difference_interval(a: Values, b: Values) -> tuple[float, float]:
-    """Interval of mean(a) - mean(b), a share a unit in each, paired: `difference_interval`.
+    """Interval of mean(a) - mean(b) for paired shares, one a unit: `difference_interval`.
 
-    Where no unit differs, a bootstrap has no width, however few they are: it then goes as far as Wilson's interval of
-    none of them.
+    If no unit differs, a bootstrap has no width, even for few units. Its ends then are plus and minus the upper
+    end of Wilson's interval for 0 of n.
     """
     differing = np.asarray(a, float) != np.asarray(b, float)
     if differing.any():
@@ -95,9 +95,9 @@ def share_difference_interval(a: Values, b: Values) -> tuple[float, float]:
 
 
 def ratio_interval(a: Values, b: Values, *, paired: bool) -> tuple[float, float]:
-    """Interval of mean(a) / mean(b): a bootstrap; for outcomes (bool) of their rates' intervals by `ratio_of`.
+    """Interval of mean(a) / mean(b): a bootstrap; for outcomes (bool), `ratio_of` of the intervals of both rates.
 
-    Args and errors as of `difference_interval`.
+    Arguments and errors as in `difference_interval`.
     """
     x, y = _checked(a, b, paired)
     if x.dtype == y.dtype == bool:
@@ -115,8 +115,8 @@ def difference_of(a: Estimate, b: Estimate, correlation: float = 0.0) -> tuple[f
 def ratio_of(a: Estimate, b: Estimate, correlation: float = 0.0) -> tuple[float, float]:
     """Interval of a / b, b not negative, from the intervals of both (MOVER-R: Donner and Zou 2012).
 
-    The bounds are the ratios R at which the interval of a - R b ends at zero. The upper one is infinite if b may be
-    zero.
+    The bounds are the ratios R at which the interval of a - R b ends at zero. The upper bound is infinite if the
+    interval of b contains zero.
     """
     (p, low_p, high_p), (q, low_q, high_q) = a, b
     bounds = []
@@ -133,20 +133,20 @@ def ratio_of(a: Estimate, b: Estimate, correlation: float = 0.0) -> tuple[float,
 
 
 def smallest_share(p: Values, step: float) -> dict[str, float]:
-    """The share of exact tests with the smallest p-value that there is: least, and its interval least_low, least_high.
+    """The share of exact tests with the smallest possible p-value: least, and its interval least_low, least_high.
 
     Args:
-        p: a p-value a unit, such as a pair or a canary.
-        step: the smallest possible one, 1 / (alternatives + 1).
+        p: p-values, one a unit, such as a pair or a canary.
+        step: the smallest possible p-value, 1 / (alternatives + 1).
     """
     least = np.asarray(p, float) <= step + 1e-9
     return Span(float(least.mean()), *interval(int(least.sum()), len(least))).columns("least")
 
 
 def auc_interval(area: float, positives: int, negatives: int) -> tuple[float, float]:
-    """Interval of an area under an ROC curve from how many cases it is of (Newcombe 2006, method 5).
+    """Interval of an area under an ROC curve from its numbers of cases (Newcombe 2006, method 5).
 
-    Its ends are the areas that differ from `area` by as much as their own error allows, which has a width at 1 too.
+    Its ends are the areas whose distance from `area` is 1.96 of their own standard errors; it has a width also at 1.
     """
     from scipy.optimize import brentq
 
@@ -162,10 +162,10 @@ def auc_interval(area: float, positives: int, negatives: int) -> tuple[float, fl
 
 
 def _units(values: Values) -> np.ndarray:
-    """Values as (units, images of each).
+    """Values as an array (units, images).
 
     Raises:
-        ValueError: an array of more axes.
+        ValueError: the array has more than two axes.
     """
     x = np.asarray(values)
     if x.ndim not in (1, 2):
@@ -200,14 +200,14 @@ def _spread(x: float, y: float, correlation: float) -> float:
 def _bootstrap(
     samples: Sequence[np.ndarray], statistic: Callable[..., np.ndarray], paired: bool
 ) -> tuple[float, float]:
-    """Percentiles of a seeded bootstrap that resamples the units of each sample, of paired ones together.
+    """Percentiles of a seeded bootstrap that resamples the units of each sample, and paired units together.
 
-    Percentiles alone are too narrow for few units, by what a normal interval without n - 1 is: they are taken as far
-    out as Student's is further than that ("expanded", Hesterberg 2015).
+    Plain percentiles are too narrow for few units, like a normal interval that divides by n. They are therefore taken
+    further out, by the ratio to Student's interval ("expanded percentiles", Hesterberg 2015).
 
     Args:
-        samples: (units, images) each; a unit counts by the mean of its images.
-        statistic: of the means of the samples, each (resamples,).
+        samples: (units, images) each; the value of a unit is the mean of its images.
+        statistic: function of the means of the samples, each (resamples,).
     """
     from scipy.stats import norm, t
 

@@ -1,14 +1,14 @@
-"""What the notebooks' tables say of each kind of memorized caption: verbatim, template, and all.
+"""Tables of the notebooks by kind of memorized caption: verbatim, template, and all.
 
-    evaluated(run, rows, ...)                   # the table as a notebook shows it; by kind it is noted beside
+    evaluated(run, rows, ...)                   # the table of a notebook; also notes it by kind
     run.by_kind["pruned models"]                # columns of the table, kind, n, references, listed, rates
-    readable(run.by_kind["pruned models"])      # ... as people read it
+    readable(run.by_kind["pruned models"])      # the same for display
     figure = plots.by_kind(run.by_kind["pruned models"], run.judge.column)
-    with_references(run, table)                 # any table of the third that reports: how many captions have an image
+    with_references(run, table)                 # adds how many captions have an image
 
-Experiments note their tables by kind as they compute them, for lists that know kinds (`Data.memorized`). The function
-`findings.checks` records them with the notebook's findings, and the report shows them with what they do not say
-(`prompt_lists.kinds`). Nothing more is sampled for them.
+For lists with kinds (`Data.memorized`), experiments also note their tables by kind. `findings.checks` records them with
+the notebook's findings, and the report shows them with their limitations (`prompt_lists.kinds`). They require no more
+sampling.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def note_scored(
     places: Collection[int],
     of_part: Collection[int],
 ) -> None:
-    """Notes what a table of `Scores.memorized` says of each kind.
+    """Notes a table of `Scores.memorized` by kind.
 
     Args:
-        labels: what the row is called, by column.
-        scored: one row an image of the captions at `places`.
-        of_part: places of all captions that could have been evaluated, had they a training image.
+        labels: labels of the row, by column.
+        scored: one row for each image of the captions at `places`.
+        of_part: places of all captions of the part, with and without a training image.
     """
     captions, rows = run.data.captions("memorized"), []
     for kind in kinds_of(run):
@@ -112,9 +112,9 @@ def note_outcomes(
 
 
 def note_sets(run: Run, notebook: str) -> None:
-    """Notes what sets of captions of one kind mark (notebook 02), and what such sets share (03), at the first steps.
+    """Notes the density (notebook 02) and the overlap (03) of masks of captions of one kind, at the first steps.
 
-    Their statistics are of the pass that captures all others.
+    Their statistics come from the same capture as all others.
     """
     if notebook not in SETS:
         return
@@ -164,12 +164,12 @@ def with_references(run: Run, table: pd.DataFrame, of_part: Collection[int] | No
 
 
 def readable(table: pd.DataFrame, title: str = "") -> pd.DataFrame:
-    """A table by kind as people read it: values with their 95 % intervals, rates in percent; nothing where no caption
-    of a kind was judged.
+    """A table by kind for display: values with their 95 % intervals, rates in percent; empty if no caption of a kind
+    was judged.
 
     Args:
-        table: of `Run.by_kind`.
-        title: of the columns.
+        table: a table of `Run.by_kind`.
+        title: title of the columns.
     """
     at = list(table.columns).index("kind") + 1
     rows = [dict(_read(row)) for row in table.iloc[:, at:].to_dict("records")]

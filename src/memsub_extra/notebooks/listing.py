@@ -1,9 +1,9 @@
-"""The notebooks of a run, and what each computes: a module a notebook, listed by name.
+"""The notebooks of a run and their experiments: one module for each notebook, listed by name.
 
-    NOTEBOOKS["04_pruning"].experiments["sweep"](run)      # the table that notebook 04 shows
-    precompute(run)                                        # everything that takes time, of all notebooks
+    NOTEBOOKS["04_pruning"].experiments["sweep"](run)      # a table of notebook 04
+    precompute(run)                                        # all experiments of all notebooks
 
-An experiment is a function of a run. It is written once: what it costs is what it asks of a model that only counts
+An experiment is a function of a run. Its cost is estimated by the same function, on a model that only counts
 (`memsub_extra.notebooks.cost`).
 """
 
@@ -19,13 +19,13 @@ from memsub.registry import Registry
 
 @dataclass(frozen=True)
 class Notebook:
-    """A file notebooks/<name>.ipynb.
+    """A notebook, notebooks/<name>.ipynb.
 
     Attributes:
-        name: of the file, without its ending.
-        needs_world: the world that it is about, whose models it is for; empty: for any model.
-        experiments: what of it asks for network calls, by title.
-        needs: the names of notebooks whose experiments it reads; side by side it begins after them.
+        name: name of the file without suffix.
+        needs_world: world whose models it requires; empty for notebooks that apply to any model.
+        experiments: the functions that make network calls, by title.
+        needs: names of notebooks whose experiments it reads; it starts after them.
     """
 
     name: str

@@ -29,11 +29,11 @@ THEIRS, THEIRS_BY_OTHER = "pairs of other", "pairs of other, by other"
 
 
 def exposures() -> pd.DataFrame:
-    """What training showed the model, a row a kind of pairs.
+    """The training data of the model: a row for each kind of pairs.
 
-    Columns pairs; least and most (exposures of one of them); samples (exposures of all of them); share (of all samples)
-    and after_base (of those that follow the base, which is shown ordinary pairs alone); memorized. The corpus is a
-    function of its seed, so that nothing of it has to be rendered to be counted.
+    Columns pairs; least and most (exposures of one pair); samples (exposures of all pairs); share (of all samples) and
+    after_base (share of the samples after the base, which is trained on ordinary pairs only); memorized. The corpus is
+    a function of its seed, so it is counted without rendering.
     """
     scenes = [(scene.kind, scene.exposures) for scene in dataset.scenes(dataset.SEED, ordinary=0)]
     rows = pd.DataFrame(scenes, columns=["kind", "samples"]).query("samples > 0")
@@ -46,12 +46,12 @@ def exposures() -> pd.DataFrame:
 
 
 def replication(run: Run) -> dict[str, pd.DataFrame]:
-    """Scores by kind of caption, a row an image.
+    """Scores by kind of caption, one row an image.
 
-    Kinds: the memorized ones (of a group of templates, which share a layout, the first caption), verbatim captions
-    without their tails, unseen captions, verbatim captions sampled by the controls, and the pairs that *other*
-    memorized, sampled by the model and by *other*. Columns besides those of `memsub.score`: exposures (of the layout)
-    and exact (the verdict).
+    Kinds: memorized captions (of each group of templates, which share a layout, the first one), verbatim captions
+    without tails, unseen captions, verbatim captions sampled by the controls, and the pairs that *other* memorized,
+    sampled by the model and by *other*. Columns are those of `memsub.score`, exposures (of the layout) and exact (the
+    verdict).
     """
     prompts, testbed = run.data.prompts, run.parameters.testbed
     seeds = list(range(testbed.seeds)) if testbed.seeds > 1 else None  # None: each caption a seed of its own
@@ -97,10 +97,10 @@ def unseen_images(run: Run) -> dict[str, np.ndarray]:
 
 
 def rates(kinds: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """How many images replicate, a row a kind of caption of `replication`.
+    """Replication rates, a row for each kind of caption of `replication`.
 
-    Columns exact, exact_low, exact_high (by the exact test, with the 95 % interval), images, captions, copied (by the
-    copy metric), and uniform: the p-value of a test of the exact test's p-values against the uniform distribution.
+    Columns exact, exact_low, exact_high (rate by the exact test with its 95 % interval), images, captions, copied (rate
+    by the copy metric), and uniform: p-value of a test of the exact test's p-values against the uniform distribution.
     """
     return pd.DataFrame({kind: _rate(frame) for kind, frame in kinds.items()}).T
 
@@ -124,14 +124,14 @@ def _rate(images: pd.DataFrame) -> dict[str, float]:
 
 
 def membership(run: Run, pairs: int | None = None, steps: int | None = None) -> pd.DataFrame:
-    """P-values of the exact membership test: columns model, caption (what the model is given), pair, p.
+    """P-values of the exact membership test: columns model, caption (the input of the model), pair, p.
 
     Args:
-        pairs: the first so many verbatim pairs (default: the parameter).
-        steps: of the noise schedule at which losses are averaged (default: the parameter).
+        pairs: number of verbatim pairs, from the first (default: the parameter).
+        steps: number of steps at which losses are averaged (default: the parameter).
 
     Raises:
-        ValueError: the run's model has no world, which would render other layouts.
+        ValueError: the run's model has no world to provide alternatives.
     """
     if (world := run.data.world) is None:
         raise ValueError(f"the exact membership test takes a world with known ground truth; {run.info.name} has none")
@@ -157,10 +157,10 @@ def _membership(
 
 
 def membership_rates(tested: pd.DataFrame) -> pd.DataFrame:
-    """What `membership` says of each model and caption, with 95 % intervals over pairs.
+    """Summarizes `membership` for each model and caption, with 95 % intervals over pairs.
 
     Columns pairs; mean, mean_low, mean_high (of p); least, least_low, least_high (the share of pairs with the smallest
-    p); and uniform, as of `rates`.
+    p); and uniform, as in `rates`.
     """
     rows = {}
     for key, part in tested.groupby(["model", "caption"], sort=False):

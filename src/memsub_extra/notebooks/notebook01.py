@@ -1,4 +1,4 @@
-"""Notebook 01: where the method looks. What it captures, all later notebooks read."""
+"""Notebook 01: the layers and activations that the method uses. Later notebooks read its statistics."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def controls(run: Run) -> list[ActivationStats]:
 
 
 def by_subset(grid: Grid, measure: Callable[[Norms, Norms], torch.Tensor]) -> dict[str, Measured]:
-    """A measure of the norms of every smallest subset against those of the empty prompt, by kind of prompts.
+    """A measure that compares the norms of every smallest subset with those of the empty prompt, by kind of prompts.
 
     Args:
-        measure: of the norms of a set and those of the empty prompt: (steps, layers).
+        measure: norms of a set and norms of the empty prompt to (steps, layers).
     """
     null, size = grid.null().norms(), grid.sizes[0]
     values = {

@@ -1,4 +1,4 @@
-"""Notebook 02: how many weights do memorized prompts mark, and ordinary ones?"""
+"""Notebook 02: how many weights do memorized and ordinary prompts mark?"""
 
 from __future__ import annotations
 

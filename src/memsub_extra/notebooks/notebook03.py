@@ -58,11 +58,11 @@ def overlap(grid: Grid, kind: PromptKind, size: int) -> Measured:
 
 
 def overlaps(masks: Masks, pairs: Sequence[tuple[int, int]]) -> dict[str, Measured]:
-    """IoU of every two subsets, at every step, by what is compared with what.
+    """IoU of every two subsets at every step, by comparison.
 
     Args:
-        masks: as of `Grid.smallest`.
-        pairs: subsets of one kind that share no prompt; those of which there are no masks are passed over.
+        masks: as from `Grid.smallest`.
+        pairs: pairs of subsets of one kind that share no prompt; pairs without masks are skipped.
     """
     memorized, ordinary = masks["memorized"], masks["ordinary"]
     alike = [pair for pair in pairs if max(pair) < len(memorized)]

@@ -1,4 +1,4 @@
-"""Notebook 04: with the located weights at zero, are other memorized images still replicated, and what is kept?"""
+"""Notebook 04: after pruning, are held-out memorized images still replicated, and what else changes?"""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ CONTRASTS: tuple[Contrast, ...] = ("empty", "ordinary")
 def sweep(
     run: Run, sparsities: Sequence[float] | None = None, contrasts: Sequence[Contrast] = CONTRASTS
 ) -> pd.DataFrame:
-    """Settings of the edit, located on the first third of the memorized prompts and evaluated on the second.
+    """A sweep of settings of the edit, located on the first third of the memorized prompts, evaluated on the second.
 
-    Contrast x steps (`sweep.steps`) x sparsity; density-matched random weights beside the paper's contrast at the
-    largest sparsity; the unedited model and the controls.
+    It combines contrast, steps (`sweep.steps`) and sparsity, and adds density-matched random weights (for the paper's
+    contrast at the largest sparsity), the unedited model and the controls.
 
     Args:
-        sparsities: default `sweep.sparsity`; the paper's is always among them.
+        sparsities: default `sweep.sparsity`; the paper's sparsity is always included.
     """
     p = run.parameters
     shares = sorted({PAPER, *(p.sweep.sparsity if sparsities is None else sparsities)})
@@ -65,14 +65,14 @@ def sweep(
 
 
 def choose(table: pd.DataFrame, p: Parameters) -> pd.Series:
-    """The row of a sweep by the rule that sets the recommended edit.
+    """Chooses the recommended edit: a row of a sweep.
 
-    Of the paper's contrast and the run's tau, the one that replicates least (by the exact test, where there is one)
-    among those that keep `KEPT` of the unedited model's alignment, the sparsest of equals; where none does, the
-    sparsest.
+    Candidates have the paper's contrast and the run's tau, and keep at least `KEPT` of the unedited model's alignment.
+    The rule takes the one with the lowest replication rate (by the exact test, if there is one); of equal ones, the
+    sparsest. Without candidates it takes the sparsest edit.
 
     Args:
-        table: of `sweep`, the unedited model first.
+        table: result of `sweep`, the unedited model first.
     """
     ours = table[(table["contrast"] == "empty") & (table["steps"] == p.edit.steps)].sort_values("sparsity")
     kept = ours[ours["relative_alignment"] >= KEPT * table["relative_alignment"].iloc[0]]
@@ -86,13 +86,13 @@ RANDOM, ORDINARY = "pruned at random", "pruned, located on ordinary prompts"
 
 
 def model_rows(run: Run, models: int, controls: int) -> list[Row]:
-    """The unedited model, the controls, and edits: one for each of some subsets of the smallest size, and what they are
-    compared with.
+    """The unedited model, the controls, edits that single subsets of the smallest size locate, and edits for
+    comparison.
 
     Args:
-        models: subsets that locate an edit each, at the run's sparsity; the first also at the paper's.
-        controls: of them, those that stand beside density-matched random weights and an edit that as many ordinary
-            prompts located.
+        models: number of subsets that locate an edit at the run's sparsity; the first also locates one at the paper's.
+        controls: number of these edits that are compared with density-matched random weights, and with an edit that
+            equally many ordinary prompts locate.
     """
     p, spec, size = run.parameters, run.parameters.spec, run.parameters.grid.sizes[0]
     ten = [spec.changed(located_on=Group.subset("memorized", size, i)) for i in range(min(models, p.grid.subsets))]
@@ -119,11 +119,11 @@ def wen(run: Run, strengths: Sequence[float] | None = None) -> pd.DataFrame:
 
 
 def averaged(run: Run) -> pd.DataFrame:
-    """`model_rows`, averaged over the models of one name, with intervals over the captions that they share.
+    """`model_rows`, averaged over models with the same name, with intervals over their common captions.
 
     Returns:
-        A row a name: models; verdict, copied and kept (alignment over that of the unedited model), each with `_low` and
-        `_high`; and captions, how many they are.
+        A row for each name: models; verdict, copied and kept (alignment relative to the unedited model), each with
+        `_low` and `_high`; and captions (their number).
     """
     p = run.parameters.evaluation
     rows, table = model_rows(run, p.models, p.controls), {}
@@ -141,9 +141,9 @@ def averaged(run: Run) -> pd.DataFrame:
 
 
 def seeds(run: Run) -> pd.DataFrame:
-    """Copy similarity between two seeds of one memorized caption that did not locate the edit, with its interval.
+    """Copy similarity between two seeds of a held-out memorized caption, with its interval.
 
-    All models are asked the same captions: a model that never saw them says what captions of their kind have.
+    All models sample the same captions. The controls show the value for captions that a model was not trained on.
     """
     places = run.data.held_out(run.data.split["locate"])[: run.parameters.evaluation.seed_captions]
     captions = [run.data.captions("memorized")[i] for i in places]
@@ -175,7 +175,7 @@ def _note_seeds(run: Run, model: str, similar: np.ndarray, places: list[int]) ->
 def seed_similarity(sample: Sample, metrics: Metrics, captions: Sequence[str], seeds: int = 4) -> np.ndarray:
     """Copy similarity of the images of every two seeds of each caption, shape (captions, pairs).
 
-    It is high where a caption gives nearly the same image for every seed.
+    It is high if a caption gives nearly the same image for every seed.
     """
     prompts, numbers = np.repeat(captions, seeds).tolist(), np.tile(range(seeds), len(captions)).tolist()
     images = sample(prompts, seeds=noise_seeds(prompts, numbers))

@@ -67,11 +67,11 @@ def attacked(run: Run) -> pd.DataFrame:
 
 
 def extraction(run: Run) -> pd.DataFrame:
-    """Extraction from each model under attack: a row a caption and model, as `attacks.extract` gives them.
+    """Extraction from each model under attack: a row for each caption and model, as from `attacks.extract`.
 
-    Column extracted: a claim that is right. Where the training data are known, it replicates the training image of its
-    caption, by the run's verdict (among canaries an ordinary caption's by the copy metric); elsewhere it is near any
-    known training image, by the copy metric.
+    Column extracted: whether a claim is right. If the training data are known, the image must replicate the training
+    image of its caption by the run's verdict (for ordinary captions among canaries: by the copy metric). Otherwise it
+    must be similar to any known training image by the copy metric.
     """
     p, under = run.parameters, attacked(run)
     captions = under["prompt"].tolist()
@@ -105,9 +105,9 @@ def _right(run: Run, captions: list[str], claims: pd.DataFrame, folder: Path) ->
 
 
 def _judge_of(run: Run, world: World, captions: list[str]) -> Judge:
-    """The run's judge; of captions for which the world has no alternatives, the copy metric's threshold.
+    """The run's judge; for captions without alternatives in the world, the threshold of the copy metric.
 
-    Ordinary captions among canaries are such: only canaries have photographs that were not shown.
+    Ordinary captions among canaries have no alternatives: only canaries have photographs that were not trained on.
     """
     try:
         for caption in captions:
@@ -118,10 +118,10 @@ def _judge_of(run: Run, world: World, captions: list[str]) -> Judge:
 
 
 def detected(run: Run) -> list[int]:
-    """Places in the whole list of the memorized captions whose scores are taken (`detection.among`), at random.
+    """Places in the whole list of the memorized captions to score (`detection.among`), chosen at random.
 
-    "all": none of those that located the edit. Those that chose its setting are among them; a score looks at no image
-    and at no setting.
+    "all" excludes captions that located the edit, but not those that chose its setting, because scores do not depend on
+    images or on the setting.
     """
     p = run.parameters
     if p.detection.among == "reported":
@@ -141,11 +141,11 @@ def _first_steps(calls: int) -> str:
 
 
 def detection(run: Run) -> tuple[pd.DataFrame, dict[tuple[str, str], pd.DataFrame]]:
-    """How well the scores of the first steps tell memorized captions from unseen ones that match them.
+    """How well the scores of the first steps separate memorized captions from matched unseen captions.
 
     Returns:
-        Columns model, score, area (under the ROC curve) with area_low and area_high, memorized and unseen (how many
-        captions); and the curve of each model and score.
+        Columns model, score, area (under the ROC curve) with area_low and area_high, memorized and unseen (numbers
+        of captions); and the curve of each model and score.
     """
     p = run.parameters
     places = detected(run)
@@ -208,9 +208,9 @@ TARGETS = ("training image", "never trained on")
 
 
 def targets(run: Run) -> dict[str, tuple[list[str], np.ndarray]]:
-    """Captions and images under the embedding attack: training images, chosen at random, and images never trained on.
+    """Captions and images for the embedding attack: random training images, and images that were not trained on.
 
-    An embedding has many numbers and may carry any image: those that no model saw say how far that goes.
+    An embedding has many numbers and may encode any image. Images that no model was trained on measure this.
     """
     n = run.parameters.embedding_attack.images
     return dict(zip(TARGETS, (memorized_pairs(run, at_random(run, n)), unseen_pairs(run, n)), strict=True))
@@ -228,11 +228,10 @@ def has_real_images(run: Run) -> bool:
 
 
 def unseen_pairs(run: Run, n: int) -> tuple[list[str], np.ndarray]:
-    """Captions and images that the model was never trained on.
+    """Captions and images that the model was not trained on.
 
-    A run without a folder of such images (`data.real`) takes what the unedited model samples for unseen captions. An
-    attack brings these up more easily than photographs: where it does better on training images, it does so against
-    the stronger control.
+    Without a folder of such images (`data.real`), a run uses images that the unedited model samples for unseen
+    captions. The attack should reproduce these more easily than photographs: a conservative control.
     """
     unseen = run.data.prompts.of("heldout")[:n]
     if not has_real_images(run):
@@ -242,14 +241,14 @@ def unseen_pairs(run: Run, n: int) -> tuple[list[str], np.ndarray]:
 
 
 def embeddings(run: Run, iterations: int | None = None) -> dict[tuple[str, str, int], np.ndarray]:
-    """Images before and after the embedding attack on the pruned model and, for training images, the controls and (by
-    `embedding_attack.models`) the unedited model; with seeds that it did not use.
+    """Images before and after the embedding attack, with seeds that it did not use: for the pruned model and, on
+    training images, for the controls and (with `embedding_attack.models`) the unedited model.
 
     Args:
-        iterations: default those of the parameters.
+        iterations: default: those of the parameters.
 
     Returns:
-        Model, target (`TARGETS`) and iterations (0: the caption itself) to images.
+        (Model, target (`TARGETS`), iterations (0: the caption itself)) to images.
     """
     iterations = run.parameters.embedding_attack.iterations if iterations is None else iterations
     images = {}
@@ -332,10 +331,10 @@ def _pruning(run: Run, sparsity: float, name: str = PRUNING, **changed: Any) -> 
 
 
 def baselines(run: Run) -> pd.DataFrame:
-    """Every method at every strength on the same captions and seeds, as `evaluated`.
+    """Every method at every strength on the same captions and seeds: a table of `evaluated`.
 
-    Columns chooses: alignment of the unseen captions that choose a strength, relative to the unedited model's; and
-    chosen: the strength at which each method is compared, by alignment there: the one nearest above `KEPT`.
+    Further columns: chooses, the alignment of the unseen captions that choose a strength, relative to the unedited
+    model; and chosen, the strength at which each method is compared: that with `chooses` nearest above `KEPT`.
     """
     p, rows = run.parameters.baselines, method_rows(run)
     table = evaluated(run, rows, "report", "baselines", p.captions, p.never_seen)
@@ -370,10 +369,10 @@ def _at_level(methods: pd.Series, kept: Sequence[float]) -> pd.Series:
 
 
 def timed_rows(run: Run, compared: pd.DataFrame | None = None) -> list[Row]:
-    """Rows of the table of time and distance: each method at the strength that is compared, and the paper's edit.
+    """Rows of the table of time and distance: each method at its chosen strength, and the paper's edit.
 
     Args:
-        compared: what `baselines` returned (default: it is called).
+        compared: the result of `baselines` (default: call it).
     """
     rows, chosen = method_rows(run), (baselines(run) if compared is None else compared)["chosen"]
     paper = _pruning(run, PAPER).labels
@@ -381,10 +380,10 @@ def timed_rows(run: Run, compared: pd.DataFrame | None = None) -> list[Row]:
 
 
 def seconds(run: Run, compared: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Seconds an image of each of `timed_rows`, any search included, one method at a time in `baselines.turns` turns.
+    """Seconds per image of each of `timed_rows`, including any search. Methods alternate in `baselines.turns` turns.
 
-    Columns seconds (median over turns), least, most, on (the GPU, or how many threads); index method, strength. Timed
-    once: a later run shows the same.
+    Columns seconds (median over turns), least, most, on (the GPU, or the number of threads); index method, strength. It
+    is measured once and stored.
     """
     p = run.parameters.baselines
     places = run.data.held_out(run.data.split["locate"])[: p.timed]
@@ -414,11 +413,11 @@ def _timed(run: Run, rows: list[Row], captions: list[str], turns: int) -> pd.Dat
 
 
 def distances(run: Run, compared: pd.DataFrame | None = None) -> pd.DataFrame:
-    """KID and FID (x 1000) of what `timed_rows` sample for unseen captions, and of as many real images: the floor.
+    """KID and FID (x 1000) of images that `timed_rows` sample for unseen captions, and of real images (the floor).
 
-    All have equally many images and are compared with the same others. Without enough real images for both, there is no
-    floor. Columns kid, kid_deviation, fid, n (images of KID), fid_n; index method, strength. What the parameters do not
-    ask for is not a number.
+    All sets have equally many images and are compared with the same real images. Without enough real images, there is
+    no floor. Columns kid, kid_deviation, fid, n (images of KID), fid_n; index method, strength. Values that the
+    parameters do not request are NaN.
     """
     p, rows = run.parameters, timed_rows(run, compared)
     labels = [(row.labels["method"], row.labels["strength"]) for row in rows]

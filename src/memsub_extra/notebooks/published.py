@@ -1,12 +1,12 @@
-"""Numbers that the literature reports, beside what a run found for the same quantity.
+"""Compares published numbers with those of a run for the same quantity.
 
     rows = load(find())                         # docs/published.yaml, validated
-    record(run, "detection", [Found(...)])      # an experiment says what it found, in runs/<name>/quantities/
+    record(run, "detection", [Found(...)])      # an experiment stores its results in runs/<name>/quantities/
     section(folder, {"model": "sd14"})          # HTML for the report
 
-A row stands beside what was found of the same quantity, method and kind of prompts, for the same model. Where list,
-setting or judge are others than the source's, the table says so in words. Nothing is judged then, nor where the source
-gives no interval. What a run has not found is said to be missing, or not to be asked.
+A published row is compared with the result of the same quantity, method and kind of prompts, for the same model. If
+list, setting or judge differ from the source, the table says so and gives no verdict. It also gives no verdict if the
+source has no interval. Results that a run does not have are marked as missing, or as not requested.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Value(_Row):
     """A published number.
 
     Attributes:
-        method: what it is of, in the source's words; `ours`: the name of the same in memsub's tables, if it is there.
-        low, high: of its interval, if the source gives one.
+        method: method in the words of the source; `ours`: its name in memsub's tables, if it has one.
+        low, high: ends of its interval, if the source gives one.
     """
 
     method: str
@@ -72,9 +72,10 @@ class Published(_Row):
     """A row of docs/published.yaml.
 
     Attributes:
-        model: of memsub's names, or another that memsub has none for.
-        list: of prompts; `kind`: of these prompts; `judge`: what measured; `setting`: of the method. None: not said.
-        read: where the number was seen: in the authors' files, in a note that quotes the paper, or on its page.
+        model: memsub's name of the model, or another name for other models.
+        list: list of prompts; `kind`: kind of prompts; `judge`: the measure; `setting`: of the method. None: not
+            stated.
+        read: where the number was read: in the authors' files, in a note that quotes the paper, or on its page.
     """
 
     quantity: Quantity
@@ -97,10 +98,9 @@ class Published(_Row):
 
 
 class Found(_Row):
-    """What a run found: the fields as of `Published` and `Value`; `n`: units of the interval; `strength`: of a method.
+    """A result of a run: fields as in `Published` and `Value`; `n`: units of the interval; `strength`: of the method.
 
-    `kind` is "all" where prompts of several kinds were taken together. Runs of earlier versions have no list and no
-    setting.
+    `kind` is "all" if several kinds were pooled. Runs of earlier versions have no list and no setting.
     """
 
     quantity: Quantity
@@ -120,7 +120,7 @@ def find() -> Path:
     """docs/published.yaml of the checkout.
 
     Raises:
-        FileNotFoundError: memsub was installed without one.
+        FileNotFoundError: memsub was installed without a checkout.
     """
     for folder in (Path.cwd(), *Path(__file__).resolve().parents):
         if (file := folder / "docs" / "published.yaml").is_file():
@@ -132,7 +132,7 @@ def load(path: Path) -> list[Published]:
     """The rows of a file.
 
     Raises:
-        ValueError: a row is not as `Published` says; names the row.
+        ValueError: a row does not fit `Published`; the message names the row.
     """
     rows = []
     for i, row in enumerate(yaml.safe_load(path.read_text(encoding="utf-8"))):
@@ -184,10 +184,10 @@ def part_of(n: int, listed: int) -> str:
 
 
 def of_scores(run: Run, method: str, strength: str, scored: pd.DataFrame, places: Sequence[int]) -> list[Found]:
-    """Mean copy and prompt similarity of memorized prompts, of each kind and together; captions are the units.
+    """Mean copy and prompt similarity of memorized prompts, by kind and for all; captions are the units.
 
     Args:
-        scored: of `Scores.memorized`, for prompts at these places.
+        scored: the table of `Scores.memorized` for the prompts at these places.
     """
     kinds = run.data.prompts.memorized_rows["kind"].to_numpy()[list(places)]
     metrics = run.metrics
@@ -220,12 +220,12 @@ def of_scores(run: Run, method: str, strength: str, scored: pd.DataFrame, places
 def of_detection(
     score: str, area: float, curve: pd.DataFrame, n: int, ends: tuple[float, float] | None = None, **about: Any
 ) -> list[Found]:
-    """Area under a score's curve, and the share of true positives where at most 1 % of the others are flagged.
+    """Area under the curve of a score, and its true-positive rate at a false-positive rate of 1 %.
 
     Args:
-        curve: of `mitigations.detection.roc`; `n`: unseen captions, of which fewer than `TELL_ONE_PERCENT` cannot tell
-            1 %.
-        ends: of the area's 95 % interval.
+        curve: from `mitigations.detection.roc`; `n`: number of unseen captions. Fewer than `TELL_ONE_PERCENT` cannot
+            resolve 1 %.
+        ends: ends of the area's 95 % interval.
         about: list and setting.
     """
     low, high = (_number(end) for end in ends or (None, None))

@@ -1,9 +1,9 @@
-"""One HTML page of a run: the verdicts of all claims, then the notebooks' text, tables and figures, without their code.
+"""The report of a run, one HTML page: verdicts of all claims, and text, tables and figures of the notebooks.
 
     write_report(["runs/tiny/00_testbed.ipynb", ...], "runs/tiny/report.html", "memsub: tiny", parameters)
 
-It opens from disk without a network: formulas are MathML, figures are in it, and a click enlarges them. What comes from
-a run is data: captions and names of a parameter file are shown as they are, and nothing but the page's own script runs.
+It requires no network: formulas are MathML, figures are embedded, and a click enlarges them. Content of a run, such as
+captions and names in parameter files, is escaped: only the page's own script runs.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ _FIRST = ("fails", "inconclusive", "holds")
 def write_report(
     notebooks: Sequence[Path], out: Path, title: str, parameters: Mapping[str, Any] | None = None, notice: str = ""
 ) -> Path:
-    """Writes the page, with what the run folder's `findings/` says of the notebooks' claims on top.
+    """Writes the report. It begins with the verdicts in `findings/` of the run folder.
 
     Args:
-        notebooks: executed ones, in one run folder.
-        parameters: of the run, by the names that YAML files use.
-        notice: what a reader has to know before anything else, as the first line.
+        notebooks: executed notebooks in one run folder.
+        parameters: parameters of the run, with the keys of YAML files.
+        notice: first line of the page.
 
     Raises:
-        ValueError: findings are not those of their notebook, or not as they were recorded.
+        ValueError: findings do not belong to their notebook, or were changed.
     """
     formulas: dict[str, str] = {}
     findings = [path.parent / "findings" / f"{path.stem}.json" for path in notebooks]
@@ -88,7 +88,7 @@ def write_report(
 
 
 def _check_findings(notebook: NotebookNode, path: Path) -> None:
-    """A notebook that a run executed says which findings are its own: others came later into the folder."""
+    """Raises ValueError if the findings are not those that the executed notebook recorded."""
     made, findings = notebook.metadata.get("memsub"), path.parent / "findings" / f"{path.stem}.json"
     if made and made.get("findings") != digest_of(findings):
         raise ValueError(
@@ -98,7 +98,7 @@ def _check_findings(notebook: NotebookNode, path: Path) -> None:
 
 
 def _policy(template: str) -> str:
-    """The page's own styles, its script, known by its hash, and figures that are in it: nothing else loads or runs."""
+    """Content security policy: only the page's styles, its script (by hash) and embedded figures load or run."""
     script = template.partition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
@@ -108,7 +108,7 @@ def _policy(template: str) -> str:
 
 
 def verdicts(findings: Sequence[Path]) -> str:
-    """Claims by notebook, as HTML: how many hold, and each with value, interval and bound; what fails comes first."""
+    """Claims by notebook, as HTML: how many hold, and each with value, interval and bound. Failed claims come first."""
     rows, counted = [], []
     for path in findings:
         if not path.is_file():
@@ -126,7 +126,7 @@ def verdicts(findings: Sequence[Path]) -> str:
 
 
 def by_kind(findings: Sequence[Path]) -> str:
-    """Tables by kind of memorized caption, as HTML, with what they do not say; empty where no list knows kinds."""
+    """Tables by kind of memorized caption, as HTML, with their limitations; empty for lists without kinds."""
     notes: dict[str, None] = {}
     tables = []
     for path in findings:
@@ -161,7 +161,7 @@ def _value(claim: Mapping[str, Any]) -> str:
 
 
 def provenance(parameters: Mapping[str, Any]) -> str:
-    """What made the report, as HTML: versions, machine, date, and the parameters in a fold."""
+    """Provenance of the report, as HTML: versions, machine, date, and the parameters in a fold."""
     libraries = ", ".join(f"{name} {version}" for name, version in versions().items())
     made = (
         f"{datetime.now():%Y-%m-%d %H:%M}, Python {platform.python_version()}, {platform.machine()} {platform.system()}"
@@ -171,7 +171,7 @@ def provenance(parameters: Mapping[str, Any]) -> str:
 
 
 def _with_anchors(notebook: NotebookNode, stem: str) -> list[tuple[int, str, str]]:
-    """Gives every title an anchor; returns level, anchor and title of each."""
+    """Adds an anchor to every title; returns level, anchor and title of each."""
     titles: list[tuple[int, str, str]] = []
 
     def anchored(match: re.Match) -> str:
@@ -194,7 +194,7 @@ def _links(titles: Sequence[tuple[int, str, str]]) -> str:
 
 
 def _body(notebook: NotebookNode, stem: str, title: str, formulas: dict[str, str]) -> str:
-    """A notebook's text and results as HTML without scripts; tokens, added to `formulas`, stand for its formulas."""
+    """Text and results of a notebook as HTML without scripts. Tokens, added to `formulas`, replace its formulas."""
     from nbconvert import HTMLExporter
 
     for i, cell in enumerate(notebook.cells):
@@ -212,24 +212,24 @@ def _body(notebook: NotebookNode, stem: str, title: str, formulas: dict[str, str
 
 
 def results(cell: NotebookNode) -> list[NotebookNode]:
-    """A code cell's outputs without progress bars and widgets, which are no result."""
+    """The outputs of a code cell without progress bars and widgets."""
     return [o for o in cell.outputs if o.get("name") != "stderr" and _WIDGET not in o.get("data", {})]
 
 
 def _shown(output: NotebookNode) -> NotebookNode:
-    """An output without the kinds of content that are no text, table or figure, such as scripts."""
+    """An output, reduced to text, tables and figures; scripts, for example, are removed."""
     if "data" in output:
         output.data = NotebookNode({kind: data for kind, data in output.data.items() if kind in _SHOWN})
     return output
 
 
 def _with_tokens(source: str, formulas: dict[str, str]) -> str:
-    """Markdown with a token in the place of each formula: Markdown would read what is in it."""
+    """Markdown with a token in place of each formula, because Markdown would interpret its content."""
 
     def token(match: re.Match) -> str:
         if match["code"]:
             return match[0]
-        name = f"FORMULA{secrets.token_hex(8)}"  # that no cell can know
+        name = f"FORMULA{secrets.token_hex(8)}"  # which no cell can guess
         formulas[name] = mathml(match["block"] or match["inline"], block=match["block"] is not None)
         return name
 
@@ -237,7 +237,7 @@ def _with_tokens(source: str, formulas: dict[str, str]) -> str:
 
 
 def _webp(match: re.Match) -> str:
-    """The same figure in a third of the bytes, in a format that every browser reads; what is no PNG stays as it is."""
+    """Converts a PNG figure to WebP, a third of the bytes; other content is unchanged."""
     buffer = io.BytesIO()
     try:
         Image.open(io.BytesIO(base64.b64decode(match[2])), formats=("PNG",)).save(buffer, "WEBP", quality=88)
@@ -247,7 +247,7 @@ def _webp(match: re.Match) -> str:
 
 
 def _harmless(body: str) -> str:
-    """HTML in which only text, tables, links and figures are live; any other tag is shown as the text that it is."""
+    """Sanitizes HTML: text, tables, links and figures stay; any other tag is escaped."""
     from bleach import Cleaner  # which nbconvert requires
 
     cleaner = Cleaner(tags=_TAGS, attributes=_allowed, protocols={"http", "https", "mailto", "data"})
@@ -255,7 +255,7 @@ def _harmless(body: str) -> str:
 
 
 def _allowed(tag: str, name: str, value: str) -> bool:
-    """Whether an attribute stays: no event handlers, no styles, no address that runs or fetches something."""
+    """Whether an attribute is kept: no event handlers, no styles, no addresses that run or fetch something."""
     if name == "src":
         return tag == "img" and value.startswith("data:image/")
     if name == "href":

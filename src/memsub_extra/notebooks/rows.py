@@ -1,9 +1,9 @@
-"""Rows of the notebooks' tables: what each is of, and both axes of the trade-off with their intervals.
+"""Rows of the notebooks' tables: the models that they describe, and both axes of the trade-off with intervals.
 
 rows = [Row({"model": "unedited"}), Row({"model": "pruned"}, spec), *control_rows(run, "model")]
 rows += baseline_rows(run, "embedding optimization", [1.0, 0.4], column="model")
 table = evaluated(run, rows, part="report", description="pruned models")        # a row each
-readable(table)                                                                  # as people read it
+readable(table)                                                                  # for display
 per_caption(run, rows, "report")                                                 # a row an image
 for model in under_attack(run): ...                                              # unedited, pruned, and controls
 """
@@ -31,7 +31,7 @@ from .intervals import Span, Values, mean_interval, ratio_interval
 from .kinds import IMAGES, listed, note_evaluated, references
 
 PAPER = 0.01
-"""The paper's sparsity: a row of every table."""
+"""The paper's sparsity, which is a row of every table."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Row:
     """A model of a table, or a baseline at a strength.
 
     Attributes:
-        labels: what the table calls it, by column.
-        spec: how its edit is made; None: it has none.
-        control: name of a model that was never trained on the memorized pairs (`Run.controls`); it instead.
-        baseline: name and strength of what is done at inference time.
+        labels: labels in the table, by column.
+        spec: spec of its edit; None: no edit.
+        control: name of a control model (`Run.controls`) that takes the place of the run's model.
+        baseline: name and strength of a mitigation at inference time.
     """
 
     labels: dict[str, Any]
@@ -57,7 +57,7 @@ class Row:
         return Model(name, run.pipe, run.grid.edit(self.spec) if self.spec else None)
 
     def how(self, run: Run) -> dict[str, Any]:
-        """What `run.scores` takes for it besides the model: how it samples, and what that is a function of."""
+        """Arguments of `run.scores` in addition to the model: the sampling function, and what it depends on."""
         if not self.baseline:
             return {}
         name, strength = self.baseline
@@ -70,7 +70,7 @@ class Row:
         return run.data.held_out(run.data.located_on(self.spec.located_on) if self.spec else [], part)
 
 
-@lru_cache(maxsize=1)  # a baseline's statistics of ordinary prompts belong to it, and are the same at every strength
+@lru_cache(maxsize=1)  # statistics of ordinary prompts belong to it, and are equal at all strengths
 def _context(run: Run) -> Context:
     p = run.parameters
     options = {"steps": p.capture.steps, "batch_size": p.sampling.batch_size}
@@ -80,12 +80,12 @@ def _context(run: Run) -> Context:
 
 
 def control_rows(run: Run, column: str, **labels: Any) -> list[Row]:
-    """The controls as rows of a table, where the model has any: the name of each in `column`, before other labels."""
+    """The controls, if any, as rows of a table: the name of each in `column`, before other labels."""
     return [Row({column: name} | labels, control=name) for name in run.info.controls]
 
 
 def baseline_rows(run: Run, name: str, strengths: Sequence[Any] | None = None, column: str = "method") -> list[Row]:
-    """A row a strength of a baseline (default: of the parameters, or its own): its name in `column`, and `strength`."""
+    """A row for each strength of a baseline (default: of the parameters, or its own), labelled by name and strength."""
     baseline = BASELINES.find(name)
     swept = run.parameters.baselines.strengths.get(name, baseline.strengths) if strengths is None else strengths
     return [Row({column: name, "strength": baseline.label(s)}, baseline=(name, s)) for s in swept]
@@ -96,12 +96,12 @@ def evaluated(
 ) -> pd.DataFrame:
     """`Scores.evaluate` of each row on prompts that did not locate its edit, with 95 % intervals of all three axes.
 
-    Without a world, columns references and listed say how many such prompts have a training image, and how many there
-    are. What the table says of each kind of captions is noted under the description (`notebooks.kinds`).
+    Without a world, the columns references and listed give the number of such prompts with a training image, and of all
+    such prompts. The table by kind of caption is noted under the description (`notebooks.kinds`).
 
     Args:
-        part: "choose" or "report": memorized and unseen captions of one are none of the other.
-        captions, unseen: memorized and unseen captions (default: `evaluation.captions`).
+        part: "choose" or "report"; these parts share no memorized or unseen captions.
+        captions, unseen: numbers of memorized and unseen captions (default: `evaluation.captions`).
     """
     n, table = run.parameters.evaluation.captions, []
     for row in tqdm(rows, desc=description):
@@ -117,7 +117,7 @@ def evaluated(
 def _intervals(
     run: Run, model: Model, places: list[int], n: int, part: str, how: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Of copy similarity and relative alignment, over captions; what is scored is stored by now."""
+    """Intervals of copy similarity and relative alignment over captions, from stored scores."""
     similar = run.scores.memorized(model, places, **how)["copy_similarity"]
     each, reference = (
         alignment_each(run.scores.unseen(which, n, part=part, **more))
@@ -128,8 +128,8 @@ def _intervals(
 
 
 def per_caption(run: Run, rows: Sequence[Row], part: str) -> pd.DataFrame:
-    """What `evaluated` summarizes, a row an image: the first label as `model`, prompt, verdict and copied (of memorized
-    captions), alignment (of unseen ones)."""
+    """The images that `evaluated` summarizes, a row for each: the first label as `model`, prompt, verdict and copied
+    (of memorized captions), alignment (of unseen ones)."""
     n, tables = run.parameters.evaluation.captions, []
     for row in rows:
         model, how = row.model(run), row.how(run)
@@ -143,16 +143,16 @@ def per_caption(run: Run, rows: Sequence[Row], part: str) -> pd.DataFrame:
 
 
 def of_captions(table: pd.DataFrame, column: str) -> pd.DataFrame:
-    """A column of `per_caption`, averaged over the models of one name: a row a caption that all have, a column a model.
+    """A column of `per_caption`, averaged over models with the same name: a row for each common caption.
 
-    Captions are the independent units: models that were located on different prompts share them.
+    Captions are the independent units. The result has a column for each name of a model.
     """
     known = table.dropna(subset=[column]).astype({column: float})
     return known.pivot_table(index="prompt", columns="model", values=column, sort=False).dropna()
 
 
 def share_interval(values: Values) -> tuple[float, float]:
-    """`mean_interval` of shares a caption: where all are 0 or 1, Wilson's, which has a width at none and at all."""
+    """`mean_interval` of shares, one a caption; if all are 0 or all are 1, Wilson's interval, which has a width."""
     shares = pd.Series(values)
     return mean_interval(shares.astype(bool) if shares.isin([0, 1]).all() else shares)
 
@@ -166,14 +166,14 @@ READ = {
     "n": "captions",
     "references": IMAGES,
 }
-"""What tables call what `evaluated` measures."""
+"""Names of the columns of `evaluated` for display."""
 
 
 def readable(table: pd.DataFrame, labels: Sequence[str] = ()) -> pd.DataFrame:
-    """A table of `evaluated` as people read it: values with their 95 % intervals; the labels are its index.
+    """A table of `evaluated` for display: values with their 95 % intervals; the labels are its index.
 
     Args:
-        labels: columns that say what a row is (default: those before the measures).
+        labels: columns that identify a row (default: those before the measures).
     """
     labels = list(labels or table.columns[: table.columns.get_loc("replication_rate")])
     return pd.DataFrame([dict(_read(row)) for row in table.to_dict("records")], index=_index(table, labels))
@@ -198,13 +198,13 @@ def _read(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def span(row: Mapping[str, Any] | pd.Series, name: str, scale: float = 1) -> Span:
-    """A value of a table with the interval beside it: of "exact_rate" exact_low and exact_high."""
+    """A value of a table with its interval: for "exact_rate" from exact_low to exact_high."""
     beginning = name.split("_")[0]
     return Span(*(scale * float(row[column]) for column in (name, f"{beginning}_low", f"{beginning}_high")))
 
 
 def spans(table: pd.DataFrame, columns: Mapping[str, str], scale: float = 100, form: str = ".0f") -> pd.DataFrame:
-    """Some values of a table with their intervals, under the names that `columns` gives them."""
+    """Values of a table with their intervals, with the column names of `columns`."""
     return pd.DataFrame(
         {title: [f"{span(row, name, scale):{form}}" for _, row in table.iterrows()] for name, title in columns.items()},
         index=table.index,
@@ -212,7 +212,7 @@ def spans(table: pd.DataFrame, columns: Mapping[str, str], scale: float = 100, f
 
 
 def under_attack(run: Run) -> list[Model]:
-    """The models that an attack is tried on: unedited, pruned, and the controls where there are any."""
+    """The models under attack: unedited, pruned, and the controls if there are any."""
     return [run.unedited, run.model(), *run.controls.values()]
 
 
@@ -220,6 +220,6 @@ def gradient_rows(denoiser: Denoiser, batch_size: int) -> int:
     """Rows of a network call that keeps its activations for a gradient: four at 64 x 64 latents, about 10 GB.
 
     Args:
-        batch_size: of sampling; half of it at most, so that a small one keeps all of a run small.
+        batch_size: batch size of sampling; the result is at most half of it.
     """
     return min(max(4, 4 * 64**2 // denoiser.latent_shape[1] ** 2), max(1, batch_size // 2))

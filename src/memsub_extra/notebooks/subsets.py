@@ -1,4 +1,4 @@
-"""Values of subsets of prompts, or of pairs of subsets, with their intervals: subsets are the independent units.
+"""Values of subsets of prompts, or of pairs of subsets, with intervals over subsets, the independent units.
 
 density = Measured(values, [(i,) for i in range(10)])           # values (subsets, steps, layers)
 overlap = Measured(iou, disjoint_pairs(members))                # values (pairs, steps, layers)
@@ -7,9 +7,9 @@ profile(overlap, twins_overlap, by=np.subtract).layers          # the effect of 
 profiles({"model": {"memorized": density}, "twin": {"memorized": twins_density}}, steps=10)
 table(profiles(models, steps=10) | differences(models, steps=10))    # a column a model, and the differences
 
-Subsets of the smallest size share no prompt. Those of larger sizes do, so that their values have no such interval. Two
-models see the same subsets from the same noise: their difference is taken subset by subset, or pair by pair. What two
-trainings of one recipe would differ by is in no interval.
+Subsets of the smallest size share no prompts. Larger subsets do, so their values have no such interval. Models are
+compared on the same subsets with the same noise, subset by subset, or pair by pair. The intervals do not include the
+variation between trainings of the same recipe.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .intervals import Span
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of subsets of prompts, at every step and layer.
+    """Measured values of subsets of prompts, at every step and layer.
 
     Attributes:
         values: (n, steps, layers).
-        units: n entries, the subsets that each value is of: (i,), or the pair (i, j).
-        independent: whether no two subsets share a prompt; else there is no interval.
+        units: n entries: the subset (i,) or the pair (i, j) of each value.
+        independent: whether no two subsets share a prompt; otherwise there is no interval.
     """
 
     values: np.ndarray
@@ -39,27 +39,27 @@ class Measured:
 
     @property
     def subsets(self) -> int:
-        """How many subsets there are."""
+        """The number of subsets."""
         return 1 + max(max(each) for each in self.units)
 
     def mean(self, without: int | None = None) -> np.ndarray:
-        """The mean (steps, layers) of what does not involve one subset; NaN if nothing is left."""
+        """The mean (steps, layers) over values that do not involve subset `without`; NaN if there are none."""
         kept = self.values[[without not in each for each in self.units]]
         return kept.mean(0) if len(kept) else np.full(self.values.shape[1:], np.nan)
 
     def first(self, steps: int) -> Measured:
-        """The same at the first steps."""
+        """The values at the first steps."""
         return replace(self, values=self.values[:, :steps])
 
     def among(self, subsets: int) -> Measured:
-        """The same of the first so many subsets."""
+        """The values of the first `subsets` subsets."""
         kept = [max(each) < subsets for each in self.units]
         return replace(self, values=self.values[kept], units=[each for each in self.units if max(each) < subsets])
 
 
 @dataclass(frozen=True)
 class Profile:
-    """A quantity per layer, per step and overall: on the first axis its value and the ends of its 95 % interval.
+    """A quantity per layer, per step and overall. The first axis has its value and the ends of its 95 % interval.
 
     Attributes:
         layers: (3, layers), of the mean over steps.
@@ -73,12 +73,11 @@ class Profile:
 
 
 def profile(*measured: Measured, by: Callable[..., np.ndarray] = lambda mean: mean) -> Profile:
-    """A quantity with its jackknife intervals over subsets (Tukey 1958): of one mean, or of means `by` a function.
+    """A quantity with jackknife intervals over subsets (Tukey 1958): a mean, or a function `by` of several means.
 
     Args:
-        measured: of the same subsets, as many as `by` takes.
-        by: of their means, such as `np.subtract`; of two kinds of prompts, subset i of one is left out with i of the
-            other.
+        measured: values of the same subsets, as many as `by` has arguments.
+        by: function of their means, such as `np.subtract`. The jackknife omits subset i from all of them at once.
     """
     subsets = min(each.subsets for each in measured) if all(each.independent for each in measured) else 0
     means = [[each.mean(left_out) for each in measured] for left_out in (None, *range(subsets))]
@@ -97,12 +96,12 @@ def _jackknife(values: np.ndarray) -> np.ndarray:
 
 
 def profiles(models: Mapping[str, Mapping[str, Measured]], steps: int) -> dict[str, dict[str, Profile]]:
-    """By model and name, what was measured at the first steps."""
+    """Profiles at the first steps, by model and name."""
     return {model: {name: profile(m.first(steps)) for name, m in named.items()} for model, named in models.items()}
 
 
 def differences(models: Mapping[str, Mapping[str, Measured]], steps: int) -> dict[str, dict[str, Profile]]:
-    """The effect of memorization: the first model minus each other, by subset; none where there is one model alone."""
+    """The effect of memorization: the first model minus each other, by subset; empty for a single model."""
     (model, ours), *controls = models.items()
     return {
         f"{model} − {control}": {
@@ -113,12 +112,12 @@ def differences(models: Mapping[str, Mapping[str, Measured]], steps: int) -> dic
 
 
 def by_name(models: Mapping[str, Mapping[str, Profile]]) -> dict[str, dict[str, Profile]]:
-    """By name and model: a panel a quantity, a line a model."""
+    """Reorders to name, then model: one panel a quantity, one line a model."""
     return {name: {model: named[name] for model, named in models.items()} for name in next(iter(models.values()))}
 
 
 def table(columns: Mapping[str, Mapping[str, Profile]], form: str = ".3f") -> pd.DataFrame:
-    """What quantities are overall, with their 95 % intervals, as text: a column an entry, a row a quantity."""
+    """Overall values with 95 % intervals, as text: a row for each quantity, a column for each entry of `columns`."""
     shown: dict[str, dict[str, str]] = {}
     for name, rows in columns.items():
         shown[name] = {row: between(each.overall, form) for row, each in rows.items()}

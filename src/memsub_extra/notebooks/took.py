@@ -1,9 +1,9 @@
-"""What the notebooks of a run took, and on what: written beside their findings, for `tools.results`.
+"""Time and memory of the notebooks of a run, and the hardware; stored beside the findings, for `tools.results`.
 
     note_took(run, "04_pruning")                # runs/<name>/took/04_pruning.json, by `findings.checks`
     read_took(folder)                           # name of the notebook to `Took`; empty for a run of an earlier version
 
-It is no finding: another execution takes other minutes and finds the same.
+These are no findings: another execution takes other times and has the same findings.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 FOLDER = "took"
 LIBRARIES = ("memsub", "torch", "diffusers", "transformers", "numpy")
-"""Whose versions decide numbers."""
+"""Libraries whose versions affect numbers."""
 
 
 class Took(BaseModel):
-    """What the execution of a notebook took.
+    """Time, memory and hardware of the execution of a notebook.
 
     Attributes:
         hardware: the GPU's name, or threads of a CPU; system: operating system and architecture.
-        minutes: wall-clock, from the making of its run to its last cell but for what follows; gigabytes: peak of the
-            GPU, or of the process on a CPU; rows: of network calls that it made.
+        minutes: wall-clock time from the creation of its run to the call of `note_took`; gigabytes: peak memory of the
+            GPU, or of the process on a CPU; rows: number of rows of its network calls.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -52,14 +52,14 @@ def system() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of `LIBRARIES`."""
+    """Versions of `LIBRARIES`."""
     return {name: version(name) for name in LIBRARIES}
 
 
 def note_took(run: Run, notebook: str) -> None:
-    """Writes what a notebook took until now, unless an earlier execution made more network calls: a later one, which
-    reads stored results, says nothing of what they took."""
-    from memsub_extra.hardware import hardware, peak_gigabytes  # imports torch, which reading records does not need
+    """Writes the time and memory of a notebook until now, unless an earlier execution made more network calls. (A later
+    execution reads stored results, so its time is not that of the experiments.)"""
+    from memsub_extra.hardware import hardware, peak_gigabytes  # imports torch, which is not required to read records
 
     path = run.folder / FOLDER / f"{notebook}.json"
     took = Took(
@@ -78,10 +78,10 @@ def note_took(run: Run, notebook: str) -> None:
 
 
 def read_took(folder: Path) -> dict[str, Took]:
-    """By notebook, what `note_took` wrote into a run's folder.
+    """The records of `note_took` in a run's folder, by notebook.
 
     Raises:
-        ValueError: a file is not as `Took` says; names it, and says what to do.
+        ValueError: a file does not fit `Took`; the message names it, and says what to do.
     """
     read = {}
     for file in sorted((folder / FOLDER).glob("*.json")):
