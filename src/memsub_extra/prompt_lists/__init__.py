@@ -1,1 +1,1 @@
-"""What published lists say besides captions: types, other wordings, and folders of training images."""
+"""Published prompt lists beyond captions: types, other wordings, and folders of training images."""

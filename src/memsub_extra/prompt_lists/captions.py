@@ -1,4 +1,4 @@
-"""What is wrong with captions as a list: some nearly repeat another, and some are longer than the tokenizer takes.
+"""Checks of captions: near-duplicates, and captions that are too long for the tokenizer.
 
 near_duplicates(["a red heart", "a blue fish", "a red heart."])     # [None, None, 0]
 without_near_duplicates(prompts)
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def near_duplicates(captions: Sequence[str], threshold: float = 0.8) -> list[int | None]:
-    """The earlier caption that each nearly repeats, or None.
+    """For each caption, the index of an earlier near-duplicate, or None.
 
-    Captions nearly repeat each other if the cosine of their TF-IDF of character 3- to 5-grams is above `threshold`.
+    Two captions are near-duplicates if the cosine of their TF-IDF of character 3- to 5-grams is above `threshold`.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer  # takes a second to import
 
@@ -34,13 +34,13 @@ def near_duplicates(captions: Sequence[str], threshold: float = 0.8) -> list[int
 
 
 def too_long(captions: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> dict[int, int]:
-    """Captions that the tokenizer cuts: their index, and their length in tokens (the start and the end counted)."""
+    """Captions that the tokenizer truncates: index to length in tokens, including the start and end tokens."""
     lengths = map(len, tokenizer(list(captions)).input_ids)
     return {i: n for i, n in enumerate(lengths) if n > tokenizer.model_max_length}
 
 
 def without_near_duplicates(prompts: Prompts) -> Prompts:
-    """The same without memorized captions that nearly repeat an earlier one."""
+    """The prompts without memorized captions that are near-duplicates of an earlier one."""
     memorized = prompts.table[prompts.table["kind"].isin(prompts.memorized_kinds)]
     repeats = [i is not None for i in near_duplicates(memorized["prompt"].tolist())]
     return Prompts(prompts.table.drop(memorized.index[repeats]).reset_index(drop=True), prompts.memorized_kinds)

@@ -1,7 +1,7 @@
-"""Training images in folders as people unpack them, matched with the captions of a list.
+"""Matches training images in a folder with the captions of a list.
 
-    matched = match_images(rows, "gt_images")   # place of a caption to its files; nothing is decoded
-    read = read_matched(matched, side=512)     # ... to its images, uint8 (k, 512, 512, 3); placeholders are left out
+    matched = match_images(rows, "gt_images")   # place of a caption to its files, not decoded
+    read = read_matched(matched, side=512)     # to its images, uint8 (k, 512, 512, 3), without placeholders
     for sentence in read.notes: print(sentence)
 
 Layouts, which may be mixed:
@@ -12,9 +12,9 @@ Layouts, which may be mixed:
     list.jsonl, gt_images/3/0.png               a pack with its own list (Wen et al.), whose indices may be of another
     prompt_to_ref.csv, 00003.jpg                prompt_idx, the row of the list from 0, and ref_file
 
-A caption decides, where the folder says captions. What a table of the folder gives to another caption is not used.
-Two answers that do not look alike, images that are none, files that a table names and that are not there, and images
-that belong to no caption are noted. A list without indices is numbered from 1: a folder 0 beside it is refused.
+If the folder has captions, they decide; files that a table assigns to another caption are not used. Notes list captions
+with two images that do not look alike, invalid images, missing files of a table, and images without a caption. A list
+without indices is numbered from 1; then a folder 0 is an error.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from .packs import PACK, Pack, numbered
 from .tally import Tally, shortened
 
 MIN_SIDE = 8
-"""Pixels: what is smaller is no image of anything."""
+"""Smallest side in pixels of a training image."""
 PLAIN = 2.0
-"""Standard deviation of the values of every channel, below which an image is of one colour."""
+"""An image is plain if the standard deviation of every channel is below this value."""
 NEARLY_PLAIN = 0.97
-"""Share of the pixels that have one colour, from which on an image is noted: it may say "image unavailable"."""
+"""An image with at least this share of one colour is noted: it may say "image unavailable"."""
 SAME = 3
-"""So many captions of different images do not have one file: it is what a host shows instead of an image."""
+"""A file of this many captions is a placeholder that a host shows instead of images."""
 
 
 @dataclass
 class Matched:
-    """Files of captions.
+    """The files of captions.
 
     Attributes:
-        folder: where they lie.
-        files: place of a caption in the list to its files, of those alone that have some.
-        notes: sentences on what does not fit together.
-        tally: what the folder holds and its tables name, and what of it belongs to a caption.
+        folder: folder of the files.
+        files: place of a caption in the list to its files; only captions with files.
+        notes: sentences on contradictions.
+        tally: counts of the folder's files, of files named in tables, and of files that belong to a caption.
     """
 
     folder: Path
@@ -64,8 +64,8 @@ class Matched:
 
 @dataclass
 class TrainingImages:
-    """Images of captions: place of a caption in the list to uint8 (k, side, side, 3); and sentences on what was left
-    out or looks strange. `broken` has the files that cannot be read, each with a sentence."""
+    """Images of captions: place of a caption in the list to uint8 (k, side, side, 3); and sentences on images that were
+    omitted or look unusual. `broken`: unreadable files, each with a sentence."""
 
     images: dict[int, np.ndarray]
     notes: list[str]
@@ -76,14 +76,14 @@ def match_images(rows: pd.DataFrame, folder: str | Path, *, one_image_each: bool
     """The image files of each caption.
 
     Args:
-        rows: the whole list in its order; columns prompt, and index and url where it has them. (`row` instead of the
-            order, where some rows were left out.)
-        one_image_each: an index that two captions have needs an address that they share. Else that is noted.
+        rows: the whole list in order; columns prompt, and index and url if it has them. (If rows were omitted, column
+            `row` has the places.)
+        one_image_each: captions with the same index must share an address; otherwise this is only noted.
 
     Raises:
         ValueError: an index is no plain name, or two captions share one; a table of the folder cannot be read, names a
-            file outside of it, or numbers more prompts than the list has; or the list has no indices, and the folder
-            begins with 0.
+            file outside of the folder, or numbers more prompts than the list has; or the list has no indices, and the
+            folder begins with 0.
     """
     folder = Path(folder)
     names, shared = _names(rows, one_image_each)
@@ -99,7 +99,7 @@ def match_images(rows: pd.DataFrame, folder: str | Path, *, one_image_each: bool
     if not has_indices(rows) and (by_number or pack.indexed("0")):
         if not by_caption and not by_number:
             raise _from_zero(rows, pack)
-        names = {}  # the folder numbers its images from 0, and its tables say whose they are
+        names = {}  # the folder numbers from 0, and its tables assign the images
     matched.notes += pack.notes + _joined(matched, rows["prompt"].tolist(), names, by_caption, by_number, pack)
     matched.tally.matched = len(matched.files)
     matched.tally.tables, matched.tally.named = pack.tables, pack.named
@@ -117,7 +117,7 @@ def _joined(
     by_number: dict[int, list[Path]],
     pack: Pack,
 ) -> list[str]:
-    """Puts the files of each caption into `matched`: by caption, else by index, else by number; returns notes."""
+    """Adds the files of each caption to `matched`: by caption, else by index, else by number; returns notes."""
     strange, differ, folder = list[str](), list[str](), matched.folder
     for place, caption in enumerate(captions):
         files = by_caption.get(place, [])
@@ -148,7 +148,7 @@ def _joined(
 
 
 def _from_zero(rows: pd.DataFrame, pack: Pack) -> ValueError:
-    """A folder begins with 0, and the captions are numbered from 1."""
+    """The error for a folder that begins with 0, while captions are numbered from 1."""
     return ValueError(
         f"{pack.folder} holds {pack.indexed('0')[0].relative_to(pack.folder).as_posix()!r}, and the list has no "
         f"indices: its captions are numbered from 1 ({spaced(rows['prompt'].iloc[0])[:60]!r} is 1), and each would get "
@@ -157,10 +157,10 @@ def _from_zero(rows: pd.DataFrame, pack: Pack) -> ValueError:
 
 
 def read_matched(matched: Matched, side: int) -> TrainingImages:
-    """Reads the files of captions, resized to `side`, without placeholders; files that cannot be read are passed over.
+    """Reads the files of captions, resized to `side`. Placeholders and unreadable files are omitted.
 
-    Left out, and noted: images smaller than `MIN_SIDE`, of one colour, or the same file under `SAME` captions or more.
-    Told: the same file under two captions, and images almost all of whose pixels have one colour.
+    Omitted, with a note: images smaller than `MIN_SIDE`, of one colour, or the same file for at least `SAME` captions.
+    Kept, with a note: the same file for two captions, and images that are almost entirely of one colour.
     """
     every = dict.fromkeys(file for files in matched.files.values() for file in files)
     out, notes = _placeholders(matched)
@@ -194,15 +194,15 @@ def read_matched(matched: Matched, side: int) -> TrainingImages:
 
 
 def has_indices(rows: pd.DataFrame) -> bool:
-    """Whether a list says indices; else its captions are numbered."""
+    """Whether a list has indices; otherwise its captions are numbered."""
     return "index" in rows and not rows["index"].isna().all()
 
 
 def _names(rows: pd.DataFrame, one_image_each: bool) -> tuple[dict[int, str], list[str]]:
-    """Place of a caption to the name of its index, or to its number from 1 if the list has no indices; and which
-    captions have the index of another without an address in common."""
+    """Place of a caption to its index, or to its number from 1 if the list has no indices; and the captions that have
+    the index of another caption without a common address."""
     if not has_indices(rows):
-        # A caption keeps its number where earlier ones were left out of the list.
+        # A caption keeps its number if earlier rows were omitted.
         order = rows["row"] if "row" in rows else range(len(rows))
         return {place: str(int(number) + 1) for place, number in enumerate(order)}, []
     names: dict[int, str] = {}
@@ -217,7 +217,7 @@ def _names(rows: pd.DataFrame, one_image_each: bool) -> tuple[dict[int, str], li
         except ValueError as error:
             raise ValueError(f"memorized caption {place + 1} has the {error}") from None
         earlier = first.setdefault(names[place], place)
-        # One address: two captions of one image. Else nobody can tell whose image is whose in the folder.
+        # A common address: two captions of one image. Otherwise the images cannot be assigned.
         shared = not pd.isna(urls[place]) and str(urls[earlier]) == str(urls[place])
         if earlier == place or shared:
             continue
@@ -235,7 +235,7 @@ def _names(rows: pd.DataFrame, one_image_each: bool) -> tuple[dict[int, str], li
 
 
 def _placeholders(matched: Matched) -> tuple[dict[Path, str], list[str]]:
-    """Files that are no training images, each with why, by their sizes and bytes; and sentences on repeated ones."""
+    """Files that are no training images, by size and content, each with the reason; and notes on repeated files."""
     out: dict[Path, str] = {}
     captions: dict[str, set[int]] = {}
     copies: dict[str, list[Path]] = {}
@@ -259,29 +259,29 @@ def _placeholders(matched: Matched) -> tuple[dict[Path, str], list[str]]:
 
 
 def _sharing(matched: Matched) -> Callable[[int], int]:
-    """Place of a caption to the first that has the same files: captions of one image count as one."""
+    """Place of a caption to the first caption with the same files: captions of one image count once."""
     first: dict[tuple[Path, ...], int] = {}
     return lambda place: first.setdefault(tuple(matched.files[place]), place)
 
 
 def _size(file: Path) -> Sequence[int] | None:
-    """Width and height by the file's header; None if it cannot be read, which is noted when it is decoded."""
+    """Width and height from the file's header; None if it cannot be read (noted on decoding)."""
     try:
         with Image.open(file, formats=FORMATS) as image:
             return image.size
-    except Exception:  # what Pillow raises for broken files is no closed list
+    except Exception:  # for broken files Pillow raises errors of many classes
         return None
 
 
 def _share_of_one_colour(image: np.ndarray) -> float:
-    """Share of the pixels that have the most frequent colour, of 512 colours."""
+    """Share of pixels with the most frequent of 512 colours."""
     levels = (image >> 5).astype(np.int64)
     _, counts = np.unique(levels @ np.array([64, 8, 1]), return_counts=True)
     return float(counts.max() / counts.sum())
 
 
 def _alike(one: Path, other: Path) -> bool:
-    """Whether two files look the same: 8 x 8 gray values that differ by 8 of 255 on average at most."""
+    """Whether two files look the same: 8 x 8 gray values that differ by at most 8 of 255 on average."""
     try:
         gray = [rgb(file).convert("L").resize((8, 8), Image.Resampling.BOX) for file in (one, other)]
     except ValueError:

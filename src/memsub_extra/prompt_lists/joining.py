@@ -1,10 +1,10 @@
-"""Captions of two lists that are the same, also where one of them was written in lower case.
+"""Finds equal captions in two lists, also if one list is in lower case.
 
     places = ByCaption(["A Red Heart", "A blue fish"])     # caption to its places in a list
     places.find("a red heart ")                            # [0]
 
-A caption is compared as it stands, blanks counting as one; where no caption stands there so, without its case and in
-one form of Unicode, if that leads to one caption alone.
+Captions are compared with repeated blanks merged. If no caption is equal, they are compared without case and in a
+normal form of Unicode; the result must be a single caption.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Iterable
 
 
 def spaced(caption: object) -> str:
-    """A caption with single blanks, as lists write it in several ways."""
+    """A caption with repeated blanks merged."""
     return " ".join(str(caption).split())
 
 
 def folded(caption: object) -> str:
-    """A caption without its case, and in one form of Unicode: an accent may be a character of its own."""
+    """A caption without case, in a normal form of Unicode: accents may be separate characters."""
     return spaced(unicodedata.normalize("NFKC", str(caption)).casefold())
 
 
@@ -34,10 +34,10 @@ class ByCaption:
             self._named.setdefault(folded(caption), set()).add(spaced(caption))
 
     def find(self, caption: object, others: ByCaption | None = None) -> list[int]:
-        """The places of a caption; none if it is not there, or if its case alone tells it from another.
+        """The places of a caption; none if it is missing, or differs from another caption only by case.
 
         Args:
-            others: the list that the caption is of: two of its captions that differ by case are not taken for one.
+            others: the list of the caption; its captions that differ only by case stay distinct.
         """
         if spaced(caption) in self.places:
             return self.places[spaced(caption)]

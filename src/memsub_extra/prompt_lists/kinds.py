@@ -1,12 +1,12 @@
-"""Kinds of memorized captions: joined from the published types, with what a table by kind has to say about them.
+"""Kinds of memorized captions, joined from published types; and notes on tables by kind.
 
     table = with_types(load_prompts("sd14").table, read_prompts("memorized_laion_prompts.csv"))
     table[["prompt", "kind", "max_sscd"]]       # as many rows as before, in their order
     for note in notes(table, "replication"): print(note)
 
-A list of captions and a table of types join by index and caption, then by caption alone, whatever its case. No row is
-lost or doubled. Where the two disagree, nothing is guessed: a warning names the caption, and its kind stays
-"memorized"; if less than half of the captions join, the table is refused.
+A list of captions and a table of types are joined by index and caption, then by caption alone, ignoring case. No row is
+lost or repeated. If the two disagree, a warning names the caption, and its kind stays "memorized". If fewer than half
+of the captions can be joined, this is an error.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from .tally import shortened
 TYPES = {"sd14": NEMO + "prompts/memorized_laion_prompts.csv"}
 """Published types and statistics of the memorized prompts: model, address."""
 ALL = "all"
-"""The row of a table by kind that has every caption."""
+"""The row for all captions in a table by kind."""
 STATISTICS = ("mean_sscd", "max_sscd")
 
 
 def published_types(name: str) -> Path | None:
-    """The file of the published types of a list's captions, fetched on first use; None: there are none.
+    """The file of published types of a list, fetched on first use; None if there is none.
 
     Raises:
         ConnectionError, ValueError: as `memsub.io.downloads.fetch_url`.
@@ -45,10 +45,10 @@ def published_types(name: str) -> Path | None:
 
 
 def read_types(path: str | Path) -> pd.DataFrame:
-    """A table of types: columns prompt, kind, and index, mean_sscd and max_sscd where it has them.
+    """Reads a table of types: columns prompt, kind, and index, mean_sscd and max_sscd if it has them.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_prompts`; or the table says no type, or a statistic is no number.
+        FileNotFoundError, ValueError: as `read_prompts`; or the table has no types, or a statistic is no number.
     """
     table = read_prompts(path)
     if set(table["kind"]) <= {"memorized"}:
@@ -65,19 +65,19 @@ def read_types(path: str | Path) -> pd.DataFrame:
 
 
 def with_types(table: pd.DataFrame, types: pd.DataFrame, source: str = "the table of types") -> pd.DataFrame:
-    """The prompts with the kinds and statistics of a table of types; only rows of memorized kinds are touched.
+    """Adds the kinds and statistics of a table of types to prompts; only rows of memorized kinds change.
 
     Args:
-        table: as `Prompts.table`.
-        types: as `read_types`.
-        source: what messages call the types.
+        table: as in `Prompts.table`.
+        types: as from `read_types`.
+        source: name of the types in messages.
 
     Returns:
-        The same rows in the same order; columns mean_sscd and max_sscd more (NaN where nothing is known).
+        The same rows in the same order, with columns mean_sscd and max_sscd added (NaN if unknown).
 
     Raises:
-        ValueError: a caption has two types, in the table of types or there and in the list; or less than half of the
-            captions are in it.
+        ValueError: a caption has two types, in the table of types, or in the table and the list; or fewer than half of
+            the captions are in the table.
     """
     by_both, by_caption, by_index = _lookups(types, source)
     there, here, captions = ByCaption(types["prompt"]), ByCaption(table["prompt"]), types["prompt"].tolist()
@@ -117,14 +117,14 @@ def with_types(table: pd.DataFrame, types: pd.DataFrame, source: str = "the tabl
 
 
 def _name(table: pd.DataFrame, place: Any) -> str | None:
-    """The index of a row, whatever type it has; None: it has none."""
+    """The index of a row as text; None if it has none."""
     if "index" not in table or pd.isna(table.at[place, "index"]):
         return None
     return plain_name(table.at[place, "index"])
 
 
 def _lookups(types: pd.DataFrame, source: str) -> tuple[dict, dict, dict[str, str]]:
-    """Rows of the types by (index, caption) and by a caption that has one type; captions by index."""
+    """Rows of types by (index, caption), and by caption if it has a single type; captions by index."""
     by_both: dict[tuple[str | None, str], dict[str, Any]] = {}
     of_caption: dict[str, list[dict[str, Any]]] = {}
     by_index: dict[str, str] = {}
@@ -154,7 +154,7 @@ def _check_kinds(table: pd.DataFrame, joined: dict[int, dict[str, Any]], source:
 
 
 def kinds_in(kinds: Iterable[str]) -> list[str]:
-    """The kinds of captions in the order of tables, then "all"; none where there is one kind alone."""
+    """The kinds of captions in the order of tables, then "all"; empty for a single kind."""
     present = [kind for kind in KINDS if kind in set(kinds)]
     return [*present, ALL] if len(present) > 1 else []
 
@@ -166,11 +166,11 @@ def counted(rows: pd.DataFrame) -> str:
 
 
 def notes(rows: pd.DataFrame, judge: str) -> list[str]:
-    """What a table of replication by kind has to say of itself.
+    """Notes on a table of replication by kind.
 
     Args:
-        rows: the memorized captions; columns kind, and max_sscd where it is known.
-        judge: `Judge.column` of the verdict: "replication" is by whole-image copy similarity.
+        rows: the memorized captions; columns kind, and max_sscd if known.
+        judge: `Judge.column` of the verdict; "replication" means copy similarity of whole images.
     """
     said = []
     by_kind = rows["max_sscd"].groupby(rows["kind"]) if "max_sscd" in rows else {}

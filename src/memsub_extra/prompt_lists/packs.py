@@ -1,10 +1,10 @@
-"""What the tables of a folder of training images say: which file or index a caption has, and whose an image is.
+"""Reads the tables in a folder of training images: which file or index belongs to which caption.
 
     pack = Pack(folder, folder, ByCaption(rows["prompt"]))
     pack.files("a red heart")           # by metadata.csv or list.jsonl: columns caption, and file or index
     numbered(rows, pack, here)          # by prompt_to_ref.csv: columns prompt_idx and ref_file, perhaps the caption
 
-What cannot be used of a table is noted. Tables are of strangers: a file outside of the folder is refused.
+Unusable entries of a table are noted. Tables may come from strangers: a file outside of the folder is an error.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from .tally import Table, is_hidden, shortened
 
 NUMBERED = "prompt_to_ref.csv"
 PACK = "gt_images"
-"""The folder of images in a pack that has its own list beside it."""
+"""The folder of images in a pack with its own list."""
 LISTS = (".jsonl", ".csv", ".tsv", ".parquet")
 CAPTIONS = ("caption", "prompt", "text", "raw_prompt")
-"""Names of the column of captions in `NUMBERED`."""
+"""Possible names of the column of captions in `NUMBERED`."""
 
 
 class Pack:
-    """The tables of a folder, and the images right in it.
+    """The tables of a folder, and the images directly in it.
 
     Attributes:
-        tables: what was read.
-        notes: sentences on what cannot be used.
-        named: files that the tables name, by the name that stands there, each with what is found under it.
-        lists: captions of each table that names no files: what `NUMBERED` may number.
+        tables: names of the tables that were read.
+        notes: sentences on unusable entries.
+        named: names of files in the tables, each with the files found for it.
+        lists: captions of each table without file names; `NUMBERED` may refer to them by number.
 
     Raises:
         ValueError: a table names a file outside of the folder.
@@ -76,7 +76,7 @@ class Pack:
         if not any(row.get("file") or row.get("index") is not None for row in rows):
             table.problem = "it has no column of files (file, file_name, filename, ref_file, image) and no index"
         self.tables.append(table)
-        if not any(row.get("file") for row in rows):  # a table of files is not what another table numbers
+        if not any(row.get("file") for row in rows):  # other tables do not number a table of files
             self.lists.append([row["prompt"] for row in rows])
         self._rows += rows
         several: dict[str, set[str]] = {}
@@ -99,7 +99,7 @@ class Pack:
         return self.named[name]
 
     def files(self, caption: str) -> list[Path]:
-        """The files that the tables give a caption."""
+        """The files that the tables assign to a caption."""
         files: list[Path] = []
         for place in self._places.find(caption, self.here):
             row = self._rows[place]
@@ -110,20 +110,20 @@ class Pack:
         return files
 
     def indexed(self, name: str) -> list[Path]:
-        """The images of an index: those in its folder, or the file of that name."""
+        """The images of an index: those in its folder, or the file with its name."""
         inside = image_files(self.root / name)
         return [file for file in inside if not is_hidden(file.relative_to(self.root))] or self.flat.get(name, [])
 
     def owner(self, name: str, files: list[Path]) -> str | None:
-        """The caption that the tables give an index or its files to: one of the list's, if there is one."""
+        """The caption to which the tables assign an index or its files, preferably a caption of the list."""
         captions = self._by_index.get(name) or [c for file in files for c in self._by_file.get(file, [])]
         return next((caption for caption in captions if self.here.find(caption)), next(iter(captions), None))
 
     def existing(self, name: str) -> list[Path]:
-        """The file that a table of a stranger names, if it is there.
+        """The file that a table names, if it exists.
 
         Raises:
-            ValueError: it would lie outside of the folder.
+            ValueError: the path leads out of the folder.
         """
         if "\0" in name or len(name.encode("utf-8", "replace")) > 10 * LONGEST_NAME:
             raise ValueError(f"a table in {self.folder} names a file {name[:60]!r}, which is no name of a file.")
@@ -137,7 +137,7 @@ class Pack:
 
 
 def _flat(root: Path) -> dict[str, list[Path]]:
-    """Image files right in a folder, by their names without the suffix."""
+    """Image files directly in a folder, by name without suffix."""
     files: dict[str, list[Path]] = {}
     for path in sorted(root.iterdir()):
         if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
@@ -149,13 +149,13 @@ def _flat(root: Path) -> dict[str, list[Path]]:
 
 
 def numbered(rows: pd.DataFrame, pack: Pack, here: ByCaption) -> dict[int, list[Path]]:
-    """What `prompt_to_ref.csv` says: place of a caption to its files; what cannot be used is noted.
+    """Reads `prompt_to_ref.csv`: place of a caption to its files. Unusable rows are noted.
 
-    Where it has a column of captions, they decide. Else its numbers are rows of the list that lies beside it, if one
-    there has captions of the prompt list, else of the prompt list; from 0.
+    If it has a column of captions, they decide. Otherwise its numbers, from 0, are rows of a list beside it that has
+    captions of the prompt list, or, without such a list, rows of the prompt list.
 
     Raises:
-        ValueError: it lacks a column, or a number is no row of the list.
+        ValueError: a column is missing, or a number is no row of the list.
     """
     path = pack.folder / NUMBERED
     if not path.is_file():
@@ -201,10 +201,10 @@ def numbered(rows: pd.DataFrame, pack: Pack, here: ByCaption) -> dict[int, list[
 
 
 def _table(path: Path) -> tuple[list[tuple[int, dict[str, str | None]]], str]:
-    """The rows of the table with their lines, and the name of its column of captions, or "".
+    """The rows of the table with their line numbers, and the name of its column of captions, or "".
 
     Raises:
-        ValueError: it has no columns prompt_idx and ref_file.
+        ValueError: a column prompt_idx or ref_file is missing.
     """
     text = text_of(path)
     first = next((line for line in lines_of(text) if line.strip()), "")
@@ -233,10 +233,10 @@ def _beside(pack: Pack, here: ByCaption) -> list[str] | None:
 
 
 def _number(text: str | None, most: int | None, where: str) -> int:
-    """A row of a list of `most` (None: any row).
+    """Parses the number of a row in a list of `most` rows (None: any number).
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no such number.
     """
     number = re.fullmatch(r"0*(\d{1,9})(\.0)?", (text or "").strip())
     if not number or (most is not None and int(number[1]) >= most):

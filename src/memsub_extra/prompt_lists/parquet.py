@@ -1,4 +1,4 @@
-"""Prompt lists in parquet files; `memsub.io.lists` asks for it by the suffix."""
+"""Reads prompt lists in parquet files; `memsub.io.lists` finds it by the suffix."""
 
 from __future__ import annotations
 

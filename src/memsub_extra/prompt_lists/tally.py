@@ -1,8 +1,8 @@
-"""What a folder of training images holds, what its tables name, and what of both belongs to the captions of a list.
+"""Counts the files of a folder of training images: named in tables, existing, and belonging to captions.
 
-tally.named, tally.existing         # files that tables of the folder name, and those of them that are there
-tally.used, tally.unused            # image files of the folder that belong to a caption, and those that do not
-print(tally.summary())              # all of it, with the first names of what is missing and of what is unused
+tally.named, tally.existing         # files that tables name, and those of them that exist
+tally.used, tally.unused            # image files with and without a caption
+print(tally.summary())              # all counts, with the first missing and unused names
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class Table:
 
 @dataclass
 class Tally:
-    """Files of a folder of training images.
+    """Counts of the files of a folder of training images.
 
     Attributes:
-        folder: where they lie.
-        captions: how many captions the list has; `matched` of them have a file.
-        names: of the list's indices, or numbers.
-        tables: of the folder, as far as they were read.
-        named: files that the tables name, by the name that stands there, each with what is found under it.
-        used: image files that belong to a caption; `unused` ones belong to none. Paths from the folder.
+        folder: folder of the files.
+        captions: number of captions of the list; `matched` of them have a file.
+        names: indices of the list, or numbers.
+        tables: tables of the folder that were read.
+        named: names of files in the tables, each with the files found for it.
+        used: image files with a caption; `unused`: those without. Paths are relative to the folder.
     """
 
     folder: Path = Path()

@@ -1,4 +1,4 @@
-"""Packs of training images that are tables: parquet files with an image in each row, as data sets on the hub are.
+"""Unpacks training images from parquet files with an image in each row, as in data sets on the hub.
 
 unpack_parquet(["data/train-0.parquet", ...], "gt_images")      # <index>/0.png, and list.jsonl with the captions
 """
@@ -30,12 +30,12 @@ BATCH = 16
 
 @dataclass
 class _Plan:
-    """Where the image of each row goes, before any is written.
+    """The destination of each row's image, planned before any is written.
 
     Attributes:
-        rows: of the tables in order: file, number of the row, caption, and name of the folder or None.
-        moved: names of folders of captions whose index an earlier caption has.
-        without: rows that have no index.
+        rows: rows of the tables in order: file, number of the row, caption, and name of the folder or None.
+        moved: folder names of captions whose index belongs to an earlier caption.
+        without: rows without an index.
     """
 
     rows: list[tuple[Path, int, str, str | None]] = field(default_factory=list)
@@ -44,18 +44,18 @@ class _Plan:
 
 
 def unpack_parquet(files: Sequence[str | Path] | str | Path, folder: str | Path, image: str = "ground_truth") -> str:
-    """Writes the images of a pack into the layout that `images.match_images` reads; returns how many, as a sentence.
+    """Writes the images of a pack in the layout that `images.match_images` reads; returns a sentence with their number.
 
-    What is in the folder already is kept. Of the tables only the captions, indices and this one image column are read.
-    All images of an index are written: 0.png, 1.png, ... An index that another caption has, too (tables that begin to
-    count anew), goes to a folder <index>-2, which list.jsonl names. A warning says which rows have no image.
+    Existing files of the folder are kept. Only captions, indices and one image column are read. All images of an index
+    are written: 0.png, 1.png, ... If an index belongs to another caption as well (because tables restart counting), its
+    folder is <index>-2, which list.jsonl names. A warning lists rows without an image.
 
     Args:
-        image: the column of training images. (Others of a pack may hold generated ones.)
+        image: the column of training images. (Other columns may contain generated images.)
 
     Raises:
-        ValueError: there are no files or no rows; a file is no parquet file, or lacks the column of images, indices or
-            captions; or an index is no plain name. Nothing was written.
+        ValueError: no files or no rows; a file is not parquet, or lacks the column of images, indices or captions; or
+            an index is no plain name. Nothing was written.
     """
     paths = [Path(file) for file in ([files] if isinstance(files, str | Path) else files)]
     if not paths:

@@ -1,14 +1,14 @@
-"""Other wordings of captions, and whether an edit holds under them.
+"""Other wordings of captions, and whether an edit also works for them.
 
-    wordings_of(rows)                           # of each row: the column `rephrased` of a list, `content` of a world
-    required(captions, wordings, "SISS")        # one each, or an error that says what column to add
+    wordings_of(rows)                           # for each row: `rephrased` of a list, `content` of a world
+    required(captions, wordings, "SISS")        # one each, else an error that names the column to add
 
     listed = wordings_in(rows)                  # a row a prompt: prompt, image, is_caption
     by_wording(scored, listed)                  # scored: model to a row an image; replication by wording
 
-A list has other wordings in a column `rephrased` (several: one a line, a list in JSON, or columns caption1, ...),
-or is one of wordings itself: MemBench's, each prompt with the addresses of the images that it brings back. There an
-image's unit is all prompts that share an address, directly or by way of others.
+A list has other wordings in a column `rephrased` (several: one a line, a JSON list, or columns caption1, ...). Or, as
+in MemBench, it is a list of wordings with the addresses of the images that they replicate. There, a unit consists of
+all prompts that are connected by common addresses.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ CAPTION, OTHER, ANY = "the caption", "other wordings", "any wording of the image
 
 
 def wordings_of(rows: pd.DataFrame, path: str | Path | None = None) -> list[list[str]]:
-    """Other wordings of each row's caption; empty where there is none.
+    """Other wordings of each row's caption; may be empty.
 
     Args:
-        path: the list's file, for messages.
+        path: file of the list, for messages.
 
     Raises:
-        ValueError: a cell begins as a list of texts does, and is none; names the caption, and its line in the file.
+        ValueError: a cell begins like a list of texts but is none; the message names the caption and its line.
     """
     column = next((name for name in ("rephrased", "content") if name in rows), None)
     if column is None:
@@ -69,10 +69,10 @@ def _texts(cell: str) -> list[str]:
 
 
 def _listed(text: str) -> list[str] | None:
-    """The texts of a list in JSON, or as Python writes it ("['a', 'b']"); None: it is no list, but a text.
+    """The texts of a list in JSON or Python notation ("['a', 'b']"); None if the cell is a plain text.
 
     Raises:
-        ValueError: it begins with a bracket and a quote, and is no list of texts.
+        ValueError: it begins with a bracket and a quote, but is no list of texts.
     """
     text = text.strip()
     if not text.startswith("["):
@@ -98,10 +98,10 @@ def required(captions: Sequence[str], wordings: Sequence[Sequence[str]], what: s
     """The first other wording of each caption.
 
     Args:
-        what: needs it, for the message.
+        what: what requires it, for the message.
 
     Raises:
-        ValueError: a caption has none; says how many, and what column to add.
+        ValueError: a caption has none; the message says how many, and which column to add.
     """
     of_each = list(wordings) or [[] for _ in captions]
     if without := [caption for caption, others in zip(captions, of_each, strict=True) if not others]:
@@ -114,19 +114,19 @@ def required(captions: Sequence[str], wordings: Sequence[Sequence[str]], what: s
 
 
 def wordings_in(rows: pd.DataFrame, path: Path | None = None) -> pd.DataFrame:
-    """The prompts of a list by the image that they are of.
+    """The prompts of a list, grouped by image.
 
     Args:
         path: the list's file, for messages.
 
     Returns:
-        Columns prompt, image (number of the unit), row (place in the list, whose training images the prompt has) and
-        is_caption. A caption with other wordings is a unit. Where the list says addresses (`urls`, as MemBench), all
-        its prompts are other wordings, and a unit is what shares an address. A prompt that stands there twice counts
-        for the first of its images.
+        Columns prompt, image (number of the unit), row (place in the list, whose training images apply) and is_caption.
+        A caption and its other wordings are a unit. If the list has addresses (`urls`, as in MemBench), all its prompts
+        are other wordings, and prompts with a common address are a unit. A repeated prompt counts for its first image.
 
     Raises:
-        ValueError: the list has neither other wordings nor addresses, or some that cannot be read; names its line.
+        ValueError: the list has neither other wordings nor addresses, or they cannot be read; the message names the
+            line.
     """
     if "urls" in rows and rows["urls"].notna().any():
         prompts = rows["prompt"].tolist()
@@ -190,15 +190,15 @@ def _units(addresses: Sequence[Sequence[str]]) -> list[int]:
 
 
 def by_wording(scored: Mapping[str, pd.DataFrame], listed: pd.DataFrame) -> pd.DataFrame:
-    """How much is replicated under the caption, under other wordings, and under any wording of an image.
+    """Replication with the caption, with other wordings, and with any wording of an image.
 
     Args:
-        scored: model to a row an image: columns prompt and replicated (NaN: the prompt has no training image).
-        listed: as `wordings_in`.
+        scored: model to a table with a row an image: prompt and replicated (NaN: no training image).
+        listed: as from `wordings_in`.
 
     Returns:
-        A row a model and wording: the share of replicated images, or for "any wording" of units with a replicated
-        image; low and high (95 %, units being what is independent), images (units with a training image), wordings.
+        A row for each model and wording: the share of replicated images (for "any wording": of units with a replicated
+        image); low and high (95 %, over units); images (units with a training image); wordings.
     """
     from memsub.measure.intervals import interval
     from memsub_extra.notebooks.intervals import mean_interval
