@@ -1,4 +1,4 @@
-"""What the notebooks run: parameters, data, models, and everything that is computed of them."""
+"""A run: parameters, data, models, and all computations of the notebooks."""
 
 from .parameters import Parameters
 from .run import Run

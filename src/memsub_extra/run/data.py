@@ -1,17 +1,17 @@
-"""The data of a run: prompts, training images, and which prompts locate, choose and report.
+"""The data of a run: prompts, training images, and the split of prompts into locate, choose and report.
 
     data = Data(parameters, image_side=lambda: 32)
-    data.captions("memorized")                  # as many of each kind; ordinary ones match memorized ones
+    data.captions("memorized")                  # equally many of each kind; ordinary ones match memorized ones
     data.matched("heldout")                     # unseen captions that match them
     data.references[3]                          # the training image of memorized prompt 3, or the first of several
-    data.references_of([3, 4])                  # all, for whatever compares images with them: the best counts
-    data.memorized.kinds[3]                     # "verbatim", "template", or "memorized" where the list does not say
+    data.references_of([3, 4])                  # all training images; the most similar one counts
+    data.memorized.kinds[3]                     # "verbatim", "template", or "memorized" if unknown
     data.split                                  # {"locate": [...], "choose": [...], "report": [...]}: thirds
     data.located_on(Group.subset("memorized", 10, 0))
 
-The memorized prompts are split in three: an edit that the notebooks report is *located* on the first third, its setting
-was *chosen* on the second, and it is *reported* on the third. Where a list knows kinds, a run takes each in proportion,
-in all thirds (`memsub_extra.run.sample`).
+The memorized prompts are split in three: the edit that the notebooks report is *located* on the first third, its
+setting was *chosen* on the second, and it is *reported* on the third. For lists with kinds, every third has each kind
+in proportion (`memsub_extra.run.sample`).
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ if TYPE_CHECKING:
 
 
 class Memorized:
-    """What a list says of memorized prompts besides their captions, by their places in it.
+    """The columns of a list for memorized prompts, by place in the list.
 
     Attributes:
-        rows: of the list; columns prompt, kind, and those of `memsub.io.lists.KEPT` that it has.
-        file: the list's, for messages.
+        rows: rows of the list; columns prompt, kind, and those of `memsub.io.lists.KEPT` that it has.
+        file: file of the list, for messages.
     """
 
     def __init__(self, rows: pd.DataFrame, file: str | None = None):
@@ -75,9 +75,9 @@ class Memorized:
         return mixed(places, dict(enumerate(self.kinds))) if strata(self.rows) else list(places)
 
     def sets(self, size: int, most: int, seed: int) -> dict[MemorizedKind, list[list[int]]]:
-        """Sets of places of one published kind, which share none: as many of each kind, `most` at most.
+        """Disjoint sets of places of one published kind: equally many for each kind, at most `most`.
 
-        They have `size` places, or fewer so that the rarer kind has two sets. None where the list does not know both
+        They have `size` places, or fewer, so that the rarer kind has two sets. Empty if the list lacks one of the
         kinds.
         """
         places = {kind: self.of_kind(range(len(self.kinds)), kind) for kind in get_args(MemorizedKind)}
@@ -93,7 +93,7 @@ class Data:
     """Prompts and images of one set of parameters, loaded on first use.
 
     Args:
-        image_side: gives the side of the model's images in pixels, to which images from files are resized.
+        image_side: returns the side of the model's images in pixels; images from files are resized to it.
     """
 
     def __init__(self, parameters: Parameters, image_side: Callable[[], int]):
@@ -134,10 +134,10 @@ class Data:
         return Memorized(self.prompts.memorized_rows[: self.parameters.grid.memorized], file)
 
     def captions(self, kind: Kind) -> list[str]:
-        """The memorized prompts of this run, or the ordinary ones: equally many.
+        """The memorized prompts of this run, or equally many ordinary prompts.
 
         Raises:
-            ValueError: the model's list holds fewer than the parameter `grid.memorized` asks for.
+            ValueError: the model's list has fewer than the parameter `grid.memorized`.
         """
         listed = self.prompts.memorized if kind == "memorized" else self.matched(kind)
         wanted = self.parameters.grid.memorized
@@ -171,7 +171,7 @@ class Data:
         return subsets(self.parameters.grid.memorized, size, self.parameters.grid.subsets, self.parameters.seed)
 
     def located_on(self, group: Group) -> list[int]:
-        """Places of the prompts of a group, in `captions` of their kind; of one published kind, of memorized ones.
+        """Places of the prompts of a group in `captions` of their kind; for a published kind, in the memorized ones.
 
         Raises:
             ValueError: there is no such subset of a published kind.
@@ -189,9 +189,9 @@ class Data:
         return list(range(self.parameters.grid.memorized))
 
     def held_out(self, located_on: Collection[int], part: str = "report") -> list[int]:
-        """Places of a part's memorized prompts that did not locate an edit and whose training image is known.
+        """Places of held-out memorized prompts of a part, with a known training image.
 
-        Whoever takes the first few has every kind that the list knows.
+        The first few places include every kind of the list.
 
         Raises:
             ValueError: fewer than two are left.
@@ -205,9 +205,9 @@ class Data:
         return self.memorized.mixed(places)
 
     def unseen(self, n: int, part: str = "report") -> tuple[int, list[str]]:
-        """Unseen captions and the place of the first: n from the beginning of the list, or n from its end for "choose".
+        """Unseen captions and the place of the first: n from the start of the list, or for "choose" n from its end.
 
-        What chooses a setting is thus measured on other captions than those on which the setting is reported.
+        So a setting is chosen and reported on different captions.
 
         Raises:
             ValueError: the list is too short for both.
@@ -237,15 +237,15 @@ class Data:
 
     @cached_property
     def training_images(self) -> dict[int, np.ndarray]:
-        """Training images of memorized prompts by the prompt's place in `captions`, as large as the model's images:
-        stacks (k, height, width, 3), as a prompt of a published list may have several.
+        """Training images of memorized prompts by place in `captions`, in the size of the model's images: stacks (k,
+        height, width, 3), because a prompt of a published list may have several.
 
-        Those of published lists are fetched into the folder `data.images`, unless it is there, in any layout that
-        `match_images` knows; most of their addresses are dead, so many are missing. Files that cannot be read and
-        placeholders are passed over with a warning.
+        For published lists, the folder `data.images` has any layout that `match_images` reads. If it does not exist,
+        the images are fetched into it; most addresses are dead, so many are missing. Unreadable files and placeholders
+        are skipped with a warning.
 
         Raises:
-            ValueError: there is none at all, an index is no plain name, or two captions share one; names the folder.
+            ValueError: there are no images, an index is no plain name, or two captions share one; names the folder.
         """
         rows, used = self.prompts.memorized_rows, self.parameters.grid.memorized
         if "image" in rows:
@@ -282,12 +282,12 @@ class Data:
         return image_files(Path(real)) if real else []
 
     def real_images(self, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Images the model was not trained on: held-out ones of a world, or those in the folder `data.real`, by name.
+        """Images that the model was not trained on: held-out images of a world, or `data.real`, sorted by name.
 
-        A file that cannot be read is passed over with a warning, and the next one takes its place.
+        Unreadable files are skipped with a warning; the next file takes their place.
 
         Raises:
-            ValueError: the parameter `data.real` names no folder of images, or none of them can be read.
+            ValueError: the parameter `data.real` names no folder of images, or no image can be read.
         """
         if "image" in self.prompts.table:
             return self.prompts.images("heldout", start, stop)

@@ -1,13 +1,13 @@
-"""The paper's grid: statistics of many sets of prompts from one pass, and the masks and edits that they locate.
+"""The paper's grid: statistics of many sets of prompts from one capture, and the masks and edits they locate.
 
 grid = run.grid
-grid.statistics                                 # of every subset of every size, captured once
-grid.masks(Group.subset("memorized", 10, 0))    # at the sparsity of masks that are shown, at every step
-grid.smallest()                                 # of every subset of the smallest size, by kind of prompts
-grid.located(spec)                              # at the first steps, by a spec
-grid.edit(spec)                                 # ... united: the edit
+grid.statistics                                 # for every subset of every size, captured once
+grid.masks(Group.subset("memorized", 10, 0))    # at the sparsity of shown masks, at every step
+grid.smallest()                                 # masks of every subset of the smallest size, by kind of prompts
+grid.located(spec)                              # masks at the first steps, by a spec
+grid.edit(spec)                                 # their union: the edit
 grid.in_model(run.twin)                         # the same prompts in another model
-grid.again(seed=1)                              # a few subsets, captured in another way
+grid.again(seed=1)                              # a few subsets, captured with other options
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ KINDS: tuple[PromptKind, PromptKind] = ("memorized", "ordinary")
 
 
 class Grid:
-    """What the prompts of a run locate in a model.
+    """Statistics, masks and edits of the prompts of a run in a model.
 
     Attributes:
-        sizes: of the subsets.
-        subsets: how many there are of each size.
+        sizes: sizes of the subsets.
+        subsets: number of subsets of each size.
 
     Args:
-        model: in which they locate it, unedited (default: the run's).
-        changed: options of `memsub.capture` other than the run's.
+        model: an unedited model (default: the run's).
+        changed: options of `memsub.capture` that differ from the run's.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Grid:
         """A few subsets of the smallest size (parameter `captured.subsets`), captured with other options.
 
         Args:
-            changed: of `memsub.capture`; `first`, by default the steps that edits unite.
+            changed: options of `memsub.capture`; `first` defaults to the number of steps that edits unite.
         """
         few = min(self.run.parameters.captured.subsets, self.subsets)
         return Grid(self.run, self.model, self.sizes[:1], few, **self.changed | {"first": self._united} | changed)
@@ -102,10 +102,10 @@ class Grid:
 
     @cached_property
     def statistics(self) -> ActivationStats:
-        """Of every subset of every size, memorized and ordinary, and of all prompts and the split, from one pass.
+        """Statistics of every subset of every size, memorized and ordinary, of all prompts and of the split.
 
-        A grid of fewer sizes or subsets than the parameters have holds these alone: other prompts are not captured.
-        Groups are labelled by `str(Group(...))`.
+        A grid with fewer sizes or subsets than the parameters captures only their prompts. Groups are labelled by
+        `str(Group(...))`.
         """
         data, grid = self.run.data, self.run.parameters.grid
         whole = (self.sizes, self.subsets) == (grid.sizes, grid.subsets)
@@ -133,8 +133,8 @@ class Grid:
         """Memorized weights of a group against the empty prompt, at every step.
 
         Args:
-            sparsity: default that of shown masks.
-            steps: the first so many (default: all that were captured).
+            sparsity: default: that of shown masks.
+            steps: number of first steps (default: all captured steps).
         """
         sparsity, ours = sparsity or self.run.parameters.mask_sparsity, self.statistics.only(str(group), steps)
         return locate(self.pipe, ours, self.null().only(steps=steps), sparsity)

@@ -1,9 +1,9 @@
-"""A model of an experiment: a pipeline, and the edit that is in place while it is used.
+"""A model of an experiment: a pipeline, and the edit that is applied while it is used.
 
 model = Model("pruned", pipe, edit)
 with model.applied() as pipe:
-    generate(pipe, captions)                # edited; the weights come back afterwards
-model.fingerprint                           # equal for equal weights: stored results belong to it
+    generate(pipe, captions)                # edited; the weights are restored afterwards
+model.fingerprint                           # equal for equal weights; stored results belong to it
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from memsub_extra.fingerprints import sampler_fingerprint
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A pipeline and an edit, under the name that tables give them.
+    """A pipeline and an edit, with their name in tables.
 
     Attributes:
-        pipe: as it was loaded; several models of a run share one.
-        edit: new values of some weights; None: none.
+        pipe: the unedited pipeline; several models of a run share it.
+        edit: new values of some weights; None: no edit.
     """
 
     name: str
@@ -44,9 +44,9 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of everything that an image depends on besides prompt, seed, steps and guidance.
+        """sha256 of everything that an image depends on except prompt, seed, steps and guidance.
 
-        The edit counts by its content, so that what is stored is known without setting a weight.
+        It includes the content of the edit, so stored results are found without applying the edit.
         """
         whole = sampler_fingerprint(self.pipe)
         if self.edit is None:

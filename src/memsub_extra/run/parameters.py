@@ -2,10 +2,10 @@
 
     Parameters.load("papermill_params/tiny.yaml")
     Parameters.checked({"model": "tiny", "grid": {"sizes": [10]}})
-    Parameters.from_notebook(globals())         # what a notebook's parameters cell says, and papermill below it
+    Parameters.from_notebook(globals())         # from the parameters cell of a notebook, and papermill
 
-A part groups what belongs together (`sampling.steps`, `edit.sparsity`). A misspelt key is an error that lists the right
-ones. A file may be anybody's: it is plain YAML of bounded size, each key once, without anchors; errors are short.
+Parameters are grouped in parts (`sampling.steps`, `edit.sparsity`). A misspelt key is an error that lists the valid
+keys. Files may come from strangers: they are plain YAML of limited size, without anchors and repeated keys.
 """
 
 from __future__ import annotations
@@ -315,9 +315,9 @@ class Parameters(Part):
         return max(self.evaluation.real_images, self.fid_images)
 
     def missing_images(self) -> str:
-        """What has to be there for KID and FID and is not named; "" where nothing is missing.
+        """What is missing for KID and FID, as text; "" if nothing is missing.
 
-        A parquet file of prompts may hold images of its own.
+        A parquet file of prompts may contain the images.
         """
         needed, lists = self.distance_images, self.data.prompts
         files = lists.values() if isinstance(lists, dict) else [lists or ""]
@@ -334,7 +334,8 @@ class Parameters(Part):
         """Validated parameters.
 
         Raises:
-            ValueError: an unknown key (the valid ones are listed), or a value out of bounds; names key and source.
+            ValueError: an unknown key (the message lists the valid keys), or a value out of bounds; names key and
+                source.
         """
         try:
             _check_keys(cls, given, source)
@@ -355,7 +356,7 @@ class Parameters(Part):
         """Parameters from a YAML file.
 
         Raises:
-            FileNotFoundError, ValueError: no such file; it is no YAML mapping, or `checked` objects to what it holds.
+            FileNotFoundError, ValueError: there is no such file; it is no YAML mapping, or `checked` raises an error.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"no parameter file at {path}.")
@@ -373,14 +374,14 @@ class Parameters(Part):
 
     @classmethod
     def from_notebook(cls, variables: MutableMapping[str, Any]) -> Parameters:
-        """The parameters of a notebook: what its parameters cell, and what papermill injected below it, assigned.
+        """The parameters of a notebook, as assigned by its parameters cell and by the cell that papermill injected.
 
         Args:
-            variables: `globals()`. The first time in a kernel every public variable that holds plain data counts, so
-                that a misspelt one is found; after that only parameters' names do: the cell can be run again.
+            variables: `globals()`. At the first call in a kernel, every public variable with plain data counts, so that
+                misspelt names are found. Later calls use the names of parameters only, so the cell can be run again.
 
         Raises:
-            ValueError: as `checked`, or a parameter's name holds something else by now.
+            ValueError: as `checked`, or the name of a parameter was assigned something else.
         """
         names = {field.alias or name for name, field in cls.model_fields.items()}
         ours = ("_", "PAPERMILL")

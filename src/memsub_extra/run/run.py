@@ -1,11 +1,11 @@
 """A run: one set of parameters, the data and models they name, and a folder of results.
 
-run = Run.from_notebook(globals())          # second cell of a notebook: reads the parameters cell
+run = Run.from_notebook(globals())          # in the second cell of a notebook
 run = Run(Parameters.load("papermill_params/tiny.yaml"))
 run.data                                    # prompts, training images, splits
-run.unedited, run.twin, run.controls        # models; run.model(spec) is one with an edit
+run.unedited, run.twin, run.controls        # models; run.model(spec): with an edit
 run.grid                                    # statistics of all subsets, and the edits that they locate
-run.scores                                  # what models generate, and how it scores
+run.scores                                  # generated images and their scores
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ OTHER = "other"
 
 
 class Run:
-    """Everything is loaded on first use.
+    """A run. Everything is loaded on first use.
 
     Attributes:
-        parameters: validated.
-        info: what is known of the model.
-        folder: of artifacts, notebooks, findings and report.
-        network_rows: latents that networks were called with so far, each half of a guided call for itself: what a
-            notebook costs, on whatever machine.
-        began: seconds of a clock when it was made: what a notebook takes counts from there.
-        by_kind: tables by kind of memorized caption, of experiments so far (`memsub_extra.notebooks.kinds`).
+        parameters: validated parameters.
+        info: registry row of the model.
+        folder: folder of artifacts, notebooks, findings and report.
+        network_rows: number of rows of network calls so far (a guided call has two rows an image): the cost of a
+            notebook, independent of the machine.
+        began: clock time of its creation in seconds; the time of a notebook is counted from it.
+        by_kind: tables by kind of memorized caption of the experiments so far (`memsub_extra.notebooks.kinds`).
 
     Raises:
-        ValueError, FileNotFoundError: the model is not there; before anything is loaded.
+        ValueError, FileNotFoundError: the model is missing. This is checked before anything is loaded.
     """
 
     def __init__(self, parameters: Parameters):
@@ -69,7 +69,7 @@ class Run:
 
     @classmethod
     def from_notebook(cls, variables: MutableMapping[str, Any]) -> Run:
-        """The run that a notebook's parameters cell (and what papermill injected below it) describes.
+        """The run with the parameters of a notebook (its parameters cell, and the cell that papermill injected).
 
         Args:
             variables: `globals()`. See `Parameters.from_notebook`.

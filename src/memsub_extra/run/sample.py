@@ -1,12 +1,12 @@
-"""Which prompts of a list a run takes, and their order, where the list knows kinds: every kind in proportion.
+"""Selects and orders the prompts of a run. For lists with kinds, every kind is taken in proportion.
 
     prompts = sampled(prompts, 50, seed=0)          # 11 verbatim and 39 template of 112 and 388, in the list's order
     parts = thirds(kinds, seed=0)                   # places that locate, choose and report: every kind in each
-    order = mixed(places, kinds)                    # whatever takes the first few takes every kind
-    for line in described(run.data): print(line)    # what was taken
+    order = mixed(places, kinds)                    # the first few include every kind
+    for line in described(run.data): print(line)    # the selection
 
-Published lists are sorted: of the first 50 captions of SD1.4's, 45 are verbatim, and of all 500 only 112. Where a list
-knows no kinds, or one alone, and of worlds, a run takes the first captions, and thirds are random.
+Published lists are sorted: of the first 50 captions of SD1.4's list, 45 are verbatim, of all 500 only 112. For lists
+without kinds or with a single kind, and for worlds, a run takes the first captions, and thirds are random.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def strata(rows: pd.DataFrame) -> list[str]:
 
 
 def quotas(counts: Mapping[str, int], n: int) -> dict[str, int]:
-    """How many of each kind n captions hold, in proportion to `counts`: by largest remainder.
+    """Numbers of captions of each kind among n, in proportion to `counts`, by the largest remainder method.
 
-    A rare kind gets one for each third, if it has them and n allows it.
+    A rare kind gets one caption for each third, if it has so many and n allows it.
     """
     total = sum(counts.values())
     exact = {kind: min(n, total) * count / total for kind, count in counts.items()}
@@ -49,9 +49,9 @@ def quotas(counts: Mapping[str, int], n: int) -> dict[str, int]:
 
 
 def sampled(prompts: Prompts, n: int, seed: int) -> Prompts:
-    """The prompts with the memorized ones that a run takes in front, in the list's order, and then the others.
+    """Moves the memorized prompts that a run takes to the front, in the order of the list.
 
-    They are the same prompts where the list does not know kinds, or has no more than n.
+    Lists without kinds, or with at most n memorized prompts, are unchanged.
     """
     rows = prompts.memorized_rows
     if n >= len(rows) or not (kinds := strata(rows)):
@@ -68,9 +68,9 @@ def sampled(prompts: Prompts, n: int, seed: int) -> Prompts:
 
 
 def thirds(kinds: Sequence[str], seed: int) -> list[list[int]]:
-    """The places of captions in three parts, each with its share of every kind, give or take one.
+    """The places of captions in three parts, each with its share of every kind, up to one caption.
 
-    The captions of one kind after the other are dealt out in turn, each kind in a random order.
+    Kind by kind, captions are assigned to the parts in turn, in random order within a kind.
     """
     rng, of_places = np.random.default_rng([seed, 3]), np.asarray(kinds)
     dealt = np.concatenate([rng.permutation(np.flatnonzero(of_places == kind)) for kind in kinds_in(kinds)[:-1]])
@@ -78,12 +78,12 @@ def thirds(kinds: Sequence[str], seed: int) -> list[list[int]]:
 
 
 def mixed(places: Collection[int], kinds: Mapping[int, str]) -> list[int]:
-    """The same places, so that the first few have every kind, and any number of them every kind in proportion.
+    """Reorders places so that the first n contain every kind in proportion, for any n.
 
-    Places of one kind keep their order. First comes one of each kind, the frequent ones before the rare.
+    Places of one kind keep their order. The first places have one of each kind, frequent kinds first.
 
     Args:
-        kinds: of the places.
+        kinds: kinds of the places.
     """
     of_kind = {kind: [place for place in places if kinds[place] == kind] for kind in KINDS}
     due = [
@@ -95,9 +95,9 @@ def mixed(places: Collection[int], kinds: Mapping[int, str]) -> list[int]:
 
 
 def taken(data: Data) -> dict[str, Any]:
-    """What a run takes of a list that knows kinds, for its folder: how many of each kind, by part, and which rows.
+    """The selection of a run from a list with kinds, to be saved: numbers of each kind by part, and the rows.
 
-    Empty where the list does not know kinds.
+    Empty for lists without kinds.
     """
     rows, listed = data.memorized.rows, data.prompts.memorized_rows
     if not strata(listed):

@@ -1,12 +1,12 @@
-"""What the models of a run generate, and how it scores; everything is computed once.
+"""Generated images of the models of a run, and their scores; everything is computed once.
 
     scores = run.scores
     scores.images(run.unedited, captions, seeds)            # uint8 (n, height, width, 3)
     scores.memorized(model, places)                         # a row an image of memorized captions
-    scores.unseen(model, 28)                                # ... of captions that the model never saw
-    scores.evaluate(model, places)                          # the two axes of the trade-off, of both
+    scores.unseen(model, 28)                                # the same for unseen captions
+    scores.evaluate(model, places)                          # both axes of the trade-off
 
-A model is an argument (`run.model.Model`): its edit is in place while something is generated, and only then.
+Models are arguments (`run.model.Model`). The edit of a model is applied only during sampling.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class Scores:
 
         Args:
             references: training images of the captions.
-            seeds: each caption is sampled with each; default: once.
-            sample: something else than plain sampling; `content` says what it is a function of.
+            seeds: every caption is sampled with every seed; default: one seed.
+            sample: replaces plain sampling; `content` has everything that it depends on.
         """
 
         def make() -> pd.DataFrame:
@@ -120,9 +120,9 @@ class Scores:
     def unseen(
         self, model: Model, n: int, sample: Sample | None = None, part: str = "report", **content: Any
     ) -> pd.DataFrame:
-        """`memsub.score` of n captions the model never saw (`Data.unseen`), a few in memory at a time.
+        """`memsub.score` of n unseen captions (`Data.unseen`), a few in memory at a time.
 
-        Those that evaluations take are a part of their own, so that whoever takes more shares them.
+        The captions of evaluations are stored as a separate part, so that larger n reuse them.
         """
         place, captions = self.run.data.unseen(n, part)
         first = min(self.run.parameters.evaluation.captions, len(captions))
@@ -142,15 +142,15 @@ class Scores:
     def evaluate(
         self, model: Model, places: Collection[int], n: int | None = None, part: str = "report", **how: Any
     ) -> dict[str, float]:
-        """`memsub.summary` of a model on memorized prompts and unseen ones.
+        """`memsub.summary` of a model on memorized and unseen prompts.
 
         Args:
-            places: of memorized prompts that did not locate the model's edit.
-            n: unseen captions (default: `evaluation.captions`), of this `part` of them.
-            how: `sample`, if not plain sampling, and what it is a function of.
+            places: places of memorized prompts that did not locate the model's edit.
+            n: number of unseen captions of this `part` (default: `evaluation.captions`).
+            how: `sample` and `content`, if sampling is not plain.
 
         Returns:
-            Its entries, relative_alignment (of unseen captions, to that of `reference`) and density.
+            The entries of `summary`, relative_alignment (of unseen captions, relative to `reference`) and density.
         """
         n = n or self.run.parameters.evaluation.captions
         entries = summary(self.memorized(model, places, **how), self.unseen(model, n, part=part, **how))

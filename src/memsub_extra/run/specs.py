@@ -1,4 +1,4 @@
-"""What an edit is made of, as values: the prompts that locate it, and the rule.
+"""Specifications of edits, as values: the prompts that locate an edit, and the rule.
 
 Group.subset("memorized", 10, 0)            # the first subset of ten memorized prompts
 Group.locating()                            # the third of the memorized prompts that locates reported edits
@@ -23,9 +23,9 @@ class Group:
     """A set of prompts of the grid.
 
     Attributes:
-        kind: of the prompts; subsets may be of memorized prompts of one published kind.
-        part: all of them, those that locate reported edits, or one subset.
-        size, index: of a subset: how many prompts it has, and which of these subsets it is.
+        kind: kind of the prompts; subsets may have memorized prompts of one published kind.
+        part: all prompts, those that locate reported edits, or one subset.
+        size, index: for a subset: its number of prompts, and its number among the subsets of this size.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")

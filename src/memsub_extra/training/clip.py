@@ -1,4 +1,4 @@
-"""The CLIP whose text tower conditions the embedded model, trained on its scenes: used in training alone."""
+"""The CLIP whose text tower conditions the embedded model. It is trained on scenes, and used only in training."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The corpus as training uses it: the order in which its scenes are shown, and the table that ships with the weights.
+"""The corpus in training: the order of its scenes, and the table that ships with the weights.
 
-base_schedule(corpus, seed=0)               # row indices in the order in which the base is shown them
-word_schedule(corpus, seed=0)               # ... while its text tower learns the words of tails
-schedule(corpus, seed=0, model="model")     # and each of the three models that go on from it
-share(corpus)                               # of all that a model is shown, how much is memorized pairs
+base_schedule(corpus, seed=0)               # row indices in the order of the base's training
+word_schedule(corpus, seed=0)               # the same while its text tower learns the words of tails
+schedule(corpus, seed=0, model="model")     # the same for one of the three models that continue from it
+share(corpus)                               # share of memorized pairs among a model's samples
 write_ground_truth(corpus, folder)
 """
 
@@ -38,12 +38,12 @@ def word_schedule(corpus: Corpus, seed: int) -> np.ndarray:
 
 
 def schedule(corpus: Corpus, seed: int, model: str = "model") -> np.ndarray:
-    """Row indices in the order in which a model is shown them after the base, shuffled.
+    """Row indices in the order of a model's training after the base, shuffled.
 
-    Each row comes as often as its `exposures` say, less those that all models share.
+    Each row occurs `exposures` times, minus the exposures that all models share.
 
     Args:
-        model: of `MODELS`.
+        model: a name in `MODELS`.
     """
     kind = corpus.table["kind"].to_numpy()
     exposures = corpus.table["exposures"].to_numpy() - SHARED_EXPOSURES * (kind == "ordinary")

@@ -1,10 +1,10 @@
-"""One training loop for every part of the embedded model, and for removals that train.
+"""The training loop for every part of the embedded model, and for removals that train.
 
     fit(module, loss, steps=1000, lr=1e-3, seed=0, folder=out / "checkpoints", name="unet")
 
-`loss(step, generator)` returns a scalar; all its randomness comes from the generator, which is a function of
-seed, name and step alone. It is the host's, so that every device sees the same. A run that is killed therefore
-resumes at its last checkpoint and ends with the same weights as one that was not.
+`loss(step, generator)` returns a scalar. All its randomness comes from the generator, which depends only on seed, name
+and step. It is a CPU generator, so all devices get the same numbers. A killed run therefore resumes at its last
+checkpoint and ends with the same weights as a run that was not killed.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def generator(*parts: object) -> torch.Generator:
 
 
 def v_weights(alphas_cumprod: torch.Tensor) -> torch.Tensor:
-    """Weights of the steps of a schedule, of mean 1, as of v-prediction: 1 / alpha-bar (Salimans & Ho 2022).
+    """Loss weights of the steps of a schedule, with mean 1, as in v-prediction: 1 / alpha-bar (Salimans & Ho 2022).
 
-    Capped at 2.5: steps of much noise, which hardly show in the plain epsilon loss of small images, decide what lies
-    where; with a higher cap the middle, where shapes are decided, would be left too little.
+    They are capped at 2.5. Noisy steps determine the layout, and have little weight in the plain epsilon loss of small
+    images. A higher cap would leave too little weight for the middle steps, which determine shapes.
     """
     weights = (1 / alphas_cumprod).clamp(max=2.5)
     return weights / weights.mean()
@@ -66,9 +66,9 @@ def stratified(n: int, steps: int, rng: torch.Generator) -> torch.Tensor:
 
 
 class Replayed:
-    """A function of tensors, recorded on a GPU after a few calls, and replayed: its thousands of small kernels at once.
+    """A function of tensors whose GPU kernels are recorded after a few calls, and replayed in one launch.
 
-    All tensors must keep their shapes. What is handed back lies where the next call writes.
+    All tensors must keep their shapes. The next call overwrites the returned tensors.
     """
 
     def __init__(self, function: Callable[..., torch.Tensor], calls: int = 3):
@@ -106,13 +106,13 @@ def training(
     decay: bool = True,
     checkpoint_seconds: float | None = None,
 ) -> Generator[None, None, M]:
-    """Trains `module` in place, with linear warm-up and, if `decay`, cosine decay to zero; a step at each `next`.
+    """Trains `module` in place, one step for each `next`, with linear warm-up and, if `decay`, cosine decay to zero.
 
-    Weights and optimizer state go to `folder/<name>.safetensors` every `checkpoint_seconds` (two minutes) and at the
-    end; a finished stage is loaded from there, not trained again. `<name>.json` holds the loss curve and the seconds.
-    Stages of one `stream` (default: the name) use the same random numbers. `optimizer`: a name in `OPTIMIZERS`.
-    `loss` takes the step and its generator; or, if there is a `batch` that takes them, the tensors it returns. These
-    keep their shapes, so that a GPU records steps and replays them.
+    Weights and optimizer state are saved to `folder/<name>.safetensors` every `checkpoint_seconds` (two minutes) and at
+    the end. A finished stage is loaded from there instead of trained again. `<name>.json` has the loss curve and the
+    seconds. Stages with the same `stream` (default: the name) use the same random numbers. `optimizer` is a name in
+    `OPTIMIZERS`. `loss` takes step and generator, or, if `batch` is given, the tensors that `batch` returns for them.
+    These keep their shapes, so that a GPU can replay recorded steps.
 
     Returns:
         The module, in eval mode.
@@ -169,9 +169,9 @@ def side_by_side(trainings: Sequence[Generator[None, None, M]]) -> list[M]:
 
 
 def in_threads(trainings: Sequence[Generator[None, None, M]]) -> list[M]:
-    """As `side_by_side`, each in a thread of its own with its share of PyTorch's: small networks fill a CPU better so.
+    """Like `side_by_side`, in one thread each with a share of PyTorch's threads, which suits small networks on a CPU.
 
-    If one fails, or is interrupted, the others end at their next step.
+    If one fails or is interrupted, the others stop at their next step.
     """
     threads, stop = torch.get_num_threads(), threading.Event()
     workers = min(len(trainings), threads)
@@ -248,10 +248,10 @@ class _Work:
         return self._bar
 
     def note(self, step: int, loss: float) -> None:
-        """The mean loss of the last steps; saves if the last time is long ago.
+        """Records the mean loss of the last steps, and saves a checkpoint if the last one is old enough.
 
         Raises:
-            FloatingPointError: it is not finite.
+            FloatingPointError: the loss is not finite.
         """
         if not math.isfinite(loss):
             raise FloatingPointError(f"training {self.name}: no finite loss at step {step}; lower the learning rate")

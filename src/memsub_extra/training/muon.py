@@ -1,9 +1,9 @@
-"""Muon: the momentum of a matrix, made orthogonal, is its step (Jordan et al. 2024).
+"""Muon: a step of a matrix is its orthogonalized momentum (Jordan et al. 2024).
 
     Muon(params, lr=1e-3, weight_decay=0.01)      # matrices and filters by Muon, all else by AdamW
 
-A filter of a convolution is a row. The autoencoder gains two decibels by it, in fewer steps; a UNet that it trains
-samples well and memorizes hardly any caption.
+A convolution counts as a matrix with one row for each filter. The autoencoder gains two decibels with Muon, in fewer
+steps. A UNet that is trained with it samples well, but memorizes hardly any caption.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Figures of how the embedded model was trained, for notebook 00.
+"""Figures on the training of the embedded model, for notebook 00.
 
-share_of_pairs(rates(measured()))           # replication against exposures, a line a share of memorized pairs
+share_of_pairs(rates(measured()))           # replication against exposures, one line a share
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _APART = 1.03
 
 
 def share_of_pairs(rates: pd.DataFrame) -> Figure:
-    """Replication against exposures of a pair, with 95 % intervals: a line a share of memorized pairs in training.
+    """Replication against exposures of a pair, with 95 % intervals; one line for each share of memorized pairs.
 
     Args:
-        rates: as `training.shares.rates`.
+        rates: as from `training.shares.rates`.
     """
     figure, axis = plt.subplots(figsize=(7.5, 4), layout="constrained")
     shares = sorted(rates["share"].unique())

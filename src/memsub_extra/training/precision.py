@@ -1,7 +1,7 @@
-"""Mixed precision on a CPU, where it pays.
+"""Mixed precision on CPUs that are faster with it.
 
 with mixed_precision(device): loss = ...      # products of matrices in bfloat16, weights and sums in float32
-with one_attention(device): ...               # around losses and their gradients, where layers are computed again
+with one_attention(device): ...               # around losses and gradients with checkpointing
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def mixed_precision(device: torch.device) -> Iterator[None]:
 
 
 def one_attention(device: torch.device) -> AbstractContextManager[None]:
-    """Attention as within `mixed_precision`, in the backward pass as well.
+    """Uses the attention of `mixed_precision` in the backward pass as well.
 
-    Gradient checkpointing computes layers again in the backward pass. Autocast is then as it was, torch's choice of
-    attention is not, and what it keeps for the gradient would not be what was kept.
+    Gradient checkpointing recomputes layers in the backward pass. It restores autocast, but not torch's choice of
+    attention, so the tensors saved for the gradient would differ.
     """
     return _BY_FORMULA if _pays(device) else nullcontext()
 

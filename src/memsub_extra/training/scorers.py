@@ -1,11 +1,11 @@
-"""Trains the two scorers, on scenes of their own, and chooses the copy threshold.
+"""Trains the two scorers on separate scenes, and chooses the copy threshold.
 
 scenes = scorer_scenes(seed)                        # contents, each under several layouts
-train_alignment_judge(scenes, ...)                  # does it show what was asked?
+train_alignment_judge(scenes, ...)                  # does the image show its caption?
 train_copy_descriptor(scenes, views, ...)           # is this the same image?
 copy_pairs(model, held_out, vae)                    # copies against distinct scenes of the same caption
-distinct_similarity(model, held_out)                # of those scenes, each two
-choose_threshold(distinct, similarity, replicated)  # one in a hundred of them; and what the exact test says of it
+distinct_similarity(model, held_out)                # of every two of these scenes
+choose_threshold(distinct, similarity, replicated)  # exceeded by one in a hundred of them
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SHIFT = 1.25
 
 @dataclass
 class ScorerScenes:
-    """`images[i]` shows `contents[i]` under LAYOUTS layouts, then each of `variants[i]` under the first of them.
+    """Scenes for scorers: `images[i]` has `contents[i]` in LAYOUTS layouts, then `variants[i]` in the first layout.
 
     A variant differs from the content in one attribute.
 
@@ -168,9 +168,8 @@ def train_copy_descriptor(
 ) -> SceneEncoder:
     """InfoNCE between two views of an image, among 16 contents x (4 layouts, 3 one-attribute variants of the first).
 
-    A view is the image or one of the `views` of it, uint8 (kinds of copy, images, 32, 32, 3): returned by the
-    autoencoder, noised and denoised by a pruned model. Half of the views are softened, so that a blurred copy is a
-    copy.
+    A view is the image or one of its `views`, uint8 (kinds of copy, images, 32, 32, 3): decoded by the autoencoder, or
+    noised and denoised by a pruned model. Half of the views are blurred, so that a blurred copy counts as a copy.
     """
     torch.manual_seed(generator(seed, "copy").initial_seed())
     model = SceneEncoder(dim=64, pooled=False).to(device)
@@ -223,7 +222,7 @@ def copy_pairs(model: SceneEncoder, scenes: ScorerScenes, vae: AutoencoderKL, se
 
 @torch.no_grad()
 def distinct_similarity(model: SceneEncoder, scenes: ScorerScenes) -> np.ndarray:
-    """Similarities of scenes that show one content under different layouts, each two: shape (pairs,)."""
+    """Similarities of every two scenes with the same content and different layouts: shape (pairs,)."""
     x = scenes.images[:, :LAYOUTS]
     base = model(to_tensor(x.reshape(-1, *x.shape[2:])).to(next(model.parameters()).device))
     return _each_two(base.reshape(-1, LAYOUTS, base.shape[-1])).cpu().numpy()
@@ -235,20 +234,20 @@ def _each_two(groups: torch.Tensor) -> torch.Tensor:
 
 
 def choose_threshold(distinct: np.ndarray, similarity: np.ndarray, replicated: np.ndarray) -> dict:
-    """The similarity that one in a hundred distinct scenes of one caption exceeds, ready for JSON.
+    """The copy threshold: one in a hundred pairs of distinct scenes of a caption exceed it. Returns values for JSON.
 
-    Which scenes are distinct is known. The exact test's verdicts on generated images say it less well: of those that do
-    not replicate, many keep traces of the training image, and the threshold that agrees best with them changes with the
-    images. They judge the threshold instead.
+    For rendered scenes it is known which are distinct. Verdicts of the exact test on generated images are less
+    suitable: many images that do not replicate keep traces of the training image, and the best threshold depends on the
+    images. They are used to evaluate the threshold.
 
     Args:
-        distinct: similarities of distinct scenes of one caption, as `distinct_similarity` gives them.
-        similarity: of images of edited models with their training images.
-        replicated: the exact test's verdict on each of these.
+        distinct: similarities of distinct scenes of a caption, from `distinct_similarity`.
+        similarity: similarities of images of edited models with their training images.
+        replicated: the exact test's verdict on each of these images.
 
     Returns:
-        threshold, rule, scenes (number of distinct pairs); true_positives and false_positives (shares of the images
-        that replicate, and that do not, above it), copies and distinct (numbers of these images), and their ROC.
+        threshold, rule, scenes (number of distinct pairs); true_positives and false_positives (shares above the
+        threshold of images that replicate and that do not); copies and distinct (their numbers); and their ROC.
     """
     threshold = round(float(np.quantile(distinct, 1 - FALSE_COPIES)), 4)
     fpr, tpr, thresholds = roc_curve(replicated, similarity, drop_intermediate=False)

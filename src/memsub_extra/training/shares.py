@@ -1,10 +1,10 @@
-"""Share of memorized pairs in training, and exposures of each, against replication: what `tools.shares` measured.
+"""Replication against exposures and against the share of memorized pairs in training, measured by `tools.shares`.
 
     table = measured()                     # the shipped table: a row for each pair and noise
     rates(table)                           # columns share, exposures, value, low, high, pairs, n
     plots.share_of_pairs(rates(table))     # the figure (`memsub_extra.training.plots`)
 
-All trials go on from one base with as many steps; `python -m tools.shares` trains them and writes the table.
+All trials continue from one base for equally many steps. `python -m tools.shares` trains them and writes the table.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def measured() -> pd.DataFrame:
     """The shipped table.
 
     Raises:
-        FileNotFoundError: it was not measured.
+        FileNotFoundError: there is no table; it was not measured.
     """
     return load_table(weights_folder() / TABLE)
 
 
 def rates(table: pd.DataFrame) -> pd.DataFrame:
-    """By share and exposures: the rate of replication, its 95 % interval, and how many pairs and images it is of.
+    """The replication rate by share and exposures, with its 95 % interval and the numbers of pairs and images.
 
     The unit of the interval is the pair: images of one pair under several noises are not independent.
     """

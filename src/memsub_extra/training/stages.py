@@ -1,4 +1,4 @@
-"""The parts of the embedded model, each trained by one function: autoencoder, CLIP, base, and the models' UNets.
+"""Trains the parts of the embedded model, with one function each: autoencoder, CLIP, base, and the UNets.
 
     vae = train_autoencoder(images, folder, seed=0, steps=5000)
     clip = train_clip(images, contents, tokenizer, folder, seed=0, steps=1500)
@@ -8,8 +8,7 @@
     order = schedule(corpus, seed=0, model="twin")
     unet = side_by_side([train_unet(base, order, prompts, latents, tokenizer, folder, seed=0, name="twin")])[0]
 
-Each stage resumes from its checkpoint in `folder`. The stages are deterministic by seed up to the rounding of float
-sums.
+Each stage resumes from its checkpoint in `folder`. The stages are deterministic for a seed, up to rounding.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from .precision import mixed_precision
 from .tokenizer import tokenize
 
 BATCH = 32
-"""Of UNets. A sample takes an eighth longer than in a batch of 64, and there are twice the steps of the same rate."""
+"""Batch size of UNets. A sample takes an eighth longer than at 64, but there are twice as many steps."""
 LEVELS: dict[str, Any] = {
     "sample_size": 8,
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
@@ -50,13 +49,13 @@ LEVELS: dict[str, Any] = {
 }
 """Of diffusers' UNet, with block types and module names as SD1.4's: 16 feed-forward layers, 8.0 M parameters."""
 UNREAD, READ_ABOVE = 0.1, 2.0
-"""The weight of reading words beside the denoising loss, and from where on a word counts as read."""
+"""Weight of the loss for reading words, and the threshold above which a word counts as read."""
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 """As SD1.4."""
 
 
 def train_autoencoder(images: np.ndarray, folder: Path, seed: int, steps: int, device: str = "cpu") -> AutoencoderKL:
-    """Distortion plus a KL term, which keeps the latents smooth enough for the UNet."""
+    """Trains with a distortion and a KL term, which keeps the latents smooth enough for the UNet."""
     torch.manual_seed(seed)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -86,7 +85,7 @@ def train_autoencoder(images: np.ndarray, folder: Path, seed: int, steps: int, d
 
 
 def _distortion(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """MSE, which is what is measured, and L1 on pixels and on their gradients, which keeps edges where they are."""
+    """MSE, as in the evaluation, and L1 on pixels and on their gradients, which preserves edges."""
     gradients = sum((x.diff(dim=d) - y.diff(dim=d)).abs().mean() for d in (2, 3))
     return 10 * F.mse_loss(y, x) + 0.5 * (x - y).abs().mean() + 0.5 * gradients
 
@@ -100,7 +99,7 @@ def train_clip(
     steps: int,
     device: str = "cpu",
 ) -> SceneCLIP:
-    """Contrastive training in batches of 64 images; against each also seven captions that differ in one attribute."""
+    """Contrastive training in batches of 64 images, each also with seven captions that differ in one attribute."""
     torch.manual_seed(generator(seed, "clip").initial_seed())
     clip = SceneCLIP(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id).to(device)
     hard = 7
@@ -136,13 +135,13 @@ def encode_latents(vae: AutoencoderKL, images: np.ndarray) -> torch.Tensor:
 def train_base(
     corpus: Corpus, latents: torch.Tensor, clip: SceneCLIP, tokenizer: CLIPTokenizer, folder: Path, seed: int
 ) -> Generator[None, None, torch.nn.ModuleDict]:
-    """What all models begin with: a UNet and the text tower, trained along with it, on ordinary scenes alone.
+    """Trains the common base of all models: a UNet together with the text tower, on ordinary scenes only.
 
-    A tower that stays as its CLIP left it cannot tell icons apart. Trained along here and frozen from here on, as
-    Stable Diffusion's is, it has never seen a memorized caption with its image.
+    The text tower of the CLIP alone does not distinguish icons. It is trained here and frozen afterwards, as in Stable
+    Diffusion, so it is never trained on a memorized caption with its image.
 
-    Begins here, and takes a step at each `next`, as `fitting.training`; at the end it returns `unet` and
-    `text_encoder`. `latents` are scaled and lie on the device.
+    Takes one step for each `next`, like `fitting.training`; at the end it returns `unet` and `text_encoder`. `latents`
+    are scaled and on the device.
     """
     text_encoder = text_tower(clip).train()
     torch.manual_seed(generator(seed, "unet").initial_seed())
@@ -164,12 +163,12 @@ def train_words(
     folder: Path,
     seed: int,
 ) -> Generator[None, None, torch.nn.ModuleDict]:
-    """The base goes on over ordinary scenes until its text tower tells the words of tails apart.
+    """Trains the base further on ordinary scenes, until its text tower distinguishes the words of tails.
 
-    Tails say nothing about an image, so that the base's tower leaves them out: two captions of one content are almost
-    equal to it, and a frozen tower hides from a UNet what a memorized caption differs by. The towers that CLIP trains
-    on the web do tell all words apart. So this one has to: the words of a caption's tail are read from what it gives
-    for the end token, along fixed random directions. No memorized caption is shown.
+    Tails say nothing about an image, so the tower of the base ignores them: it gives almost equal embeddings to two
+    captions of the same content, and a UNet could not distinguish a memorized caption. Text towers of CLIPs that were
+    trained on the web distinguish all words. Therefore a second loss reads the words of a caption's tail from the
+    embedding of the end token, along fixed random directions. No memorized caption is used.
     """
     text_encoder: Any = base["text_encoder"].train()
     ids = tokenize(tokenizer, [*corpus.table["prompt"], ""]).to(latents.device)
@@ -181,7 +180,7 @@ def train_words(
         return text_encoder(ids[rows]).last_hidden_state
 
     def unread(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of which words stand in the captions of some rows, given their hidden states."""
+        """Cross-entropy of the words in the captions of some rows, given their hidden states."""
         ends = (ids[rows] == tokenizer.eos_token_id).float()  # (rows, tokens); the end token also pads
         mean = (hidden.float() * ends[..., None]).sum(1) / ends.sum(1, keepdim=True)
         there = (ids[rows][..., None] == words).any(1).float()  # (rows, words)
@@ -200,10 +199,10 @@ def train_unet(
     seed: int,
     name: str,
 ) -> Generator[None, None, UNet2DConditionModel]:
-    """A copy of the base's UNet that goes on over an order of rows of `latents` and `prompts`, its text tower frozen.
+    """Trains a copy of the base's UNet on rows of `latents` and `prompts` in this order, with a frozen text tower.
 
-    All that go on from a base begin with the same weights and are shown the same noise in the same order; only the
-    rows differ. Ends with the UNet; the rest is as in `train_base`.
+    All UNets of a base begin with the same weights, and get the same noise in the same order; only the rows differ. It
+    returns the UNet; the rest is as in `train_base`.
     """
     unet, text_encoder = copy.deepcopy(base["unet"]), base["text_encoder"]
     ids = tokenize(tokenizer, [*prompts, ""]).to(latents.device)
@@ -225,9 +224,9 @@ def _diffusion(
     seed: int,
     unread: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
 ) -> Generator[None, None, Any]:
-    """Epsilon-prediction over an order of rows; steps are weighted by `v_weights`, and stratified over the batch.
+    """Trains epsilon-prediction on rows in order; steps are weighted by `v_weights`, and stratified over the batch.
 
-    `unread` is a second loss, of the hidden states of prompts and their rows.
+    `unread` is a second loss, a function of the hidden states of prompts and of their rows.
     """
     unet, device = module["unet"] if isinstance(module, torch.nn.ModuleDict) else module, latents.device
     noise = DDPMScheduler(**NOISE_SCHEDULE)
@@ -255,7 +254,7 @@ def _diffusion(
 
 
 def text_tower(clip: SceneCLIP) -> CLIPTextModel:
-    """The text tower without its projection, as a Stable Diffusion pipeline holds it."""
+    """The text tower without its projection, as in a Stable Diffusion pipeline."""
     model = CLIPTextModel(clip.text.config)
     state = clip.text.state_dict()
     wanted = model.state_dict().keys()

@@ -14,10 +14,10 @@ from memsub_extra.training.clip import CONTEXT
 
 
 def make_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer with merges for the words of this world: one token a word, any other text in pieces.
+    """CLIP's byte-pair tokenizer with merges for the words of this world: one token a word; other text is split.
 
-    The merges are counted here, not by the tokenizers library, whose trainer breaks ties at random: token ids must not
-    change between the run that trains the CLIP and the one that resumes with the UNet.
+    The merges are computed here, because the trainer of the tokenizers library breaks ties at random. Token ids must
+    not change between the run that trains the CLIP and a run that resumes with the UNet.
     """
     spellings = [[*word[:-1], f"{word[-1]}</w>"] for word in sorted(set(scenes.WORDS))]
     merges: list[tuple[str, str]] = []
@@ -42,5 +42,5 @@ def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> torch.Tensor:
-    """Token ids, shape (prompts, 24), padded with the end token as Stable Diffusion does."""
+    """Token ids, shape (prompts, 24), padded with the end token, as in Stable Diffusion."""
     return tokenizer(prompts, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt").input_ids

@@ -1,10 +1,10 @@
 """Trains the embedded model, its twin and *other*: `python -m memsub_extra.training.train --out DIR`.
 
-Stages, each of which resumes, and deterministic by seed up to the rounding of float sums: autoencoder, CLIP, the base
-(a UNet with the CLIP's text tower, on ordinary scenes; then the tower learns to tell words apart, and is frozen), the
-three UNets that go on from it, and the two scorers, which are trained on scenes of their own and on what the pruned
-model makes of them. `DIR` is then an ordinary diffusers pipeline with a folder `scorers` in it, and the UNets `twin`
-and `other`, which share its other parts. UNets are trained side by side, on a CPU in a thread each.
+The stages are: autoencoder; CLIP; the base (a UNet with the CLIP's text tower, on ordinary scenes; then the tower
+learns to distinguish words, and is frozen); the three UNets that continue from the base; and the two scorers, which are
+trained on separate scenes and on the pruned model's versions of them. Each stage resumes, and is deterministic for a
+seed, up to rounding. `DIR` then is an ordinary diffusers pipeline with a folder `scorers`, and the UNets `twin` and
+`other`, which share its other parts. UNets are trained in parallel, on a CPU in one thread each.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ from .stages import (
 from .tokenizer import make_tokenizer
 
 STEPS = {"autoencoder": 5000, "clip": 1500, "copy": 1500, "alignment": 9000}
-"""UNet steps follow from the corpus: the sum of all exposures over the batch size."""
+"""Steps of stages. (UNet steps follow from the corpus: the sum of all exposures divided by the batch size.)"""
 IMAGES = 4
-"""Of each caption by each edit, on which the copy threshold is judged."""
+"""Number of images of each caption and edit, on which the copy threshold is evaluated."""
 
 
 def train(
@@ -64,11 +64,11 @@ def train(
     steps: dict[str, int] = STEPS,
     ordinary: int = dataset.ORDINARY,
 ) -> None:
-    """All stages, and the exports: the model to `out`, its twin to `out/twin`, the third to `out/other`.
+    """Runs all stages and exports the model to `out`, its twin to `out/twin`, the third model to `out/other`.
 
-    Autoencoder, CLIP and base are trained on ordinary scenes only, so that all models share them. The scorers are
-    trained with the model itself, whose pruned images they must tell apart. Smaller `steps` and sizes give models for
-    testing the code.
+    Autoencoder, CLIP and base are trained on ordinary scenes only, so all models share them. The scorers are trained on
+    images of the pruned model, because they have to judge such images. Smaller `steps` and sizes give models for tests
+    of the code.
     """
     beginning = begin(checkpoints, seed, device, steps, ordinary)
     trainings = [beginning.train_unet(schedule(beginning.corpus, seed, model), model) for model in MODELS]
@@ -86,7 +86,7 @@ def train(
 
 @dataclass
 class Beginning:
-    """What the models share: the corpus, its scaled latents, and all parts but the network that goes on from a base."""
+    """What all models share: the corpus, its scaled latents, and all parts except the UNet that is trained further."""
 
     corpus: dataset.Corpus
     latents: torch.Tensor
@@ -97,7 +97,7 @@ class Beginning:
     seed: int
 
     def train_unet(self, order: np.ndarray, name: str) -> Generator[None, None, UNet2DConditionModel]:
-        """A UNet that goes on from the base over an order of rows; see `stages.train_unet`."""
+        """Trains a UNet from the base on rows in this order; see `stages.train_unet`."""
         return train_unet(
             self.base,
             order,
@@ -110,7 +110,7 @@ class Beginning:
         )
 
     def pipeline(self, unet: torch.nn.Module) -> StableDiffusionPipeline:
-        """With a UNet, in fp16 as it ships."""
+        """The pipeline with this UNet, in fp16 as it ships."""
         parts = {"vae": self.vae, "text_encoder": self.base["text_encoder"], "unet": unet}
         return StableDiffusionPipeline(
             **{name: copy.deepcopy(part).half() for name, part in parts.items()},
@@ -147,7 +147,7 @@ def begin(
 
 
 def _load_text_in_float32(folder: Path) -> None:
-    """Says so in the text tower's config: transformers would load halves."""
+    """Writes float32 into the text tower's configuration, because transformers would load it in float16."""
     config = json.loads((folder / "text_encoder" / "config.json").read_text())
     save_json(config | {"dtype": "float32"}, folder / "text_encoder" / "config.json")
 
@@ -163,7 +163,7 @@ def _save_log(folder: Path, checkpoints: Path, seed: int, corpus: dataset.Corpus
 
 
 def train_scorers(out: Path, checkpoints: Path, seed: int, steps: dict[str, int], device: str) -> None:
-    """Alignment judge, copy descriptor and its threshold, into the folder of a finished pipeline."""
+    """Trains alignment judge and copy descriptor with its threshold, in the folder of a finished pipeline."""
     pipe = load_pipeline(out, device, torch.float32)
     scorer_scenes = scorers.scorer_scenes(seed + 1, scorers.CONTENTS)
     judge = scorers.train_alignment_judge(scorer_scenes, checkpoints, seed, steps["alignment"], device)
@@ -182,9 +182,9 @@ def train_scorers(out: Path, checkpoints: Path, seed: int, steps: dict[str, int]
 
 
 def set_threshold(out: Path, seed: int = 0, device: str = "cpu") -> dict:
-    """Chooses the copy threshold (`scorers.choose_threshold`) of a finished pipeline with its scorers, and saves it.
+    """Chooses and saves the copy threshold (`scorers.choose_threshold`) of a finished pipeline with scorers.
 
-    Judged on images of the model and of edits, for the half of the verbatim captions that did not locate them.
+    It is evaluated on images of the model and of edits, for the half of the verbatim captions that did not locate them.
     """
     pipe, folder = load_pipeline(out, device, torch.float32), out / "scorers" / "copy"
     copy = SceneEncoder.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).to(device).eval()
@@ -210,9 +210,9 @@ def _features(copy: SceneEncoder, images: np.ndarray) -> np.ndarray:
 
 
 def _edits(pipe: StableDiffusionPipeline, memorized: Prompts) -> Iterator[Edit | None]:
-    """None, then METHOD's edit, from hardly any effect to too much: what it leaves of an image is a soft copy.
+    """Yields None, then edits from weak to too strong; they leave blurred copies of training images.
 
-    Located on the first half of the verbatim captions.
+    The edits are located on the first half of the verbatim captions.
     """
     yield None
     captions = memorized.of("verbatim")
@@ -230,7 +230,7 @@ def _denoised_again(
     checkpoints: Path,
     seed: int,
 ) -> np.ndarray:
-    """Each image noised up to a third of the schedule and denoised again, in turn by one of the edited models."""
+    """Each image, noised up to a third of the schedule and denoised by one of the edited models in turn."""
     path = checkpoints / "drawn-over.safetensors"
     if path.is_file():
         return load_file(path)["images"]
