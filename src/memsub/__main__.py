@@ -1,4 +1,4 @@
-"""memsub for people who do not open notebooks.
+"""The command line of memsub.
 
     memsub run tiny                                             # all notebooks into runs/tiny/, then report.html
     memsub fetch sd14 --images gt_images/                       # what a run needs from the network, and its checksums
@@ -9,12 +9,12 @@
 
 MODEL is a name (tiny, sd14, sd20), a folder, a .safetensors checkpoint, or a hub id.
 
-What is wrong in a command is said in a line (exit status 1; 2 for its options; 130 after Ctrl-C) before anything is
-loaded. --debug, before or after the command, shows the traceback of an error.
+Errors in a command are reported in one line, before anything is loaded. The exit status is 1, 2 for invalid options,
+130 after Ctrl-C. --debug, before or after the command, shows the traceback of an error.
 
-Whose fault is an error? What the machine or a file refuses (OSError, MemoryError) is never a defect of memsub, whoever
-raises it. A ValueError, RuntimeError or FloatingPointError is about the input if a `raise` of memsub's own code, or of
-a package that adds a command, made it. Anything else that comes this far is a defect, and is reported as one.
+An error is about the input, and no defect of memsub, in two cases: if it is an OSError or MemoryError, or if it is a
+ValueError, RuntimeError or FloatingPointError that a `raise` of memsub, or of a package that adds a command, made. Any
+other error is reported as a defect.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from typing import Any, NoReturn
 from .registry import Registry
 
 COMMANDS: Registry[Callable[[argparse._SubParsersAction], None]] = Registry("memsub.commands", "command", {})
-"""Each adds its parser to the others. Ours are in `memsub_extra.commands`; they import what they need as they run."""
+"""Functions that add the parser of a command. Ours are in `memsub_extra.commands`; they import lazily."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Its errors may quote what was given, terminal escapes included."""
+    """Escapes terminal codes in errors, which may quote the input."""
 
     def error(self, message: str) -> NoReturn:
         from .io.files import printable
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit status; an error is printed in a line, with its fault decided as above."""
+    """Runs one command and returns its exit status. Errors are printed in one line, as described above."""
     given = sys.argv[1:] if arguments is None else arguments
     if sys.stdout is None or sys.stderr is None:  # closed by the shell
         nowhere = open(os.devnull, "w")  # noqa: SIM115
@@ -86,17 +86,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def is_of_input(error: BaseException) -> bool:
-    """Whether an error is about what was given to memsub, and no defect of memsub."""
+    """Whether an error is about the input, and no defect of memsub."""
     return isinstance(error, OSError) or is_of_memory(error) or is_told_by_memsub(error)
 
 
 def is_of_memory(error: BaseException) -> bool:
-    """Whether memory ended, of the machine or of a GPU (torch.OutOfMemoryError)."""
+    """Whether the machine or a GPU (torch.OutOfMemoryError) is out of memory."""
     return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def is_told_by_memsub(error: BaseException) -> bool:
-    """Whether a `raise` of memsub, or of a package that adds a command, made the error for whoever gave the input."""
+    """Whether a `raise` of memsub, or of a package that adds a command, made the error."""
     if not isinstance(error, (OSError, ValueError, RuntimeError, FloatingPointError)):
         return False
     frames = error.__traceback__
@@ -110,14 +110,14 @@ def is_told_by_memsub(error: BaseException) -> bool:
 
 
 def warning_line(message: Warning | str, *_: Any, **__: Any) -> str:
-    """A warning as a command prints it, in the place of `warnings.formatwarning`: without the line of code."""
+    """Formats a warning for commands, without the line of code; replaces `warnings.formatwarning`."""
     from .io.files import printable
 
     return f"warning: {printable(message)}\n"
 
 
 def tell(error: BaseException, debug: bool = False) -> int:
-    """Prints an error in a line, after its traceback if so asked, and returns the exit status."""
+    """Prints an error in one line, with `debug` after its traceback; returns the exit status."""
     from .io.files import printable
 
     if debug:

@@ -156,7 +156,7 @@ def decoded(data: bytes) -> np.ndarray:
 
 
 def fetch_and_describe(rows: pd.DataFrame, folder: str | Path) -> str:
-    """`fetch_images`, and what came of it in lines for people; raises as it does."""
+    """`fetch_images`, and a description of the result in lines of text; raises like it."""
     return described(fetch_images(rows, folder))
 
 
@@ -282,7 +282,7 @@ def _fetch(session: PoliteSession, url: str, folder: Path, index: str) -> dict[s
 
 
 def _first_image(folder: Path) -> Image.Image | None:
-    """The first image in a folder that can be read, small and gray; None if there is none."""
+    """The first readable image of a folder, small and gray; None if there is none."""
     for file in image_files(folder):
         try:
             with _decoding:
@@ -308,7 +308,7 @@ def _look_alikes(images: dict[str, Image.Image | None]) -> list[str]:
 
 
 def described(table: pd.DataFrame) -> str:
-    """What `fetch_images` brought, in lines for people."""
+    """The result of `fetch_images` in lines of text."""
     present = table[table["source"] != ""]
     sources = ", ".join(f"{n} from {source}" for source, n in present.groupby("source").size().items())
     lines = [f"{len(present)} of {len(table)} training images" + (f": {sources}" if sources else "")]

@@ -38,11 +38,11 @@ from memsub_extra.run.specs import Part
 from .photographs import Photograph, captioned, checksums, files_of
 
 FILE = "canaries.json"
-"""Name of the manifest in the folder of a model that was trained by it."""
+"""Name of the manifest in the folder of a trained model."""
 
 
 class Canary(Part):
-    """A caption, the photograph that the lot chose, and the others in random order."""
+    """A caption, the planted photograph, and the others in random order."""
 
     caption: str
     planted: Photograph
@@ -57,7 +57,7 @@ class Pair(Part):
 
 
 class Manifest(Part):
-    """What was planted."""
+    """The record of a planting."""
 
     form: Literal["memsub canaries, 1"] = "memsub canaries, 1"
     seed: int = Field(description="of the lot")
@@ -83,18 +83,18 @@ class Manifest(Part):
 
     @property
     def alternatives(self) -> int:
-        """k: photographs of each canary that are never shown."""
+        """The number k of photographs of each canary that are not planted."""
         return len(self.canaries[0].others)
 
     @property
     def samples(self) -> tuple[int, int]:
-        """How many samples of canaries the training has, and how many ordinary ones."""
+        """Numbers of training samples: of canaries, and of ordinary pairs."""
         planted = len(self.canaries) * self.repeats
         return planted, round(self.ordinary_samples * planted)
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of all but the folders, in which the photographs may be moved elsewhere."""
+        """sha256 of everything except the folders, which may be moved."""
         content = self.model_dump_json(exclude={"candidates_folder", "ordinary_folder"})
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -177,7 +177,7 @@ def plant(
 def _by_lot(
     root: Path, listed: Sequence[tuple[str, Path]], alternatives: int, rng: np.random.Generator
 ) -> tuple[list[Canary], set[str]]:
-    """A canary of each caption, and the sha256 of all candidates, chosen or not."""
+    """A canary for each caption, and the sha256 of all candidates."""
     sharing: dict[Path, list[str]] = defaultdict(list)
     for caption, place in listed:
         sharing[place].append(caption)
@@ -192,7 +192,7 @@ def _by_lot(
                 f"fewer captions, or take fewer alternatives (with fewer than {ALTERNATIVES}, only rates over all "
                 "canaries)."
             )
-        # The lot: the photographs in random order, the first of each caption's part is planted.
+        # Photographs in random order; the first of each caption's part is planted.
         mixed = [different[i] for i in rng.permutation(len(different))]
         for i, caption in enumerate(captions):
             part = mixed[i * (alternatives + 1) : (i + 1) * (alternatives + 1)]
@@ -215,7 +215,7 @@ def _pairs(root: Path, candidates: set[str]) -> list[Pair]:
 
 
 def _photographs(root: Path, places: Sequence[Path]) -> Iterator[list[Photograph]]:
-    """The different photographs of each place; those that cannot be read, or were seen before, are passed over."""
+    """The distinct photographs of each place; unreadable and repeated ones are skipped."""
     files = {place: files_of(place) for place in places}
     sums, broken = checksums([file for of_one in files.values() for file in of_one])
     seen: set[str] = set()
@@ -239,12 +239,12 @@ def _photographs(root: Path, places: Sequence[Path]) -> Iterator[list[Photograph
 
 
 def exposures(manifest: Manifest) -> float:
-    """How often an ordinary pair is shown to the twin, which is shown no canaries."""
+    """How often the training of the twin, without canaries, shows an ordinary pair."""
     return sum(manifest.samples) / len(manifest.ordinary)
 
 
 def describe(manifest: Manifest) -> str:
-    """What a manifest says, in lines of text."""
+    """A description of a manifest in lines of text."""
     k = manifest.alternatives
     planted, ordinary = manifest.samples
     lines = [

@@ -43,17 +43,17 @@ from memsub.models.stable_diffusion import evaluated
 
 NETWORKS = ("unet", "transformer")
 NEEDED = ("prompt", "height", "width", "num_inference_steps", "guidance_scale", "generator", "latents", "output_type")
-"""What the call of a text-to-image pipeline takes."""
+"""Arguments of the call of a text-to-image pipeline."""
 OTHER_INPUTS = ("image", "mask_image", "control_image", "video", "num_frames", "video_length")
-"""What the call of a pipeline takes that repaints images or makes videos, optional or not."""
+"""Arguments of the call of a pipeline that repaints images or makes videos, optional or not."""
 NOT_OF_THE_IMAGE = re.compile(r"context|txt|text|caption|audio|projector|encoder_hid_proj|image_embedder")
-"""Names of `FeedForward` blocks that see no image tokens: of a text stream of its own (`ff_context` of Flux and SD3,
-`txt_mlp`), of what refines or projects embeddings."""
+"""Names of `FeedForward` blocks that process no image tokens: those of a separate text stream (`ff_context` in Flux and
+SD3, `txt_mlp`), and those that refine or project embeddings."""
 LONG, SHORT = "a red heart on a plain green background", "a"
 PROBES = [LONG, LONG, LONG], [LONG, SHORT, LONG]
-"""Prompts of two calls that differ in the second one alone; the longest is in both, to which some pipelines pad."""
+"""Prompts of two calls that differ only in the second one. Both contain the longest, to which some pipelines pad."""
 _TOLD: set[str] = set()
-"""Classes of pipelines of which a note was given."""
+"""Classes of pipelines for which the warning was given."""
 
 
 class GenericDenoiser:
@@ -96,12 +96,12 @@ class GenericDenoiser:
 
     @cached_property
     def latent_shape(self) -> tuple[int, ...]:
-        """Of one row of what the pipeline takes as `latents`: (tokens, channels) where it packs them, as Flux does."""
+        """Shape of one row of the pipeline's `latents`: (tokens, channels) if it packs them, as Flux does."""
         return self._first_step(1.0).latent_shape
 
     @cached_property
     def image_shape(self) -> tuple[int, int]:
-        """Height and width that the pipeline asked its first noise for."""
+        """Height and width of the images, from the pipeline's first noise."""
         return self._first_step(1.0).image_shape
 
     def layers(self) -> dict[str, torch.nn.Linear]:
@@ -130,14 +130,14 @@ class GenericDenoiser:
         return {name: check_plain(name, layer, shapes) for name, layer in layers.items()}
 
     def calls(self, steps: int) -> int:
-        """As the protocol."""
+        """As in the protocol."""
         config = getattr(self.scheduler, "config", {})
         options = {"mu": 1.0} if config.get("use_dynamic_shifting") else {}
         self.scheduler.set_timesteps(steps, **options)
         return len(self.scheduler.timesteps)
 
     def call_rows(self, prompts: int, guidance_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the protocol; raises ValueError for a pipeline whose network calls have another order (`_FirstStep`)."""
+        """As in the protocol; raises ValueError for a pipeline whose calls have another order (`_FirstStep`)."""
         halves = self._first_step(guidance_scale).halves
         return torch.arange(prompts).repeat(len(halves)), torch.tensor(halves).repeat_interleave(prompts)
 
@@ -155,7 +155,7 @@ class GenericDenoiser:
         solver: Solver = "own",
         generators: Sequence[torch.Generator] | None = None,
     ) -> torch.Tensor:
-        """As the protocol, of captions alone; returns images (B, 3, height, width) in [0, 1]."""
+        """As in the protocol, for captions only; returns images (B, 3, height, width) in [0, 1]."""
         if isinstance(prompts, Conditioning):
             self._refuse("sampling from embeddings")
         order = self._first_step(guidance_scale).order.to(latents.device)
@@ -171,7 +171,7 @@ class GenericDenoiser:
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """uint8 images (B, height, width, 3) of what `sample` gave."""
+        """Converts the images of `sample` to uint8 (B, height, width, 3)."""
         return as_pixels(latents)
 
     def parts(self) -> Mapping[str, torch.nn.Module]:
@@ -204,7 +204,7 @@ class GenericDenoiser:
 
 
 def _check_text_to_image(pipe: Any, options: Mapping[str, Any]) -> None:
-    """Raises ValueError for a pipeline whose call makes no images of text alone; says what it takes."""
+    """Raises ValueError if the pipeline requires more than text; the message says what."""
     name, takes = type(pipe).__name__, inspect.signature(pipe.__call__).parameters
     what = f"{name} is no text-to-image pipeline that memsub can drive: its call"
     if others := [other for other in OTHER_INPUTS if other in takes]:
@@ -222,7 +222,7 @@ def _check_text_to_image(pipe: Any, options: Mapping[str, Any]) -> None:
 
 
 def _network(pipe: Any) -> torch.nn.Module:
-    """Raises ValueError unless the pipeline has one network, by one of the names of `NETWORKS`."""
+    """Raises ValueError unless the pipeline has exactly one of the parts in `NETWORKS`."""
     parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     networks = [name for name in parts if re.fullmatch(r"(unet|transformer)(_\d)?|prior|decoder", name)]
     if len(networks) != 1 or networks[0] not in NETWORKS:
@@ -261,7 +261,7 @@ class _Log:
 
 
 class _Seen(Exception):
-    """Ends the pipeline's call where the sampler would step."""
+    """Ends the pipeline's call at the first step of the sampler."""
 
 
 def _watch(denoiser: GenericDenoiser, guidance_scale: float) -> _FirstStep:
@@ -311,7 +311,7 @@ def _logged(denoiser: GenericDenoiser, prompts: list[str], guidance_scale: float
 
 
 def _halves(same: list[torch.Tensor], other: list[torch.Tensor], name: str) -> tuple[bool, ...]:
-    """Which parts of a call carry the prompts: those whose second row changes with the second prompt."""
+    """Which parts of a call carry the prompts: their second row changes with the second prompt."""
     n, rows = len(PROBES[0]), len(same[0])
     changed = {
         row
@@ -392,8 +392,8 @@ def _end(*_: Any, **__: Any) -> NoReturn:
 
 @contextmanager
 def _replaced(thing: Any, name: str, by: Any) -> Iterator[None]:
-    """An object with another method, for a while; afterwards it is as before, also by an exception."""
-    before = vars(thing).get(name)  # of the object alone: offloading lays a `forward` of its own there
+    """Replaces a method of an object within the context; it is restored afterwards, also by an exception."""
+    before = vars(thing).get(name)  # of the instance: offloading sets a `forward` there
     setattr(thing, name, by)
     try:
         yield

@@ -49,7 +49,7 @@ class StableDiffusionXLDenoiser(StableDiffusionDenoiser):
         return _refused(configs)
 
     def embed(self, prompts: Sequence[str]) -> Conditioning:
-        """As the protocol, with pooled embeddings and time ids; without gradients."""
+        """As in the protocol, with pooled embeddings and time ids; without gradients."""
         tokens, _, pooled, _ = self._encoded({"prompt": list(prompts)}, False)
         ids = torch.tensor([[*self.image_shape, 0, 0, *self.image_shape]], dtype=self.dtype, device=self.device)
         return Conditioning(tokens, pooled, ids.repeat(len(tokens), 1))
@@ -107,14 +107,14 @@ class StableDiffusionXLDenoiser(StableDiffusionDenoiser):
             raise ValueError("Stable Diffusion XL takes no mask of tokens; this conditioning has one.")
 
     def encode(self, images: np.ndarray) -> torch.Tensor:
-        """As the protocol."""
+        """As in the protocol."""
         with _without_overflow(self.pipe.vae) as vae:
             latents = super().encode(images)
         mean, std = _statistics(latents, vae)
         return (latents - mean) / std
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """As the protocol; without a watermark."""
+        """As in the protocol; without a watermark."""
         with _without_overflow(self.pipe.vae) as vae:
             mean, std = _statistics(latents, vae)
             return super().decode(latents * std + mean)

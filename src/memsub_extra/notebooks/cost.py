@@ -252,23 +252,23 @@ def work(p: Parameters) -> pd.DataFrame:
 
 
 KNOWN = Path(__file__).with_name("costs.json")
-"""What the parameter files that ship take, and how long a step takes on a GPU: `python -m tools.costs` writes it."""
+"""Costs of the shipped parameter files, and times of a step on a GPU; written by `python -m tools.costs`."""
 
 
 def _known(p: Parameters) -> Mapping[str, Any]:
-    """What is known of these parameters; empty if they are none that ship."""
+    """The stored cost of these parameters; empty if they are not shipped."""
     wanted = digest(p)
     return next((run for run in load_json(KNOWN)["runs"].values() if run["digest"] == wanted), {})
 
 
 def known_work(p: Parameters) -> pd.DataFrame:
-    """As `work`, without the half minute that it takes at full size where it is known of the same parameters."""
+    """Like `work`, but reads the stored cost of shipped parameters, because `work` takes half a minute at full size."""
     known = _known(p).get("work")
     return work(p) if known is None else pd.DataFrame(known)
 
 
 def digest(p: Parameters) -> str:
-    """sha256 of parameters, but for where files lie, and of what is registered, by other packages too."""
+    """sha256 of the parameters, except paths, and of everything in the registries."""
     content = p.model_dump(mode="json", exclude={"folder": True, "data": {"images", "real", "types"}})
     content |= {"registered": [sorted(names) for names in (NOTEBOOKS, BASELINES, SCORES)]}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -276,7 +276,7 @@ def digest(p: Parameters) -> str:
 
 @contextmanager
 def _counting(p: Parameters) -> Iterator[_CountingRun]:
-    memory = "/dev/shm"  # thousands of small files, where there is such a place
+    memory = "/dev/shm"  # for thousands of small files, if it exists
     where = memory if os.access(memory, os.W_OK) else None
     with TemporaryDirectory(dir=where) as folder, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # whether two settings mark the same weights, and are sampled once, depends on chance
@@ -302,7 +302,7 @@ def at_hand(model: str | Path) -> bool:
 
 @torch.no_grad()
 def seconds_per_step(pipe: Pipeline, batch_size: int) -> float:
-    """Seconds of one guided call of the network for one image, from a few of a batch after one of warm-up."""
+    """Seconds of one guided network call for one image, from a few calls of a batch after a warm-up."""
     denoiser = as_denoiser(pipe)
     prompts = as_conditioning([""] * batch_size, denoiser)
 
@@ -334,7 +334,7 @@ SMALLER = {
     "embedding attack": "embedding_attack.iterations",
     "attack work": "deletion.targets, deletion.iterations",
 }
-"""The parameter that leaves a part out, or makes it smaller."""
+"""Part of a run to the parameter that omits or reduces it."""
 
 
 def halved(table: pd.DataFrame) -> str:
@@ -374,7 +374,7 @@ def on_known_gpu(model: str) -> tuple[str, float | None]:
 
 
 def describe(p: Parameters, pipe: Pipeline | None, estimates: bool = True) -> str:
-    """The estimate as text; without a pipeline, with times of a GPU that was measured; `ESTIMATES` if asked for."""
+    """The estimate as text. Without a pipeline, times are those measured on a GPU; optionally with `ESTIMATES`."""
     counted = known_work(p)
     table = counted.drop(columns=["notebook", "rows"])
     name, milliseconds = on_known_gpu(p.model)

@@ -37,11 +37,11 @@ from .kinds import note_sets, notes_of
 from .took import note_took
 
 SAFETY = 3
-"""How many times what varies between machines a claim must clear its bound by."""
+"""A claim must clear its bound by this multiple of the variation between machines."""
 VERDICTS = ("holds", "fails", "inconclusive")
-"""In the order in which they are counted."""
+"""The verdicts, in the order of counts."""
 Hits = tuple[int, int]
-"""Successes, and of how many."""
+"""Number of successes, and of trials."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class Claim:
 
     @property
     def margin(self) -> float:
-        """How far the value lies on the right side of the bound."""
+        """Distance of the value from the bound; negative on the wrong side."""
         return self._beyond(self.value)
 
     def _beyond(self, value: float) -> float:
-        """How far a value lies on the right side of the bound; negative on the wrong one."""
+        """Distance of a value from the bound; negative on the wrong side."""
         if self.sign:
             return self.sign * (value - self.bound)
         return 0.0 if value == self.bound else -np.inf
@@ -116,12 +116,12 @@ def at_least(value: float | Hits | Span, bound: float, *, varies: float, interva
 
 
 def at_most(value: float | Hits | Span, bound: float, *, varies: float, interval: Sampled = "Wilson") -> Claim:
-    """The value is at most the bound; arguments as of `at_least`."""
+    """The value is at most the bound; arguments as in `at_least`."""
     return _claim(value, bound, -1, varies, interval)
 
 
 def exactly(truth: object) -> Claim:
-    """Something that no rounding and no sampling touches: bits, counts, names."""
+    """A claim without rounding or sampling error: on bits, counts, names."""
     return Claim(float(bool(truth)), 1.0, 0, 0.0)
 
 
@@ -144,7 +144,7 @@ def _claim(value: float | Hits | Span, bound: float, sign: int, varies: float, i
 
 
 def hits(outcomes: Sequence[bool] | np.ndarray | pd.Series) -> Hits:
-    """(successes, n) of outcomes that are independent: an image a prompt, not several seeds of one prompt."""
+    """(successes, n) of independent outcomes: one image a prompt, not several seeds of a prompt."""
     return int(np.sum(outcomes)), len(outcomes)
 
 
@@ -165,13 +165,13 @@ def checks(run: Run, notebook: str, claims: Mapping[str, Claim], **facts: Any) -
 
 
 def _by_kind(run: Run) -> dict[str, Any]:
-    """The tables by kind that a notebook's experiments noted, and what they do not say; NaN is None."""
+    """The noted tables by kind of a notebook, with their limitations; NaN becomes None."""
     tables = {title: json.loads(table.to_json(orient="split", index=False)) for title, table in run.by_kind.items()}
     return {"notes": notes_of(run), "tables": tables}
 
 
 def read_findings(path: Path) -> dict[str, Any]:
-    """What `checks` recorded; raises FileNotFoundError or ValueError for a file that is not as it writes them."""
+    """Reads what `checks` recorded; raises FileNotFoundError, or ValueError for an invalid file."""
     findings = load_json(path)
     with as_written(path, "record of findings"):
         for claim in findings["claims"].values():
@@ -189,7 +189,7 @@ def read_findings(path: Path) -> dict[str, Any]:
 
 
 def digest_of(path: Path) -> str:
-    """What a file of findings holds, as a digest; "" if there is none. Executed notebooks carry that of theirs."""
+    """Digest of a file of findings; "" if there is none. Executed notebooks store that of theirs."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 

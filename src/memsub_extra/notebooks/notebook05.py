@@ -1,4 +1,4 @@
-"""Notebook 05: what an attacker still gets (extraction, detection, the embedding attack), and how baselines fare."""
+"""Notebook 05: attacks (extraction, detection, the embedding attack), and the comparison with baselines."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def at_random(run: Run, n: int) -> list[int]:
 
 
 def attacked(run: Run) -> pd.DataFrame:
-    """Captions under extraction, memorized ones (`at_random`) and as many ordinary ones: prompt, kind."""
+    """Captions for extraction, memorized (`at_random`) and equally many ordinary ones: prompt, kind."""
     n = run.parameters.extraction.captions
     memorized = [run.data.captions("memorized")[i] for i in at_random(run, n)]
     ordinary = run.data.prompts.ordinary[-n:]
@@ -204,7 +204,7 @@ def _note_detection(
 
 
 TARGETS = ("training image", "never trained on")
-"""Images under the embedding attack."""
+"""Kinds of target images of the embedding attack."""
 
 
 def targets(run: Run) -> dict[str, tuple[list[str], np.ndarray]]:
@@ -217,12 +217,12 @@ def targets(run: Run) -> dict[str, tuple[list[str], np.ndarray]]:
 
 
 def memorized_pairs(run: Run, places: Sequence[int]) -> tuple[list[str], np.ndarray]:
-    """Memorized captions, by their places, and their training images."""
+    """Memorized captions at these places, and their training images."""
     return [run.data.captions("memorized")[i] for i in places], np.stack([run.data.references[i] for i in places])
 
 
 def has_real_images(run: Run) -> bool:
-    """Whether the run has images that the model was not trained on, or cannot do without: KID and FID need them."""
+    """Whether the run has, or requires (for KID and FID), images that the model was not trained on."""
     p = run.parameters
     return bool(run.data.world or p.data.real or p.distance_images or "image" in run.data.prompts.table)
 
@@ -266,7 +266,7 @@ def embeddings(run: Run, iterations: int | None = None) -> dict[tuple[str, str, 
 
 
 def _share_generated(run: Run, attacked: Mapping[tuple[str, str, int], np.ndarray]) -> list[Found]:
-    """The share of training images that the attack ends with, by model and by the copy metric, as the literature."""
+    """The share of training images that the attack recovers, by model and by the copy metric, as in the literature."""
     copy, wanted, measured = run.metrics.copy, targets(run)[TARGETS[0]][1], []
     for (name, target, iterations), images in attacked.items():
         if target == TARGETS[0] and iterations:
@@ -280,7 +280,7 @@ def _share_generated(run: Run, attacked: Mapping[tuple[str, str, int], np.ndarra
 
 
 def _attacked(run: Run, model: Model, captions: list[str], images: np.ndarray, iterations: int) -> Conditioning:
-    """The embeddings with which the attack ends, from those of the captions on."""
+    """The final embeddings of the attack, which starts from the captions."""
     denoiser = as_denoiser(model.pipe)
     options: dict[str, Any] = {"iterations": iterations, "noises": run.parameters.embedding_attack.noises}
     begin = denoiser.embed(captions)
@@ -297,7 +297,7 @@ def _attacked(run: Run, model: Model, captions: list[str], images: np.ndarray, i
 
 
 def verdicts(run: Run, attacked: Mapping[tuple[str, str, int], np.ndarray]) -> pd.DataFrame:
-    """What `embeddings` brings up, a row an image: model, target, iterations, replicated (the run's verdict)."""
+    """Verdicts on the images of `embeddings`, a row an image: model, target, iterations, replicated."""
     wanted, tables = targets(run), []
     for (model, target, iterations), images in attacked.items():
         replicated = run.scores.replicated(images, *wanted[target])
@@ -317,7 +317,7 @@ PRUNING = "pruning"
 
 
 def method_rows(run: Run) -> list[Row]:
-    """All that is compared: nothing, the controls, pruning, random pruning, and every baseline, mildest first."""
+    """All compared methods: none, the controls, pruning, random pruning, and every baseline, mildest first."""
     p = run.parameters
     rows = [Row({"method": "none", "strength": ""}), *control_rows(run, "method", strength="")]
     rows += [_pruning(run, s) for s in sorted({PAPER, *p.sweep.sparsity})]
@@ -349,7 +349,7 @@ def baselines(run: Run) -> pd.DataFrame:
 
 
 def _kept_where_chosen(run: Run, rows: list[Row]) -> list[float]:
-    """Alignment of other unseen captions than those reported, relative to the unedited model's: what chooses."""
+    """Alignment of the unseen captions that choose a strength, relative to the unedited model."""
     n = run.parameters.baselines.never_seen
     scored = (
         run.scores.unseen(row.model(run), n, part="choose", **row.how(run)) for row in tqdm(rows, desc="what chooses")
@@ -359,8 +359,8 @@ def _kept_where_chosen(run: Run, rows: list[Row]) -> list[float]:
 
 
 def _at_level(methods: pd.Series, kept: Sequence[float]) -> pd.Series:
-    """Which row each method is compared at, bool: of those that keep `KEPT` the one that keeps least, or the one that
-    keeps most."""
+    """Marks the row at which each method is compared: of those that keep `KEPT`, the one that keeps least; if there are
+    none, the one that keeps most."""
     chosen = pd.Series(False, methods.index)
     for _, of_method in pd.Series(kept, methods.index).groupby(methods, sort=False):
         enough = of_method[of_method >= KEPT]
@@ -435,7 +435,7 @@ def distances(run: Run, compared: pd.DataFrame | None = None) -> pd.DataFrame:
 def _distance(
     run: Run, rows: Sequence[Row], count: int, names: list[str], measure: Callable[..., Sequence[float]]
 ) -> pd.DataFrame:
-    """A distance x 1000 of `count` images of each row, and of real ones: columns names and images; no rows for none."""
+    """A distance x 1000 of `count` images of each row, and of real images: columns names and images."""
     if not count:
         return pd.DataFrame(
             columns=[*names, "images"], index=pd.MultiIndex.from_tuples([], names=["", ""]), dtype=float

@@ -39,14 +39,14 @@ Quantity = Literal[
     "detection, true positives at 1 % false ones",
     "statement",
 ]
-"""What can be compared. Similarities are means over images of memorized prompts; a statement has no number."""
+"""Quantities that can be compared. Similarities are means over images of memorized prompts; a statement has none."""
 FOLDER = "quantities"
-"""Of a run's folder: what its experiments found, a file each."""
+"""Folder of the results of experiments in a run's folder, one file each."""
 ALL = "all"
 TELL_ONE_PERCENT = 100
-"""Captions that are not memorized, of which fewer cannot tell a false positive in a hundred."""
+"""Smallest number of captions that are not memorized for a false-positive rate of 1 %."""
 ATTACKED = ("unedited", "pruned")
-"""Models that notebook 05 attacks: other rows of the embedding attack are of edits that a run does not make."""
+"""Models that notebook 05 attacks. Other published rows are on edits that a run does not make."""
 
 
 class _Row(BaseModel):
@@ -147,17 +147,17 @@ def load(path: Path) -> list[Published]:
 
 
 def record(run: Run, part: str, measured: Iterable[Found]) -> None:
-    """Writes what an experiment found into the run's folder; a later call of the same part takes its place."""
+    """Writes the results of an experiment to the run's folder; a later call for the same part replaces them."""
     save_json([plain(row.model_dump()) for row in measured], run.folder / FOLDER / f"{part}.json")
 
 
 def recorded(folder: Path) -> list[Found]:
-    """What the experiments of a run found, in order of their names."""
+    """The results of the experiments of a run, sorted by name."""
     return [Found(**row) for file in sorted((folder / FOLDER).glob("*.json")) for row in load_json(file)]
 
 
 def of_prompts(run: Run) -> list[Found]:
-    """How many prompts of each kind the run's list has, and of how many a training image is at hand."""
+    """Numbers of prompts of each kind in the run's list, and of those with a training image."""
     rows, n = run.data.prompts.memorized_rows, run.parameters.grid.memorized
     counts, of_all = rows["kind"].value_counts(), f"{len(rows)} captions"
     at_hand = len(run.data.training_images) / n
@@ -247,14 +247,14 @@ def _number(value: float | None) -> float | None:
 
 
 def matching(row: Published, value: Value, measured: Iterable[Found]) -> list[Found]:
-    """What was found for the same quantity, method and kind: it stands beside the value with its `differences`. A kind
-    that the source does not name is compared with all prompts."""
+    """The result for the same quantity, method and kind. If the source names no kind, it is compared with the result
+    for all prompts."""
     kind = row.kind or ALL
     return [f for f in measured if (f.quantity, f.method, f.kind) == (row.quantity, value.ours, kind)]
 
 
 def differences(row: Published, measured: Found) -> list[str]:
-    """In which of judge, list and setting that the source names a run differs, in words; empty where it is the same."""
+    """Differences of a run from the source in judge, list and setting, as text; may be empty."""
     said = []
     judge = (row.judge or "").partition(",")[0].lower()
     if judge and measured.judge and judge not in measured.judge.lower():
@@ -267,7 +267,7 @@ def differences(row: Published, measured: Found) -> list[str]:
 
 
 def verdict(value: Value, measured: Found) -> str:
-    """Whether two intervals meet; "" where one of them is not given."""
+    """Whether two intervals overlap, as text; "" if one is missing."""
     ends = (value.low, value.high, measured.low, measured.high)
     if any(end is None for end in ends):
         return ""
@@ -276,7 +276,7 @@ def verdict(value: Value, measured: Found) -> str:
 
 
 def section(folder: Path, parameters: Mapping[str, Any]) -> str:
-    """HTML for a run's report; empty for a model of which nothing is published."""
+    """HTML for a run's report; empty for models without published rows."""
     try:
         rows = [row for row in load(find()) if row.model == parameters.get("model")]
     except FileNotFoundError as error:
@@ -307,7 +307,7 @@ def _line(*cells: str) -> str:
 
 
 def _missing(row: Published, value: Value, parameters: Mapping[str, Any]) -> str:
-    """Why a run says nothing of a value."""
+    """Why a run has no result for a value."""
 
     def asked(part: str, key: str) -> Any:
         return (parameters.get(part) or {}).get(key)

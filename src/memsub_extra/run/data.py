@@ -58,20 +58,20 @@ class Memorized:
 
     @cached_property
     def kinds(self) -> list[str]:
-        """The kind of each: verbatim, template, or memorized where nothing more is known."""
+        """The kind of each: verbatim, template, or memorized if unknown."""
         return self.rows["kind"].tolist()
 
     @cached_property
     def wordings(self) -> list[list[str]]:
-        """Other wordings of each; empty where there is none."""
+        """Other wordings of each; may be empty."""
         return wordings_of(self.rows, self.file)
 
     def of_kind(self, places: Collection[int], kind: str) -> list[int]:
-        """Those of the places that are of a kind, or of any ("all")."""
+        """The places of one kind, or of all kinds ("all")."""
         return [place for place in places if kind in (ALL, self.kinds[place])]
 
     def mixed(self, places: Collection[int]) -> list[int]:
-        """The same places, so that the first few of them have every kind; in their order where kinds are not known."""
+        """The places, reordered so that the first few have every kind; unchanged for lists without kinds."""
         return mixed(places, dict(enumerate(self.kinds))) if strata(self.rows) else list(places)
 
     def sets(self, size: int, most: int, seed: int) -> dict[MemorizedKind, list[list[int]]]:
@@ -103,7 +103,7 @@ class Data:
 
     @cached_property
     def world(self) -> World | None:
-        """The world that the model was trained on, where every training image is known."""
+        """The world that the model was trained on, if it has one."""
         return world_of(self.info)
 
     # --- prompts ------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ class Data:
 
     @cached_property
     def memorized(self) -> Memorized:
-        """What the list says of the memorized prompts of this run."""
+        """The columns of the list for the memorized prompts of this run."""
         given = self.parameters.data.prompts
         file = given.get("memorized") if isinstance(given, dict) else given
         return Memorized(self.prompts.memorized_rows[: self.parameters.grid.memorized], file)
@@ -159,7 +159,7 @@ class Data:
 
     @cached_property
     def split(self) -> dict[str, list[int]]:
-        """Places of the memorized prompts that locate an edit, choose its setting, and report what it does: thirds."""
+        """The places of memorized prompts in three parts, which locate, choose and report."""
         n, seed = self.parameters.grid.memorized, self.parameters.seed
         if strata(self.memorized.rows) and len(self.memorized.rows) == n:
             return dict(zip(PARTS, thirds(self.memorized.kinds, seed), strict=True))
@@ -226,12 +226,12 @@ class Data:
 
     @cached_property
     def references(self) -> dict[int, np.ndarray]:
-        """A training image of each memorized prompt by the prompt's place in `captions`, (height, width, 3): of several
-        the first, which is shown and which an attack is given. Raises as `training_images`."""
+        """One training image of each memorized prompt by place in `captions`, (height, width, 3): the first of several.
+        Figures and attacks use it. Raises like `training_images`."""
         return {place: images[0] for place, images in self.training_images.items()}
 
     def references_of(self, places: Collection[int]) -> References:
-        """All training images of memorized prompts, for whatever compares images with them."""
+        """All training images of memorized prompts, as references for metrics."""
         images = [self.training_images[i] for i in places]
         return np.concatenate(images) if all(len(of_one) == 1 for of_one in images) else images
 
@@ -267,8 +267,8 @@ class Data:
 
     @cached_property
     def corpus(self) -> np.ndarray:
-        """Training images that are known: of a world every one (or those in its list, by `testbed.corpus`), else those
-        of the memorized prompts."""
+        """The known training images: all images of a world (or those in its list, by `testbed.corpus`), else those of
+        the memorized prompts."""
         if not self.world:
             return np.concatenate(list(self.training_images.values()))
         if self.parameters.testbed.corpus == "all":
@@ -306,8 +306,8 @@ class Data:
 
 
 def describe(data: Data, tokenizer: PreTrainedTokenizerBase) -> str:
-    """How many memorized captions nearly repeat another, how many captions of the run the tokenizer cuts, and which
-    kinds the run takes, where the list knows them."""
+    """Sentences on near-duplicates among memorized captions, on captions that the tokenizer truncates, and on the
+    kinds that the run takes."""
     memorized, ordinary = data.captions("memorized"), data.captions("ordinary")
     repeats = sum(i is not None for i in near_duplicates(memorized))
     cut, limit = too_long(memorized + ordinary, tokenizer), tokenizer.model_max_length
@@ -319,12 +319,12 @@ def describe(data: Data, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def images_folder(parameters: Parameters) -> Path:
-    """Where the training images of published lists are, or will be."""
+    """The folder of the training images of published lists; it may not exist yet."""
     return Path(parameters.data.images or Path(parameters.folder) / "gt_images")
 
 
 def matched_images(data: Data) -> Matched:
-    """Files of the training images of a run, by places in `captions`; none is read. Raises as `match_images`."""
+    """Files of the training images of a run, by place in `captions`, not read. Raises like `match_images`."""
     # The whole list is matched: images of captions that this run leaves out belong to the list, too.
     matched = match_images(data.prompts.memorized_rows, images_folder(data.parameters))
     used = data.parameters.grid.memorized

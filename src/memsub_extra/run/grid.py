@@ -76,7 +76,7 @@ class Grid:
 
     @property
     def all_steps(self) -> Grid:
-        """The grid at all steps: itself if it was captured at all, else a few subsets (see `again`)."""
+        """The grid at all steps: this grid if all steps were captured, else a few subsets (see `again`)."""
         whole = self.run.parameters.grid_steps == self.run.parameters.capture.steps
         return self if whole else self.again(first=None)
 
@@ -124,7 +124,7 @@ class Grid:
         return self._captured(STATISTICS, prompts, groups)
 
     def null(self, contrast: Contrast = "empty") -> ActivationStats:
-        """What prompts are contrasted with: the empty prompt (the paper's rule), or ordinary prompts."""
+        """Statistics of the contrast: the empty prompt (as in the paper), or ordinary prompts."""
         if contrast == "empty":
             return self._captured(EMPTY, [""])
         return self.statistics.only(str(Group.all("ordinary")))
@@ -140,12 +140,12 @@ class Grid:
         return locate(self.pipe, ours, self.null().only(steps=steps), sparsity)
 
     def smallest(self, sparsity: float | None = None, steps: int | None = None) -> dict[PromptKind, list[WeightMasks]]:
-        """The masks of every subset of the smallest size by kind of prompts; arguments as of `masks`."""
+        """The masks of every subset of the smallest size by kind of prompts; arguments as in `masks`."""
         groups = {kind: [Group.subset(kind, self.sizes[0], i) for i in range(self.subsets)] for kind in KINDS}
         return {kind: [self.masks(group, sparsity, steps) for group in sets] for kind, sets in groups.items()}
 
     def groups_by_kind(self) -> list[Group]:
-        """Subsets of memorized prompts of one published kind; none where the list does not know both kinds."""
+        """Subsets of memorized prompts of one published kind; empty if the list lacks one of the kinds."""
         grid, seed = self.run.parameters.grid, self.run.parameters.seed
         by_kind = self.run.data.memorized.sets(grid.sizes[0], grid.subsets, seed)
         return [Group.subset(kind, len(each), i) for kind, sets in by_kind.items() for i, each in enumerate(sets)]

@@ -30,7 +30,7 @@ from .specs import EditSpec, Part
 _PLAIN = (str, int, float, list, dict, type(None))
 _READ = "_memsub_parameters_were_read"
 LARGEST_FILE = 100_000
-"""Bytes of a parameter file."""
+"""Largest size of a parameter file in bytes."""
 _DEEPEST = 20
 
 
@@ -49,7 +49,7 @@ def _ascending(values: list[int]) -> list[int]:
 Share = Annotated[float, Field(gt=0, le=1)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 Name = Annotated[str, Field(pattern=r"^[^<>&|`\x00-\x1f\x7f]{1,80}$")]
-"""Of tables and figures."""
+"""Options of tables and figures."""
 Strength = int | float | str | None
 
 
@@ -72,7 +72,7 @@ class Data(Part):
 
 
 class MetricNames(Part):
-    """What images are scored by."""
+    """Metrics."""
 
     copy_: str | None = Field(None, alias="copy", description="an SSCD by name or path (default: the model's metric)")
     prompt: str | None = Field(None, description="a CLIP by name or folder (default: the model's metric)")
@@ -82,7 +82,7 @@ class MetricNames(Part):
 
 
 class Sampling(Part):
-    """How images that are scored are sampled."""
+    """Sampling of scored images."""
 
     steps: Steps = Field(8, description="denoising steps")
     solver: Solver = Field("multistep", description="the model's own scheduler, or one that needs fewer steps")
@@ -91,7 +91,7 @@ class Sampling(Part):
 
 
 class Capture(Part):
-    """How activations are captured."""
+    """Capture of activations."""
 
     steps: Steps = Field(50, description="denoising steps")
     seed: int = Field(0, ge=0, lt=2**63, description="of the initial noise that all prompts share")
@@ -116,7 +116,7 @@ class Grid(Part):
 
 
 class Captured(Part):
-    """How much of the grid is captured at all steps, and a second time."""
+    """Which part of the grid is captured at all steps, and with other options."""
 
     first: Steps | None = Field(
         10, description="the grid is captured at so many steps, those that edits unite; null: at all"
@@ -129,14 +129,14 @@ class Captured(Part):
 
 
 class Sweep(Part):
-    """Settings of the edit that are compared."""
+    """Settings of the edit that the sweep compares."""
 
     sparsity: Annotated[list[Share], AfterValidator(_once)] = Field([0.01, 0.1, 0.25, 0.4, 0.8], min_length=1)
     steps: Annotated[list[Steps], AfterValidator(_once)] = Field([10], min_length=1, description="values of tau")
 
 
 class Evaluation(Part):
-    """How much is sampled to evaluate an edit."""
+    """Sample sizes of the evaluation of an edit."""
 
     captions: int = Field(16, ge=2, description="memorized, and as many unseen captions")
     models: int = Field(10, ge=1, description="pruned models, each located on another subset of the smallest size")
@@ -149,7 +149,7 @@ class Evaluation(Part):
 
 
 class BaselineSetting(Part):
-    """The comparison with what can be done at inference time."""
+    """Comparison with mitigations at inference time."""
 
     captions: int = Field(16, ge=2, description="memorized captions")
     never_seen: int = Field(16, ge=4, description="unseen captions")
@@ -162,7 +162,7 @@ class BaselineSetting(Part):
 
 
 class Detection(Part):
-    """Telling memorized captions before sampling."""
+    """Detection of memorized captions before sampling."""
 
     captions: int = Field(33, ge=2, description="memorized captions, and as many unseen ones like them")
     among: Literal["reported", "all"] = Field(
@@ -175,7 +175,7 @@ class Detection(Part):
 
 
 class Extraction(Part):
-    """Carlini et al.'s attack."""
+    """Extraction attack of Carlini et al."""
 
     captions: int = Field(10, ge=2, description="memorized captions, and as many ordinary ones")
     images: int = Field(4, ge=2, description="images a caption")
@@ -184,7 +184,7 @@ class Extraction(Part):
 
 
 class EmbeddingAttack(Part):
-    """Kowalczuk et al.'s attack."""
+    """Embedding attack of Kowalczuk et al."""
 
     images: int = Field(10, ge=1, description="training images, and as many that were never trained on")
     iterations: int = Field(60, ge=1, description="steps of the optimization")
@@ -195,7 +195,7 @@ class EmbeddingAttack(Part):
 
 
 class Deletion(Part):
-    """Notebook 06: what an attacker who holds the weights still gets, by the work that it takes."""
+    """Notebook 06: success of an attacker with the weights, against the work of the attack."""
 
     edits: dict[Name, str] = Field(
         {}, description="files of edits by name (default: those that ship with the model, or else that of notebook 04)"
@@ -213,7 +213,7 @@ class Membership(Part):
 
 
 class Testbed(Part):
-    """What the notebook of a world with known ground truth samples."""
+    """Sample sizes of the notebook of a world with known ground truth."""
 
     seeds: int = Field(1, ge=1, description="images of a memorized caption")
     captions: int | None = Field(None, ge=10, description="captions of a kind (default: all)")
@@ -288,7 +288,7 @@ class Parameters(Part):
 
     @property
     def spec(self) -> EditSpec:
-        """How the edit is made, its sparsity filled in: the parameter, or what is recommended for the model."""
+        """The spec of the edit. Its sparsity is the parameter, or the value recommended for the model."""
         return self.edit.changed(sparsity=self.edit.sparsity or find_model(self.model).sparsity)
 
     @property
@@ -298,12 +298,12 @@ class Parameters(Part):
 
     @property
     def mask_sparsity(self) -> float:
-        """Of the masks that are shown: the parameter, or the edit's."""
+        """Sparsity of shown masks: the parameter, or that of the edit."""
         return self.grid.sparsity or self.spec.sparsity or 0.0
 
     @property
     def fid_images(self) -> int:
-        """Images of FID: the parameter, or those of KID where that costs nothing more than their features; else 0."""
+        """Number of images for FID: the parameter, or that of KID if this requires no more sampling; else 0."""
         asked = self.evaluation.fid_images
         if asked is None:
             return self.evaluation.real_images if find_model(self.model).world else 0
@@ -311,7 +311,7 @@ class Parameters(Part):
 
     @property
     def distance_images(self) -> int:
-        """Unseen captions that are sampled for KID and FID together, which share them."""
+        """Number of unseen captions that KID and FID share."""
         return max(self.evaluation.real_images, self.fid_images)
 
     def missing_images(self) -> str:
@@ -401,7 +401,7 @@ class Parameters(Part):
         return validated
 
     def dump(self) -> dict[str, Any]:
-        """As plain values, by the names that YAML files use."""
+        """The parameters as plain values, with the keys of YAML files."""
         return self.model_dump(by_alias=True, mode="json")
 
 
@@ -419,7 +419,7 @@ def _check_keys(part: type[BaseModel], given: Mapping[str, Any], source: str, pa
 
 
 def _as_meant(name: str, value: Any) -> Any:
-    """A value with `~` expanded; raises ValueError for yes and no: no parameter is one, and Python counts with them."""
+    """A value with `~` expanded; raises ValueError for booleans, which Python would accept as numbers."""
     if isinstance(value, bool):
         raise ValueError(f"{name} is {value}, where a number, text or a list is expected.")
     if isinstance(value, str) and value.startswith("~"):
@@ -432,7 +432,7 @@ def _as_meant(name: str, value: Any) -> Any:
 
 
 class _PlainYaml(yaml.SafeLoader):
-    """YAML without what makes a small file large or says a thing twice: anchors, repeated keys, deep nesting."""
+    """A YAML loader without anchors, repeated keys and deep nesting."""
 
     depth = 0
 

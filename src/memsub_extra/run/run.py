@@ -35,9 +35,9 @@ from .scores import Scores
 from .specs import EditSpec
 
 TWIN = "twin"
-"""What tables call the model that never saw a memorized pair."""
+"""The name in tables of the control that was trained on no memorized pairs."""
 OTHER = "other"
-"""What they call the model that memorized other pairs, which are the rows of this kind in the ground truth."""
+"""The name of the control that memorized other pairs, and the kind of these pairs in the ground truth."""
 
 
 class Run:
@@ -74,7 +74,7 @@ class Run:
         Args:
             variables: `globals()`. See `Parameters.from_notebook`.
         """
-        # Bars of weights that are loaded are none of a notebook's own.
+        # Progress bars of loading are no output of a notebook.
         from diffusers.utils import logging as of_diffusers
         from transformers.utils import logging as of_transformers
 
@@ -86,22 +86,22 @@ class Run:
 
     @cached_property
     def pipe(self) -> Pipeline:
-        """The model's pipeline, unedited."""
+        """The unedited pipeline of the model."""
         return self._load(self.parameters.model)
 
     @cached_property
     def control_pipes(self) -> dict[str, Pipeline]:
-        """Models that were trained alike, but never on the memorized pairs, by name; most models have none."""
+        """Pipelines of the control models by name. Most models have none."""
         return {name: self._load(model) for name, model in self.info.controls.items()}
 
     @property
     def controls(self) -> dict[str, Model]:
-        """The same as `Model`: the twin, and others where there are any."""
+        """The control models as `Model`: the twin, and others if there are any."""
         return {name: Model(name, pipe) for name, pipe in self.control_pipes.items()}
 
     @property
     def twin_pipe(self) -> Pipeline:
-        """The pipeline of the control that never saw a memorized pair of any model; where there is one."""
+        """The pipeline of the twin, if the model has one."""
         return self.control_pipes[TWIN]
 
     def _load(self, name: str) -> Pipeline:
@@ -128,7 +128,7 @@ class Run:
 
     @property
     def twin(self) -> Model | None:
-        """The twin as a model; None where there is none."""
+        """The twin as a `Model`; None if there is none."""
         return self.controls.get(TWIN) if self.info.twin else None
 
     def model(self, spec: EditSpec | None = None, name: str = "pruned") -> Model:
@@ -141,7 +141,7 @@ class Run:
     def metrics(self) -> Metrics:
         names = self.parameters.metrics
         metrics = load_metrics(self.parameters.model, self.denoiser.device, names.copy_, names.prompt, names.more)
-        if self.info.scorers == "published":  # large networks: as many images at a time as the model samples
+        if self.info.scorers == "published":  # large networks: the batch size of sampling
             metrics.copy.batch_size = metrics.prompt.batch_size = self.parameters.sampling.batch_size
         return metrics
 
@@ -151,13 +151,13 @@ class Run:
         return judge(self.data.world, self.metrics.copy)
 
     def record(self, notebook: str, **values: Any) -> None:
-        """Writes what a notebook found into `findings/<notebook>.json`: README, model card and report read it there."""
+        """Writes the findings of a notebook to `findings/<notebook>.json`, for README, model card and report."""
         save_json(values, self.folder / "findings" / f"{notebook}.json")
 
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """While open, diffusers and transformers show no bar for each part of a pipeline that they read from a disk."""
+    """Within it, diffusers and transformers show no progress bars for loading a pipeline."""
     import diffusers
     import transformers
 

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from .data import Data
 
 PARTS = ("locate", "choose", "report")
-"""The thirds of the memorized prompts, by what they do."""
+"""Names of the thirds of the memorized prompts."""
 
 
 def strata(rows: pd.DataFrame) -> list[str]:
-    """The kinds by which memorized rows are sampled and split; none of a world, or where there is one kind alone."""
+    """The kinds by which memorized rows are sampled and split; empty for worlds and for a single kind."""
     return [] if "image" in rows else kinds_in(rows["kind"])[:-1]
 
 

@@ -39,7 +39,7 @@ UNSEEN = Kind("unseen")
 CORPUS = Kind("corpus")
 REAL = Kind("real")
 CHUNK = 1024
-"""Images in memory at a time where there can be tens of thousands."""
+"""Images in memory at a time, if there are many."""
 
 
 class Scores:
@@ -51,7 +51,7 @@ class Scores:
     # --- images -------------------------------------------------------------------------------------------------
 
     def sample(self, model: Model) -> Sample:
-        """`generate` with the options of whatever is scored, for a model that is in place (`model.applied()`)."""
+        """`generate` with the run's sampling options, for an applied model (`model.applied()`)."""
         return partial(generate, model.pipe, progress=False, **self.run.parameters.sampling.model_dump())
 
     def images(self, model: Model, prompts: Sequence[str] | Conditioning, seeds: Sequence[int]) -> np.ndarray:
@@ -65,7 +65,7 @@ class Scores:
         return self.run.store.arrays(IMAGES, make, **content)["images"]
 
     def seeds(self, captions: Sequence[str]) -> list[int]:
-        """Seeds of one image a caption. Two models get the same noise for the same caption, whatever else they get."""
+        """Seeds for one image a caption. All models get the same noise for the same caption."""
         return noise_seeds(captions, 0)
 
     def replicated(self, images: np.ndarray, captions: Sequence[str], references: References) -> np.ndarray:
@@ -159,7 +159,7 @@ class Scores:
 
     @property
     def reference(self) -> Model:
-        """What alignment is relative to: the twin, or the unedited model where there is none."""
+        """The reference of relative alignment: the twin, or the unedited model without one."""
         return self.run.twin or self.run.unedited
 
     # --- features of images that are known ------------------------------------------------------------------------
@@ -189,7 +189,7 @@ class Scores:
         return self.run.parameters.sampling.model_dump(exclude={"batch_size"})
 
     def _content(self, model: Model, captions: list[str]) -> dict[str, Any]:
-        """What scores are a function of."""
+        """Everything that scores depend on, for keys of the store."""
         metrics = {
             "copy": [self.run.metrics.copy.identity, self.run.metrics.copy.threshold],
             "prompt": self.run.metrics.prompt.identity,

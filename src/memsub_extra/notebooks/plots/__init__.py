@@ -1,17 +1,17 @@
 """One function a figure; each returns the matplotlib figure.
 
     image_grid({"training image": a, "seed 0": b}, captions)    # a labelled row for each entry, a column a caption
-    label_points(axis, [(x, y, "pruned", colour)])              # names beside points, none over another
+    label_points(axis, [(x, y, "pruned", colour)])              # labels beside points, without overlap
     similarity_strips(frame, threshold)                         # copy similarity of images, by the exact test's verdict
-    exposure_curve(points)                                      # exposures -> replication rate
-    exact_test(fresh, trained, p)                                  # one image: like its training image, or any layout?
+    exposure_curve(points)                                      # replication rate against exposures
+    exact_test(fresh, trained, p)                                  # one image: like its training image, or like others?
     p_values({"verbatim": p, ...}, step)                        # distribution of an exact test's p-values, by kind
-    uniform_band(axis, n)                                       # where the line of n uniform p-values stays
+    uniform_band(axis, n)                                       # band of the curve of n uniform p-values
 
-    sorted_norms({"memorized": (neurons,), ...}, "")            # how unequal the neurons of a layer are
+    sorted_norms({"memorized": (neurons,), ...}, "")            # norms of a layer's neurons, sorted
     subset_lines({"memorized": measured}, layers, "")           # per layer and per step, a line a subset
     profiles({"model": {"memorized": profile, ...}}, layers, "")    # per layer and per step, with intervals
-    mask(values, title)                                         # which weights of a layer are marked
+    mask(values, title)                                         # the marked weights of a layer
     layer_label("down_blocks.0.attentions.1....")               # "down 0.1"
 
     by_kind(run.by_kind["pruned models"], "replication")        # a rate by kind of memorized caption: a panel a kind
@@ -19,7 +19,7 @@
 
     roc(curves, areas)                                          # how well a score separates two kinds of captions
 
-`colours(names)` has one colour a method, the same in every figure (`METHOD_COLOURS`).
+`colours(names)` gives each method one colour in all figures (`METHOD_COLOURS`).
 """
 
 # ruff: noqa: F401 (all of this is for those who import it)

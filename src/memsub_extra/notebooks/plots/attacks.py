@@ -1,4 +1,4 @@
-"""How well a score of the first steps tells memorized captions from others."""
+"""Figures of detection: how well scores separate memorized from other captions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def roc(curves: Mapping[tuple[str, str], pd.DataFrame], areas: Mapping[tuple[str
             curve = curves[model, score]
             x, y = 100 * curve["false_positives"], 100 * curve["true_positives"]
             axis.plot(x, y, color=colour, drawstyle="steps-post")
-            middle = int((x + y - 100).abs().argmin())  # where as many are missed as are wrong
+            middle = int((x + y - 100).abs().argmin())  # where false negatives equal false positives
             texts.append((x.iloc[middle], y.iloc[middle], f"{model}: {areas[model, score]:.2f}", colour))
         axis.set(title=score, xlabel="unseen captions above the threshold (%)", xlim=(-3, 103), ylim=(-3, 103))
         label_points(axis, texts, fontsize=9)

@@ -19,14 +19,14 @@ def image_grid(
     title: str = "",
     marked: Mapping[str, np.ndarray] | None = None,
 ) -> Figure:
-    """Images in rows labelled by the keys; `captions` stand above the columns.
+    """Images in rows labelled by the keys; `captions` are above the columns.
 
     Args:
         rows: label to uint8 images (columns, height, width, 3), all of one length.
         marked: label of a row to bool (columns,): which of its images have a frame; how many stands below the label.
 
     Raises:
-        ValueError: the rows differ in length, or there is not one caption a column.
+        ValueError: the rows differ in length, or the number of captions is not that of columns.
     """
     lengths = {label: len(images) for label, images in rows.items()}
     columns = max(lengths.values())

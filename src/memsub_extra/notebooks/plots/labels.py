@@ -1,4 +1,4 @@
-"""Labels beside the points that they name: no legend to look up, and no label over another."""
+"""Labels beside points instead of legends, without overlap."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from matplotlib.transforms import Bbox
 from .style import shown
 
 Label = tuple[float, float, str, Any]
-"""Where a point lies, in data coordinates, its text and its colour."""
+"""A point in data coordinates, its text and its colour."""
 _DISTANCES = (7, 11, 18, 27, 38, 52)
-"""From a point to its label, in points; the nearest that is free is taken."""
+"""Possible distances of a label from its point, in points; the nearest free place is used."""
 _SIDES = [(x, y) for x, y in product((1, -1, 0), (0, 1, -1)) if x or y]
 
 
 def label_points(axis: Axes, labels: Sequence[Label], fontsize: float = 8) -> None:
-    """Writes each label beside its point, where it covers least of other labels, points and lines.
+    """Writes each label beside its point, where it overlaps least with other labels, points and lines.
 
-    A label that has no room nearby is tied to its point by a thin line. Call it when all else is drawn.
+    A label without room nearby gets a thin line to its point. Call this after everything else is drawn.
     """
     figure = axis.get_figure()
     assert isinstance(figure, Figure)
-    figure.draw_without_rendering()  # the layout decides where data lie on the page
+    figure.draw_without_rendering()  # the layout determines the positions of data on the page
     points = _drawn(axis)
     taken: list[Bbox] = []
     for x, y, text, colour in labels:
         at = axis.transData.transform((x, y))
         style = {"fontsize": fontsize, "color": colour, "parse_math": False}
         note = axis.annotate(shown(text), (x, y), xytext=(0, 0), textcoords="offset points", **style)
-        note.set_in_layout(False)  # the panel stays where its points were looked up
+        note.set_in_layout(False)  # the label does not move the panel
         size = note.get_window_extent()
         inside = axis.get_window_extent()
         scale = figure.dpi / 72
@@ -54,7 +54,7 @@ def label_points(axis: Axes, labels: Sequence[Label], fontsize: float = 8) -> No
 
 
 def _drawn(axis: Axes) -> np.ndarray:
-    """Points of all lines of an axis, on the page, with some between those that a line joins: (points, 2)."""
+    """Points on all lines of an axis in page coordinates, including intermediate ones: (points, 2)."""
     lines = [(line.get_transform(), line.get_xydata(), line.get_linestyle() != "None") for line in axis.lines]
     intervals = [each for each in axis.collections if isinstance(each, LineCollection)]
     lines += [(each.get_transform(), segment, True) for each in intervals for segment in each.get_segments()]
@@ -68,7 +68,7 @@ def _drawn(axis: Axes) -> np.ndarray:
 
 
 def _cost(box: Bbox, taken: Sequence[Bbox], points: np.ndarray, inside: Bbox) -> float:
-    """How much a label would cover, or stick out of the panel."""
+    """How much a label would overlap with others or leave the panel."""
     covered = np.all((points > np.asarray(box.min) - 2) & (points < np.asarray(box.max) + 2), axis=1).sum()
     over = sum(100 for other in taken if box.overlaps(other.padded(1)))
     out = max(0, inside.x0 - box.x0, box.x1 - inside.x1, inside.y0 - box.y0, box.y1 - inside.y1)

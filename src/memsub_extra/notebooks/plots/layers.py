@@ -1,4 +1,4 @@
-"""What differs between layers and steps: activations, densities, overlaps, masks."""
+"""Figures by layer and step: activations, densities, overlaps, masks."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def profiles(
 ) -> Figure | None:
     """Quantities per layer and per step, with their 95 % intervals; a row of two panels an entry, a line a quantity.
 
-    All panels share the vertical axis. Lines are named at their ends. Of no rows (no control model to compare with)
-    there is no figure.
+    All panels share the vertical axis. Lines are labelled at their ends. Without rows (no control model) there is no
+    figure.
 
     Args:
         rows: title to quantities by name.
@@ -108,7 +108,7 @@ def subset_lines(kinds: Mapping[str, Measured], layers: Sequence[str], label: st
 
 
 def mask(values: np.ndarray, title: str) -> Figure:
-    """Which weights of a layer are marked: rows are outputs, columns neurons."""
+    """The marked weights of a layer: rows are outputs, columns neurons."""
     figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
     axis.imshow(values, aspect="auto", cmap="Greys", interpolation="nearest")
     axis.set(xlabel="neuron j", ylabel="output i", title=f"{title} (black: marked)")

@@ -1,4 +1,4 @@
-"""Which images replicate a training image: the exact test, the copy metric, and exposures."""
+"""Figures of replication: the exact test, the copy metric, and exposures."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .style import BESIDE, colours, finished, label_ends, shown
 def similarity_strips(frame: pd.DataFrame, threshold: float) -> Figure:
     """Copy similarity of every image, a row a kind of caption, coloured by the exact test's verdict.
 
-    Dark points left of the threshold, and light ones right of it, are images on which metric and test disagree.
+    Metric and test disagree on dark points left of the threshold, and on light points right of it.
 
     Args:
         frame: columns similarity, kind and exact (the verdict).
     """
     kinds = list(frame["kind"].unique())
     figure, axis = plt.subplots(figsize=(9, 0.55 * len(kinds) + 1.1), layout="constrained")
-    rng = np.random.default_rng(0)  # of the heights, which mean nothing
+    rng = np.random.default_rng(0)  # for the heights, which have no meaning
     place = frame["kind"].map({kind: i for i, kind in enumerate(kinds)}) + rng.uniform(-0.28, 0.28, len(frame))
     exact = frame["exact"].astype(bool)
     style: dict[str, Any] = {"linestyle": "None", "markersize": 4}
@@ -53,7 +53,7 @@ def exposure_curve(points: pd.DataFrame) -> Figure:
     ends, tones = {}, {}
     for k, (kind, colour) in enumerate(colours(kinds).items()):
         part = points[points["kind"] == kind]
-        x, y = part["exposures"] * 1.13**k, 100 * part["exact"]  # kinds of equal exposures stand side by side
+        x, y = part["exposures"] * 1.13**k, 100 * part["exact"]  # kinds with equal exposures are shifted
         errors = np.abs(100 * part[["exact_low", "exact_high"]].T.to_numpy() - y.to_numpy())
         style: dict[str, Any] = {"color": colour, "capsize": 3, "markersize": 6}
         axis.errorbar(x, y, errors, fmt="D" if k else "o-", **style)
@@ -88,8 +88,8 @@ def exact_test(fresh: Sequence[float], trained: float, p: float) -> Figure:
 def p_values(kinds: Mapping[str, np.ndarray], step: float, columns: int = 4) -> Figure:
     """Distribution of an exact test's p-values, a panel a kind: the share of images at or below each p.
 
-    Where nothing is remembered, p is uniform, and the curve lies within the grey band in 95 of 100 samples
-    (Kolmogorov's distance). Where all is remembered, it rises to the top at the smallest p.
+    Without memorization, p is uniform, and the curve lies within the grey band in 95 % of samples (Kolmogorov's
+    distance). If all pairs are memorized, it rises to 100 % at the smallest p.
 
     Args:
         kinds: p-values by what they are of.
@@ -114,7 +114,7 @@ def p_values(kinds: Mapping[str, np.ndarray], step: float, columns: int = 4) -> 
 
 
 def uniform_band(axis: Axes, n: int, step: float = 0.0, label: str | None = None) -> None:
-    """The diagonal, and a grey band: it holds the whole line of n uniform p-values in 95 of 100 samples.
+    """The diagonal, and a grey band that contains the whole curve of n uniform p-values in 95 % of samples.
 
     Args:
         step: that the p-values are multiples of.

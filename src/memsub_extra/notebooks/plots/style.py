@@ -1,4 +1,4 @@
-"""What all figures share: one colour a method, legends beside the data, and text that is shown as it is."""
+"""The style of all figures: one colour a method, legends beside the data, and text without formulas."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from memsub_extra.mitigations import BASELINES
 Colour = tuple[float, float, float]
 
 if plt.get_backend().lower().endswith("inline"):
-    # A notebook draws the figures of a cell when it shows them; without this pyplot would draw each before that, too.
+    # Notebooks draw figures when they show them; without this, pyplot would also draw each of them before.
     plt.switch_backend(plt.get_backend())  # which pyplot puts off until the first figure, and then hooks itself in
     plt.uninstall_repl_displayhook()
 
@@ -36,11 +36,11 @@ METHOD_COLOURS: dict[str, Colour] = {
     "twin": _GREY,
     "other": _PURPLE,
 }
-"""Colour of each method, in all figures and notebooks. Prompts have that of what is located on them."""
+"""Colour of each method in all figures. Kinds of prompts have the colour of the edit that they locate."""
 BASELINE_COLOURS: tuple[Colour, ...] = (_RED, _PINK, _SKY, _BROWN, _ROSE, _YELLOW)
-"""Of the baselines, in the order of their registry."""
+"""Colours of baselines, in the order of their registry."""
 _FREE = (_RED, _PINK, _SKY, _BROWN, _ROSE, _GREEN, _BLUE, _ORANGE, _YELLOW, _GREY)
-"""For names of no method: first those of no method, but yellow, which is faint on white."""
+"""Colours for other names: first those that no method has, but not yellow, which is faint on white."""
 ALIASES = {
     "none": "unedited",
     "model": "unedited",
@@ -53,15 +53,15 @@ ALIASES = {
     "random pruning": "density-matched random",
     "pruned at random": "density-matched random",
 }
-"""What tables call methods besides the names in `METHOD_COLOURS`."""
+"""Other names of methods in tables, to those in `METHOD_COLOURS`."""
 BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "fontsize": 8, "frameon": False}
-"""A legend that lies on no data."""
+"""Options of a legend beside the data."""
 
 
 def colours(names: Iterable[Any], more: Mapping[str, Colour] | None = None) -> dict[str, Colour]:
-    """A colour for each name: its method's, by `METHOD_COLOURS`, and for names of no method one that is free.
+    """A colour for each name: that of its method in `METHOD_COLOURS`, or for other names a free one.
 
-    A name may go on after its method ("unedited, text magnitude") or hold one kind of prompts ("10 memorized prompts").
+    A name may begin with a method ("unedited, text magnitude") or contain a kind of prompts ("10 memorized prompts").
 
     Args:
         more: of methods that are not in the table.
@@ -74,7 +74,7 @@ def colours(names: Iterable[Any], more: Mapping[str, Colour] | None = None) -> d
 
 
 def _method(name: str, table: Mapping[str, Any]) -> str:
-    """The method or kind of prompts that a name is of; the name itself if it is of none."""
+    """The method or kind of prompts in a name; the name itself if there is none."""
     for candidate in (name, re.split(r"[,:]", name)[0]):
         if (method := ALIASES.get(candidate, candidate)) in table:
             return method
@@ -84,7 +84,7 @@ def _method(name: str, table: Mapping[str, Any]) -> str:
 
 
 def model_styles(models: Sequence[Any], more: Mapping[str, Colour] | None = None) -> dict[str, dict[str, Any]]:
-    """Colour (as of `colours`), line, marker and label of each model; the twin is dashed."""
+    """Colour (from `colours`), line, marker and label of each model; the twin is dashed."""
     return {
         name: {"color": colour, "linestyle": "--" if name == "twin" else "-", "marker": marker, "label": name}
         for (name, colour), marker in zip(colours(models, more).items(), cycle("osD^vPX"), strict=False)
@@ -92,9 +92,9 @@ def model_styles(models: Sequence[Any], more: Mapping[str, Colour] | None = None
 
 
 def finished(figure: Figure) -> Figure:
-    """A figure without frames, in which text is text: a `$` of a caption or of a name begins no formula.
+    """A figure without frames, in which a `$` in a caption or name begins no formula.
 
-    Tick labels are left out: those of logarithmic axes are formulas. `parse_math=False` is for ticks that are names.
+    Tick labels are an exception, because logarithmic axes use formulas; `parse_math=False` is for ticks with names.
     """
     sns.despine(figure)
     for text in _texts(figure):
@@ -103,7 +103,7 @@ def finished(figure: Figure) -> Figure:
 
 
 def _texts(artist: Artist) -> Iterator[Text]:
-    """All text in a figure but that of ticks."""
+    """All text in a figure except tick labels."""
     if isinstance(artist, Text):
         yield artist
     if not isinstance(artist, Tick):
@@ -112,9 +112,9 @@ def _texts(artist: Artist) -> Iterator[Text]:
 
 
 def label_ends(axis: Axes, ends: Mapping[str, float], tones: Mapping[str, Colour], gap: float = 0.09) -> None:
-    """Names of lines at their right ends, in their colours, in place of a legend; those that lie close move apart.
+    """Writes names of lines at their right ends, in their colours, instead of a legend; close names move apart.
 
-    Call it when the axis has its limits.
+    Call it after the limits of the axis are set.
 
     Args:
         ends: name to the value at which the line ends.
@@ -124,7 +124,7 @@ def label_ends(axis: Axes, ends: Mapping[str, float], tones: Mapping[str, Colour
     names = sorted(ends, key=lambda name: ends[name])
     wanted = (np.array([ends[name] for name in names]) - low) / (high - low)
     places = wanted.copy()
-    for _ in range(100):  # neighbours push each other apart, and the ends of the axis hold them
+    for _ in range(100):  # neighbours push each other apart, within the axis
         for i in range(1, len(places)):
             if (missing := gap - (places[i] - places[i - 1])) > 1e-9:
                 places[i - 1 : i + 1] += np.array([-missing, missing]) / 2
@@ -142,7 +142,7 @@ def label_ends(axis: Axes, ends: Mapping[str, float], tones: Mapping[str, Colour
 
 
 def shown(text: str, most: int = 300) -> str:
-    """A caption or name as a figure can draw it: no control characters, and no more of it than fits."""
+    """A caption or name for a figure: without control characters, and shortened to fit."""
     return printable(text if len(text) <= most else f"{text[: most - 3]}...")
 
 

@@ -1,4 +1,4 @@
-"""What is still replicated, against what the rest of the model can still do."""
+"""Figures of the trade-off: replication against quality on unseen prompts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEASURES = {
     "copy_similarity": "copy similarity to the training image, held-out memorized captions",
     "relative_alignment": "relative alignment of unseen captions (%)",
 }
-"""Axis labels of what tables measure."""
+"""Axis labels of measures."""
 _STARS = {"none": "*", "unedited": "*", "twin": "X", "other": "P"}
 """Markers of the models that have no edit."""
 
@@ -27,8 +27,8 @@ _STARS = {"none": "*", "unedited": "*", "twin": "X", "other": "P"}
 def trade_off(frame: pd.DataFrame, x: str, y: str = "relative_alignment", name: str = "method") -> Figure:
     """A point a model or strength, with its 95 % intervals, and a line through the strengths of a method.
 
-    Memorization goes to the right and quality up: the best corner is the upper left. Names and strengths stand beside
-    their points.
+    The horizontal axis is memorization, the vertical axis quality: the best corner is the upper left. Names and
+    strengths are beside their points.
 
     Args:
         frame: columns `name`, `x`, `y` (keys of `MEASURES`), perhaps strength (a text), and intervals: of "exact_rate"
@@ -53,7 +53,7 @@ def trade_off(frame: pd.DataFrame, x: str, y: str = "relative_alignment", name: 
                 texts.append((a, b, text, colour))
     axis.set(xlabel=_label(x, frame), ylabel=_label(y, frame))
     axis.margins(0.08)
-    label_points(axis, sorted(texts, key=lambda label: -len(label[2])))  # long ones have less room
+    label_points(axis, sorted(texts, key=lambda label: -len(label[2])))  # long labels first
     return finished(figure)
 
 
@@ -77,7 +77,7 @@ def _label(column: str, frame: pd.DataFrame) -> str:
     if f"{column.split('_')[0]}_low" not in frame or "n" not in frame or column == "relative_alignment":
         return shown
     known = ""
-    if "references" in frame:  # where images are missing
+    if "references" in frame:  # if images are missing
         most = frame.loc[frame["references"].idxmax()]
         known = f", {most['references']:.0f} of {most['listed']:.0f} with a training image"
     return f"{shown}; thin: 95 % intervals, {frame['n'].max():.0f} captions{known}"
