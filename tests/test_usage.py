@@ -29,7 +29,7 @@ def names():
     """What usage blocks take for granted: public names of method and models, torch, prompts and their statistics."""
     pipe, prompts = micro_pipeline(), CAPTIONS[:2]
     options = {"steps": 3, "progress": False}
-    public = {name: value for module in PUBLIC for name, value in vars(module).items() if not name.startswith("_")}
+    public = {name: getattr(module, name) for module in PUBLIC for name in dir(module) if not name.startswith("_")}
     statistics = {"stats": capture(pipe, prompts, **options), "null": capture(pipe, [""], **options)}
     return public | statistics | {"torch": torch, "partial": partial, "prompts": prompts}
 
