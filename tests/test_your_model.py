@@ -15,6 +15,7 @@ from memsub.__main__ import COMMANDS, main
 from memsub.io.files import load_json
 from memsub.io.images import save_image
 from memsub.models import as_denoiser, load_pipeline
+from memsub_extra.unlearning import shipped
 from memsub_extra.unlearning.pairs import Pairs
 from memsub_extra.unlearning.price import price
 from memsub_extra.unlearning.removals import REMOVALS, displayed
@@ -135,7 +136,7 @@ def snippet() -> str:
 
 
 def test_the_table_has_the_removals_that_can_be_exchanged():
-    assert all(f"| {displayed(name)} |" in PAGE for name in IN_THE_TABLE)
+    assert all(f"| {displayed(name)} |" in PAGE for name in shipped.whole(shipped.costs()))
     assert 'name = "regrowth"' in snippet()
 
 
