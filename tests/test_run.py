@@ -237,10 +237,11 @@ def test_ordinary_prompts_match_memorized_ones_where_the_world_tells(run):
     chosen, listed = run.data.captions("ordinary"), run.data.prompts.ordinary
     assert all(" and " in caption and ", " in caption for caption in chosen)
     assert chosen == [caption for caption in listed if caption in set(chosen)]
-    table = run.data.prompts.table
-    marked = table["group"].where(table["kind"] != "ordinary", "").mask(table["prompt"].isin(listed[-3:]), "matched")
-    run.data.prompts = Prompts(table.assign(group=marked))
-    assert run.data.matched("ordinary") == listed[-3:]
+    table = run.data.prompts.table.copy()
+    rows = table.index[table["kind"] == "ordinary"]
+    table.loc[rows, "group"], table.loc[rows[-3:], "group"] = "", "matched"
+    run.data.prompts = Prompts(table)
+    assert run.data.matched("ordinary") == listed[-3:] != listed[:3]
     run.data.world = None  # as they are listed
     assert run.data.captions("ordinary") == listed[: len(chosen)]
 
