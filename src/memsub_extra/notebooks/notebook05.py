@@ -359,8 +359,8 @@ def _kept_where_chosen(run: Run, rows: list[Row]) -> list[float]:
 
 
 def _at_level(methods: pd.Series, kept: Sequence[float]) -> pd.Series:
-    """Marks the row at which each method is compared: of those that keep `KEPT`, the one that keeps least (of equals the
-    strongest); if there are none, the one that keeps most."""
+    """Marks the row at which each method is compared: of those that keep `KEPT`, the one that keeps least, and of
+    equals the strongest; if there are none, the one that keeps most."""
     chosen = pd.Series(False, methods.index)
     for _, of_method in pd.Series(kept, methods.index).groupby(methods, sort=False):
         enough = of_method[of_method >= KEPT]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,8 @@ def exposure_curve(points: pd.DataFrame) -> Figure:
         ends[name], tones[name] = y.iloc[-1], colour
     axis.set(xscale="log", xlim=(0.8 * points["exposures"].min(), 1.5 * points["exposures"].max()), ylim=(-4, 107))
     ticks = sorted(points["exposures"].unique())
-    axis.set_xticks(ticks, [f"{n:,.0f}" for n in ticks])
+    near = [False, *(later < 1.4 * tick for tick, later in pairwise(ticks))]  # its label goes below that of the other
+    axis.set_xticks(ticks, [f"\n{n:,.0f}" if low else f"{n:,.0f}" for n, low in zip(ticks, near, strict=True)])
     axis.minorticks_off()
     axis.set(xlabel="exposures of the layout in training", ylabel="images that replicate (%),\nwith 95 % intervals")
     label_ends(axis, ends, tones)
