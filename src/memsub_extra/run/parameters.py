@@ -131,7 +131,7 @@ class Captured(Part):
 class Sweep(Part):
     """Settings of the edit that the sweep compares."""
 
-    sparsity: Annotated[list[Share], AfterValidator(_once)] = Field([0.01, 0.1, 0.25, 0.4, 0.8], min_length=1)
+    sparsity: Annotated[list[Share], AfterValidator(_once)] = Field([0.01, 0.1, 0.25, 0.4], min_length=1)
     steps: Annotated[list[Steps], AfterValidator(_once)] = Field([10], min_length=1, description="values of tau")
 
 
