@@ -41,13 +41,13 @@ from .shipped import GIVEN, whole
 REFERENCES = ("unedited", "twin", "other")
 """Beside which removals are shown."""
 _COLUMNS = 5
-_OLIVE: Colour = (0.42, 0.42, 0.05)  # one removal more than the palette has colours
+_OLIVE: Colour = (0.42, 0.42, 0.05)
 
 
 def removal_colours() -> dict[str, Colour]:
     """The colour of each removal in all figures, in the order of the registry; pruning has that of `METHOD_COLOURS`."""
     orange, green = METHOD_COLOURS["density-matched random"], METHOD_COLOURS["ordinary"]
-    free = orange, *BASELINE_COLOURS[:4], green, *BASELINE_COLOURS[4:], _OLIVE
+    free = orange, *BASELINE_COLOURS[:4], green, _OLIVE, *BASELINE_COLOURS[4:]  # the last are faint on white
     return dict(zip([name for name in whole(REMOVALS) if name != "pruning"], cycle(free), strict=False))
 
 
