@@ -17,11 +17,11 @@ from tools.figures import findings
 
 BUDGETS: dict[str, tuple[int, str]] = {
     "00_testbed": (
-        18_000,
+        28_000,
         "each memorized caption once, verbatim and 100 unseen ones in both controls, and the pairs of other: intervals "
         "of 4 points; membership of 20 pairs",
     ),
-    "01_activation_capture": (8_900, "the grid: 200 prompts and the empty one, ten steps; the same in both controls"),
+    "01_activation_capture": (13_300, "the grid: 200 prompts and the empty one, ten steps; the same in both controls"),
     "02_memorized_neurons": (9_100, "four subsets of each kind at all fifty steps"),
     "03_subspace_overlap": (3_700, "four subsets of each kind from a second noise, and the conditional half"),
     "04_pruning": (24_000, "16 memorized and 16 unseen captions a model; sweep, ten models and controls, Wen et al."),
