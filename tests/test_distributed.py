@@ -135,6 +135,7 @@ def test_several_processes_train_no_canaries(tmp_path):
         no_manifest: Any = None
         with pytest.raises(ValueError, match=r"2 were started(?s:.*)--num_processes 1(?s:.*)--device cuda:1"):
             train("no/model", no_manifest, tmp_path / "out")
+        PartialState().wait_for_everyone()  # the first process holds what the second still reads to join the group
 
     assert fork_group(2, refused) == [0, 0]
     assert not (tmp_path / "out").exists()
