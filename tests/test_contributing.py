@@ -4,6 +4,7 @@ import re
 import sys
 import tomllib
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +142,14 @@ def test_the_first_sentence_is_taken_and_the_method_comes_first(tmp_path):
         "| `memsub.models` | Models by name |",
         "| `memsub.world` | A world |",
     ]
+
+
+@pytest.mark.parametrize(
+    "name", sorted(p.stem for p in Path(modules.__file__).parent.glob("*.py") if "argparse" in p.read_text())
+)
+def test_a_tool_says_how_it_is_used(name, monkeypatch, capsys):
+    """... before it does any work: a percent sign in a help text, or options read after the work, would fail here."""
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit, match=r"^0$"):
+        import_module(f"tools.{name}").main()
+    assert f"usage: python -m tools.{name}" in capsys.readouterr().out

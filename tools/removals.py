@@ -254,7 +254,9 @@ def ship(
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.removals", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/removals"), help="folder (runs/removals)")
-    parser.add_argument("--only", nargs="*", default=MADE, help=f"removals (default: {', '.join(MADE)})")
+    audited_by_default = [*CONTROLS, *MADE]
+    of_models = f"models (default: {', '.join(audited_by_default)})".replace("%", "%%")
+    parser.add_argument("--only", nargs="*", default=audited_by_default, help=of_models)
     parser.add_argument("--iterations", type=int, nargs="*", default=[0, 5, 10, 25, 50, 100], help="when to look")
     parser.add_argument("--starts", nargs="*", default=["its caption"], help="what the attack begins with")
     parser.add_argument("--attacked", nargs="*", default=[FORGET_SET], help="kinds of pairs that are attacked")
@@ -276,7 +278,8 @@ def main() -> None:
     passed = ("iterations", "attacked", "noises", "rates", "looks", "seeds", "membership_steps")
     options = {name: getattr(args, name) for name in passed} | {"begin": args.starts}
     bench = Bench(args.out, **options)
-    tables, names = {}, [*bench.unremoved, *args.only]
+    names = [name for name in args.only if name not in CONTROLS or name in bench.unremoved]
+    tables = dict(shipped.audits()) if args.ship and of_this_model(fingerprint(bench.pipe)) else {}
     if args.processes > 1:
         whole = shipped.whole(names)
         parts = [("audit", name) for name in whole] + [("long_attack", name) for name in args.long]
@@ -288,10 +291,10 @@ def main() -> None:
         print(summary(tables).to_string(float_format="{:.3f}".format), flush=True)
     print(compared(tables).to_string(float_format="{:.3f}".format), flush=True)
     long = {name: bench.long_attack(name) for name in args.long}
-    for name in args.only:
+    for name in [name for name in names if name not in CONTROLS]:
         print(f"{name}: {bench.path(name)}, {bench.edit(name)[1]['minutes']:.1f} CPU-core minutes", flush=True)
     if args.ship:
-        ship(bench, tables, long, args.edits)
+        ship(bench, {name: tables[name] for name in names}, long, args.edits)
     print(f"edits and audits: {bench.minutes():.0f} CPU-core minutes in all")
 
 

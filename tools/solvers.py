@@ -77,7 +77,8 @@ def measured(captions: int = 100, unseen: int = 60) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.solvers", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/solvers.json"), help="(runs/solvers.json)")
-    save_json(measured(), parser.parse_args().out)
+    args = parser.parse_args()
+    save_json(measured(), args.out)
 
 
 if __name__ == "__main__":
