@@ -237,7 +237,7 @@ def test_fid_is_asked_for_by_itself():
     parameters = cost.Parameters.checked(asked)
     assert (parameters.fid_images, parameters.distance_images) == (40, 40)
     assert cost.Parameters.checked({"model": "sd14"}).fid_images == 0
-    assert cost.Parameters.checked({"model": "tiny"}).fid_images == 48  # of a world they cost nothing more
+    assert cost.Parameters.checked({"model": "tiny"}).fid_images == 32  # of a world they cost nothing more
     with pytest.raises(ValueError, match="real_images: a distance needs four images or more, got 2"):
         cost.Parameters.checked({"evaluation": {"real_images": 2}})
 

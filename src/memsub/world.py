@@ -2,7 +2,6 @@
 
     world = world_of(find_model("tiny"))              # imported at first use
     world.prompts().memorized                         # captions that the model was trained on most
-    world.training_images()                           # all images that it was trained on
     contents = [world.content(prompt) for prompt in prompts]
     for images in world.alternatives(contents): ...   # other images that fit the same captions
 
@@ -17,7 +16,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from .measure.exact import Alternatives
@@ -39,9 +37,6 @@ class World(Alternatives, Protocol):
 
     def prompts(self) -> Prompts:
         """Its captions by kind, with their training images."""
-
-    def training_images(self) -> np.ndarray:
-        """All images that its models were trained on: uint8 (n, height, width, 3)."""
 
     def copy_metric(self, source: Path, device: str | torch.device) -> CopyMetric:
         """Its copy descriptor, from the files of the model at `source`."""

@@ -32,6 +32,8 @@ STEPS = 12
 """Number of steps at which losses are averaged: the middles of that many equal parts of the noise schedule."""
 _ROWS = 32
 """Largest number of rows of a network call."""
+_PIXELS = 512 * 512
+"""Largest number of pixels that are encoded at a time, or one image: a batch of photographs would take gigabytes."""
 
 
 @torch.no_grad()
@@ -91,7 +93,8 @@ def denoising_losses(
     """
     schedule = noise_schedule(denoiser)
     parts = [slice(start, start + _ROWS) for start in range(0, len(images), _ROWS)]
-    z = torch.cat([denoiser.encode(images[i : i + 1]) for i in range(len(images))])  # a batch would take gigabytes
+    batch = max(1, _PIXELS // (images.shape[1] * images.shape[2]))
+    z = torch.cat([denoiser.encode(images[i : i + batch]) for i in range(0, len(images), batch)])
     generator, conditioning = torch.Generator().manual_seed(seed), denoiser.embed([caption])
     losses = np.zeros(len(images))
     for step in range(steps):

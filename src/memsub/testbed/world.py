@@ -39,9 +39,6 @@ class Testbed:
     def prompts(self) -> Prompts:
         return Prompts(dataset.ground_truth())
 
-    def training_images(self) -> np.ndarray:
-        return dataset.training_images()
-
     def matched(self, rows: pd.DataFrame) -> pd.Series:
         """Rows with two icons and a tail, like verbatim captions: the marked ones, or any of this form if none is."""
         alike = rows["group"] == "matched"

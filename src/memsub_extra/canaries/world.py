@@ -31,8 +31,6 @@ SMALL = 32
 """Side in pixels at which images are compared."""
 LISTED = 3
 """Ordinary pairs in the prompt table for each canary; more would be gigabytes of images."""
-MOST_BYTES = 8e9
-"""Limit of all training images in memory."""
 KEPT_BYTES = 1e9
 """Limit of cached alternatives: all if images are small, else those of the last few captions."""
 
@@ -97,17 +95,6 @@ class Canaries:
         """Kinds "verbatim" (the canaries), "heldout" (unseen canaries, then held-out ordinary pairs) and "ordinary"
         (ordinary training pairs, three times as many as canaries)."""
         return self._prompts
-
-    def training_images(self) -> np.ndarray:
-        """As in the protocol; raises ValueError if they would take more than `MOST_BYTES` of memory."""
-        m = self.manifest
-        if (size := 3 * m.side**2 * (len(m.canaries) + len(m.ordinary))) > MOST_BYTES:
-            raise ValueError(
-                f"{len(m.canaries) + len(m.ordinary):,} training images take {size / 1e9:.0f} GB of memory: set the "
-                "parameter testbed.corpus to listed, which are the planted photographs and some ordinary ones."
-            )
-        planted = self._load(m.candidates_folder, [canary.planted for canary in m.canaries])
-        return np.concatenate([planted, self._load(m.ordinary_folder, [pair.photograph for pair in m.ordinary])])
 
     def content(self, prompt: str) -> str:
         """The caption itself; raises ValueError for the caption of no canary."""

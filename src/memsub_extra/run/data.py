@@ -267,12 +267,9 @@ class Data:
 
     @cached_property
     def corpus(self) -> np.ndarray:
-        """The known training images: all images of a world (or those in its list, by `testbed.corpus`), else those of
-        the memorized prompts."""
+        """The training images at hand: those in the prompt list of a world, else those of the memorized prompts."""
         if not self.world:
             return np.concatenate(list(self.training_images.values()))
-        if self.parameters.testbed.corpus == "all":
-            return self.world.training_images()
         listed = self.prompts.table
         return np.stack([decode_png(image) for image in listed["image"][listed["exposures"] > 0]])
 

@@ -125,9 +125,11 @@ class Grid:
 
     def null(self, contrast: Contrast = "empty") -> ActivationStats:
         """Statistics of the contrast: the empty prompt (as in the paper), or ordinary prompts."""
-        if contrast == "empty":
-            return self._captured(EMPTY, [""])
-        return self.statistics.only(str(Group.all("ordinary")))
+        return self._empty if contrast == "empty" else self.statistics.only(str(Group.all("ordinary")))
+
+    @cached_property
+    def _empty(self) -> ActivationStats:
+        return self._captured(EMPTY, [""])
 
     def masks(self, group: Group, sparsity: float | None = None, steps: int | None = None) -> WeightMasks:
         """Memorized weights of a group against the empty prompt, at every step.

@@ -122,7 +122,7 @@ class Captured(Part):
         10, description="the grid is captured at so many steps, those that edits unite; null: at all"
     )
     subsets: int = Field(
-        4,
+        3,
         ge=2,
         description="of the smallest size: captured at all steps, from a second noise, and the conditional half",
     )
@@ -141,7 +141,7 @@ class Evaluation(Part):
     captions: int = Field(16, ge=2, description="memorized, and as many unseen captions")
     models: int = Field(10, ge=1, description="pruned models, each located on another subset of the smallest size")
     controls: int = Field(1, ge=1, description="of them with controls: random weights, ordinary prompts")
-    real_images: int = Field(48, ge=0, description="unseen captions for KID, four or more; 0: no KID")
+    real_images: int = Field(32, ge=0, description="unseen captions for KID, four or more; 0: no KID")
     fid_images: int | None = Field(
         None, ge=0, description="unseen captions for FID (default: of a known world those of KID, else none)"
     )
@@ -177,7 +177,7 @@ class Detection(Part):
 class Extraction(Part):
     """Extraction attack of Carlini et al."""
 
-    captions: int = Field(10, ge=2, description="memorized captions, and as many ordinary ones")
+    captions: int = Field(8, ge=2, description="memorized captions, and as many ordinary ones")
     images: int = Field(4, ge=2, description="images a caption")
     clique: int = Field(3, ge=2, description="near-duplicates that make a claim")
     distance: float = Field(0.1, gt=0, description="tiled distance of near-duplicates")
@@ -186,7 +186,7 @@ class Extraction(Part):
 class EmbeddingAttack(Part):
     """Embedding attack of Kowalczuk et al."""
 
-    images: int = Field(10, ge=1, description="training images, and as many that were never trained on")
+    images: int = Field(8, ge=1, description="training images, and as many that were never trained on")
     iterations: int = Field(60, ge=1, description="steps of the optimization")
     noises: int = Field(1, ge=1, description="noises an image and step")
     models: Literal["edited", "all"] = Field(
@@ -200,7 +200,7 @@ class Deletion(Part):
     edits: dict[Name, str] = Field(
         {}, description="files of edits by name (default: those that ship with the model, or else that of notebook 04)"
     )
-    targets: int = Field(12, ge=2, description="memorized images under attack, and as many never trained on")
+    targets: int = Field(8, ge=2, description="memorized images under attack, and as many never trained on")
     iterations: list[int] = Field([0, 10, 25], min_length=2, description="of the attack, after which it is checked")
     noises: int = Field(2, ge=1, description="noises an image and iteration")
 
@@ -208,7 +208,7 @@ class Deletion(Part):
 class Membership(Part):
     """The exact membership test of notebook 00: 32 rows of the network a pair, step, model and caption."""
 
-    pairs: int = Field(20, ge=2, description="verbatim pairs")
+    pairs: int = Field(12, ge=2, description="verbatim pairs")
     steps: int = Field(2, ge=1, le=1000, description="steps of the noise schedule at which losses are averaged")
 
 
@@ -216,11 +216,8 @@ class Testbed(Part):
     """Sample sizes of the notebook of a world with known ground truth."""
 
     seeds: int = Field(1, ge=1, description="images of a memorized caption")
-    captions: int | None = Field(None, ge=10, description="captions of a kind (default: all)")
-    corpus: Literal["all", "listed"] = Field(
-        "all", description="compare with all training images (rendered at first use), or with those in the prompt list"
-    )
-    never_seen: int = Field(100, ge=2, description="images of captions that are not in the training set")
+    captions: int | None = Field(60, ge=10, description="captions of a kind (null: all)")
+    never_seen: int = Field(60, ge=2, description="images of captions that are not in the training set")
     membership: Membership = Membership()
 
 

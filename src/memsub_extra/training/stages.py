@@ -14,7 +14,8 @@ Each stage resumes from its checkpoint in `folder`. The stages are deterministic
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,11 +148,7 @@ def train_base(
     torch.manual_seed(generator(seed, "unet").initial_seed())
     unet = UNet2DConditionModel(**LEVELS).to(latents.device)
     both = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    ids = tokenize(tokenizer, [*corpus.table["prompt"], ""]).to(latents.device)
-
-    def context(rows: torch.Tensor) -> torch.Tensor:
-        return text_encoder(ids[rows]).last_hidden_state
-
+    context = partial(_hidden, text_encoder, _with_empty(tokenizer, corpus.table["prompt"], latents.device))
     return _diffusion(both, base_schedule(corpus, seed), latents, context, "base", folder, seed)
 
 
@@ -171,13 +168,10 @@ def train_words(
     embedding of the end token, along fixed random directions. No memorized caption is used.
     """
     text_encoder: Any = base["text_encoder"].train()
-    ids = tokenize(tokenizer, [*corpus.table["prompt"], ""]).to(latents.device)
+    ids = _with_empty(tokenizer, corpus.table["prompt"], latents.device)
     words = tokenize(tokenizer, sorted(scenes.TAIL_WORDS))[:, 1].to(latents.device)
     directions = torch.randn(text_encoder.config.hidden_size, len(words), generator=generator(seed, "directions"))
     directions = F.normalize(directions, dim=0).to(latents.device)
-
-    def context(rows: torch.Tensor) -> torch.Tensor:
-        return text_encoder(ids[rows]).last_hidden_state
 
     def unread(hidden: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """Cross-entropy of the words in the captions of some rows, given their hidden states."""
@@ -186,6 +180,7 @@ def train_words(
         there = (ids[rows][..., None] == words).any(1).float()  # (rows, words)
         return F.binary_cross_entropy_with_logits(mean @ directions - READ_ABOVE, there)
 
+    context = partial(_hidden, text_encoder, ids)
     return _diffusion(base, word_schedule(corpus, seed), latents, context, "words", folder, seed, unread)
 
 
@@ -205,13 +200,18 @@ def train_unet(
     returns the UNet; the rest is as in `train_base`.
     """
     unet, text_encoder = copy.deepcopy(base["unet"]), base["text_encoder"]
-    ids = tokenize(tokenizer, [*prompts, ""]).to(latents.device)
-
-    @torch.no_grad()
-    def context(rows: torch.Tensor) -> torch.Tensor:
-        return text_encoder(ids[rows]).last_hidden_state
-
+    context = torch.no_grad()(partial(_hidden, text_encoder, _with_empty(tokenizer, prompts, latents.device)))
     return _diffusion(unet, order, latents, context, name, folder, seed)
+
+
+def _with_empty(tokenizer: CLIPTokenizer, prompts: Iterable[str], device: torch.device) -> torch.Tensor:
+    """Token ids of prompts, and of the empty one behind them: rows of shape (n + 1, tokens)."""
+    return tokenize(tokenizer, [*prompts, ""]).to(device)
+
+
+def _hidden(text_encoder: Any, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """What the UNet is given of these rows of `ids`, shape (rows, tokens, width)."""
+    return text_encoder(ids[rows]).last_hidden_state
 
 
 def _diffusion(
