@@ -12,5 +12,5 @@ from memsub.registry import Registry
 TRAINING_IMAGES: Registry[Callable[[pd.DataFrame, Path], str]] = Registry(
     "memsub.training_images", "source of training images", {}
 )
-"""Functions that download the training images of a published list: rows (columns url, index) and a folder to a sentence
-that says how many were downloaded."""
+"""Functions that download the training images of a published list. They take rows (columns url, index) and a folder,
+and return a text with the number of downloaded images."""

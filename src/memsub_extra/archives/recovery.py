@@ -49,7 +49,7 @@ MIN_SIDE = 64
 """Smallest side in pixels; smaller images are icons and placeholders."""
 ABOUT = "sources.json"
 _MOST_RECORDS = 20
-"""Limit for one address in one crawl."""
+"""Number of records of one address that are tried in one crawl."""
 _decoding = threading.Lock()
 """Allows one conversion at a time: large images need a gigabyte for it, and many threads download."""
 
@@ -110,7 +110,7 @@ def from_common_crawl(session: PoliteSession, url: str) -> Answer:
 
 
 def _from_record(session: PoliteSession, record: dict[str, str]) -> Answer:
-    """Reads a record by a line of the index.
+    """Downloads the record that a line of the index describes.
 
     Raises:
         ValueError: the capture is an error page, or is larger than `MOST_BYTES`.
@@ -204,7 +204,7 @@ def fetch_images(
                 continue
             there[index] = _first_image(folder / index)
             known[index] = {"url": wanted[index]} | came
-            save_json(known, folder / ABOUT)  # now: whatever stops the others loses nothing
+            save_json(known, folder / ABOUT)  # after each image, so that an interruption loses nothing
     finally:
         pool.shutdown(cancel_futures=True)
     table = []
@@ -240,7 +240,7 @@ def _checked(rows: pd.DataFrame) -> dict[str, str]:
             name = plain_name(index)
         except ValueError as error:
             raise ValueError(f"row {number} of the prompt list has the {error}") from None
-        key = name.casefold()  # not every file system tells A from a
+        key = name.casefold()  # some file systems ignore case
         if key == ABOUT:
             raise ValueError(f"row {number} of the prompt list has the index {name!r}, a file of the folder of images.")
         if key not in first:
@@ -264,7 +264,7 @@ def _known(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _fetch(session: PoliteSession, url: str, folder: Path, index: str) -> dict[str, str] | str:
-    """Asks one source after the other until an image comes. Returns where it is from, or why the address gave none."""
+    """Tries the sources in order until one has an image. Returns its origin, or the error of the first source."""
     reasons = []
     for source in SOURCES:
         try:
@@ -274,7 +274,7 @@ def _fetch(session: PoliteSession, url: str, folder: Path, index: str) -> dict[s
             if not (folder / index).resolve().is_relative_to(folder.resolve()):
                 raise ValueError(f"{folder / index} leads out of the folder.")
             save_image(image, folder / index / "0.png")
-        except Exception as error:  # of one address alone, whatever it is
+        except Exception as error:  # any error concerns only this address
             reasons.append(f"{type(error).__name__}: {error}"[:300])
             continue
         return {"source": answer.source, "when": answer.when, "sha256": hashlib.sha256(answer.data).hexdigest()}
@@ -282,7 +282,7 @@ def _fetch(session: PoliteSession, url: str, folder: Path, index: str) -> dict[s
 
 
 def _first_image(folder: Path) -> Image.Image | None:
-    """The first readable image of a folder, small and gray; None if there is none."""
+    """The first readable image of a folder, reduced to 8 x 8 gray pixels; None if there is none."""
     for file in image_files(folder):
         try:
             with _decoding:
@@ -293,7 +293,8 @@ def _first_image(folder: Path) -> Image.Image | None:
 
 
 def _look_alikes(images: dict[str, Image.Image | None]) -> list[str]:
-    """For each the index of the first image before it that is the same in 8 x 8 gray pixels; empty if none is."""
+    """For each image, the index of the first earlier image that looks the same: the same of its 8 x 8 gray pixels
+    are above the mean, and the means agree in steps of 16. Empty if there is none."""
     seen: dict[bytes, str] = {}
     earlier = []
     for index, image in images.items():

@@ -31,11 +31,11 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 PAUSE = 1.0
 """Seconds between two requests to one host."""
 SECONDS = 120.0
-"""For one address with all that it redirects to and every pause that a server asks for."""
+"""Limit for one address in seconds, including redirects and the pauses that servers ask for."""
 MOST_BYTES = 50_000_000
-"""Of an answer, decompressed."""
+"""Largest size of a decompressed answer in bytes."""
 PRIVATE = False
-"""Whether hosts of this machine and of private networks are asked."""
+"""Whether requests to this machine and to private networks are allowed."""
 _REDIRECTS, _ATTEMPTS = 8, 4
 _BUSY = (429, 502, 503)
 
@@ -54,7 +54,7 @@ class Page:
 
 
 class Refused(requests.RequestException):
-    """An address that is not asked, or an answer that is too large or too slow; the message says which."""
+    """The address is not allowed, the server is busy, or its answer is too large or too slow (see the message)."""
 
 
 class PoliteSession:
@@ -152,7 +152,7 @@ def _parts(url: str) -> Any:
 
 
 def _seconds(asked: str | None, otherwise: float) -> float:
-    """Of a header Retry-After, which may also be a date."""
+    """The seconds of a Retry-After header; `otherwise` if it is missing or a date."""
     return float(asked) if asked and asked.strip().isdecimal() else otherwise
 
 
@@ -167,7 +167,7 @@ def _content(answer: requests.Response, limit: int, deadline: float) -> bytes:
         size += len(part)
         if size > limit:
             raise too_large
-    if time.monotonic() > deadline:  # cut, which looks like its end
+    if time.monotonic() > deadline:  # a cut connection looks like the end of the answer
         raise Refused(f"{answer.url[:200]} takes too long.")
     return b"".join(parts)
 
@@ -175,7 +175,7 @@ def _content(answer: requests.Response, limit: int, deadline: float) -> bytes:
 # --- connections -----------------------------------------------------------------------------------------------
 
 _thread = threading.local()
-"""`sockets` are those that this thread is asking over."""
+"""`sockets`: the connections of the request that this thread makes."""
 
 
 @contextmanager
@@ -200,7 +200,7 @@ def _watched(deadline: float) -> Iterator[None]:
 
 
 class _Watched:
-    """A connection that can be cut, and over which nothing is sent before its other end is known."""
+    """A connection that can be cut. Unless `private` is set, it checks the server address before it sends data."""
 
     private = False
 
@@ -209,7 +209,7 @@ class _Watched:
             check_host(self._dns_host)  # type: ignore[attr-defined]
         connected: socket.socket = super()._new_conn()  # type: ignore[misc]
         try:
-            if not self.private:  # again: the name may lead elsewhere by now
+            if not self.private:  # again: the name may resolve to another address by now
                 check_public(connected.getpeername()[0])
         except BaseException:
             connected.close()
@@ -219,15 +219,15 @@ class _Watched:
 
     def connect(self) -> None:
         super().connect()  # type: ignore[misc]
-        _thread.sockets.append(self.sock)  # type: ignore[attr-defined]  # with TLS another one
+        _thread.sockets.append(self.sock)  # type: ignore[attr-defined]  # with TLS it is another socket
 
 
 class _Private(ValueError):
-    """An address that is not of the internet."""
+    """An address of this machine or of a private network."""
 
 
 def check_public(address: str) -> None:
-    """Raises ValueError for an IP address of this machine, of a private network or of the link."""
+    """Raises ValueError for an IP address that is not public, such as those of this machine or of a private network."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         ip = ip.ipv4_mapped or ip.sixtofour or ip
@@ -236,14 +236,14 @@ def check_public(address: str) -> None:
 
 
 def check_host(host: str) -> None:
-    """`check_public` of all that this machine knows of a name; what it does not know is for the connection to tell."""
+    """`check_public` of all addresses to which this machine resolves a name; a name that it cannot resolve passes."""
     with suppress(OSError, UnicodeError):
         for address in {str(info[4][0]) for info in socket.getaddrinfo(host, None)}:
             check_public(address)
 
 
 class _Adapter(HTTPAdapter):
-    """Connections are `_Watched`."""
+    """An adapter whose connections are `_Watched`."""
 
     def __init__(self, private: bool):
         self._private = private
@@ -255,7 +255,7 @@ class _Adapter(HTTPAdapter):
 
     def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
         manager = super().proxy_manager_for(*args, **options)
-        manager.pool_classes_by_scheme = _pools(private=True)  # a proxy may well stand in this network
+        manager.pool_classes_by_scheme = _pools(private=True)  # a proxy may be in a private network
         return manager
 
 
@@ -268,7 +268,7 @@ def _pools(private: bool) -> dict[str, type]:
 
 
 def _proxies(url: str, private: bool) -> dict[str, str]:
-    """Of the environment. A proxy looks names up itself, so here only what this machine knows of them is checked."""
+    """Proxies of the environment. A proxy resolves names itself; only names that this machine knows are checked."""
     host = urlsplit(url).hostname or ""
     proxies = {} if proxy_bypass(host) else {k: v for k, v in getproxies().items() if k in ("http", "https", "all")}
     if proxies and not private:

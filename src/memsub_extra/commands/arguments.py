@@ -168,7 +168,7 @@ def load(args: argparse.Namespace) -> StableDiffusionPipeline:
 
 
 def _check_steps(pipe: Any, steps: int) -> None:
-    """Raises ValueError if the sampler does not allow so many steps, as with LCM or Runge-Kutta."""
+    """Raises ValueError if the sampler (such as LCM or Runge-Kutta) does not support this number of steps."""
     from memsub.models import as_denoiser
 
     try:

@@ -265,7 +265,7 @@ def _scored(
     references: Sequence[np.ndarray] | None = None,
     world: Any = None,
 ) -> pd.DataFrame:
-    """A row an image: prompt, seed, prompt_similarity, chance, sharpness, likeness (mean cosine with the caption's
+    """One row per image: prompt, seed, prompt_similarity, chance, sharpness, likeness (mean cosine with the caption's
     images of other seeds); with a training image also copy_similarity (of the most similar one) and replicated."""
     import numpy as np
 
@@ -296,7 +296,7 @@ def _scored(
 
 
 def measures(before: pd.DataFrame, after: pd.DataFrame) -> list[dict[str, Any]]:
-    """A row for each measure: mean over captions before and after, their difference, all with 95 % bounds, and n."""
+    """A row for each measure: means before and after, their difference, all with 95 % bounds, number of captions."""
     from memsub.measure.evaluation import alignment_each
 
     pair = [table.assign(alignment=alignment_each(table)) for table in (before, after)]

@@ -70,7 +70,7 @@ def _locate(args: argparse.Namespace) -> None:
     memorized = memorized or load_prompts(args.model).memorized
     pipe = load(args)
     denoiser = as_denoiser(pipe)
-    # At most so many positions of four bytes, and the checkpoints of a killed capture.
+    # The edit has at most this many positions of four bytes each.
     size = sum(layer.weight.numel() for layer in denoiser.layers().values())
     check_writable(args.out, int(4 * size * min(1, sparsity * args.tau)))
     if cut := too_long(memorized, denoiser.tokenizer):

@@ -36,7 +36,7 @@ def page(
         lines: the results as text.
         references: training images of each caption, uint8 (k, height, width, 3).
         images: "before" and "after" to images, ordered by caption, with equal numbers for each.
-        scored: "before" and "after" to a table with a row an image: copy_similarity, likeness and replicated.
+        scored: "before" and "after" to a table with one row per image: copy_similarity, likeness and replicated.
     """
     seeds = len(images["before"]) // len(captions)
     first = scored["before"][["copy_similarity", "likeness"]].bfill(axis=1).iloc[:, 0].fillna(0).to_numpy()

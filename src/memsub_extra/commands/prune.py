@@ -67,4 +67,4 @@ def _prune(args: argparse.Namespace) -> None:
 def _at_least(model: Path) -> int:
     """Smallest size of the saved model in bytes: half of its present weights, which may be float32."""
     files = [model] if model.is_file() else model.glob("*/*.safetensors") if model.is_dir() else []
-    return sum(file.stat().st_size for file in files if file.name.count(".") == 1) // 2  # model.fp16.safetensors: again
+    return sum(file.stat().st_size for file in files if file.name.count(".") == 1) // 2  # no .fp16.safetensors

@@ -78,10 +78,10 @@ def _replicated(
     metrics: Metrics,
     world: Any,
 ) -> pd.DataFrame:
-    """A row an image: prompt, and replicated: 1, 0, or NaN if the prompt has no training image.
+    """One row per image: prompt, and replicated: 1, 0, or NaN if the prompt has no training image.
 
     Args:
-        images: equally many of each prompt, in order.
+        images: the same number for each prompt, in the order of the prompts.
         captions: captions of the training images, as an exact test requires them.
     """
     import numpy as np

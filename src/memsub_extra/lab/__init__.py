@@ -28,8 +28,8 @@ def explore(model: str | Path | Pipeline | Run) -> Explorer:
 
     Args:
         model: a run, the name of a model, or a pipeline. A name or a pipeline makes a run with the model's parameter
-            file, in `runs/<name>`. For a run or a name the lab loads a separate pipeline, so its edits show nowhere
-            else. A given pipeline is edited during computations, and restored.
+            file, in `runs/<name>`. For a run or a name the lab loads a separate pipeline, so that its edits affect
+            nothing else. A given pipeline is edited only during computations, and restored afterwards.
 
     Raises:
         ImportError: ipywidgets is not installed.
@@ -49,7 +49,7 @@ def explore(model: str | Path | Pipeline | Run) -> Explorer:
 
 
 def _parameters(model: str) -> Parameters:
-    """Those of the model's own file, where it has one and this is a checkout; else the defaults."""
+    """The parameters in the model's file of this checkout; the defaults if there is no such file."""
     from ..notebooks.batch import find_parameters
 
     info, folder = find_model(model), f"runs/{Path(model).name}"

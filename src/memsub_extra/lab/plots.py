@@ -1,6 +1,6 @@
 """Figures of the lab, one function a figure. They do not use pyplot, so a thread can draw them.
 
-layer_bars(values, label)                                   # a bar a layer
+layer_bars(values, label)                                   # one bar per layer
 score_lines({"unedited": (captions, calls)}, label)         # a detection score along the steps
 attack_lines({"unedited": [step, ...]}, threshold, title)   # one attack's similarity to its target, as it runs
 
@@ -24,7 +24,7 @@ from ..notebooks.plots.style import METHOD_COLOURS, colours, finished, label_end
 
 
 def layer_place(name: str) -> tuple[str, int]:
-    """Side ("down", "mid", "up") and row, from the top, of a layer in the U of a UNet of four levels."""
+    """Side ("down", "mid", "up") and row (0: top) of a layer in the drawing of a UNet with four levels as a U."""
     side = name.partition("_")[0]
     if side == "mid":
         return side, 0
@@ -33,7 +33,7 @@ def layer_place(name: str) -> tuple[str, int]:
 
 
 def layer_colours(shared: Mapping[str, float], edited: Collection[str]) -> dict[str, tuple[str, str]]:
-    """Colours of each layer's box and of its name: the darker, the more of it sets share; grey if it is left out."""
+    """Colours of each layer's box and name: darker if sets share more of the layer, grey if it is not edited."""
     top = max(shared.values()) or 1.0
     tones = {}
     for name, share in shared.items():
@@ -43,7 +43,7 @@ def layer_colours(shared: Mapping[str, float], edited: Collection[str]) -> dict[
 
 
 def layer_bars(values: pd.Series, label: str) -> Figure:
-    """A bar a layer.
+    """A figure with one bar per layer.
 
     Args:
         values: shares by module name, in execution order; shown times 100.

@@ -36,7 +36,7 @@ from memsub_extra.run.specs import EditSpec, Group
 from ..notebooks.rows import gradient_rows
 
 KEEP = 512
-"""Images, edits and curves that are kept: what was shown before is shown again at once."""
+"""Largest number of cached results, such as images and edits; the oldest are removed first."""
 
 
 def label(spec: EditSpec | None) -> str:
@@ -48,7 +48,7 @@ def label(spec: EditSpec | None) -> str:
 
 
 class Lab:
-    """A run to play with. Everything that is shown is a function of an `EditSpec` (or None), captions and seeds."""
+    """The computations on a run. Every result depends only on an `EditSpec` (or None), captions and seeds."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -56,7 +56,7 @@ class Lab:
 
     @property
     def spec(self) -> EditSpec:
-        """How the run's own edit is made."""
+        """The spec of the run's edit."""
         return self.run.parameters.spec
 
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -72,7 +72,7 @@ class Lab:
 
     @cached_property
     def captions(self) -> dict[str, list[str]]:
-        """Captions to choose from, by kind. Memorized captions that did not locate the edit come first.
+        """Captions to choose from, by kind. Memorized captions of the third that reports come first.
 
         Among these, captions with a known training image come first; the others get no verdict.
         """
@@ -139,7 +139,7 @@ class Lab:
         return edit if spec.random is None else random_edit(edit, spec.random)
 
     def density(self, spec: EditSpec | None) -> pd.Series:
-        """Share of each layer's weights that the edit sets, by name."""
+        """Share of each layer's weights that the edit sets, by module name."""
         edit = self.edit(spec)
         layers = self.run.denoiser.layers()
         sizes = {name: layer.weight.numel() for name, layer in layers.items()}
@@ -148,7 +148,7 @@ class Lab:
     def overlap(self, spec: EditSpec | None, subsets: int = 4) -> dict[str, float]:
         """Overlap of subsets of memorized prompts: mean IoU of subsets without a common prompt, by layer.
 
-        Default spec: that of the run, at the sparsity of shown masks.
+        Without a spec, the spec of the run at the parameter `mask_sparsity`.
         """
         spec = spec or self.spec.changed(sparsity=self.run.parameters.mask_sparsity)
         size = self.run.parameters.grid.sizes[0]
@@ -187,7 +187,7 @@ class Lab:
         return np.stack(images).reshape(len(captions), len(seeds), *images[0].shape)
 
     def verdicts(self, images: np.ndarray, captions: Sequence[str]) -> pd.DataFrame:
-        """Whether each image is a copy of its caption's training image; a row an image.
+        """Whether each image is a copy of its caption's training image: one row per image.
 
         Returns:
             Columns similarity (of the copy metric), p (of the exact test; NaN without a world) and replicates (the
@@ -207,7 +207,7 @@ class Lab:
         return table
 
     def text_magnitude(self, captions: Sequence[str], spec: EditSpec | None = None) -> np.ndarray:
-        """How far the text pushes each step of sampling (the detection score of Wen et al.): (captions, calls)."""
+        """Norm of the text's effect on each network call (the detection score of Wen et al.): (captions, calls)."""
         sampling = self.run.parameters.sampling
 
         def make() -> np.ndarray:

@@ -21,13 +21,13 @@ from ..notebooks.plots.style import finished, shown
 from .plots import draw_bars, draw_scores, layer_colours, layer_place
 
 FRAMES = {True: "#b2182b", False: "#1a7a3c", None: "#888888"}
-"""Frames of copies, of images with another layout, and of those of which nothing can be said."""
+"""Colours of the frames of copies, of images that are no copies, and of images without a verdict."""
 _SIDE, _ROW = 0.94, 1.26
-"""Of an image, and of a row with the line below its images; a column is 1 wide."""
+"""Side of an image, and height of a row including the line below its images; a column is 1 wide."""
 
 
 class Cell(NamedTuple):
-    """An image (None: there is none), the line below it, and whether it is a copy (None: nobody can say)."""
+    """An image (None: no image), the line below it, and whether it is a copy (None: no verdict)."""
 
     image: np.ndarray | None
     text: str = ""
@@ -40,10 +40,10 @@ class Shown:
 
     Attributes:
         controls: name of each control to its value.
-        shared: share of each layer's weights that sets of memorized prompts have in common, by module name.
+        shared: overlap (mean IoU) of sets of memorized prompts in each layer, by module name.
         edited: names of the edited layers.
         captions: captions above the columns of images.
-        rows: label of a row to its cells, one a caption.
+        rows: label of a row to its cells, one for each caption.
         density: share of each layer's weights that is set to zero, by module name.
         scores: name to values (captions, calls) of the detection score.
         status: the line below everything.
@@ -60,7 +60,7 @@ class Shown:
 
 
 def still(shown_now: Shown) -> Figure:
-    """Controls and layers on the left; images with their verdicts, where the weights lie and the score on the right."""
+    """Controls and layers on the left; on the right images with verdicts, pruned weights by layer, and the score."""
     height = 1.6 * len(shown_now.rows) + 4.1
     figure = Figure(figsize=(11, height), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1, 2.6])[0]

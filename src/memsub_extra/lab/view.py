@@ -2,7 +2,7 @@
 
     Explorer(Lab(run))
 
-One thread computes, the newest request first, so that sliders and the cancel button stay responsive.
+One thread at a time computes, and a new request cancels earlier ones, so that all controls stay responsive.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .still import FRAMES, Cell, Shown, still
 SHOWN = 6
 """Captions whose images are shown at once."""
 SIDE = 108
-"""Of an image, in pixels of the page."""
+"""Side of an image in pixels of the page."""
 
 
 @contextmanager
@@ -133,7 +133,7 @@ class Explorer(widgets.VBox):
         self._u = self._layer_buttons()
 
     def _layer_buttons(self) -> widgets.VBox:
-        """The network as a U: down on the left, the middle at the bottom, up on the right; a click leaves one out."""
+        """The network as a U: down on the left, the middle at the bottom, up on the right; a click toggles a layer."""
         names = list(self.lab.run.denoiser.layers())
         self._chosen = set(names)
         small = {"width": "54px", "height": "26px", "padding": "0", "margin": "1px"}
@@ -181,7 +181,7 @@ class Explorer(widgets.VBox):
 
     @property
     def shown(self) -> list[str]:
-        """Captions whose images are shown, the one that was written first; raises ValueError if there is none."""
+        """Captions whose images are shown, first the one that the user wrote; raises ValueError if there is none."""
         written = [self.written.value.strip()] if self.written.value.strip() else []
         if not (captions := [*written, *self.captions.value][:SHOWN]):
             raise ValueError(f"no caption is chosen: choose one to {SHOWN}, or write one.")
@@ -192,7 +192,7 @@ class Explorer(widgets.VBox):
     def _submit(self, job: Callable[[Event], None]) -> None:
         self._stop.set()
         self._stop = stop = Event()
-        # One a request: a thread that stays keeps the OpenMP threads it computed with.
+        # A new thread for each request, because a thread that lives on keeps its OpenMP threads.
         self._running = Thread(target=self._run, args=(job, stop, self._running), name="lab", daemon=True)
         self._running.start()
 
@@ -207,14 +207,14 @@ class Explorer(widgets.VBox):
                 job(stop)
             if stop.is_set():
                 self._say("cancelled")
-        except Exception as error:  # shown where it is seen: a thread has no cell
+        except Exception as error:  # shown in the status line, because a thread has no cell
             self._say(f"<b style='color:{FRAMES[True]}'>{type(error).__name__}: {html.escape(str(error))}</b>")
         finally:
             self.cancel.disabled, self.progress.bar_style = True, ""
             self.progress.value = self.progress.max
 
     def wait(self, seconds: float | None = None) -> None:
-        """Until what was asked for is shown; raises TimeoutError after so many seconds."""
+        """Waits until the requested views are shown; raises TimeoutError after `seconds`."""
         while (running := self._running).is_alive():
             running.join(seconds)
             if running.is_alive():
@@ -228,7 +228,7 @@ class Explorer(widgets.VBox):
     def _make_views(self) -> None:
         self.images, self.status = widgets.HTML(), widgets.HTML()
         self.weights, self.scores, self.curve = (widgets.Image(format="png") for _ in range(3))
-        self.curve.layout.display = "none"  # until there is one
+        self.curve.layout.display = "none"  # until an attack runs
 
     @contextmanager
     def _part(self, number: int, parts: int, name: str) -> Iterator[None]:
@@ -256,7 +256,7 @@ class Explorer(widgets.VBox):
         self._say(self._status(spec))
 
     def _rows(self, captions: Sequence[str], seeds: Sequence[int], spec: EditSpec | None) -> dict[str, list[Cell]]:
-        """Training images, and what each seed gives before and after the edit: label to a cell a caption."""
+        """Training images, and images of each seed before and after the edit: label to one cell for each caption."""
         rows: dict[str, list[Cell]] = {}
         references = [self.lab.reference(caption) for caption in captions]
         if any(r is not None for r in references):
@@ -304,7 +304,7 @@ class Explorer(widgets.VBox):
             button.tooltip = f"{name}: sets of memorized prompts share {100 * shared[name]:.0f} %{left_out}"
 
     def still(self) -> Figure:
-        """What is shown, as one image: for pages where no kernel runs. What is not computed yet is computed here."""
+        """The current view as one figure, for pages without a kernel. It computes missing results."""
         spec, captions = self.spec, self.shown
         controls = {
             "captions": self.kind.value,
@@ -361,7 +361,7 @@ class Explorer(widgets.VBox):
 
 
 def _verdict(row: pd.Series) -> tuple[str, bool | None]:
-    """A line for below an image, and whether it is a copy (None: there is no training image)."""
+    """The line below an image, and whether it is a copy (None: there is no training image)."""
     if pd.isna(row["similarity"]):
         return "", None
     copy = bool(row["replicates"])

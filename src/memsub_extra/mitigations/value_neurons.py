@@ -73,7 +73,7 @@ def deactivated(pipe: Pipeline, neurons: Neurons) -> Iterator[None]:
 
     def silence(layer: str, text: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         mask = neurons[layer]
-        rows.add(len(output))  # under guidance half a batch has as many rows as a whole one without
+        rows.add(len(output))  # half a batch with guidance has as many rows as a whole batch without it
         if len(output) % len(mask) or len(rows) > 1:
             raise ValueError(f"neurons of {len(mask)} prompts do not fit a UNet call on {len(output)} rows.")
         return output.masked_fill(mask.to(output.device).repeat(len(output) // len(mask), 1)[:, None], 0)
@@ -149,8 +149,8 @@ def find_value_neurons(
 
     First selection: neurons whose activation is `z` standard deviations or more from the mean. z decreases until
     silencing these neurons brings the memorization score below a threshold. Refinement: first layers, then neurons are
-    removed from the selection if the score stays below the threshold. (Here also halves of layers, and their halves,
-    which gives the same with fewer calls.) A prompt with a score below the threshold gets no neurons.
+    removed from the selection if the score stays below the threshold. (Here also halves of layers, quarters
+    and so on: the same result with fewer calls.) A prompt with a score below the threshold gets no neurons.
 
     Args:
         spread: the threshold, in standard deviations of the score above its mean on prompts that are not memorized
@@ -202,7 +202,7 @@ class _Search:
             return memorization_score(self.pipe, [self.prompts[i] for i in rows], len(rows)) > self.threshold
 
     def select(self, deviations: Sequence[float]) -> None:
-        """Silences neurons beyond the first of these deviations that brings a prompt below the threshold."""
+        """Selects neurons beyond the first of these deviations that brings a prompt below the threshold."""
         everything = torch.arange(len(self.prompts))
         over = first = everything[self.memorized(everything, {})]
         for z in deviations:
@@ -215,7 +215,7 @@ class _Search:
         self.refined = first[~torch.isin(first, over)]
 
     def refine(self) -> None:
-        """Removes what is not required: whole layers, half layers, ..., neurons. (Few are required.)"""
+        """Removes neurons that are not required: first in whole layers, then in halves, and so on to single neurons."""
         widest = max(mask.shape[1] for mask in self.neurons.values())
         for halvings in range((widest - 1).bit_length() + 1):
             for name, mask in self.neurons.items():
@@ -240,7 +240,7 @@ def _of_ordinary(context: Context) -> ValueStatistics:
 
 
 def _make(context: Context, deviations: float | None) -> Sample:
-    """Finds and silences the neurons of each prompt before sampling: as published, or at a given deviation."""
+    """Silences the neurons of each prompt during sampling. They are found as published, or at a given deviation."""
 
     def sample(prompts: Sequence[str], *, seeds: Sequence[int]) -> np.ndarray:
         statistics = _of_ordinary(context)

@@ -26,8 +26,8 @@ DECODING = 3.5
 """Memory of decoding an image, in units of the largest decoder map: 3.4 for Stable Diffusion 1.4, 3.5 for 2.0, from
 shapes on PyTorch's meta device (`memsub_extra.full_size.memory`)."""
 MEASURED = 1.35
-"""Measured peak memory of sampling on a GPU, relative to that from shapes: 12.4 against 9.3 GB (docs/full-size.md).
-All estimates of memory are those from shapes times this factor."""
+"""Measured peak memory of sampling on a GPU, relative to the estimate from shapes: 12.4 to 9.3 GB (docs/full-size.md).
+Every memory estimate from shapes is multiplied by this factor."""
 
 
 def add(commands: argparse._SubParsersAction) -> None:

@@ -6,8 +6,8 @@
 
 `CountingDenoiser` has the interface of a model but computes nothing: it adds up the rows of requested network calls.
 Its verdicts find no replication, so attacks do not stop early, and their cost is an upper bound. A loop whose length
-depends on its results declares a bound (`declare`). What two experiments share is counted once, for the first of them,
-as it is sampled once.
+depends on its results declares a bound (`declare`). Calls that two experiments share are counted once, for the
+first of them, because they are made once.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class CountingDenoiser:
     ) -> torch.Tensor:
         rows = len(self.call_rows(len(latents), guidance_scale)[0])
         self.network.add(0, 0, len(latents))
-        if self.network.is_hooked() and not self.value._forward_hooks:  # its layers, not the value layers
+        if self.network.is_hooked() and not self.value._forward_hooks:  # hooks on its layers, none on value layers
             for _ in range(steps):
                 self.network(torch.zeros(rows, *self.latent_shape))
         else:
@@ -155,7 +155,7 @@ class CountingDenoiser:
 
 
 class _Placeholders(Data):
-    """Placeholders for the prompts and images that parameters request, without download; a world's own prompts."""
+    """Placeholders for the prompts and images of a run, so that nothing is downloaded. Prompts of a world are real."""
 
     @cached_property
     def prompts(self) -> Prompts:
@@ -164,7 +164,7 @@ class _Placeholders(Data):
         n, p = self.parameters.grid.memorized, self.parameters
         unseen = max(p.distance_images, p.baselines.never_seen, p.detection.captions, p.evaluation.captions)
         unseen = max(unseen, p.embedding_attack.images, p.deletion.targets)
-        unseen += max(p.evaluation.captions, p.baselines.never_seen)  # settings are chosen on others
+        unseen += max(p.evaluation.captions, p.baselines.never_seen)  # settings are chosen on other captions
         # Detection may take captions beyond those of the grid, in addition to the third that locates.
         listed = n if p.detection.among == "reported" else max(n, p.detection.captions + -(-n // 3))
         kinds = ["memorized"] * listed + ["ordinary"] * max(n, p.extraction.captions) + ["heldout"] * unseen
@@ -206,7 +206,7 @@ class _CountingRun(Run):
 
     @cached_property
     def metrics(self) -> Metrics:
-        def features(items: Any) -> torch.Tensor:  # the same for all models: of equals the strongest is compared
+        def features(items: Any) -> torch.Tensor:  # equal for all models: the strongest strength is compared
             rng = torch.Generator().manual_seed(0)
             return torch.nn.functional.normalize(torch.randn(len(items), 8, generator=rng), dim=1)
 
@@ -231,7 +231,7 @@ def work(p: Parameters) -> pd.DataFrame:
         rows each).
     """
     rows = []
-    with _counting(p) as run, redirect_stderr(StringIO()):  # where progress bars of what takes no time would stand
+    with _counting(p) as run, redirect_stderr(StringIO()):  # hides progress bars of experiments that take no time
         for notebook in of_model(run.info):
             for title, experiment in notebook.experiments.items():
                 before = run.counted()
@@ -278,7 +278,7 @@ def _counting(p: Parameters) -> Iterator[_CountingRun]:
     memory = "/dev/shm"  # for thousands of small files, if it exists
     where = memory if os.access(memory, os.W_OK) else None
     with TemporaryDirectory(dir=where) as folder, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # whether two settings mark the same weights, and are sampled once, depends on chance
+        torch.manual_seed(0)  # chance decides whether two settings mark the same weights, and so are sampled once
         yield _CountingRun(p.model_copy(update={"folder": folder, "dtype": None}))
 
 
@@ -354,7 +354,7 @@ def halved(table: pd.DataFrame) -> str:
 
 
 LEFT_OUT = "network calls alone: decoding, metrics and the start of a kernel a notebook come on top"
-"""Of minutes."""
+"""What estimates in minutes omit."""
 
 
 def minutes(table: pd.DataFrame, milliseconds: float) -> pd.Series:
@@ -367,7 +367,7 @@ def minutes(table: pd.DataFrame, milliseconds: float) -> pd.Series:
 
 
 def on_known_gpu(model: str) -> tuple[str, float | None]:
-    """The GPU on which steps were timed (`tools.gpu`), and milliseconds of a model's guided step; None: of none."""
+    """The GPU on which steps were timed (`tools.gpu`), and milliseconds of a model's guided step (None: not timed)."""
     gpu = load_json(KNOWN)["gpu"]
     return gpu["name"], gpu["step_ms"].get(find_model(model).name)
 

@@ -74,7 +74,7 @@ def equivalence(ours: Values, theirs: Values, margin: Margin | str) -> Equivalen
     """Compares two models on the same units.
 
     Args:
-        ours, theirs: one value a unit, or (units, images) with the same noises in both; outcomes (bool) or numbers.
+        ours, theirs: one value per unit, or (units, images) with the same noises in both; outcomes (bool) or numbers.
         margin: a margin, or its name in `MARGINS`.
 
     Raises:
@@ -89,12 +89,12 @@ def equivalence(ours: Values, theirs: Values, margin: Margin | str) -> Equivalen
 
 
 def judged(value: float, low: float, high: float, n: int, within: Margin) -> Equivalence:
-    """The same of a difference (or ratio) whose interval is known, of n units."""
+    """`equivalence` for a known interval of a difference (or ratio), over n units."""
     return Equivalence(verdict(low, high, within), value, low, high, n, *_power(within, low, high, n))
 
 
 def verdict(low: float, high: float, within: Margin) -> Verdict:
-    """The verdict of an interval; one that is not a number is inconclusive."""
+    """The verdict of an interval; inconclusive for NaN."""
     if within.low <= low and high <= within.high:
         return "equivalent"
     return "different" if high < within.equal or low > within.equal else "inconclusive"
@@ -125,7 +125,7 @@ def _power(within: Margin, low: float, high: float, n: int) -> tuple[float, floa
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """P-values adjusted for being read together (Holm 1979): below a level, the chance of any false one is below it."""
+    """P-values adjusted for multiple tests (Holm 1979): at level a, the chance of any false rejection is at most a."""
     adjusted: dict[str, float] = {}
     least = 0.0
     for place, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):

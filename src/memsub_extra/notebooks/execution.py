@@ -21,7 +21,7 @@ class NotebookError(RuntimeError):
 
 
 def begin(threads: int) -> None:
-    """A worker begins: it knows its threads, and ends as soon as its parent does, as kernels do."""
+    """Initializes a worker process: sets its number of threads, and ends it as soon as its parent ends."""
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -37,7 +37,7 @@ def execute(path: Path, out: Path, parameters: Mapping[str, Any], bar: bool = Tr
 
     Args:
         parameters: parameters of the run, with the keys of YAML files.
-        bar: progress bar.
+        bar: show a progress bar.
 
     Raises:
         NotebookError: a cell failed; the message names notebook, cell and error. `out` has the notebook up to it.
@@ -45,11 +45,11 @@ def execute(path: Path, out: Path, parameters: Mapping[str, Any], bar: bool = Tr
     import papermill  # in the extra `notebooks`
     from papermill.exceptions import PapermillExecutionError
 
-    # A notebook's own cell shows only the parameters it is about; papermill would warn of each of the others.
+    # A notebook's parameters cell has only the parameters that concern it; papermill would warn of the others.
     logging.getLogger("papermill").setLevel(logging.ERROR)
     try:
         options = {"cwd": str(path.parent), "kernel_name": "python3", "progress_bar": bar}
-        # All that a notebook leaves is written: a kernel would take more than a second to tidy up.
+        # The results are written by then, and a regular shutdown of the kernel takes more than a second.
         papermill.execute_notebook(str(path), str(out), dict(parameters), shutdown_kernel="immediate", **options)
     except PapermillExecutionError as error:
         raise NotebookError(

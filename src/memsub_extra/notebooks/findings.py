@@ -189,7 +189,7 @@ def read_findings(path: Path) -> dict[str, Any]:
 
 
 def digest_of(path: Path) -> str:
-    """Digest of a file of findings; "" if there is none. Executed notebooks store that of theirs."""
+    """Digest of a file of findings; "" if there is none. Executed notebooks store the digest of their findings."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
@@ -226,7 +226,7 @@ def fact(value: float | Span, *, varies: float, n: float | None = None) -> dict[
 
 
 def plain(value: Any) -> Any:
-    """Numbers of numpy and pandas as those of Python, for JSON."""
+    """Converts numbers of numpy and pandas to those of Python, for JSON."""
     if isinstance(value, Mapping):
         return {str(key): plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -254,7 +254,7 @@ def result(template: str, **values: Any) -> None:
 
 
 def percent(rate: float) -> str:
-    """ "26 %"; a rate that is not quite none or all keeps a digit."""
+    """ "26 %"; a rate below 1 % or above 99 % keeps a decimal, except 0 and 100 %."""
     exact = 100 * float(rate)
     return f"{exact:.0f} %" if exact in (0.0, 100.0) or 1 <= exact <= 99 else f"{exact:.1f} %"
 

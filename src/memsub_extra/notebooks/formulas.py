@@ -15,7 +15,7 @@ FORMULA = re.compile(
     r"(?P<code>`[^`\n]+`)|(?<!\\)\$\$(?P<block>.+?)\$\$|(?<!\\)\$(?!\s)(?P<inline>[^$`\n]+?)(?<![\s\\])\$(?!\d)",
     re.DOTALL,
 )
-"""A formula of Markdown, or code, in which dollars are dollars. "$20 or $30" is no formula."""
+"""A formula in Markdown, or a code span, in which a dollar begins no formula. "$20 or $30" is no formula."""
 
 
 def mathml(formula: str, *, block: bool) -> str:
@@ -28,5 +28,5 @@ def mathml(formula: str, *, block: bool) -> str:
 
     try:
         return convert(formula, display="block" if block else "inline")
-    except Exception:  # of many classes, which have no base in common
+    except Exception:  # errors of many classes without a common base
         return f"<code>{html.escape(formula)}</code>"

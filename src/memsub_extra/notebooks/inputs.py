@@ -27,7 +27,7 @@ KINDS = ("memorized", "ordinary", "heldout")
 
 
 def data_of(p: Parameters, folder: Path) -> Data:
-    """The data of a run, whose files lie where notebooks find them: beside those in this folder."""
+    """The data of a run; relative paths in its parameters start at `folder`, the folder of the notebooks."""
     given, lists = p.data.model_dump(), p.data.prompts
     found: dict[str, Any] = {key: str(folder / given[key]) for key in ("types", "images", "real") if given[key]}
     if isinstance(lists, dict):
@@ -43,7 +43,7 @@ def _side() -> int:
 
 
 def is_world(data: Data) -> bool:
-    """Whether prompts and images are those of a world, and no files."""
+    """Whether prompts and images come from a world, and not from files."""
     return bool(data.world and not data.parameters.data.prompts)
 
 
@@ -67,7 +67,7 @@ def problems(data: Data, notebooks: Collection[str]) -> Iterator[str]:
     if is_world(data):
         return
     try:
-        prompts, _ = data.prompts, data.memorized.wordings  # notebook 06 would stop at those that cannot be read
+        prompts, _ = data.prompts, data.memorized.wordings  # notebook 06 would stop at unreadable wordings
     except (ValueError, OSError) as error:
         yield str(error)
         return
@@ -79,7 +79,7 @@ def problems(data: Data, notebooks: Collection[str]) -> Iterator[str]:
 
 
 def _wanted(p: Parameters, notebooks: Collection[str]) -> Iterator[tuple[str, int, str]]:
-    """Kind of captions, how many a run takes, and why."""
+    """Kind of captions, the number that a run takes, and the reason."""
     grid = f"grid.memorized is {p.grid.memorized}"
     yield "memorized", p.grid.memorized, grid
     yield "ordinary", p.grid.memorized, f"as many as memorized ones: {grid}"
@@ -94,14 +94,14 @@ def _wanted(p: Parameters, notebooks: Collection[str]) -> Iterator[tuple[str, in
 
 
 def _controls(p: Parameters, notebooks: Collection[str]) -> dict[str, int]:
-    """How many unseen captions an experiment takes, and real images where there are some, by what says so."""
+    """Parameter to the number of unseen captions, and of real images if given, that an experiment takes."""
     wanted = {"evaluation.real_images or fid_images": p.distance_images} if ATTACKS in notebooks else {}
     wanted |= {"embedding_attack.images": p.embedding_attack.images} if ATTACKS in notebooks else {}
     return wanted | ({"deletion.targets": p.deletion.targets} if REMOVALS in notebooks else {})
 
 
 def _lacking(p: Parameters, notebooks: Collection[str], kind: str, have: int) -> str:
-    """What is wrong with the number of captions of a kind; "" if there are enough."""
+    """A sentence on missing captions of a kind; "" if there are enough."""
     wanted = [(n, why) for of, n, why in _wanted(p, notebooks) if of == kind]
     n, why = max(wanted, default=(0, ""))
     if have >= n:

@@ -1,9 +1,9 @@
 """Intervals of means, differences and ratios over captions and seeds.
 
-mean_interval(alignments)                               # one value a caption
+mean_interval(alignments)                               # one value per caption
 mean_interval(hits)                                     # (captions, images of each)
 difference_interval(before, after, paired=True)         # of mean(before) - mean(after)
-share_difference_interval(before, after)                # the same for shares, one a caption
+share_difference_interval(before, after)                # the same for shares, one per caption
 ratio_interval(after, before, paired=True)              # of mean(after) / mean(before)
 smallest_share(p, 1 / 32)                               # share of exact tests with the smallest possible p
 auc_interval(0.97, 28, 28), difference_of(a, b), ratio_of(a, b)
@@ -25,9 +25,9 @@ import pandas as pd
 from memsub.measure.intervals import Z, clustered, interval
 
 RESAMPLES = 2000
-"""Of a bootstrap."""
+"""Number of resamples of a bootstrap."""
 Values: TypeAlias = Sequence[float] | np.ndarray | pd.Series
-"""A value a unit, or an array (units, images) of a value an image."""
+"""One value per unit, or an array (units, images) with one value per image."""
 Estimate = tuple[float, float, float]
 """Value, lower and upper bound."""
 
@@ -43,7 +43,7 @@ class Span(NamedTuple):
         return f"{self.value:{form}} ({self.low:{form}} to {self.high:{form}})"
 
     def columns(self, name: str) -> dict[str, float]:
-        """As a table has it: columns `name`, `name_low` and `name_high`."""
+        """The span as columns of a table: `name`, `name_low` and `name_high`."""
         return {name: float(self.value), f"{name}_low": float(self.low), f"{name}_high": float(self.high)}
 
 
@@ -51,8 +51,8 @@ def mean_interval(values: Values, *, bounds: tuple[float, float] | None = None) 
     """Interval of the mean; NaN for fewer than two units.
 
     Args:
-        bounds: smallest and largest possible value of a number. If all values equal one of them, the interval is that
-            of equally many equal outcomes, so that it has a width.
+        bounds: smallest and largest possible value of a number. If all values equal one of them, they are treated as
+            outcomes, so that the interval has a width.
     """
     x = _units(values)
     if x.dtype == bool:
@@ -67,8 +67,8 @@ def difference_interval(a: Values, b: Values, *, paired: bool) -> tuple[float, f
     """Interval of mean(a) - mean(b): a bootstrap; for outcomes (bool), `difference_of` of the intervals of both rates.
 
     Args:
-        a: values, one a unit, or (units, images).
-        b: the values that it is compared with.
+        a: values, one per unit, or (units, images).
+        b: values to compare with, in the same form.
         paired: whether a[i] and b[i] belong to the same unit, such as a caption that two models sample from the same
             noises.
 
@@ -82,7 +82,7 @@ def difference_interval(a: Values, b: Values, *, paired: bool) -> tuple[float, f
 
 
 def share_difference_interval(a: Values, b: Values) -> tuple[float, float]:
-    """Interval of mean(a) - mean(b) for paired shares, one a unit: `difference_interval`.
+    """Interval of mean(a) - mean(b) for paired shares, one per unit: `difference_interval`.
 
     If no unit differs, a bootstrap has no width, even for few units. Its ends then are plus and minus the upper
     end of Wilson's interval for 0 of n.
@@ -136,7 +136,7 @@ def smallest_share(p: Values, step: float) -> dict[str, float]:
     """The share of exact tests with the smallest possible p-value: least, and its interval least_low, least_high.
 
     Args:
-        p: p-values, one a unit, such as a pair or a canary.
+        p: p-values, one per unit, such as a pair or a canary.
         step: the smallest possible p-value, 1 / (alternatives + 1).
     """
     least = np.asarray(p, float) <= step + 1e-9
@@ -156,7 +156,7 @@ def auc_interval(area: float, positives: int, negatives: int) -> tuple[float, fl
         others = n * ((1 - end) / (2 - end) + end / (1 + end))
         return (end - area) ** 2 - Z**2 * end * (1 - end) * (1 + others) / (positives * negatives)
 
-    low = brentq(beyond, 0.0, area - 1e-9) if area > 0 else 0.0  # at 1 itself, where no error is left, it is 0 too
+    low = brentq(beyond, 0.0, area - 1e-9) if area > 0 else 0.0  # not 1: `beyond` is 0 there if `area` is 1
     high = brentq(beyond, area + 1e-9, 1.0) if area < 1 else 1.0
     return float(low), float(high)
 
@@ -186,7 +186,7 @@ def _rate(hits: np.ndarray) -> Estimate:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two mean outcomes of the same units; 0 where one of them is always the same."""
+    """Correlation of the mean outcomes of the same units in two arrays; 0 if one of them is constant."""
     x, y = a.mean(1), b.mean(1)
     if len(x) < 2 or not np.ptp(x) or not np.ptp(y):
         return 0.0
@@ -202,8 +202,8 @@ def _bootstrap(
 ) -> tuple[float, float]:
     """Percentiles of a seeded bootstrap that resamples the units of each sample, and paired units together.
 
-    Plain percentiles are too narrow for few units, like a normal interval that divides by n. They are therefore taken
-    further out, by the ratio to Student's interval ("expanded percentiles", Hesterberg 2015).
+    Plain percentiles are too narrow for few units, like a normal interval that divides by n. They are therefore
+    widened by the ratio to Student's interval ("expanded percentiles", Hesterberg 2015).
 
     Args:
         samples: (units, images) each; the value of a unit is the mean of its images.

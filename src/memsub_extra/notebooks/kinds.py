@@ -33,21 +33,21 @@ from .notebook02 import density
 from .subsets import Measured, profile
 
 IMAGES = "with a training image"
-"""The column of tables that says of how many captions the training image is known."""
+"""The column of tables with the number of captions whose training image is known."""
 
 
 def kinds_of(run: Run) -> list[str]:
-    """The kinds of a run's memorized captions, in the order of tables, then "all"; none where there is one alone."""
+    """The kinds of a run's memorized captions, in the order of tables, then "all"; empty for a single kind."""
     return kinds_in(run.data.memorized.kinds)
 
 
 def listed(run: Run, located_on: Collection[int], part: str = "report") -> list[int]:
-    """Places of a part's memorized prompts that did not locate an edit, with a training image or without."""
+    """Places of a part's memorized prompts that did not locate an edit, with and without a training image."""
     return [place for place in run.data.split[part] if place not in set(located_on)]
 
 
 def note(run: Run, title: str, rows: list[dict[str, Any]]) -> None:
-    """Adds rows to a table by kind, but for those that are there already, from an earlier call."""
+    """Adds rows to a table by kind, without rows that an earlier call added."""
     if not rows:
         return
     earlier = [run.by_kind[title]] if title in run.by_kind else []
@@ -94,7 +94,7 @@ def note_evaluated(
     of_part: Collection[int],
     **how: Any,
 ) -> None:
-    """`note_scored` of what `Scores.evaluate` scored with the same arguments; nothing where there is one kind alone."""
+    """`note_scored` for the images that `Scores.evaluate` scores with these arguments; nothing for a single kind."""
     if kinds_of(run):
         note_scored(run, title, labels, run.scores.memorized(model, places, **how), places, of_part)
 
@@ -102,7 +102,7 @@ def note_evaluated(
 def note_outcomes(
     run: Run, title: str, labels: Mapping[str, Any], outcomes: Mapping[int, bool], name: str, of_part: Collection[int]
 ) -> None:
-    """Notes a rate of each kind, of one outcome a caption: place to whether it happened, called `name`."""
+    """Notes the rate `name` of each kind; `outcomes` has one outcome per caption, by place."""
     rows = []
     for kind in kinds_of(run):
         hits = [outcomes[place] for place in run.data.memorized.of_kind(list(outcomes), kind)]
@@ -132,7 +132,7 @@ def note_sets(run: Run, notebook: str) -> None:
 
 
 def _shared(masks: Masks) -> dict[str, Measured]:
-    """IoU of every two sets of one kind, and of every set of one kind with every one of the other."""
+    """IoU of every two sets of the same kind, and of every verbatim set with every template set."""
     n = len(masks["verbatim"])
     alike, crossed = list(combinations(range(n), 2)), list(product(range(n), range(n)))
     shared = {f"{kind} – {kind}": Measured(pairwise_iou(m, pairs=alike).numpy(), alike) for kind, m in masks.items()}
@@ -145,18 +145,18 @@ SETS: dict[str, tuple[str, Callable[[Masks], dict[str, Measured]]]] = {
     "02_memorized_neurons": ("memorized weights (%) of sets of one kind", density),
     "03_subspace_overlap": ("overlap (IoU) of sets of one kind", _shared),
 }
-"""By notebook: the table's title, and what is measured of the masks of each kind."""
+"""Notebook to the title of its table, and the measure of the masks of each kind."""
 
 
 def references(run: Run, of_part: Collection[int], kind: str = ALL) -> dict[str, int]:
-    """How many captions of a kind there are among those at these places, and how many have a training image."""
+    """Numbers of captions of a kind at these places: all (listed), and with a training image (references)."""
     of_kind = run.data.memorized.of_kind(of_part, kind)
     return {"references": sum(place in run.data.references for place in of_kind), "listed": len(of_kind)}
 
 
 def with_references(run: Run, table: pd.DataFrame, of_part: Collection[int] | None = None) -> pd.DataFrame:
-    """A table of captions, with how many of those at these places (default: of those that report) have a training
-    image; as it is where all are known."""
+    """Adds to a table how many captions at these places (default: of the third that reports) have a training image;
+    for a world, where all are known, the table is unchanged."""
     if run.data.world is not None:
         return table
     known = references(run, listed(run, []) if of_part is None else of_part)
@@ -178,7 +178,7 @@ def readable(table: pd.DataFrame, title: str = "") -> pd.DataFrame:
 
 
 def _read(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Columns and values of a row as text; the ends of an interval stand with their value."""
+    """Columns and values of a row as text; an interval is part of its value."""
     for name, value in row.items():
         if pd.isna(value) or name == "listed" or name.endswith(("low", "high")):
             continue
@@ -198,7 +198,7 @@ def _read(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def notes_of(run: Run) -> list[str]:
-    """What every table by kind of a run has to say of itself: kinds and references of its list, and `kinds.notes`."""
+    """Notes on all tables by kind of a run: kinds and training images of its list, and `prompt_lists.kinds.notes`."""
     rows = run.data.memorized.rows
     if not kinds_in(rows["kind"]):
         return []

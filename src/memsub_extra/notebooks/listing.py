@@ -59,7 +59,7 @@ def of_model(model: ModelInfo) -> list[Notebook]:
 
 
 def precompute(run: Any) -> None:
-    """All that the notebooks take from a GPU."""
+    """Runs all experiments of the notebooks that suit the run's model, which store their results."""
     for notebook in of_model(run.info):
         for experiment in notebook.experiments.values():
             experiment(run)

@@ -25,15 +25,15 @@ MEMBERSHIP = Kind("membership")
 SMALLEST = 1 / (MEMBERSHIP_ALTERNATIVES + 1)
 """The smallest p of the membership test."""
 THEIRS, THEIRS_BY_OTHER = "pairs of other", "pairs of other, by other"
-"""What tables call the pairs that *other* memorized, sampled by the model and by *other* itself."""
+"""Names in tables of the pairs that *other* memorized, sampled by the model and by *other* itself."""
 
 
 def exposures() -> pd.DataFrame:
     """The training data of the model: a row for each kind of pairs.
 
     Columns pairs; least and most (exposures of one pair); samples (exposures of all pairs); share (of all samples) and
-    after_base (share of the samples after the base, which is trained on ordinary pairs only); memorized. The corpus is
-    a function of its seed, so it is counted without rendering.
+    after_base (share of the samples after the base, which is trained on ordinary pairs only); memorized. The seed
+    determines the corpus, so it is counted without rendering.
     """
     scenes = [(scene.kind, scene.exposures) for scene in dataset.scenes(dataset.SEED, ordinary=0)]
     rows = pd.DataFrame(scenes, columns=["kind", "samples"]).query("samples > 0")
@@ -46,7 +46,7 @@ def exposures() -> pd.DataFrame:
 
 
 def replication(run: Run) -> dict[str, pd.DataFrame]:
-    """Scores by kind of caption, one row an image.
+    """Scores by kind of caption, one row per image.
 
     Kinds: memorized captions (of each group of templates, which share a layout, the first one), verbatim captions
     without tails, unseen captions, verbatim captions sampled by the controls, and the pairs that *other* memorized,
@@ -54,7 +54,7 @@ def replication(run: Run) -> dict[str, pd.DataFrame]:
     verdict).
     """
     prompts, testbed = run.data.prompts, run.parameters.testbed
-    seeds = list(range(testbed.seeds)) if testbed.seeds > 1 else None  # None: each caption a seed of its own
+    seeds = list(range(testbed.seeds)) if testbed.seeds > 1 else None  # None: one image per caption
 
     def scored(
         model: Model,
@@ -66,10 +66,10 @@ def replication(run: Run) -> dict[str, pd.DataFrame]:
     ) -> pd.DataFrame:
         rows, images = prompts.rows(kind)[:n], prompts.images(kind, 0, n)
         if kind == "template":
-            shown = rows.groupby("group")["exposures"].transform("sum")  # a layout is shown with all captions of it
+            shown = rows.groupby("group")["exposures"].transform("sum")  # a layout is shown with all its captions
             first = rows.assign(exposures=shown).drop_duplicates("group")
             rows, images = first.reset_index(drop=True), images[first.index]
-        if n is None and testbed.captions:  # as many of each number of exposures
+        if n is None and testbed.captions:  # equally many for each number of exposures
             groups = rows.groupby("exposures", sort=False)
             places = groups.head(max(3, testbed.captions // groups.ngroups)).index
             rows, images = rows.loc[places], images[places]
@@ -106,7 +106,7 @@ def rates(kinds: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def by_exposures(kinds: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """How many images replicate by exposures of their layout: columns kind, exposures, and those of `rates`."""
+    """Replication rates by exposures of the layout: columns kind, exposures, and those of `rates`."""
     parts = {kind: kinds[kind].groupby("exposures") for kind in ("ladder", "verbatim", "template")}
     return pd.DataFrame(
         [{"kind": kind, "exposures": n} | _rate(part) for kind, rungs in parts.items() for n, part in rungs]

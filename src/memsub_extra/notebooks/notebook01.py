@@ -24,7 +24,7 @@ def captured(run: Run) -> tuple[ActivationStats, ActivationStats]:
 
 
 def controls(run: Run) -> list[ActivationStats]:
-    """The same of the smallest subsets in every control model, at the steps that edits unite."""
+    """Statistics of the smallest subsets and the empty prompt in each control model, at the steps that edits unite."""
     grids = [run.grid.in_model(model) for model in run.controls.values()]
     return [stats for grid in grids for stats in (grid.statistics, grid.null())]
 

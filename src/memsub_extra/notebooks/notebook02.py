@@ -19,12 +19,12 @@ from .subsets import Measured
 
 
 def all_steps(run: Run) -> ActivationStats:
-    """Statistics of a few subsets at all steps; those of the grid where it was captured at all."""
+    """Statistics of a few subsets at all steps; those of the whole grid if it was captured at all steps."""
     return run.grid.all_steps.statistics
 
 
 def density(masks: Mapping[Any, Sequence[WeightMasks]]) -> dict[str, Measured]:
-    """Share of the weights (%) that each subset marks, by kind of prompts, of masks as of `Grid.smallest`."""
+    """Share of the weights (%) that each subset marks, by kind of prompts; `masks` as from `Grid.smallest`."""
     return {kind: _shares(sets) for kind, sets in masks.items()}
 
 
@@ -41,7 +41,7 @@ def exchanged(grid: Grid, steps: int) -> dict[str, Measured]:
 
 
 def of_largest(densities: Mapping[str, Measured], masks: WeightMasks) -> dict[str, Measured]:
-    """Densities as shares (%) of the weights that the sparsity of masks lets a row mark."""
+    """Densities in percent of the largest number of weights that the sparsity of `masks` allows."""
     sparsity, widths = masks.provenance["sparsity"], [layer.shape[1] for layer in masks.layers.values()]
     allowed = np.array([row_budget(sparsity, f) / f for f in widths])
     return {kind: Measured(m.values / allowed, m.units) for kind, m in densities.items()}

@@ -26,12 +26,12 @@ OVERLAP = Kind("overlap")
 PAPER = 0.01
 """The paper's sparsity."""
 RANDOM_SETS = 3
-"""Whose overlap is what chance gives; it hardly varies."""
+"""Number of random masks whose overlap estimates chance; it hardly varies."""
 Masks = Mapping[PromptKind, Sequence[WeightMasks]]
 
 
 def again(run: Run) -> list[Grid]:
-    """A few subsets captured from a second noise, and the conditional half of a guided call alone from the first."""
+    """A few subsets captured with a second noise, and with the first noise but only the conditional half of calls."""
     grids = [run.grid.again(seed=run.parameters.capture.seed + 1), run.grid.again(cfg_half="cond")]
     for grid in grids:
         grid.statistics, grid.null()
@@ -39,7 +39,7 @@ def again(run: Run) -> list[Grid]:
 
 
 def sparsities(p: Parameters) -> dict[str, float]:
-    """The paper's sparsity, that of masks that are shown, and the edit's, by name; equal ones under one name."""
+    """Sparsity of the paper, of shown masks, and of the edit, by name; equal values have one joined name."""
     named = {"the paper's": PAPER, "shown": p.mask_sparsity, "the edit's": p.spec.sparsity or PAPER}
     return {", ".join(n for n, s in named.items() if s == value): value for value in dict.fromkeys(named.values())}
 
@@ -75,7 +75,7 @@ def overlaps(masks: Masks, pairs: Sequence[tuple[int, int]]) -> dict[str, Measur
 
 
 def random_overlap(masks: Sequence[WeightMasks]) -> Measured:
-    """IoU of random masks, with as many weights in each row at each step as some of these have."""
+    """IoU of random masks that match the first `RANDOM_SETS` masks in weights per row and step."""
     random = [random_masks(each, seed) for seed, each in enumerate(masks[:RANDOM_SETS])]
     return Measured(pairwise_iou(random).numpy(), list(combinations(range(len(random)), 2)))
 
@@ -87,7 +87,7 @@ def with_itself(masks: Masks, others: Masks) -> dict[str, Measured]:
 
 
 def _content(grid: Grid, size: int) -> dict[str, object]:
-    """What the masks of a size's subsets are a function of."""
+    """Everything that the masks of the subsets of a size depend on, for the key of the store."""
     statistics, sparsity = grid.statistics, grid.run.parameters.mask_sparsity
     made = {"members": grid.run.data.members(size), "sparsity": sparsity, "provenance": statistics.provenance}
     return made | {"stats": statistics.prompts, "null": grid.null().prompts}

@@ -82,7 +82,7 @@ def choose(table: pd.DataFrame, p: Parameters) -> pd.Series:
 
 TEN, THIRD, AT_PAPER = "pruned, ten prompts each", "pruned, a third of the prompts", "pruned, the paper's 1 %"
 RANDOM, ORDINARY = "pruned at random", "pruned, located on ordinary prompts"
-"""What tables call the models of `model_rows`."""
+"""Names of the models of `model_rows` in tables."""
 
 
 def model_rows(run: Run, models: int, controls: int) -> list[Row]:
@@ -113,7 +113,7 @@ def pruned_models(run: Run, models: int | None = None) -> pd.DataFrame:
 
 
 def wen(run: Run, strengths: Sequence[float] | None = None) -> pd.DataFrame:
-    """Wen et al. at some strengths (default: those of the parameters), on the same captions."""
+    """The baseline of Wen et al. at several strengths (default: of the parameters), on the same captions."""
     rows = baseline_rows(run, WEN, strengths, column="model")
     return evaluated(run, rows, "report", WEN) if rows else pd.DataFrame()
 

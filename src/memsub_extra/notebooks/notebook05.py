@@ -51,7 +51,7 @@ DISTANCES = Kind("distances")
 
 def at_random(run: Run, n: int) -> list[int]:
     """Places of n memorized prompts under attack, chosen at random among those that neither located the edit nor chose
-    its setting; of each kind in proportion, where the list knows kinds."""
+    its setting; each kind in proportion, if the list has kinds."""
     places = run.data.held_out(run.data.split["locate"])
     order = np.random.default_rng([run.parameters.seed, 5]).permutation(len(places))
     return run.data.memorized.mixed([places[i] for i in order])[:n]
@@ -86,7 +86,7 @@ def extraction(run: Run) -> pd.DataFrame:
         tables.append(claims.assign(extracted=right, kind=under["kind"], model=model.name))
         outcomes = dict(
             zip(at_random(run, p.extraction.captions), right, strict=False)
-        )  # the first captions are theirs
+        )  # memorized captions come first
         note_outcomes(run, "extraction", {"model": model.name}, outcomes, "extracted", _under_attack_listed(run))
     return pd.concat(tables, ignore_index=True)
 
@@ -177,7 +177,7 @@ def detection(run: Run) -> tuple[pd.DataFrame, dict[tuple[str, str], pd.DataFram
 
 
 def _under_attack_listed(run: Run) -> list[int]:
-    """Places of all memorized prompts that could be under attack (`at_random`), with a training image or without."""
+    """Places of all memorized prompts that could be under attack (`at_random`), with and without a training image."""
     return listed(run, run.data.split["locate"])
 
 
@@ -185,7 +185,7 @@ def _note_detection(
     run: Run, model: str, places: list[int], memorized: dict[str, np.ndarray], unseen: dict[str, np.ndarray]
 ) -> None:
     """Notes the area under the curve of each score by kind; `memorized` has a value for each caption at `places`."""
-    every, rows = Memorized(run.data.prompts.memorized_rows), []  # "all": beyond the captions of the grid
+    every, rows = Memorized(run.data.prompts.memorized_rows), []  # also captions beyond the grid
     of_part = _under_attack_listed(run) if run.parameters.detection.among == "reported" else _not_located(run)
     for kind in kinds_of(run):
         chosen = [i for i, place in enumerate(places) if every.of_kind([place], kind)]
@@ -242,7 +242,7 @@ def unseen_pairs(run: Run, n: int) -> tuple[list[str], np.ndarray]:
 
 def embeddings(run: Run, iterations: int | None = None) -> dict[tuple[str, str, int], np.ndarray]:
     """Images before and after the embedding attack, with seeds that it did not use: for the pruned model and, on
-    training images, for the controls and (with `embedding_attack.models`) the unedited model.
+    training images, for the controls and (if `embedding_attack.models` is "all") the unedited model.
 
     Args:
         iterations: default: those of the parameters.
@@ -256,7 +256,7 @@ def embeddings(run: Run, iterations: int | None = None) -> dict[tuple[str, str, 
     for model in [*([unedited] if run.parameters.embedding_attack.models == "all" else []), *edited]:
         for target, (captions, wanted) in targets(run).items():
             if target == "never trained on" and model.name in (*run.info.controls, unedited.name):
-                continue  # a control was trained on neither, and the control of the unedited model is its edit's
+                continue  # a control was trained on neither; the unedited model has the pruned model's comparison
             seeds = range(1000, 1000 + len(wanted))
             moved = _attacked(run, model, captions, wanted, iterations)
             images[model.name, target, 0] = run.scores.images(model, captions, seeds)
@@ -297,7 +297,7 @@ def _attacked(run: Run, model: Model, captions: list[str], images: np.ndarray, i
 
 
 def verdicts(run: Run, attacked: Mapping[tuple[str, str, int], np.ndarray]) -> pd.DataFrame:
-    """Verdicts on the images of `embeddings`, a row an image: model, target, iterations, replicated."""
+    """Verdicts on the images of `embeddings`, one row per image: model, target, iterations, replicated."""
     wanted, tables = targets(run), []
     for (model, target, iterations), images in attacked.items():
         replicated = run.scores.replicated(images, *wanted[target])
@@ -334,7 +334,7 @@ def baselines(run: Run) -> pd.DataFrame:
     """Every method at every strength on the same captions and seeds: a table of `evaluated`.
 
     Further columns: chooses, the alignment of the unseen captions that choose a strength, relative to the unedited
-    model; and chosen, the strength at which each method is compared: that with `chooses` nearest above `KEPT`.
+    model; and chosen, whether the method is compared at this strength: the one with `chooses` nearest above `KEPT`.
     """
     p, rows = run.parameters.baselines, method_rows(run)
     table = evaluated(run, rows, "report", "baselines", p.captions, p.never_seen)

@@ -44,7 +44,7 @@ FOLDER = "quantities"
 """Folder of the results of experiments in a run's folder, one file each."""
 ALL = "all"
 TELL_ONE_PERCENT = 100
-"""Smallest number of captions that are not memorized for a false-positive rate of 1 %."""
+"""Smallest number of unseen captions that can resolve a false-positive rate of 1 %."""
 ATTACKED = ("unedited", "pruned")
 """Models that notebook 05 attacks. Other published rows are on edits that a run does not make."""
 
@@ -161,7 +161,7 @@ def of_prompts(run: Run) -> list[Found]:
     rows, n = run.data.prompts.memorized_rows, run.parameters.grid.memorized
     counts, of_all = rows["kind"].value_counts(), f"{len(rows)} captions"
     at_hand = len(run.data.training_images) / n
-    # Other types than those that belong to the list are another judge of what is verbatim.
+    # Types other than the published ones of the list may call other captions verbatim.
     kinds: dict[str, Any] = {"list": of_all, "judge": "the types of data.types" if run.parameters.data.types else None}
     return [
         *(
@@ -179,7 +179,7 @@ def of_prompts(run: Run) -> list[Found]:
 
 
 def part_of(n: int, listed: int) -> str:
-    """Which of a list was taken: "500 captions", or "50 of 500 captions"."""
+    """How much of a list was taken: "500 captions", or "50 of 500 captions"."""
     return f"{listed} captions" if n >= listed else f"{n} of {listed} captions"
 
 

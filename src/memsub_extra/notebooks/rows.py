@@ -4,7 +4,7 @@ rows = [Row({"model": "unedited"}), Row({"model": "pruned"}, spec), *control_row
 rows += baseline_rows(run, "embedding optimization", [1.0, 0.4], column="model")
 table = evaluated(run, rows, part="report", description="pruned models")        # a row each
 readable(table)                                                                  # for display
-per_caption(run, rows, "report")                                                 # a row an image
+per_caption(run, rows, "report")                                                 # one row per image
 for model in under_attack(run): ...                                              # unedited, pruned, and controls
 """
 
@@ -70,7 +70,7 @@ class Row:
         return run.data.held_out(run.data.located_on(self.spec.located_on) if self.spec else [], part)
 
 
-@lru_cache(maxsize=1)  # statistics of ordinary prompts belong to it, and are equal at all strengths
+@lru_cache(maxsize=1)  # shared by all strengths, with its statistics of ordinary prompts
 def _context(run: Run) -> Context:
     p = run.parameters
     options = {"steps": p.capture.steps, "batch_size": p.sampling.batch_size}
@@ -85,7 +85,7 @@ def control_rows(run: Run, column: str, **labels: Any) -> list[Row]:
 
 
 def baseline_rows(run: Run, name: str, strengths: Sequence[Any] | None = None, column: str = "method") -> list[Row]:
-    """A row for each strength of a baseline (default: of the parameters, or its own), labelled by name and strength."""
+    """A row for each strength of a baseline (default: the parameters', else the baseline's), labelled by both."""
     baseline = BASELINES.find(name)
     swept = run.parameters.baselines.strengths.get(name, baseline.strengths) if strengths is None else strengths
     return [Row({column: name, "strength": baseline.label(s)}, baseline=(name, s)) for s in swept]
@@ -94,10 +94,11 @@ def baseline_rows(run: Run, name: str, strengths: Sequence[Any] | None = None, c
 def evaluated(
     run: Run, rows: Sequence[Row], part: str, description: str, captions: int | None = None, unseen: int | None = None
 ) -> pd.DataFrame:
-    """`Scores.evaluate` of each row on prompts that did not locate its edit, with 95 % intervals of all three axes.
+    """`Scores.evaluate` of each row on prompts that did not locate its edit, with 95 % intervals.
 
-    Without a world, the columns references and listed give the number of such prompts with a training image, and of all
-    such prompts. The table by kind of caption is noted under the description (`notebooks.kinds`).
+    Rates, copy similarity and relative alignment have intervals. Without a world, the columns references and listed
+    give the number of such prompts with a training image, and of all such prompts. The table by kind of caption is
+    noted under the description (`notebooks.kinds`).
 
     Args:
         part: "choose" or "report"; these parts share no memorized or unseen captions.
@@ -152,7 +153,7 @@ def of_captions(table: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def share_interval(values: Values) -> tuple[float, float]:
-    """`mean_interval` of shares, one a caption; if all are 0 or all are 1, Wilson's interval, which has a width."""
+    """`mean_interval` of shares, one per caption; if all are 0 or all are 1, Wilson's interval, which has a width."""
     shares = pd.Series(values)
     return mean_interval(shares.astype(bool) if shares.isin([0, 1]).all() else shares)
 

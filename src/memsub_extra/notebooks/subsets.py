@@ -5,7 +5,7 @@ overlap = Measured(iou, disjoint_pairs(members))                # values (pairs,
 profile(density).overall                                        # mean, and the ends of its 95 % interval
 profile(overlap, twins_overlap, by=np.subtract).layers          # the effect of memorization: (3, layers)
 profiles({"model": {"memorized": density}, "twin": {"memorized": twins_density}}, steps=10)
-table(profiles(models, steps=10) | differences(models, steps=10))    # a column a model, and the differences
+table(profiles(models, steps=10) | differences(models, steps=10))    # one column per model and difference
 
 Subsets of the smallest size share no prompts. Larger subsets do, so their values have no such interval. Models are
 compared on the same subsets with the same noise, subset by subset, or pair by pair. The intervals do not include the
@@ -76,7 +76,7 @@ def profile(*measured: Measured, by: Callable[..., np.ndarray] = lambda mean: me
     """A quantity with jackknife intervals over subsets (Tukey 1958): a mean, or a function `by` of several means.
 
     Args:
-        measured: values of the same subsets, as many as `by` has arguments.
+        measured: values of the same subsets, one entry for each argument of `by`.
         by: function of their means, such as `np.subtract`. The jackknife omits subset i from all of them at once.
     """
     subsets = min(each.subsets for each in measured) if all(each.independent for each in measured) else 0
@@ -86,7 +86,7 @@ def profile(*measured: Measured, by: Callable[..., np.ndarray] = lambda mean: me
 
 
 def _jackknife(values: np.ndarray) -> np.ndarray:
-    """(1 + n, ...), a statistic and what it is without each of n units, to (3, ...); NaN for fewer than two units."""
+    """(1 + n, ...), a statistic with all and without each of n units, to (3, ...); for n < 2 the interval is NaN."""
     from scipy.stats import t
 
     value, left_out = values[0], values[1:]
@@ -112,7 +112,7 @@ def differences(models: Mapping[str, Mapping[str, Measured]], steps: int) -> dic
 
 
 def by_name(models: Mapping[str, Mapping[str, Profile]]) -> dict[str, dict[str, Profile]]:
-    """Reorders to name, then model: one panel a quantity, one line a model."""
+    """Reorders to name, then model: one panel per quantity, one line per model."""
     return {name: {model: named[name] for model, named in models.items()} for name in next(iter(models.values()))}
 
 

@@ -9,7 +9,7 @@ Layouts, which may be mixed:
     3/0.png, 3/1.jpg                            a folder for each index of the list (or number from 1, if it has none)
     3.png                                       flat, by index
     metadata.jsonl, a.png                       flat, with a table: columns caption and file (or file_name, index)
-    list.jsonl, gt_images/3/0.png               a pack with its own list (Wen et al.), whose indices may be of another
+    list.jsonl, gt_images/3/0.png               a pack with its own list (Wen et al.); indices may be of another list
     prompt_to_ref.csv, 00003.jpg                prompt_idx, the row of the list from 0, and ref_file
 
 If the folder has captions, they decide; files that a table assigns to another caption are not used. Notes list captions
@@ -42,7 +42,7 @@ PLAIN = 2.0
 NEARLY_PLAIN = 0.97
 """An image with at least this share of one colour is noted: it may say "image unavailable"."""
 SAME = 3
-"""A file of this many captions is a placeholder that a host shows instead of images."""
+"""A file that belongs to this many captions or more is a placeholder that a host sends instead of images."""
 
 
 @dataclass
@@ -259,7 +259,7 @@ def _placeholders(matched: Matched) -> tuple[dict[Path, str], list[str]]:
 
 
 def _sharing(matched: Matched) -> Callable[[int], int]:
-    """Place of a caption to the first caption with the same files: captions of one image count once."""
+    """A function: place of a caption to the first place with the same files, so captions of one image count once."""
     first: dict[tuple[Path, ...], int] = {}
     return lambda place: first.setdefault(tuple(matched.files[place]), place)
 

@@ -26,7 +26,7 @@ from .joining import ByCaption, folded, spaced
 from .tally import shortened
 
 TYPES = {"sd14": NEMO + "prompts/memorized_laion_prompts.csv"}
-"""Published types and statistics of the memorized prompts: model, address."""
+"""Published types and statistics of the memorized prompts: model to address."""
 ALL = "all"
 """The row for all captions in a table by kind."""
 STATISTICS = ("mean_sscd", "max_sscd")

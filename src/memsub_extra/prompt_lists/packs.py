@@ -35,9 +35,9 @@ class Pack:
     """The tables of a folder, and the images directly in it.
 
     Attributes:
-        tables: names of the tables that were read.
+        tables: the tables, including those that could not be read.
         notes: sentences on unusable entries.
-        named: names of files in the tables, each with the files found for it.
+        named: names of files in the tables, each with the existing files.
         lists: captions of each table without file names; `NUMBERED` may refer to them by number.
 
     Raises:
@@ -76,7 +76,7 @@ class Pack:
         if not any(row.get("file") or row.get("index") is not None for row in rows):
             table.problem = "it has no column of files (file, file_name, filename, ref_file, image) and no index"
         self.tables.append(table)
-        if not any(row.get("file") for row in rows):  # other tables do not number a table of files
+        if not any(row.get("file") for row in rows):  # a table with files is no list whose rows `NUMBERED` counts
             self.lists.append([row["prompt"] for row in rows])
         self._rows += rows
         several: dict[str, set[str]] = {}
@@ -128,7 +128,7 @@ class Pack:
         if "\0" in name or len(name.encode("utf-8", "replace")) > 10 * LONGEST_NAME:
             raise ValueError(f"a table in {self.folder} names a file {name[:60]!r}, which is no name of a file.")
         for base in dict.fromkeys((self.root, self.folder)):
-            for path in dict.fromkeys((base / name, base / name.replace("\\", "/"))):  # of Windows
+            for path in dict.fromkeys((base / name, base / name.replace("\\", "/"))):  # Windows paths
                 if not path.resolve().is_relative_to(self.folder.resolve()):
                     raise ValueError(f"a table in {self.folder} names {name[:60]!r}, which leads out of the folder.")
                 if path.suffix.lower() in SUFFIXES and path.is_file():
@@ -151,8 +151,8 @@ def _flat(root: Path) -> dict[str, list[Path]]:
 def numbered(rows: pd.DataFrame, pack: Pack, here: ByCaption) -> dict[int, list[Path]]:
     """Reads `prompt_to_ref.csv`: place of a caption to its files. Unusable rows are noted.
 
-    If it has a column of captions, they decide. Otherwise its numbers, from 0, are rows of a list beside it that has
-    captions of the prompt list, or, without such a list, rows of the prompt list.
+    If it has a column of captions, they decide. Otherwise its numbers count, from 0, the rows of a list beside it that
+    shares captions with the prompt list. Without a list beside it, they count the rows of the prompt list.
 
     Raises:
         ValueError: a column is missing, or a number is no row of the list.
@@ -219,7 +219,7 @@ def _table(path: Path) -> tuple[list[tuple[int, dict[str, str | None]]], str]:
 
 
 def _beside(pack: Pack, here: ByCaption) -> list[str] | None:
-    """The captions of the list beside a table: of several the one that has most captions of the prompt list."""
+    """The captions of the list beside a table that shares most captions with the prompt list; None if none does."""
     lists = list(pack.lists)
     for path in sorted(pack.folder.glob("*.txt")):
         if not path.name.startswith("."):

@@ -18,7 +18,7 @@ def read(path: Path) -> Rows:
         with parquet.ParquetFile(path) as file:
             names, about = file.schema_arrow.names, file.metadata
             columns = [
-                # A column of images is none of names: its bytes are not read.
+                # A column "image" of bytes has no file names, and is not read.
                 "" if column == "image" and not _is_text(kind) else column
                 for column, kind in zip(columns_of(names, str(path)), file.schema_arrow.types, strict=True)
             ]
@@ -26,7 +26,7 @@ def read(path: Path) -> Rows:
             groups = [about.row_group(i) for i in range(about.num_row_groups)]
             chunks = [group.column(j) for group in groups for j in range(group.num_columns)]
             kept = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in wanted]
-            # Values of a list count as well. What repeats is small in the file: it stays one object in memory.
+            # Values of lists count as well. Repeated values are small in the file, and stay one object in memory.
             values = max([about.num_rows, *(chunk.num_values for chunk in kept)])
             if values > lists.MOST_ROWS or sum(chunk.total_uncompressed_size for chunk in kept) > lists.MOST_BYTES:
                 raise too_large(path)

@@ -27,8 +27,8 @@ def shortened(items: Sequence[object]) -> str:
 
 @dataclass
 class Table:
-    """A table of a folder: its path, how many captions it has, how many of them are in the list, and what of it was
-    not usable, if anything."""
+    """A table of a folder: its path, its number of captions, how many of them are in the list, and why it is not
+    usable, if so."""
 
     path: Path
     captions: int
@@ -45,7 +45,7 @@ class Tally:
         captions: number of captions of the list; `matched` of them have a file.
         names: indices of the list, or numbers.
         tables: tables of the folder that were read.
-        named: names of files in the tables, each with the files found for it.
+        named: names of files in the tables, each with the existing files.
         used: image files with a caption; `unused`: those without. Paths are relative to the folder.
     """
 
@@ -60,18 +60,18 @@ class Tally:
 
     @property
     def existing(self) -> list[str]:
-        """Names of files in tables under which there is an image."""
+        """Names in tables for which there is an image file."""
         return [name for name, files in self.named.items() if files]
 
     @property
     def missing(self) -> list[str]:
-        """Names of files in tables under which there is none."""
+        """Names in tables for which there is no image file."""
         return [name for name, files in self.named.items() if not files]
 
     def take_stock(self, used: set[Path]) -> None:
-        """Looks through the folder, when it is known which files belong to captions."""
+        """Lists the images of the folder as used and unused. `used`: the files that belong to captions."""
         inside = [file for file in image_files(self.folder) if not is_hidden(file.relative_to(self.folder))]
-        # Linked folders are not walked through: a link may lead anywhere. Those of an index are used.
+        # Linked folders are not searched, because a link may lead anywhere; links named by an index are used.
         linked = [
             p for p in sorted(self.folder.iterdir()) if p.is_symlink() and p.is_dir() and not is_hidden(Path(p.name))
         ]
@@ -110,7 +110,7 @@ class Tally:
         return " ".join([*lines, *self._hints(), "docs/images.md shows all layouts."])
 
     def _content(self) -> str:
-        """What lies in the folder."""
+        """The content of the folder, as text."""
         if not self.folder.is_dir():
             return "it is a file: unpack it, and name the folder" if self.folder.exists() else "there is no such folder"
         inside = sorted(path.name for path in self.folder.iterdir())
@@ -118,8 +118,8 @@ class Tally:
         return f"it holds {held or 'nothing'}, {len(self.unused) + len(self.used)} image files in all"
 
     def _hints(self) -> list[str]:
-        """What to do about what is often in the way: archives, images that are not read or one folder too deep, and
-        names such as 0003."""
+        """Advice on frequent problems: archives, images in other formats or one folder too deep, and names such as
+        0003."""
         hints, names = list[str](), set(self.names)
         others = [path for path in self.folder.rglob("*") if path.is_file()] if self.folder.is_dir() else []
         if packed := [path.name for path in others if path.suffix.lower() in ARCHIVES]:
@@ -139,5 +139,5 @@ class Tally:
 
 
 def is_hidden(path: Path) -> bool:
-    """Whether programs keep it for themselves: .ipynb_checkpoints, ._x.png, __MACOSX."""
+    """Whether a path is hidden data of a program, such as .ipynb_checkpoints, ._x.png or __MACOSX."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)

@@ -64,7 +64,7 @@ def unpack_parquet(files: Sequence[str | Path] | str | Path, folder: str | Path,
     plan = _planned(columns)
     if not plan.rows:
         raise ValueError(f"{shortened(paths)}: no rows, so there is nothing to unpack. Nothing was written.")
-    seen: dict[str, dict[str, str]] = {}  # of each folder: checksum of an image's bytes to the image's name
+    seen: dict[str, dict[str, str]] = {}  # by folder: checksum of an image's bytes to its file name
     before, repeated, broken = 0, 0, list[str]()
     images = (data for path in paths for data in _images(path, image))
     for (path, number, _, name), data in zip(plan.rows, images, strict=True):
@@ -101,14 +101,14 @@ def unpack_parquet(files: Sequence[str | Path] | str | Path, folder: str | Path,
 
 
 def _planned(columns: dict[Path, tuple[str, str]]) -> _Plan:
-    """Raises ValueError for an index that is no plain name."""
+    """Plans the destinations of all rows; raises ValueError for an index that is no plain name."""
     plan, owners = _Plan(), dict[str, str]()
     for path, (index, caption) in columns.items():
         table = parquet.read_table(path, columns=[index, caption])
         pairs = zip(table[index].to_pylist(), table[caption].to_pylist(), strict=True)
         for number, (value, text) in enumerate(pairs, 1):
             text = str(text or "").strip()
-            if value is None or value != value:  # not a number: how tables write a missing one
+            if value is None or value != value:  # NaN, as tables write a missing index
                 plan.without.append(f"{path.name}, row {number}: no index")
                 plan.rows.append((path, number, text, None))
                 continue
@@ -152,7 +152,7 @@ def _columns(file: Path, image: str) -> tuple[str, str]:
 
 
 def _holds_images(kind: pyarrow.DataType) -> bool:
-    """Whether a column holds the bytes of images: so, or beside their path, as data sets on the hub do."""
+    """Whether a column has bytes of images, directly or in a struct with their path, as data sets on the hub do."""
     if types.is_struct(kind):
         return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
     return types.is_binary(kind) or types.is_large_binary(kind)

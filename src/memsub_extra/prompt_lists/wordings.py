@@ -3,8 +3,8 @@
     wordings_of(rows)                           # for each row: `rephrased` of a list, `content` of a world
     required(captions, wordings, "SISS")        # one each, else an error that names the column to add
 
-    listed = wordings_in(rows)                  # a row a prompt: prompt, image, is_caption
-    by_wording(scored, listed)                  # scored: model to a row an image; replication by wording
+    listed = wordings_in(rows)                  # one row per prompt: prompt, image, row, is_caption
+    by_wording(scored, listed)                  # replication by wording; scored: model to a table of images
 
 A list has other wordings in a column `rephrased` (several: one a line, a JSON list, or columns caption1, ...). Or, as
 in MemBench, it is a list of wordings with the addresses of the images that they replicate. There, a unit consists of
@@ -54,7 +54,7 @@ def wordings_of(rows: pd.DataFrame, path: str | Path | None = None) -> list[list
 
 
 def _texts(cell: str) -> list[str]:
-    """The texts of a cell: one a line, or a list."""
+    """The texts of a cell, which has one text per line, or a list."""
     lines = re.split("[\r\n]+", cell)
     try:
         listed = _listed(cell)
@@ -62,7 +62,7 @@ def _texts(cell: str) -> list[str]:
         if len(lines) == 1:
             raise
         listed = None
-    if listed is None:  # cells of several columns are lines of one; each may be a list
+    if listed is None:  # cells of several columns were joined as lines; each may be a list
         of_lines = ((line, _listed(line)) for line in lines)
         listed = [text for line, texts in of_lines for text in ([line] if texts is None else texts)]
     return [text.strip() for text in listed if text.strip()]
@@ -83,7 +83,7 @@ def _listed(text: str) -> list[str] | None:
         try:
             values = ast.literal_eval(text)
             strings = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.STRING]
-            if len(strings) > len(values):  # ['a' 'b'], as numpy writes it: for Python one text
+            if len(strings) > len(values):  # ['a' 'b'], as numpy writes it, is one text in Python
                 values = None
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError):
             values = None
@@ -148,7 +148,7 @@ def wordings_in(rows: pd.DataFrame, path: Path | None = None) -> pd.DataFrame:
 
 
 def _addresses(cell: object, prompt: str, path: Path | None) -> list[str]:
-    """MemBench writes a list of Python: "['http://a', 'http://b']"; others separate addresses by commas or blanks."""
+    """The addresses of a cell: a Python list "['http://a', 'http://b']" (MemBench), or separated by commas etc."""
     text = "" if pd.isna(cell) else str(cell).strip()
     if not text.startswith("["):
         return re.split(r"[\s,;|]+(?=https?://)", text) if text else []
@@ -165,7 +165,7 @@ def _addresses(cell: object, prompt: str, path: Path | None) -> list[str]:
 
 
 def _where(path: str | Path | None, prompt: str, column: str, cell: str) -> str:
-    """Where in a file a prompt with this cell stands: "a.csv, line 3: "; rows of a table of prompts do not know it."""
+    """The place of a prompt with this cell in its file, for messages: "a.csv, line 3: "; "" if there is no file."""
     if not path or not Path(path).is_file():  # it may be a list by name
         return ""
     unit, rows = READERS[Path(path).suffix.lower()](Path(path))
@@ -176,7 +176,7 @@ def _where(path: str | Path | None, prompt: str, column: str, cell: str) -> str:
 
 
 def _units(addresses: Sequence[Sequence[str]]) -> list[int]:
-    """Numbers of the units of prompts that share an address, by way of others too; no address: a unit of its own."""
+    """The unit of each prompt: prompts that are connected by common addresses; a prompt without address is a unit."""
     import networkx
 
     graph = networkx.Graph()
@@ -193,12 +193,13 @@ def by_wording(scored: Mapping[str, pd.DataFrame], listed: pd.DataFrame) -> pd.D
     """Replication with the caption, with other wordings, and with any wording of an image.
 
     Args:
-        scored: model to a table with a row an image: prompt and replicated (NaN: no training image).
+        scored: model to a table with one row per image: prompt and replicated (NaN: no training image).
         listed: as from `wordings_in`.
 
     Returns:
-        A row for each model and wording: the share of replicated images (for "any wording": of units with a replicated
-        image); low and high (95 %, over units); images (units with a training image); wordings.
+        A row for each model and wording: rate (mean over units of the share of replicated images; for "any wording":
+        share of units with a replicated image); low and high (95 %, over units); images (units with a training image);
+        wordings.
     """
     from memsub.measure.intervals import interval
     from memsub_extra.notebooks.intervals import mean_interval
@@ -214,7 +215,7 @@ def by_wording(scored: Mapping[str, pd.DataFrame], listed: pd.DataFrame) -> pd.D
             units = part.groupby("image")
             each = (units["max"].max() > 0) if wording == ANY else units["mean"].mean()
             low, high = mean_interval(each.to_numpy())
-            if wording != ANY and each.nunique() == 1:  # a bootstrap has no width there: each counts as one outcome
+            if wording != ANY and each.nunique() == 1:  # a bootstrap has no width here: each unit is one outcome
                 low, high = interval(round(float(each.sum())), len(each))
             counts = {"images": len(each), "wordings": len(part)}
             rows.append(

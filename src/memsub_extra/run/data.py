@@ -110,14 +110,14 @@ class Data:
 
     @cached_property
     def prompts(self) -> Prompts:
-        """The prompts of the run; the memorized ones with their published kinds, where there are some, and those that
-        the run takes in front of the others."""
+        """The prompts of the run. Memorized prompts have their published kinds, if known, and those that the run takes
+        come first."""
         given, types = self.parameters.data.prompts, self.parameters.data.types
         prompts = load_prompts(given or self.info.prompts)
         if "image" not in prompts.table:
             table = prompts.table.assign(row=prompts.table.groupby("kind").cumcount())
             memorized = table["kind"].isin(prompts.memorized_kinds)
-            table.loc[memorized, "row"] = range(memorized.sum())  # in the list, also where others are left out
+            table.loc[memorized, "row"] = range(memorized.sum())  # in the whole list, before rows are omitted
             file = types or (None if given else published_types(self.info.prompts))
             if file:
                 table = with_types(table, read_types(file), str(file))
@@ -148,8 +148,8 @@ class Data:
         return listed[:wanted]
 
     def matched(self, kind: str) -> list[str]:
-        """Captions of a kind to compare with memorized ones: of a world's own prompts those that it calls matched (in
-        all that a caption says like memorized ones), of any other list all.
+        """Captions of a kind to compare with memorized ones: from a world's own prompts, those that the world calls
+        matched (of the same form as memorized captions); from any other list, all.
         """
         rows = self.prompts.rows(kind)
         matched = None if self.parameters.data.prompts else getattr(self.world, "matched", None)
@@ -251,7 +251,7 @@ class Data:
         if "image" in rows:
             return {i: decode_png(png)[None] for i, png in enumerate(rows["image"][:used])}
         folder = images_folder(self.parameters)
-        matched_images(self)  # raises for what is wrong with the list, before anything is fetched
+        matched_images(self)  # raises for an invalid list before anything is fetched
         with first_on_each_machine():
             if not folder.is_dir() and "url" in rows and "index" in rows:
                 for fetch in TRAINING_IMAGES.values():

@@ -2,7 +2,7 @@
 
 grid = run.grid
 grid.statistics                                 # for every subset of every size, captured once
-grid.masks(Group.subset("memorized", 10, 0))    # at the sparsity of shown masks, at every step
+grid.masks(Group.subset("memorized", 10, 0))    # at the sparsity `mask_sparsity`, at every step
 grid.smallest()                                 # masks of every subset of the smallest size, by kind of prompts
 grid.located(spec)                              # masks at the first steps, by a spec
 grid.edit(spec)                                 # their union: the edit
@@ -135,7 +135,7 @@ class Grid:
         """Memorized weights of a group against the empty prompt, at every step.
 
         Args:
-            sparsity: default: that of shown masks.
+            sparsity: default: the parameter `mask_sparsity`.
             steps: number of first steps (default: all captured steps).
         """
         sparsity, ours = sparsity or self.run.parameters.mask_sparsity, self.statistics.only(str(group), steps)

@@ -33,7 +33,7 @@ class Model:
 
     @contextmanager
     def applied(self) -> Iterator[Pipeline]:
-        """Within it, the pipeline is edited; its weights come back on leaving, also by an exception."""
+        """Within the context the pipeline is edited; then its weights are restored, also after an exception."""
         with pruned(self.pipe, self.edit) as pipe:
             yield pipe
 

@@ -35,7 +35,7 @@ def strata(rows: pd.DataFrame) -> list[str]:
 def quotas(counts: Mapping[str, int], n: int) -> dict[str, int]:
     """Numbers of captions of each kind among n, in proportion to `counts`, by the largest remainder method.
 
-    A rare kind gets one caption for each third, if it has so many and n allows it.
+    A rare kind gets at least one caption for each third, if it has enough captions and n allows it.
     """
     total = sum(counts.values())
     exact = {kind: min(n, total) * count / total for kind, count in counts.items()}
@@ -43,7 +43,7 @@ def quotas(counts: Mapping[str, int], n: int) -> dict[str, int]:
     taken = {kind: max(int(exact[kind]), least[kind]) for kind in counts}
     while sum(taken.values()) < min(n, total):
         taken[max((k for k in counts if taken[k] < counts[k]), key=lambda k: exact[k] - taken[k])] += 1
-    while sum(taken.values()) > n:  # rare kinds got more than their share: others have less, if they can
+    while sum(taken.values()) > n:  # rare kinds got more than their share: other kinds lose captions, if possible
         taken[max(counts, key=lambda k: (taken[k] > least[k], taken[k] - exact[k]))] -= 1
     return taken
 
@@ -68,7 +68,7 @@ def sampled(prompts: Prompts, n: int, seed: int) -> Prompts:
 
 
 def thirds(kinds: Sequence[str], seed: int) -> list[list[int]]:
-    """The places of captions in three parts, each with its share of every kind, up to one caption.
+    """The places of captions in three parts; each part has its share of every kind, give or take a caption.
 
     Kind by kind, captions are assigned to the parts in turn, in random order within a kind.
     """
@@ -103,7 +103,7 @@ def taken(data: Data) -> dict[str, Any]:
     if not strata(listed):
         return {}
     parts = {name: rows.iloc[places] for name, places in data.split.items()}
-    # From 0, in the list as it was published, with those that `data.near_duplicates` leaves out.
+    # Row numbers count from 0 in the published list, including rows that `data.near_duplicates` omits.
     numbers = rows["row"].astype(int).tolist()
     return {
         "seed": data.parameters.seed,

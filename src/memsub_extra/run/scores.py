@@ -2,7 +2,7 @@
 
     scores = run.scores
     scores.images(run.unedited, captions, seeds)            # uint8 (n, height, width, 3)
-    scores.memorized(model, places)                         # a row an image of memorized captions
+    scores.memorized(model, places)                         # one row per image of memorized captions
     scores.unseen(model, 28)                                # the same for unseen captions
     scores.evaluate(model, places)                          # both axes of the trade-off
 
@@ -39,7 +39,7 @@ UNSEEN = Kind("unseen")
 CORPUS = Kind("corpus")
 REAL = Kind("real")
 CHUNK = 1024
-"""Images in memory at a time, if there are many."""
+"""Number of images in memory at a time, if there are more."""
 
 
 class Scores:
@@ -88,12 +88,12 @@ class Scores:
         kind: Kind = SCORED,
         **content: Any,
     ) -> pd.DataFrame:
-        """`memsub.score` of captions by a model, a row an image.
+        """`memsub.score` of captions by a model, one row per image.
 
         Args:
             references: training images of the captions.
             seeds: every caption is sampled with every seed; default: one seed.
-            sample: replaces plain sampling; `content` has everything that it depends on.
+            sample: function that replaces plain sampling; `content` has everything that it depends on.
         """
 
         def make() -> pd.DataFrame:
@@ -126,7 +126,7 @@ class Scores:
         """
         place, captions = self.run.data.unseen(n, part)
         first = min(self.run.parameters.evaluation.captions, len(captions))
-        edges = [0, *range(first, len(captions) - 1, CHUNK), len(captions)]  # no part of one caption
+        edges = [0, *range(first, len(captions) - 1, CHUNK), len(captions)]  # no part has a single caption
         parts = []
         for begin, end in tqdm([*pairwise(edges)], desc="sampling unseen captions", disable=n <= CHUNK):
             start, those = place + begin, captions[begin:end]

@@ -42,12 +42,12 @@ class Group:
 
     @classmethod
     def locating(cls, kind: Kind = "memorized") -> Group:
-        """The third that locates the edits that notebooks report."""
+        """The third of the prompts that locates the edits that notebooks report."""
         return cls(kind, "locate")
 
     @classmethod
     def subset(cls, kind: Kind | MemorizedKind, size: int, index: int) -> Group:
-        """Subset `index` of those of `size` prompts."""
+        """Subset number `index` of the subsets with `size` prompts."""
         return cls(kind, "subset", size, index)
 
     def __str__(self) -> str:
@@ -73,5 +73,5 @@ class EditSpec(Part):
     random: int | None = Field(None, ge=0, description="a seed: density-matched random weights of each layer instead")
 
     def changed(self, **fields: Any) -> EditSpec:
-        """The same with some fields changed; raises ValueError for a value out of bounds."""
+        """A copy with some fields changed; raises ValueError for a value out of bounds."""
         return EditSpec(**(self.__dict__ | fields))

@@ -1,6 +1,6 @@
 """One function a figure; each returns the matplotlib figure.
 
-    image_grid({"training image": a, "seed 0": b}, captions)    # a labelled row for each entry, a column a caption
+    image_grid({"training image": a, "seed 0": b}, captions)    # one labelled row per entry, one column per caption
     label_points(axis, [(x, y, "pruned", colour)])              # labels beside points, without overlap
     similarity_strips(frame, threshold)                         # copy similarity of images, by the exact test's verdict
     exposure_curve(points)                                      # replication rate against exposures
@@ -9,20 +9,20 @@
     uniform_band(axis, n)                                       # band of the curve of n uniform p-values
 
     sorted_norms({"memorized": (neurons,), ...}, "")            # norms of a layer's neurons, sorted
-    subset_lines({"memorized": measured}, layers, "")           # per layer and per step, a line a subset
+    subset_lines({"memorized": measured}, layers, "")           # per layer and per step, one line per subset
     profiles({"model": {"memorized": profile, ...}}, layers, "")    # per layer and per step, with intervals
     mask(values, title)                                         # the marked weights of a layer
     layer_label("down_blocks.0.attentions.1....")               # "down 0.1"
 
-    by_kind(run.by_kind["pruned models"], "replication")        # a rate by kind of memorized caption: a panel a kind
-    trade_off(frame, x)                                         # memorization and alignment, a point a model
+    by_kind(run.by_kind["pruned models"], "replication")        # a rate, one panel per kind of memorized caption
+    trade_off(frame, x)                                         # memorization and alignment, one point per model
 
     roc(curves, areas)                                          # how well a score separates two kinds of captions
 
 `colours(names)` gives each method one colour in all figures (`METHOD_COLOURS`).
 """
 
-# ruff: noqa: F401 (all of this is for those who import it)
+# ruff: noqa: F401 (these names are exported)
 from .attacks import roc
 from .images import image_grid
 from .kinds import by_kind

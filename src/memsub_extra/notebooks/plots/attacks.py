@@ -12,11 +12,11 @@ from .style import colours, finished, panels
 
 
 def roc(curves: Mapping[tuple[str, str], pd.DataFrame], areas: Mapping[tuple[str, str], float]) -> Figure:
-    """ROC curves: a panel a score, a line a model with its area beside it.
+    """ROC curves: one panel per score, one line per model, labelled with its area.
 
     Args:
         curves: (model, score) to columns true_positives and false_positives (rates).
-        areas: under these curves.
+        areas: areas under these curves, by the same keys.
     """
     scores = list(dict.fromkeys(score for _, score in curves))
     tones = colours(dict.fromkeys(model for model, _ in curves))

@@ -23,10 +23,10 @@ def image_grid(
 
     Args:
         rows: label to uint8 images (columns, height, width, 3), all of one length.
-        marked: label of a row to bool (columns,): which of its images have a frame; how many stands below the label.
+        marked: label of a row to bool (columns,): whether an image gets a frame; their number is below the label.
 
     Raises:
-        ValueError: the rows differ in length, or the number of captions is not that of columns.
+        ValueError: the rows differ in length, or there is not one caption for each column.
     """
     lengths = {label: len(images) for label, images in rows.items()}
     columns = max(lengths.values())

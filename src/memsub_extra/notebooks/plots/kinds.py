@@ -10,7 +10,7 @@ from .style import colours, finished, panels, shown
 
 
 def by_kind(table: pd.DataFrame, measure: str = "replication") -> Figure:
-    """A rate of each model with its 95 % interval, in percent: a panel a kind, a row a model.
+    """A rate of each model with its 95 % interval, in percent: one panel per kind, one row per model.
 
     Args:
         table: of `Run.by_kind`: columns that label a model, then kind, n, references, listed, and `<measure>_rate`,

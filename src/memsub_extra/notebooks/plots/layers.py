@@ -22,14 +22,14 @@ def layer_label(name: str) -> str:
 
 
 def label_layers(axis: Axes, layers: Sequence[str]) -> None:
-    """Names of layers below a horizontal axis that counts them."""
+    """Writes names of layers below a horizontal axis on which layer i is at i."""
     labels = [layer_label(name) for name in layers]
     axis.set_xticks(np.arange(len(layers)), labels, rotation=90, fontsize=8, parse_math=False)
     axis.set_xlabel("feed-forward layer, in execution order")
 
 
 def sorted_norms(sets: Mapping[str, np.ndarray], title: str) -> Figure:
-    """Norms of one layer's neurons at one step, largest first, a line a set of prompts, named at its end.
+    """Norms of one layer's neurons at one step, largest first: one labelled line per set of prompts.
 
     Args:
         sets: name to norms of shape (neurons,).
@@ -51,16 +51,16 @@ def profiles(
     reference: float | None = None,
     ordered: bool = False,
 ) -> Figure | None:
-    """Quantities per layer and per step, with their 95 % intervals; a row of two panels an entry, a line a quantity.
+    """Quantities per layer and per step, with 95 % intervals: two panels per entry of `rows`, one line per quantity.
 
     All panels share the vertical axis. Lines are labelled at their ends. Without rows (no control model) there is no
     figure.
 
     Args:
         rows: title to quantities by name.
-        label: of the vertical axis.
+        label: label of the vertical axis.
         reference: a value to mark: zero for differences, one for ratios.
-        ordered: the lines are a scale, such as sizes of sets: they go from dark to light.
+        ordered: the lines have an order, such as sizes of sets; their colours go from dark to light.
     """
     if not rows:
         return None
@@ -91,7 +91,7 @@ def profiles(
 
 
 def subset_lines(kinds: Mapping[str, Measured], layers: Sequence[str], label: str) -> Figure:
-    """Per layer (mean over steps) and per step (mean over layers): a line a subset, a colour a kind of prompts."""
+    """Per layer (mean over steps) and per step (mean over layers): one line per subset, one colour per kind."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), sharey=True, layout="constrained")
     tones = colours(kinds)
     for kind, measured in kinds.items():

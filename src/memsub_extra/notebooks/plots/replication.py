@@ -16,7 +16,7 @@ from .style import BESIDE, colours, finished, label_ends, shown
 
 
 def similarity_strips(frame: pd.DataFrame, threshold: float) -> Figure:
-    """Copy similarity of every image, a row a kind of caption, coloured by the exact test's verdict.
+    """Copy similarity of every image, one row per kind of caption, coloured by the exact test's verdict.
 
     Metric and test disagree on dark points left of the threshold, and on light points right of it.
 
@@ -44,7 +44,7 @@ def similarity_strips(frame: pd.DataFrame, threshold: float) -> Figure:
 
 
 def exposure_curve(points: pd.DataFrame) -> Figure:
-    """Share of images that replicate against exposures, with 95 % intervals: a line for the first kind, and points.
+    """Share of images that replicate against exposures, with 95 % intervals: first kind as a line, others as points.
 
     Args:
         points: columns kind, exposures, exact, exact_low, exact_high (rates), captions.
@@ -62,7 +62,7 @@ def exposure_curve(points: pd.DataFrame) -> Figure:
         ends[name], tones[name] = y.iloc[-1], colour
     axis.set(xscale="log", xlim=(0.8 * points["exposures"].min(), 1.5 * points["exposures"].max()), ylim=(-4, 107))
     ticks = sorted(points["exposures"].unique())
-    near = [False, *(later < 1.4 * tick for tick, later in pairwise(ticks))]  # its label goes below that of the other
+    near = [False, *(later < 1.4 * tick for tick, later in pairwise(ticks))]  # the lower label goes one line down
     axis.set_xticks(ticks, [f"\n{n:,.0f}" if low else f"{n:,.0f}" for n, low in zip(ticks, near, strict=True)])
     axis.minorticks_off()
     axis.set(xlabel="exposures of the layout in training", ylabel="images that replicate (%),\nwith 95 % intervals")
@@ -88,13 +88,13 @@ def exact_test(fresh: Sequence[float], trained: float, p: float) -> Figure:
 
 
 def p_values(kinds: Mapping[str, np.ndarray], step: float, columns: int = 4) -> Figure:
-    """Distribution of an exact test's p-values, a panel a kind: the share of images at or below each p.
+    """Distribution of an exact test's p-values, one panel per kind: the share of images at or below each p.
 
     Without memorization, p is uniform, and the curve lies within the grey band in 95 % of samples (Kolmogorov's
     distance). If all pairs are memorized, it rises to 100 % at the smallest p.
 
     Args:
-        kinds: p-values by what they are of.
+        kinds: title of a panel to its p-values.
         step: the smallest possible p.
     """
     rows = -(-len(kinds) // columns)
@@ -119,8 +119,8 @@ def uniform_band(axis: Axes, n: int, step: float = 0.0, label: str | None = None
     """The diagonal, and a grey band that contains the whole curve of n uniform p-values in 95 % of samples.
 
     Args:
-        step: that the p-values are multiples of.
-        label: of the diagonal, for a legend.
+        step: the p-values are multiples of it.
+        label: label of the diagonal in a legend.
     """
     from scipy.stats import kstwo  # takes a second to import
 

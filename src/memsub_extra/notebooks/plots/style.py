@@ -23,7 +23,7 @@ Colour = tuple[float, float, float]
 
 if plt.get_backend().lower().endswith("inline"):
     # Notebooks draw figures when they show them; without this, pyplot would also draw each of them before.
-    plt.switch_backend(plt.get_backend())  # which pyplot puts off until the first figure, and then hooks itself in
+    plt.switch_backend(plt.get_backend())  # otherwise pyplot does so, and adds a hook, at the first figure
     plt.uninstall_repl_displayhook()
 
 _BLUE, _ORANGE, _GREEN, _RED, _PINK, _BROWN, _ROSE, _GREY, _YELLOW, _SKY = sns.color_palette("colorblind")
@@ -40,7 +40,7 @@ METHOD_COLOURS: dict[str, Colour] = {
 BASELINE_COLOURS: tuple[Colour, ...] = (_RED, _PINK, _SKY, _BROWN, _ROSE, _YELLOW)
 """Colours of baselines, in the order of their registry."""
 _FREE = (_RED, _PINK, _SKY, _BROWN, _ROSE, _GREEN, _BLUE, _ORANGE, _YELLOW, _GREY)
-"""Colours for other names: first those that no method has, but not yellow, which is faint on white."""
+"""Colours for other names: first those that no method has, except yellow, which is faint on white."""
 ALIASES = {
     "none": "unedited",
     "model": "unedited",
@@ -64,7 +64,7 @@ def colours(names: Iterable[Any], more: Mapping[str, Colour] | None = None) -> d
     A name may begin with a method ("unedited, text magnitude") or contain a kind of prompts ("10 memorized prompts").
 
     Args:
-        more: of methods that are not in the table.
+        more: colours of methods that are not in `METHOD_COLOURS`.
     """
     table = METHOD_COLOURS | dict(zip(BASELINES, cycle(BASELINE_COLOURS), strict=False)) | dict(more or {})
     known = {str(name): table.get(_method(str(name), table)) for name in names}
@@ -92,9 +92,9 @@ def model_styles(models: Sequence[Any], more: Mapping[str, Colour] | None = None
 
 
 def finished(figure: Figure) -> Figure:
-    """A figure without frames, in which a `$` in a caption or name begins no formula.
+    """Removes frames from a figure, and lets no `$` in a caption or name begin a formula; returns the figure.
 
-    Tick labels are an exception, because logarithmic axes use formulas; `parse_math=False` is for ticks with names.
+    Tick labels may be formulas, because logarithmic axes use them; for ticks with names, use `parse_math=False`.
     """
     sns.despine(figure)
     for text in _texts(figure):

@@ -25,14 +25,14 @@ _STARS = {"none": "*", "unedited": "*", "twin": "X", "other": "P"}
 
 
 def trade_off(frame: pd.DataFrame, x: str, y: str = "relative_alignment", name: str = "method") -> Figure:
-    """A point a model or strength, with its 95 % intervals, and a line through the strengths of a method.
+    """One point per model or strength, with its 95 % intervals, and a line through the strengths of a method.
 
     The horizontal axis is memorization, the vertical axis quality: the best corner is the upper left. Names and
     strengths are beside their points.
 
     Args:
-        frame: columns `name`, `x`, `y` (keys of `MEASURES`), perhaps strength (a text), and intervals: of "exact_rate"
-            exact_low and exact_high.
+        frame: columns `name`, `x`, `y` (keys of `MEASURES`), optionally strength (a text) and intervals (for
+            "exact_rate": exact_low and exact_high).
     """
     figure, axis = plt.subplots(figsize=(9, 5.2), layout="constrained")
     texts: list[Label] = []
