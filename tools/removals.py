@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -101,6 +102,16 @@ def removal(name: str) -> tuple[Removal, int]:
     return REMOVALS[known], int(seed or 0)
 
 
+def product_ms() -> float:
+    """CPU milliseconds of a product of two 2,048 x 2,048 float32 matrices: machines differ by a factor of two."""
+    square, took = torch.ones(2048, 2048), []
+    for _ in range(6):
+        began = time.process_time()
+        square @ square
+        took.append(1000 * (time.process_time() - began))
+    return min(took[1:])  # the first one allocates
+
+
 class Bench:
     """The models under audit, and a store of what was made of them."""
 
@@ -116,15 +127,21 @@ class Bench:
         return [name for name in CONTROLS if name in self.controls or name == "unedited"]
 
     def edit(self, name: str) -> tuple[Edit, dict[str, Any]]:
-        """A removal's edit, and what it took (CPU-core minutes, bytes)."""
+        """A removal's edit, and what it took: CPU-core minutes (None if it was interrupted), bytes, and milliseconds of
+        a reference."""
         made_by, seed = removal(name)
         forget_set, ordinary, path = self.subjects.forget_set, self.subjects.ordinary, self.path(name)
         if not path.is_file():
+            mark = path.with_suffix(".began")
+            whole = not mark.exists()
+            save_json({"name": name}, mark)
             began = time.process_time()  # of all threads, whatever else runs on the machine
             edit = made_by.edit(self.pipe, forget_set, ordinary, folder=self.store.folder, seed=seed)
             edit.save(path)
-            about = {"minutes": (time.process_time() - began) / 60, "threads": 1, "bytes": path.stat().st_size}
-            save_json(about | {"name": name}, path.with_suffix(".json"))
+            minutes = (time.process_time() - began) / 60 if whole else None
+            about = {"name": name, "minutes": minutes, "threads": 1, "bytes": path.stat().st_size}
+            save_json(about | {"product_ms": product_ms()}, path.with_suffix(".json"))
+            mark.unlink()
         return Edit.load(path), load_json(path.with_suffix(".json"))
 
     def path(self, name: str) -> Path:
@@ -161,7 +178,7 @@ class Bench:
     def minutes(self) -> float:
         """CPU-core minutes of all edits and audits in the store."""
         logs = [path for kind in (EDITS, AUDITS) for path in (self.store.folder / kind.name).glob("*.json")]
-        return sum(load_json(path)["minutes"] for path in logs)
+        return sum(load_json(path)["minutes"] or 0 for path in logs)
 
     def long_attack(self, name: str) -> pd.DataFrame:
         """Work of the attack from every start, and on unseen images: `attack_work`, columns start and pairs."""
@@ -292,7 +309,9 @@ def main() -> None:
     print(compared(tables).to_string(float_format="{:.3f}".format), flush=True)
     long = {name: bench.long_attack(name) for name in args.long}
     for name in [name for name in names if name not in CONTROLS]:
-        print(f"{name}: {bench.path(name)}, {bench.edit(name)[1]['minutes']:.1f} CPU-core minutes", flush=True)
+        print(
+            f"{name}: {bench.path(name)}, {bench.edit(name)[1]['minutes'] or math.nan:.1f} CPU-core minutes", flush=True
+        )
     if args.ship:
         ship(bench, {name: tables[name] for name in names}, long, args.edits)
     print(f"edits and audits: {bench.minutes():.0f} CPU-core minutes in all")
