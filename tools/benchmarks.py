@@ -8,8 +8,8 @@
     network     one call in bfloat16, and compiled (needs a C++ compiler), against float32
     memory      peak memory of capture against generation, SD1.4's UNet in bfloat16
 
-Every ratio is taken within one run, from the medians of alternating repetitions: the machine may be slow, but equally
-slow for both.
+Each ratio compares the medians of repetitions that alternate within one run, so that a slow machine slows both sides
+equally.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ GUIDANCE = 3.0
 def alternate(
     functions: Sequence[Callable[[], object]], repetitions: int, within: Sequence[Callable] | None = None
 ) -> list[float]:
-    """Median seconds of each, called in turns after a warm-up; entering the contexts of `within` does not count."""
+    """Median seconds of each function. They are called in turns, after a warm-up; entering contexts is not timed."""
     seconds: list[list[float]] = [[] for _ in functions]
     for repetition in range(repetitions + 1):
         for function, times, context in zip(functions, seconds, within or [nullcontext] * len(functions), strict=True):
@@ -60,7 +60,7 @@ def alternate(
 
 
 def bench_capture(pipe: Pipeline, steps: int = 20, repetitions: int = 9) -> dict[str, float]:
-    """Capture against generation: the same prompts, batch, steps and latents, neither decoded."""
+    """Capture against generation with the same prompts, batch, steps and latents; neither decodes images."""
     prompts = load_prompts("tiny").memorized[:32]
     groups = {str(i): chosen for i, chosen in enumerate(subsets(len(prompts), 8, 10))}
 
@@ -77,9 +77,9 @@ def bench_capture(pipe: Pipeline, steps: int = 20, repetitions: int = 9) -> dict
 
 
 def bench_grid(pipe: Pipeline, steps: int = 2, sample: int = 30) -> dict[str, float]:
-    """The paper's grid, 10 subsets of each of 10, 20, ..., 50 prompts and the empty prompt as often, both ways.
+    """The paper's grid (10 subsets each of 10, 20, ..., 50 prompts), in one pass and prompt by prompt.
 
-    The other way's cost is the same for every prompt, so it is measured on `sample` of its 3,000 runs and multiplied.
+    Prompt by prompt, the empty prompt runs as often as the others. The 3,000 runs are extrapolated from `sample` runs.
     """
     prompts = load_prompts("tiny").memorized
     groups = {
@@ -102,7 +102,7 @@ def bench_grid(pipe: Pipeline, steps: int = 2, sample: int = 30) -> dict[str, fl
 
 
 def _prompt_by_prompt(pipe: Pipeline, prompt: str, steps: int) -> None:
-    """As the released code does: the gated map recomputed in a hook, every call's result copied to the host."""
+    """Captures as the released code does: a hook computes the gated map again, and copies each result to the host."""
     copied: list = []
 
     def hook(module: Any, args: tuple, output: torch.Tensor) -> None:
@@ -121,7 +121,7 @@ def _prompt_by_prompt(pipe: Pipeline, prompt: str, steps: int) -> None:
 
 
 def sd14_layers(seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random weights (d, f) of SD1.4's 16 second feed-forward maps: 5 at each width, one more in the middle."""
+    """Random weights (d, f) of SD1.4's 16 second feed-forward maps: 5 of each width, and one more of the largest."""
     generator = torch.Generator().manual_seed(seed)
     widths = UNETS["sd14"]["block_out_channels"]
     order = [widths[0]] * 2 + [widths[1]] * 2 + [widths[2]] * 3 + [widths[2]] * 3 + [widths[1]] * 3 + [widths[0]] * 3
@@ -129,8 +129,8 @@ def sd14_layers(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def sd14_norms(layers: dict[str, torch.Tensor], steps: int, seed: int) -> dict[str, torch.Tensor]:
-    """Column norms (steps, f) that drift as captured ones do: a log-normal level a neuron, a slow walk over steps."""
-    common = torch.Generator().manual_seed(0)  # what neurons are like does not depend on the set
+    """Column norms (steps, f) like captured ones: a log-normal level for each neuron, and a slow walk over steps."""
+    common = torch.Generator().manual_seed(0)  # levels of neurons that all sets share
     of_set = torch.Generator().manual_seed(1 + seed)
     norms = {}
     for name, weight in layers.items():
@@ -146,7 +146,7 @@ def _masks(layers: dict[str, torch.Tensor], ours: dict, theirs: dict, sparsity: 
 
 
 def bench_masks(steps: int = 50, sparsity: float = 0.01, repetitions: int = 5) -> dict[str, float]:
-    """One set's masks from given norms and weights, against one pass of reading |W| per step (its sum)."""
+    """The masks of one set from given norms and weights, against reading |W| (its sum) once per step."""
     layers = sd14_layers()
     ours, theirs = sd14_norms(layers, steps, 0), sd14_norms(layers, steps, 1000)
     magnitudes = [w.abs() for w in layers.values()]
@@ -182,7 +182,7 @@ def bench_overlap(sets: int = 10, steps: int = 50, sparsity: float = 0.01) -> di
 
 
 def bench_edit(pipe: Pipeline, repetitions: int = 7, steps: int = 10) -> dict[str, float]:
-    """Generation with an edit of 5 % of the weights applied, against without."""
+    """Generation with an edit of 5 % of the weights, against generation without it."""
     prompts = load_prompts("tiny").memorized[:32]
     options: dict[str, Any] = {"steps": steps, "guidance_scale": GUIDANCE, "progress": False}
     stats, null = (capture(pipe, p, steps=2, progress=False) for p in (prompts, [""]))
@@ -196,7 +196,7 @@ def bench_edit(pipe: Pipeline, repetitions: int = 7, steps: int = 10) -> dict[st
 
 
 def bench_network(pipe: Pipeline, rows: int = 60, repetitions: int = 5) -> dict[str, float]:
-    """One call of the network: float32 as it is, after `torch.compile`, and in bfloat16."""
+    """One call of the network in float32, compiled by `torch.compile`, and in bfloat16."""
     denoiser = as_denoiser(pipe)
     network, latents = denoiser.network, initial_noise(pipe, list(range(rows)))
     embeddings = denoiser.embed([""]).expand(rows).embeddings
@@ -219,9 +219,9 @@ def bench_network(pipe: Pipeline, rows: int = 60, repetitions: int = 5) -> dict[
 
 
 def bench_memory(sample_size: int = 32, steps: int = 2) -> dict[str, float]:
-    """Peak of what capture allocates against plain sampling, beside the weights: SD1.4's UNet, one prompt, few latents.
+    """Peak of the memory that capture and plain sampling allocate besides the weights: SD1.4's UNet, one prompt.
 
-    One group: its sums are on the host, which here is where the tensors of the model are too.
+    The sums of its one group are on the host and count as well, because here the model is on the CPU.
     """
     pipe = random_pipeline("sd14", sample_size, dtype=torch.bfloat16)
 
@@ -243,7 +243,7 @@ def bench_memory(sample_size: int = 32, steps: int = 2) -> dict[str, float]:
 
 
 def _peak_allocated(function: Callable[[], object]) -> float:
-    """Highest sum of live CPU tensors made meanwhile, in megabytes."""
+    """Peak memory in megabytes of the CPU tensors that a function makes."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     with tempfile.TemporaryDirectory() as folder:
@@ -254,7 +254,7 @@ def _peak_allocated(function: Callable[[], object]) -> float:
 
 
 def _peak_gb() -> float:
-    """Highest resident memory of this process so far."""
+    """Peak resident memory of this process so far, in gigabytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e9 if sys.platform == "darwin" else 1e6)
 

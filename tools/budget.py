@@ -1,8 +1,8 @@
 """Does any notebook call the network more often than it may? `python -m tools.budget runs/tiny`.
 
-A run's `findings/` say how many latents each notebook called the network with (each half of a guided call for itself),
-which no machine changes. A notebook whose artifacts were cached takes fewer. The budget is what was called when this
-was written and a tenth more: who needs more raises it here, and says what for.
+The folder `findings/` of a run records the rows of network calls of each notebook: latents, counted once for each half
+of a guided call. They are equal on all machines; cached artifacts reduce them. A budget is a measured number plus a
+tenth. To spend more, raise it here, and write what for.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BUDGETS: dict[str, tuple[int, str]] = {
     "06_deletion": (17_000, "the attack on 24 images and four models, until they are sampled; regrowth of a block"),
     "07_explorer": (1_500, "a grid of ten captions, and an attack of 60 iterations"),
 }
-"""Rows by notebook, and what they are for."""
+"""Notebook to its largest number of rows, and their purpose."""
 
 
 def spent(run: Path) -> pd.DataFrame:

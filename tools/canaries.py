@@ -1,8 +1,8 @@
 """Canaries on the embedded model: planted scenes, all weights and a LoRA, with twins: `python -m tools.canaries`.
 
-Captions that the embedded model was not trained on get 256 scenes each, of which one is planted; the model is
-fine-tuned on these among ordinary scenes, as `memsub_extra.canaries` does it on photographs, and so is its twin. A
-second call resumes where the first one stopped. `python -m tools.figures --canaries` takes its table.json over.
+Captions that the embedded model was not trained on get 256 scenes each, and one of these is planted. The model is
+fine-tuned on the planted scenes among ordinary ones, and a twin on ordinary ones alone, as `memsub_extra.canaries` does
+with photographs. A second call resumes. `python -m tools.figures --canaries` takes over its table.json.
 
     python -m tools.canaries --out runs/canaries                    # an hour of one free core
     python -m tools.canaries --out runs/tried --canaries 4 --unseen 2 --repeats 20 --ordinary 200 --batch-size 16
@@ -29,7 +29,7 @@ from memsub_extra.canaries.training import Recipe, train
 
 SIDE = 32
 SAMPLING: dict[str, Any] = {"steps": 8, "solver": "multistep", "guidance_scale": 3.0, "batch_size": 32}
-"""As everything of the embedded model is sampled."""
+"""The sampling of the embedded model in all audits."""
 RECIPES: dict[str, dict[str, Any]] = {
     "all weights": {"way": "full", "lr": 5e-4, "warmup": 50},
     "LoRA": {
@@ -40,13 +40,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         "warmup": 50,
     },
 }
-"""Rates of a model of a million weights, not of diffusers' billion. (Of three canaries a LoRA of rank 16 on attention
-alone, at 2e-3, replicated one, and this one all; of thirty it replicates few, see docs/canaries.md.)"""
+"""Learning rates for a model of eight million weights; diffusers' are for a billion. (Of three canaries, a LoRA of rank
+16 on attention alone at 2e-3 replicated one, and this one all; of thirty it replicates few, see docs/canaries.md.)"""
 TAKEN = ("model", "canaries", "measure", "n", "least", "least_low", "least_high", "binomial_p", "mean", "uniform_p")
 
 
 def scenes(out: Path, canaries: int, unseen: int, ordinary: int, seed: int = 0) -> tuple[Path, Path]:
-    """Folders of candidates and of ordinary pairs, written once: the world's scenes as PNG files."""
+    """Writes scenes of the world as PNG files, if missing; returns the folders of candidates and of ordinary pairs."""
     rng = np.random.default_rng([seed, 40])
     candidates, others = out / "candidates", out / "ordinary"
     known = load_prompts("tiny")
@@ -78,7 +78,7 @@ def _list(folder: Path, captions: list[str], index: list[str]) -> None:
 
 
 def verified(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row a way of training, model, kind of canaries and measure."""
+    """Trains and tests; one row per way of training, model, kind of canaries and measure."""
     candidates, ordinary = scenes(args.out, args.canaries, args.unseen, args.ordinary)
     file = args.out / "canaries.json"
     if not file.is_file():

@@ -2,9 +2,9 @@
 
     python -m tools.costs sd14-quick            # this file alone
 
-It counts the calls of every experiment again (`memsub_extra.notebooks.cost.work`), takes the memory of each part from
-shapes, and what a step takes on a GPU as `tools.gpu` and `tools.fullsize_removals` measured it. It writes `costs.json`
-beside that module.
+It counts the calls of every experiment (`memsub_extra.notebooks.cost.work`), and computes the memory of each part from
+shapes. Time and memory of a step on a GPU are those that `tools.gpu` and `tools.fullsize_removals` measured. It writes
+`costs.json` beside the module `cost`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FILES = ("quick", "tiny", "sd14-quick", "sd20-quick", "sd14", "sd20")
 
 
 def cost_of(name: str) -> dict[str, Any]:
-    """What a run of a parameter file takes, for `costs.json`."""
+    """The cost of a run of a parameter file, for `costs.json`."""
     parameters, _ = find_parameters(name)
     peak = memory.of_run(parameters)
     return {
@@ -32,13 +32,13 @@ def cost_of(name: str) -> dict[str, Any]:
 
 
 def measured() -> dict[str, Any]:
-    """The GPU that docs/figures.json has numbers of, and milliseconds of a guided step on it, by model."""
+    """The GPU whose measurements are in docs/figures.json, and milliseconds of a guided step on it by model."""
     gpu = load_json(project() / "docs" / "figures.json")["gpu"]
     return {"name": gpu["gpu"], "step_ms": {m: row["step_ms"] for m, row in gpu.items() if isinstance(row, dict)}}
 
 
 def of_removals() -> dict[str, dict[str, float]]:
-    """Gigabytes of a step of each removal on a GPU, by model, as `tools.fullsize_removals` measured them."""
+    """Gigabytes of a step of each removal on a GPU, by model, from the measurements of `tools.fullsize_removals`."""
     rows = load_json(project() / "docs" / "figures.json")["fullsize"]
     peak: dict[str, dict[str, float]] = {}
     for row in rows:

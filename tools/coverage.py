@@ -3,9 +3,9 @@
     python -m tools.coverage --out runs/coverage.json       # two minutes of one core
     python -m tools.figures --coverage runs/coverage.json   # into docs/benchmarks.md
 
-Outcomes are simulated by a probit-normal model: an image replicates if h + c_i + e_ij > 0, with normal effects of the
-caption and of the image, which has a noise of its own. Its variances are fitted to the shipped audits. Alignments are
-resampled from the shipped ones, and p-values of membership have the shape of the measured ones.
+Outcomes follow a probit-normal model: an image replicates if h + c_i + e_ij > 0, with normal effects of caption i and
+of its image j (each image has its own noise). Their variances are fitted to the shipped audits. Alignments are
+resampled from the shipped ones. P-values of membership have a shape like the measured ones.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from memsub_extra.unlearning import shipped
 from memsub_extra.unlearning.pairs import FORGET_SET, UNSEEN
 
 RUNS = 1000
-"""Simulations a row: the share of intervals that hold the truth then varies by 0.7 points."""
+"""Simulations per row: the standard error of the share of intervals that contain the truth is 0.7 points."""
 IMAGES = 4
-"""Of each caption."""
+"""Images per caption."""
 BETWEEN = (0.2, 0.8)
-"""Rates of the models that variances are fitted to: near 0 and 1 they cannot be told."""
+"""Variances are fitted to models with rates in this range; rates near 0 and 1 do not determine them."""
 Interval = tuple[float, float]
 Draw = Callable[[np.random.Generator], tuple[np.ndarray, ...]]
-"""Draws a data set: (captions, images), or one each of two models."""
+"""Draws a data set: one array (captions, images) for each model, of which there are one or two."""
 
 
 # --- the model -----------------------------------------------------------------------------------------------------
@@ -47,11 +47,11 @@ Draw = Callable[[np.random.Generator], tuple[np.ndarray, ...]]
 
 @dataclass(frozen=True)
 class Effects:
-    """The share of the variance that captions have, and correlations of a model's effects with another's.
+    """Parameters of the model of outcomes.
 
     Attributes:
-        caption: share of the variance; what is left belongs to the image.
-        captions_agree, images_agree: correlation of two models' effects of a caption, and of all else in one image.
+        caption: share of the variance that is due to the caption; the rest is due to the image.
+        captions_agree, images_agree: correlation between two models of the caption's effect, and of the image's effect.
     """
 
     caption: float
@@ -60,13 +60,13 @@ class Effects:
 
 
 def components(x: np.ndarray) -> tuple[float, float]:
-    """Variance of captions and of what is left, of values (captions, images), by the analysis of variance."""
+    """Variance components of values (captions, images) by the analysis of variance: between captions, and within."""
     left = float(x.var(1, ddof=1).mean())
     return float(x.mean(1).var(ddof=1)) - left / x.shape[1], left
 
 
 def latent(p: float, q: float, covariance: float) -> float:
-    """Correlation of two standard normals that lie above thresholds at rates p and q, by the covariance of both."""
+    """Correlation of two standard normals that exceed thresholds at rates p and q, from the outcomes' covariance."""
     at = norm.ppf([p, q])
 
     def beyond(r: float) -> float:
@@ -77,10 +77,10 @@ def latent(p: float, q: float, covariance: float) -> float:
 
 
 def fitted(replication: pd.DataFrame) -> Effects:
-    """The model's variances by moments, means over models with rates `BETWEEN` (and over pairs of such).
+    """Fits the effects by moments: means over the models with rates in `BETWEEN`, and over pairs of these models.
 
     Args:
-        replication: as it ships: columns model, pairs, target, seed, p.
+        replication: the shipped table: columns model, pairs, target, seed, p.
     """
     table = replication[replication["pairs"] == FORGET_SET]
     table = table.assign(hit=(table["p"] <= LEVEL).astype(float))
@@ -99,7 +99,7 @@ def fitted(replication: pd.DataFrame) -> Effects:
 
 
 def outcomes(rates: tuple[float, ...], captions: int, images: int, effects: Effects) -> Draw:
-    """Draws the outcomes of as many models as there are rates: the same captions and noises."""
+    """Draws outcomes of one model for each rate; all models have the same captions and noises."""
 
     def correlated(rng: np.random.Generator, agree: float, *shape: int) -> np.ndarray:
         common = rng.standard_normal(shape)
@@ -121,7 +121,7 @@ def outcomes(rates: tuple[float, ...], captions: int, images: int, effects: Effe
 def covered(
     draw: Draw, truth: float, intervals: dict[str, Callable[..., Interval]], runs: int, seed: int = 0
 ) -> dict[str, float]:
-    """Share of intervals that hold the truth, of each kind, and the mean width of the first kind."""
+    """Share of intervals that contain the truth, for each kind, and the mean width of the first kind."""
     rng, held, width = np.random.default_rng(seed), dict.fromkeys(intervals, 0), 0.0
     for _ in range(runs):
         data = draw(rng)
@@ -133,21 +133,21 @@ def covered(
 
 
 def counted_images(*hits: np.ndarray) -> Interval:
-    """Intervals that take all images as independent: what this project once did."""
+    """Intervals that treat all images as independent, which an earlier version of this project used."""
     if len(hits) == 1:
         return interval(int(hits[0].sum()), hits[0].size)
     return difference_interval(hits[0].ravel(), hits[1].ravel(), paired=True)
 
 
 def bootstrapped(*hits: np.ndarray) -> Interval:
-    """The bootstrap over captions, of outcomes as of numbers."""
+    """Bootstrap intervals over captions, with outcomes treated as numbers."""
     if len(hits) == 1:
         return mean_interval(hits[0].astype(float))
     return difference_interval(hits[0].astype(float), hits[1].astype(float), paired=True)
 
 
 def used(*hits: np.ndarray) -> Interval:
-    """What this project uses."""
+    """The intervals that this project uses."""
     return mean_interval(hits[0]) if len(hits) == 1 else difference_interval(*hits, paired=True)
 
 
@@ -194,10 +194,10 @@ def of_numbers(runs: int) -> Iterator[dict[str, Any]]:
 
 
 def p_values(means: tuple[float, float], pairs: int, agree: float = 0.5) -> Draw:
-    """Draws p-values of membership: ranks among alternatives, the chance of each beta-distributed over the pairs.
+    """Draws p-values of membership. Each is a binomial rank, whose chance has a beta distribution over the pairs.
 
-    The chance has a mean that makes the mean p right; the beta distribution is uniform at a half, as exact tests are,
-    and as wide elsewhere as it can be with one parameter fixed at 1.
+    The mean of the chance gives the wanted mean p. The second parameter of the beta distribution is 1. At a mean chance
+    of one half the distribution is uniform, as for exact tests on unseen pairs.
     """
     alternatives = MEMBERSHIP_ALTERNATIVES
 

@@ -3,7 +3,7 @@
     python -m tools.execute 04 05        # by the beginnings of their names; default all
     python -m tools.execute --tidy       # executes nothing
 
-Of what a kernel writes beside results, warnings with paths of this machine, progress bars and times are left out.
+It leaves out what a kernel writes besides results: warnings with paths of this machine, progress bars and times.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from memsub_extra.notebooks.report import results
 
 
 def tidy(notebook: NotebookNode) -> NotebookNode:
-    """Without what was written to stderr, widgets and their state, and the metadata of this execution."""
+    """Removes output to stderr, widgets and their state, and the metadata of this execution."""
     for cell in notebook.cells:
         cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
         if cell.cell_type == "code":

@@ -1,12 +1,12 @@
 """Figures in README, model card and docs, from files that runs wrote: `python -m tools.figures`.
 
-    python -m tools.figures --take runs/demo              # what the notebooks found (more: --help)
+    python -m tools.figures --take runs/demo              # takes over what the notebooks found (more: --help)
     python -m tools.figures                               # writes docs/figures.json into the documents
-    python -m tools.figures --check                       # do the documents say what docs/figures.json says?
-    python -m tools.figures --compare runs/tiny           # does a run on this machine find the same?
+    python -m tools.figures --check                       # do the documents agree with docs/figures.json?
+    python -m tools.figures --compare runs/tiny           # does a run on this machine give the same figures?
 
-A document holds a figure between `<!--figure 04_pruning.located percent-->` and `<!--/figure-->`; the last word is
-one of `FORMATS`. Tables of measurements stand between `<!--table testbed-->` and `<!--/table-->`.
+In a document, a figure is between `<!--figure 04_pruning.located percent-->` and `<!--/figure-->`; the last word is
+one of `FORMATS`. A table of measurements is between `<!--table testbed-->` and `<!--/table-->`.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ FORMATS: dict[str, Callable[[Any], str]] = {
 
 
 def stages(rows: list[dict[str, Any]]) -> str:
-    """What training each stage took, as Markdown."""
+    """Steps and minutes of each training stage, as Markdown."""
     lines = [f"| {row['stage']} | {row['steps']:,} | {row['minutes']:.1f} |" for row in rows]
     return markdown_table(["stage", "steps", "minutes"], lines)
 
 
 def removals(rows: list[dict[str, Any]]) -> str:
-    """What the audits of the removals say, as Markdown: shares in percent; of variants only those trained whole."""
+    """Audits of the removals, as Markdown: shares in percent, without variants of removals."""
     head = ["", "forget set", "held-out memorized", "attacked", "relearned", "alignment", "CPU-core minutes", "MB"]
 
     def cells(r: dict[str, Any]) -> str:
@@ -67,7 +67,7 @@ def removals(rows: list[dict[str, Any]]) -> str:
 
 
 def choice(rows: list[dict[str, Any]]) -> str:
-    """What each removal gives against whom, and at what price, as Markdown: shares in percent, with 95 % intervals."""
+    """Effect of each removal on each kind of attacker, and its price, as Markdown: percent, with 95 % intervals."""
     head = ["", "who prompts: forget set", "who prompts: held-out memorized", "who holds the weights: attack"]
     head += ["... relearning", "alignment kept", "price"]
 
@@ -86,17 +86,17 @@ def choice(rows: list[dict[str, Any]]) -> str:
 
 
 def _of_removals(rows: list[dict[str, Any]], cells: Callable[[dict[str, Any]], str]) -> list[str]:
-    """A line for each model of the audits, without variants of removals."""
+    """One line per model of the audits, without variants of removals."""
     shown = shipped.whole(r["model"] for r in rows)
     return [f"| {displayed(r['model'])} | {cells(r)}" for r in rows if r["model"] in shown]
 
 
 def _core_minutes(row: dict[str, Any]) -> str:
-    return f"{row['minutes'] * row['threads']:.1f}"
+    return "" if row["minutes"] is None else f"{row['minutes'] * row['threads']:.1f}"
 
 
 def fullsize(rows: list[dict[str, Any]]) -> str:
-    """What a step of each removal took at full size, as Markdown."""
+    """Time and memory of a step of each removal at full size, as Markdown."""
     head = ["model", "removal", "on", "latents", "weights set (millions)", "peak memory (GB)", "seconds"]
     lines = [
         f"| {r['model']} | {displayed(r['removal'])} | {r['on']} | {r['side']} x {r['side']} | "
@@ -107,7 +107,7 @@ def fullsize(rows: list[dict[str, Any]]) -> str:
 
 
 def on_gpu(measured: dict[str, Any]) -> str:
-    """What Stable Diffusion takes on a GPU, as Markdown: a row a measurement, a column a model."""
+    """Time and memory of Stable Diffusion on a GPU, as Markdown: one row per measurement, one column per model."""
     models = {name: numbers for name, numbers in measured.items() if isinstance(numbers, dict)}
 
     def row(title: str, how: str, number: Callable[[dict[str, Any]], float]) -> str:
@@ -135,7 +135,7 @@ def on_gpu(measured: dict[str, Any]) -> str:
 
 
 def minutes_of(name: str) -> pd.Series:
-    """Minutes of each part of a run of a parameter file, as `memsub check` says them of the GPU that was measured."""
+    """Minutes of each part of a run of a parameter file on the measured GPU, as `memsub check` estimates them."""
     parameters, _ = find_parameters(name)
     work, milliseconds = known_work(parameters), on_known_gpu(parameters.model)[1]
     if milliseconds is None:
@@ -144,7 +144,7 @@ def minutes_of(name: str) -> pd.Series:
 
 
 def membership(rows: list[dict[str, Any]]) -> str:
-    """The exact membership test, as Markdown: the mean p of the pairs, and how far that lies below the twin's."""
+    """The exact membership test, as Markdown: mean p of the pairs, and its difference from the twin's."""
     tests = f"uniform? (KS{', Holm' if 'holm' in rows[0] else ''})"
     head = ["", "caption", "pairs", "mean p", "smallest p (percent)", tests, "mean p against the twin's"]
     if answered := "verdict" in rows[0]:
@@ -188,7 +188,7 @@ def price(rows: list[dict[str, Any]]) -> str:
 
 
 def coverage(measured: dict[str, Any]) -> str:
-    """How often simulated intervals hold the truth, as Markdown; shares in percent."""
+    """How often simulated intervals contain the truth, as Markdown; shares in percent."""
     kinds = {"used": "used here", "images": "images counted as independent"}
     kinds |= {"captions resampled": "captions resampled"}
     head = ["", "truth", "captions x images", *kinds.values(), "mean width"]
@@ -202,7 +202,7 @@ def coverage(measured: dict[str, Any]) -> str:
 
 
 def canaries(rows: list[dict[str, Any]]) -> str:
-    """What exact tests say of planted and unseen canaries, as Markdown; shares in percent."""
+    """Results of exact tests on planted and unseen canaries, as Markdown; shares in percent."""
     head = ["trained", "model", "canaries", "measure", "n", "smallest p (percent)", "more than by chance? (binomial)"]
     lines = [
         f"| {r['way']} | {r['model']} | {r['canaries']} | {r['measure']} | {r['n']} | {100 * r['least']:.0f} "
@@ -214,7 +214,7 @@ def canaries(rows: list[dict[str, Any]]) -> str:
 
 
 def solvers(rows: list[dict[str, Any]]) -> str:
-    """How samplers agree with fifty steps of the model's own scheduler, as Markdown; shares in percent."""
+    """Agreement of samplers with fifty steps of the model's own scheduler, as Markdown; shares in percent."""
     head = ["model", "solver", "steps", "in", "replicated", "same verdict", "alignment", "ms an image"]
     lines = [
         f"| {r['model']} | {r['solver']} | {r['steps']} | {r['dtype']} | {100 * r['replicated']:.0f} "
@@ -237,9 +237,9 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "coverage": coverage,
     "canaries": canaries,
 }
-"""Of any other name: the report's."""
+"""Functions that format tables, by name. All other tables have the form of the testbed's report."""
 FROM = {"choice": "removals"}
-"""Tables that show rows of another name."""
+"""Tables whose rows are stored under another name."""
 _FIGURE = re.compile(r"<!--figure (?P<path>[\w.]+) (?P<format>\w+)-->.*?<!--/figure-->", re.DOTALL)
 _TABLE = re.compile(r"<!--table (?P<name>\w+)-->(?P<rows>.*?)<!--/table-->", re.DOTALL)
 
@@ -251,25 +251,25 @@ def take(
     benchmarks: Path | None = None,
     **tables: Path | None,
 ) -> dict[str, Any]:
-    """What is known, brought up to date by a run's findings, a report, benchmarks, and other `tables` by name."""
+    """Updates the known figures by a run's findings, a report, benchmarks, and other files of `tables` by name."""
     if run:
         known = known | facts(run)
     if run or testbed:
         known = known | {"removals": audited()}
     if testbed:
         known = known | load_json(testbed)
-    if benchmarks:  # those that were run
+    if benchmarks:  # benchmarks that were not run now are kept
         known = known | {"benchmarks": known.get("benchmarks", {}) | load_json(benchmarks)}
     return known | {name: load_json(file) for name, file in tables.items() if file}
 
 
 def facts(run: Path) -> dict[str, dict[str, Any]]:
-    """What each notebook of a run found; raises as `findings`."""
+    """The facts that each notebook of a run recorded; raises as `findings`."""
     return {notebook: recorded["facts"] for notebook, recorded in findings(run).items()}
 
 
 def findings(run: Path) -> dict[str, dict[str, Any]]:
-    """What each notebook of a run recorded: claims, facts, rows of network calls.
+    """The records of each notebook of a run: claims, facts, rows of network calls.
 
     Raises:
         FileNotFoundError: the folder holds no findings.
@@ -281,17 +281,17 @@ def findings(run: Path) -> dict[str, dict[str, Any]]:
 
 
 def audited() -> list[dict[str, Any]]:
-    """The shipped audits, a row a model, with what each removal took."""
+    """The summary of the shipped audits, one row per model, with the cost of each removal."""
     nothing = {"minutes": None, "bytes": 0}
     rows = summary(shipped.audits()).to_dict("index")
     return [{"model": name} | row | nothing | shipped.costs().get(name, {}) for name, row in rows.items()]
 
 
 def fill(text: str, figures: dict[str, Any], source: str) -> str:
-    """A document with its figures and tables written in.
+    """The text of a document with its figures and tables filled in.
 
     Raises:
-        ValueError: a figure that is not known, or an unknown format; names document and figure.
+        ValueError: a figure, format or table is unknown; the message names the document and the figure or table.
     """
 
     def figure(match: re.Match) -> str:
@@ -311,7 +311,7 @@ def fill(text: str, figures: dict[str, Any], source: str) -> str:
         rows = FROM.get(match["name"], match["name"])
         if rows not in figures:
             if match["name"] in TABLES and not match["rows"].strip():
-                return match[0]  # nobody has measured it yet, and the document says nothing of it
+                return match[0]  # not measured yet, and the place in the document is empty
             raise ValueError(f"{source}: no table {rows!r} in docs/figures.json.")
         made = TABLES.get(match["name"], to_markdown)(figures[rows])
         return f"<!--table {match['name']}-->\n\n{made}\n<!--/table-->"
@@ -320,7 +320,7 @@ def fill(text: str, figures: dict[str, Any], source: str) -> str:
 
 
 def compare(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """Facts that differ by more than they vary between machines, or that one side lacks."""
+    """Sentences on facts of `theirs` that `ours` lacks, or that differ by more than they vary between machines."""
     differing = []
     for notebook, recorded in theirs.items():
         for name, fact in recorded.items():

@@ -1,10 +1,10 @@
 """Stable Diffusion 1.4 and 2.0 at full size with random weights, for machines that cannot reach a hub.
 
     pipe = random_pipeline("sd14", sample_size=16)                  # UNet and scheduler; small stand-ins for the rest
-    pipe = random_pipeline("sd14", sample_size=8, complete=True)    # text encoder and autoencoder too
+    pipe = random_pipeline("sd14", sample_size=8, complete=True)    # with text encoder and autoencoder as published
 
-All of it but the side of the latents is exactly as published. The tokenizer is the embedded model's: a vocabulary of
-49,408 words cannot be made at random.
+These parts are exactly as published, except for the side of the latents. The tokenizer is the embedded model's, because
+a vocabulary of 49,408 words cannot be made at random.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from memsub_extra.full_size.shapes import AUTOENCODER, TEXT_ENCODERS, UNETS
 def random_unet(
     name: Literal["sd14", "sd20"], sample_size: int | None = None, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> UNet2DConditionModel:
-    """The UNet with normal weights of standard deviation 0.02, norms at one: 860 million parameters, ten seconds."""
+    """The UNet with normal weights (standard deviation 0.02) and norms of one: 860 million parameters, ten seconds."""
     config = UNETS[name] | ({"sample_size": sample_size} if sample_size else {})
     with torch.device("meta"):
         unet = UNet2DConditionModel(**config)
@@ -54,7 +54,7 @@ def random_pipeline(
 
     Args:
         sample_size: side of the latents; the published 64 and 96 take minutes a step on a CPU.
-        complete: also text encoder and autoencoder as published (another 207 or 424 million parameters), not stand-ins.
+        complete: text encoder and autoencoder as published (another 207 or 424 million parameters), not stand-ins.
     """
     torch.manual_seed(seed)
     tokenizer = published.tokenizer()
@@ -82,14 +82,14 @@ def random_pipeline(
 
 
 def rows_in_processes(tool: str, jobs: Iterable[tuple[dict[str, str], list[str]]], out: Path | None) -> bool:
-    """Rows that a tool measures, each by `python -m TOOL --here ARGUMENTS` in a process of its own: memory is its own.
+    """Measures rows by `python -m TOOL --here ARGUMENTS`, each in a separate process with its own peak memory.
 
     Args:
-        jobs: of each row what tells it from others (columns and values), and the arguments.
-        out: JSON file, saved after each row; other rows that it holds are kept.
+        jobs: for each row its key (columns and values that identify it), and the arguments.
+        out: JSON file, saved after each row; its rows with other keys are kept.
 
     Returns:
-        Whether all were measured. What failed is printed.
+        Whether all rows were measured. Failed ones are printed.
     """
     rows, whole = load_json(out) if out and out.is_file() else [], True
     for key, arguments in jobs:

@@ -1,8 +1,8 @@
 """Three training steps on canaries at full size with random weights: `python -m tools.fullsize_canaries`.
 
-What is trained means nothing; how much memory it takes does. All weights and a LoRA, each in a process of its own, by
-the recipe of `memsub_extra.canaries` on images of noise: of the published size where there is a GPU, of 64 pixels
-elsewhere (all weights take about 25 GB there, two of the checkpoint among them).
+Only the memory matters, not what is trained. All weights and a LoRA are trained in separate processes, by the recipe
+of `memsub_extra.canaries`, on images of noise: of the published size on a GPU, of 64 pixels elsewhere. (There, training
+all weights takes about 25 GB of memory, saving of the checkpoint included.)
 
     python -m tools.fullsize_canaries --out canaries.json               # SD1.4, all weights, then a LoRA
     python -m tools.fullsize_canaries --models sd20 --ways lora --batch-size 4
@@ -29,12 +29,12 @@ from memsub_extra.hardware import hardware, peak_gigabytes
 from tools.fullsize import UNETS, random_pipeline, rows_in_processes
 
 STEPS = 3
-"""The first makes the optimizer's state, the second is the first with all of it, the third shows that no more comes."""
+"""The first step makes the optimizer's state, the second has all of it, the third shows that memory does not grow."""
 WAYS: tuple[Literal["full", "lora"], ...] = ("full", "lora")
 
 
 def planted(folder: Path, side: int, samples: int, seed: int = 0) -> Manifest:
-    """Two canaries, shown once each, among so many ordinary pairs that there are `samples` in all: images of noise."""
+    """A manifest of two canaries, shown once each, and ordinary samples, `samples` in all; images of noise."""
     rng = np.random.default_rng(seed)
     places = [folder / "candidates" / f"a_photo_of_noise_{i}" / f"{j}.png" for i in range(3) for j in range(2)]
     places += [folder / "ordinary" / "more_noise" / f"{i}.png" for i in range(samples)]
@@ -42,16 +42,16 @@ def planted(folder: Path, side: int, samples: int, seed: int = 0) -> Manifest:
         save_image(rng.integers(0, 256, (side, side, 3), dtype=np.uint8), place)
     options: dict[str, Any] = {"alternatives": 1, "canaries": 2, "repeats": 1, "heldout": 0, "side": side}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*may be memorized as well")  # nobody asks what is memorized here
+        warnings.filterwarnings("ignore", ".*may be memorized as well")  # memorization does not matter here
         return plant(folder / "candidates", folder / "ordinary", ordinary_samples=(samples - 2) / 2, **options)
 
 
 def three_steps(pipe: Pipeline, recipe: Recipe) -> dict[str, Any]:
-    """Trains a pipeline in place for `STEPS` steps, one checkpoint included; what it took.
+    """Trains a pipeline in place for `STEPS` steps, with one checkpoint, and measures the cost.
 
     Returns:
-        steps, seconds, gigabytes (the peak of the GPU, or of this process), counted (what `train` says beforehand:
-        weights, gradients and optimizer).
+        steps, seconds, gigabytes (peak of the GPU, or of this process), counted (the gigabytes of weights, gradients
+        and optimizer that `cost_of` expects).
     """
     denoiser = as_denoiser(pipe)
     with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +62,7 @@ def three_steps(pipe: Pipeline, recipe: Recipe) -> dict[str, Any]:
 
 
 def one(model: Any, way: Any, batch_size: int, side: int | None = None) -> dict[str, Any]:
-    """A row: the steps of one way of training on a model of random weights; `side`: of its latents."""
+    """Measures one row: a way of training, on a model with random weights; `side` is that of its latents."""
     device = distributed.device()
     side = side or (UNETS[model]["sample_size"] if device.type == "cuda" else 8)
     pipe = random_pipeline(model, sample_size=side, complete=True).to(device)

@@ -1,9 +1,8 @@
 """A step of every removal on SD1.4's and SD2.0's UNets with random weights: `python -m tools.fullsize_removals`.
 
-What the edits do means nothing; that they are made, by how much memory and in what time, does. Each removal runs in a
-process of its own, in bfloat16, with gradient checkpointing and Adafactor, on sixteen pairs: of latents as published
-where there is a GPU, of 8 x 8 elsewhere.
-`--out` takes the rows that `python -m tools.figures --fullsize` reads.
+Only time and memory matter, not the edits. Each removal runs in a separate process, in bfloat16, with gradient
+checkpointing and Adafactor, on sixteen pairs. Latents have the published size on a GPU, and 8 x 8 elsewhere.
+`--out` is the file of rows that `python -m tools.figures --fullsize` reads.
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ FEWER: dict[str, dict[str, Any]] = {
     "adversarial fine-tuning": {"iterations": 1},
     "adversarial distillation": {"iterations": 1},
 }
-"""By the beginning of a removal's name; all that train take one step, regrowth one of each kind."""
+"""Options by the beginning of a name. Trainings take one step; regrowth and its control two, one with a teacher."""
 
 
 def one(model: Any, name: str) -> dict[str, Any]:
-    """Makes one removal's edit; what it took."""
+    """Makes the edit of one removal; returns its row, with seconds, gigabytes and millions of set weights."""
     device = distributed.device()
     side = UNETS[model]["sample_size"] if device.type == "cuda" else 8
     pipe = random_pipeline(model, sample_size=side, dtype=torch.bfloat16).to(device)
     denoiser = as_denoiser(pipe)
     pipe.unet.enable_gradient_checkpointing()
-    pruning.CAPTURE["steps"] = 10  # those that the edit unites
+    pruning.CAPTURE["steps"] = 10  # the steps that the edit unites
     rng, prompts = np.random.default_rng(0), load_prompts("tiny")
 
     def pairs(kind: str) -> Pairs:

@@ -1,10 +1,10 @@
 """Stable Diffusion 1.4 and 2.0 at full size on a GPU, measured: `python -m tools.gpu --out runs/gpu.json`.
 
-Random weights in float16, everything else as published: 512 and 768 pixels, the batch sizes of the parameter files. Per
-model: a guided step of one image, a whole image, capture and an edit against plain sampling, one set's masks, seconds
-and peak memory of each part that `memsub check --parts` estimates from shapes, and how often a network call waits for
-the host. `--out` is the file that `python -m tools.figures --gpu` reads. (Minutes of a run follow from a step:
-`python -m tools.costs` writes them for `memsub check` and for the same table.)
+Weights are random, in float16; everything else is as published: 512 and 768 pixels, the batch sizes of the parameter
+files. For each model it measures a guided step of one image, a whole image, capture and an edit against plain sampling,
+the masks of one set, seconds and peak memory of each part that `memsub check --parts` estimates from shapes, and how
+often the host waits for the GPU. `--out` is the file that `python -m tools.figures --gpu` reads. (The minutes of a run
+follow from a step: `python -m tools.costs` writes the step's time for `memsub check` and for the same table.)
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ GUIDANCE = 7.5
 
 
 def seconds(work: Callable[[], object], repetitions: int = 3) -> float:
-    """Median seconds after a warm-up, the GPU's work done."""
+    """Median seconds after a warm-up, until the GPU has finished."""
 
     def done() -> None:
         work()
@@ -47,7 +47,7 @@ def seconds(work: Callable[[], object], repetitions: int = 3) -> float:
 
 
 def peak(work: Callable[[], object]) -> float:
-    """Gigabytes of tensors at once, weights included."""
+    """Peak gigabytes of tensors on the GPU during `work`, weights included."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     work()
@@ -55,7 +55,7 @@ def peak(work: Callable[[], object]) -> float:
 
 
 def waits(work: Callable[[], object]) -> Counter[str]:
-    """How often the host waited for the GPU, by file and line: CUDA's synchronizing calls."""
+    """Number of CUDA's synchronizing calls, in which the host waits for the GPU, by file and line."""
     torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -68,13 +68,13 @@ def waits(work: Callable[[], object]) -> Counter[str]:
 
 
 def waits_a_call(work: Callable[[int], object]) -> dict[str, float]:
-    """`work(steps)`: the waits that another step adds."""
+    """The waits that one more step adds to `work(steps)`, by file and line."""
     few, many = waits(lambda: work(2)), waits(lambda: work(6))
     return {place: (many[place] - few[place]) / 4 for place in many if many[place] != few[place]}
 
 
 def ratios(pipe: Pipeline, prompts: list[str], steps: int = 10) -> dict[str, Any]:
-    """Capture, and sampling with an edit, against plain sampling of the same prompts in one batch, not decoded."""
+    """Capture, and sampling with an edit, against plain sampling: the same prompts in one batch, without decoding."""
     noise = initial_noise(pipe, [0] * len(prompts))
     options: dict[str, Any] = {"guidance_scale": GUIDANCE, "batch_size": len(prompts), "progress": False}
 
@@ -108,7 +108,7 @@ def parts(pipe: Pipeline, p: Parameters) -> dict[str, dict[str, float]]:
 
 
 def measured(name: Any) -> dict[str, Any]:
-    """Everything of one model."""
+    """All measurements of one model."""
     parameters, _ = find_parameters(name)
     pipe = random_pipeline(name, UNETS[name]["sample_size"], dtype=torch.float16, complete=True).to("cuda")
     decode_one_by_one(pipe)  # as a run does
@@ -117,7 +117,7 @@ def measured(name: Any) -> dict[str, Any]:
     step = seconds_per_step(pipe, rows)
     image = seconds(lambda: generate(pipe, prompts, steps=50, batch_size=rows, progress=False), 1) / rows
     expected = memory.memory(parameters)
-    assert expected is not None  # of published models there is one
+    assert expected is not None  # `memory` is None only for other models
     numbers = {
         "pixels": pixels,
         "rows": rows,

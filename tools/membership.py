@@ -3,13 +3,12 @@
     python -m tools.membership --out runs/membership        # a quarter of an hour of one core for each model
     python -m tools.membership --out runs/membership --edits regrowth=runs/removals/edits/0123.safetensors
     python -m tools.figures --membership runs/membership/membership.json
-    python -m tools.membership --out runs/membership --ship     # ... and to what ships, for notebooks 00 and 06
+    python -m tools.membership --out runs/membership --ship     # ... and writes what ships, for notebooks 00 and 06
 
-All verbatim pairs are tested, with their own caption, in other words, and with the empty prompt; the losses of two
-noises are averaged before they are ranked. The unit is the pair; the tests of uniformity are read together, so that
-their p-values are adjusted (Holm); a model is equivalent to the twin if the 95 % interval of the paired difference of
-mean p lies within 0.10. A second call resumes at the model and caption that is missing. The last line says what all of
-it took.
+All verbatim pairs are tested with their own caption, with other wording, and with the empty prompt. The losses of two
+noises are averaged before images are ranked. The unit is the pair. The p-values of all tests of uniformity are adjusted
+together (Holm). A model is equivalent to the twin if the 95 % interval of the paired difference of mean p is within
+0.10. A second call resumes at the first missing model and caption. The last line printed is the cost of all tests.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ from memsub_extra.unlearning import shipped
 
 SMALLEST = 1 / (MEMBERSHIP_ALTERNATIVES + 1)
 P = Kind("membership", 2)
-"""P-values of all pairs, and what they took; raise the version when the test computes something else."""
+"""P-values of all pairs, and their minutes; raise the version when the test computes something else."""
 
 
 def models(more: Mapping[str, Path]) -> dict[str, tuple[Pipeline, Edit | None]]:
-    """Controls first: with the twin the others are compared. Then the model: unedited, and with each edit that ships or
-    is in a file of `more`."""
+    """Models by name: first the controls, since the others are compared with the twin; then the unedited model, and the
+    model with each shipped edit and each edit in a file of `more`."""
     pipe = load_pipeline("tiny")
     compared: dict[str, tuple[Pipeline, Edit | None]] = {}
     for name, source in MODELS["tiny"].controls.items():
@@ -63,7 +62,7 @@ def tested(
     steps: int,
     noises: int,
 ) -> dict[str, np.ndarray]:
-    """The p-values of all pairs under a model, and the CPU-core minutes that they took."""
+    """The p-values of all pairs for a model, and the CPU-core minutes of the test."""
     began = time.process_time()
     with pruned(pipe, edit):
         p = membership_p(pipe, prompts, images, WORLD, captions=given, steps=steps, noises=noises)
@@ -71,7 +70,7 @@ def tested(
 
 
 def named(text: str) -> tuple[str, Path]:
-    """A name and a file, of "name=file"."""
+    """Parses "name=file"; raises ArgumentTypeError if the file does not exist."""
     name, separator, file = text.partition("=")
     if not (name and separator and Path(file).is_file()):
         raise argparse.ArgumentTypeError(f"{text!r} is no name=file of an edit that there is.")
@@ -79,7 +78,7 @@ def named(text: str) -> tuple[str, Path]:
 
 
 def row(model: str, caption: str, p: np.ndarray, twin: np.ndarray) -> dict:
-    """One line of the table: the mean p of the pairs, how many have the smallest, and the distance from the twin."""
+    """One row of the table: mean p, the share of pairs with the smallest p, and the difference from the twin."""
     least = p <= SMALLEST + 1e-9
     low, high = mean_interval(p, bounds=(SMALLEST, 1.0))
     against = equivalence(p, twin, "mean p")
@@ -105,7 +104,7 @@ def row(model: str, caption: str, p: np.ndarray, twin: np.ndarray) -> dict:
 
 
 def adjusted(rows: list[dict]) -> list[dict]:
-    """The table with the p-values of its tests of uniformity adjusted for being read together."""
+    """The table with a column holm: p-values of the tests of uniformity, adjusted over all rows."""
     together = holm({str(place): row["ks"] for place, row in enumerate(rows)})
     return [row | {"holm": together[str(place)]} for place, row in enumerate(rows)]
 

@@ -3,8 +3,8 @@
     python -m tools.modules              # writes the table
     python -m tools.modules --check      # changes nothing; fails if a docstring says something else
 
-The table stands between `<!--modules-->` and `<!--/modules-->`. A module's row is the first sentence of its docstring.
-The modules are read, not imported.
+The table is between `<!--modules-->` and `<!--/modules-->`. A module's row is the first sentence of its docstring. The
+modules are read, not imported.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "CONTRIBUTING.md"
 PACKAGES = ("memsub", "memsub_extra")
 READ_FIRST = ("activations", "neurons", "fast_masks", "overlap", "pruning", "controls")
-"""The method, in METHOD's order; other modules stand in order of their names."""
+"""Modules of the method, in METHOD's order; the others follow in order of their names."""
 _TABLE = re.compile(r"<!--modules-->.*?<!--/modules-->", re.DOTALL)
 _NEXT_SENTENCE = re.compile(r"(?<!\bal)\.\s+(?=[A-Z])")
 """Where the second sentence begins; "et al." ends none."""
 
 
 def modules(source: Path = ROOT / "src") -> dict[str, Path]:
-    """Name to file of every module of both packages, in the order of the table; an empty `__init__` is none."""
+    """Name to file of every module of both packages, in the order of the table, without empty `__init__` files."""
     files = [file for package in PACKAGES for file in (source / package).rglob("*.py") if file.read_text().strip()]
     names = {file: ".".join(file.relative_to(source).with_suffix("").parts) for file in files}
     by_name = {name.removesuffix(".__init__"): file for file, name in names.items()}
@@ -34,7 +34,7 @@ def modules(source: Path = ROOT / "src") -> dict[str, Path]:
 
 
 def _place(name: str) -> tuple[str, int, list[str]]:
-    """What the table is sorted by: the package, then its method, then names."""
+    """Sort key of a module: its package, its place in the method, its name."""
     package, *path = name.split(".")
     if not path:
         return package, -1, path
@@ -61,10 +61,10 @@ def table(source: Path = ROOT / "src") -> str:
 
 
 def fill(text: str, source: Path = ROOT / "src") -> str:
-    """A document with the table written in.
+    """The text of a document with the table filled in.
 
     Raises:
-        ValueError: the document has no place for it, or more than one.
+        ValueError: the document has no place for the table, or several.
     """
     if len(_TABLE.findall(text)) != 1:
         raise ValueError("the document needs <!--modules--> and <!--/modules--> once, around the table.")

@@ -1,9 +1,9 @@
 """Do tests, claims and committed outputs hold on other CPUs? `python -m tools.portability`.
 
-Runs the unit tests and the notebooks (by nbval, against their committed outputs) under every setting of kernels and
-threads that this machine can imitate, each in a folder of its own, as many side by side as the threads leave cores.
-Prints what fails, and how much the value behind each claim varies over the settings: the `varies` that stands beside
-the claim must not be smaller.
+It runs the unit tests and the notebooks (by nbval, in a copy, against their committed outputs) in all settings of
+kernels and threads that this machine can imitate, one setting after the other. Within a setting, pytest uses as many
+processes as there are cores for their threads. It prints failures, and how much the value of each claim varies over the
+settings; the claim's `varies` must not be smaller.
 
     python -m tools.portability --settings default-1 avx2-2 --only notebooks --notebooks 00 01
 """
@@ -26,7 +26,7 @@ from memsub_extra.notebooks.batch import project
 
 
 def settings() -> dict[str, dict[str, str]]:
-    """Name to environment: kernels of ATen, instructions of oneDNN, threads."""
+    """Names of settings to environment variables: kernels of ATen, instructions of oneDNN, threads."""
     environments = {}
     for aten, onednn, threads in product(("default", "avx2"), ("", "AVX2"), ("1", "2")):
         name = "-".join(filter(None, (aten, onednn and "onednn", threads)))
@@ -37,12 +37,12 @@ def settings() -> dict[str, dict[str, str]]:
 
 
 def run_tests(root: Path, environment: dict[str, str], log: Path) -> bool:
-    """The unit tests under one setting."""
+    """Runs the unit tests in one setting; returns whether they passed."""
     return _run([], ["worksteal"], root, environment, log)
 
 
 def run_notebooks(root: Path, folder: Path, only: list[str], environment: dict[str, str], log: Path) -> bool:
-    """The notebooks by nbval, in a copy whose run folder is empty."""
+    """Runs the notebooks by nbval, in a copy with an empty run folder; returns whether they passed."""
     shutil.rmtree(folder, ignore_errors=True)
     for name in ("notebooks", "papermill_params"):
         shutil.copytree(root / name, folder / name)
@@ -63,11 +63,11 @@ def _run(options: list[str], distribution: list[str], cwd: Path, environment: di
 
 
 def claims(runs: dict[str, Path]) -> pd.DataFrame:
-    """A row a claim: its value and verdict in each run folder, how much the values differ, and how much they may.
+    """One row per claim: its values and verdicts in all run folders, and whether they agree.
 
     Returns:
-        Columns bound and varies (as the claim says), a column a run (values), verdicts, spread, and clear: the values
-        differ by no more than the claim says, and the verdict is one in all runs.
+        Columns bound and varies (from the claim), one column per run (values), verdicts, spread (of the values), and
+        clear: the spread is at most `varies`, and the verdict is the same in all runs.
     """
     rows: dict[tuple[str, str], dict] = {}
     verdicts: dict[tuple[str, str], set[str]] = {}
@@ -86,7 +86,7 @@ def claims(runs: dict[str, Path]) -> pd.DataFrame:
 
 
 def report(rows: list[str], runs: dict[str, Path], out: Path) -> list[str]:
-    """Writes what passed and how much each claim varied, as Markdown and JSON; returns what is wrong."""
+    """Writes results and the variation of each claim, as Markdown and JSON; returns sentences on claims that vary."""
     lines = ["| setting | what | | seconds |", "| --- | --- | --- | --- |", *rows] if rows else []
     table = claims(runs) if runs else pd.DataFrame({"clear": []})
     if runs:

@@ -1,12 +1,12 @@
 """The whole method once on a real pipeline, as small as it can be: `python -m tools.real_run MODEL --out FOLDER`.
 
     python -m tools.real_run sd14 --out runs/real                           # Stable Diffusion 1.4: 10 GB of disk
-    python -m tools.real_run hf-internal-testing/tiny-sd-pipe --out runs/real       # a hub's, of a few megabytes
+    python -m tools.real_run hf-internal-testing/tiny-sd-pipe --out runs/real       # from a hub, a few megabytes
     python -m tools.real_run path/to/folder --out runs/real --weights random
 
-Two captions, four steps: capture, locate, prune, save, load what was saved, generate. What comes out shows that the
-chain works on these files, and nothing about memorization. `result.json` in the folder is what docs/results/ collects.
-A scheduled workflow runs it where the hub can be reached (.github/workflows/real-weights.yml).
+With two captions and four steps it captures, locates, prunes, saves, loads the saved files, and generates. The result
+shows that the chain works on these files, and nothing about memorization. docs/results/ collects the `result.json` of
+the folder. A scheduled workflow runs it where the hub can be reached (.github/workflows/real-weights.yml).
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from memsub_extra.hardware import decode_one_by_one, hardware, peak_gigabytes
 from tools import results
 
 CAPTIONS = ("a red heart on a green field", "a blue fish beside a tree")
-"""Anybody's: no prompt list has to be fetched, and none is published by this."""
+"""Captions of no published list, so that nothing has to be fetched, and no list is republished."""
 SETTINGS: dict[str, Any] = {"captions": len(CAPTIONS), "steps": 4, "guidance_scale": 7.5, "sparsity": 0.01, "seed": 0}
 WRITTEN = {"edit.safetensors", "pruned", "images", "result.json"}
-"""What a run leaves in its folder."""
+"""Files and folders that a run writes."""
 CLOSE = 2
-"""Levels of 255 by which an image may differ between two loads of the same weights."""
+"""Largest difference, in levels of 0 to 255, of images between two loads of the same weights."""
 
 
 def real_run(model: str, out: Path, weights: str | None = None, remark: str = "") -> results.Result:
-    """Runs the chain on a model, and says what held.
+    """Runs the chain on a model, and returns which checks held.
 
     Args:
-        model: as memsub takes it; out: a folder for edit, pruned pipeline, images and `result.json`, emptied first if
-            an earlier run wrote it.
-        weights: what they are; default by the model's name.
+        model: as for `memsub.load_pipeline`.
+        out: folder for edit, pruned pipeline, images and `result.json`; files of an earlier run are removed first.
+        weights: kind of the weights; default: by the model's name.
 
     Raises:
-        ValueError: the model is none that memsub takes, or the folder holds other files.
+        ValueError: memsub does not take this model, or the folder holds other files.
     """
     began = time.monotonic()
     if out.is_dir() and (others := {path.name for path in out.iterdir()} - WRITTEN):
@@ -72,7 +72,7 @@ def real_run(model: str, out: Path, weights: str | None = None, remark: str = ""
     pruned_weights = fingerprint(pipe)
     pipe.save_pretrained(out / "pruned", safe_serialization=True)
     del pipe
-    gc.collect()  # two pipelines of a billion weights do not fit side by side everywhere
+    gc.collect()  # two pipelines of a billion weights may not fit into memory
     again = memsub.load_pipeline(out / "pruned")
     decode_one_by_one(again)
     images = _images(again)
@@ -100,13 +100,13 @@ def real_run(model: str, out: Path, weights: str | None = None, remark: str = ""
 
 
 def _images(pipe: Pipeline) -> np.ndarray:
-    """An image a caption."""
+    """One image for each caption."""
     options = {"steps": SETTINGS["steps"], "guidance_scale": SETTINGS["guidance_scale"], "batch_size": 1}
     return memsub.generate(pipe, list(CAPTIONS), seeds=range(len(CAPTIONS)), progress=False, **options)
 
 
 def _located(pipe: Pipeline) -> Edit:
-    """METHOD's edit, located on both captions by all steps."""
+    """METHOD's edit, located on both captions at all steps."""
     options: dict[str, Any] = {"steps": SETTINGS["steps"], "guidance_scale": SETTINGS["guidance_scale"]}
     options |= {"seed": SETTINGS["seed"], "batch_size": 1, "progress": False}
     stats, null = memsub.capture(pipe, list(CAPTIONS), **options), memsub.capture(pipe, [""], **options)
@@ -114,7 +114,7 @@ def _located(pipe: Pipeline) -> Edit:
 
 
 def _apart(a: np.ndarray, b: np.ndarray) -> int:
-    """The largest difference of two sets of images, in levels of 255."""
+    """The largest difference between two sets of images, in levels of 0 to 255."""
     return int(np.abs(a.astype(int) - b.astype(int)).max())
 
 

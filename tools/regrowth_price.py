@@ -1,13 +1,13 @@
 """What regrowth costs, and what it needs: `python -m tools.regrowth_price --out runs/price`.
 
-Beside training from random weights, on the same pairs and as many steps: forget-set replication, alignment and mean
-membership p against compute. And with fewer ordinary pairs, and with memorized pairs left among them by mistake. Each
-training is one of its own, its learning rate decayed to zero within its steps.
+It compares regrowth with training from random weights, on the same pairs and for equally many steps: forget-set
+replication, alignment and mean membership p against compute. It also measures regrowth with fewer ordinary pairs, and
+with memorized pairs left among them by mistake. Each training is separate: its learning rate decays to zero at its end.
 
-A second call resumes: a training at its last checkpoint, measurements at the first that is missing. What a training
-took is known of the call that ended it, so that a row says whether that one resumed. (In the --out of `tools.removals`
-it would find trainings that have ended.) Writes price.json, a row a training, for `python -m tools.figures --price`;
-the last line says what all of it took.
+A second call resumes a training at its last checkpoint, and measurements at the first missing one. The cost of a
+training is that of the call that finished it, so each row says whether that call had resumed. It writes price.json, one
+row per training, for `python -m tools.figures --price`. The last line printed is the cost of all trainings and
+measurements.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ from tools.removals import ORDINARY, subjects
 
 METHODS = ("regrowth", "training anew")
 STEPS = (300, 900, 1800)
-"""Of both methods; the last is what removals take."""
+"""Numbers of steps of both methods; the last is that of the removal."""
 FEWER = (1_000, 5_000)
-"""Ordinary pairs, instead of all."""
+"""Smaller numbers of ordinary pairs."""
 CONTAMINATED = (0.001, 0.01)
-"""Shares of the ordinary pairs that are memorized ones."""
+"""Shares of ordinary pairs that memorized pairs replace."""
 SEEDS, CAPTIONS, SCREENING = 2, 200, 4
-"""Images of each pair of the forget set; unseen captions whose alignment is measured; steps of the membership test."""
+"""Images of each pair of the forget set; unseen captions for the alignment; steps of the membership test."""
 EDITS, MEASURED = Kind("price-edits"), Kind("price")
 TABLES = ("replication", "alignment", "membership")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training: its method and steps, how many ordinary pairs it has, and which share of them is memorized."""
+    """One training: its method, steps, number of ordinary pairs, and the share of these that is memorized."""
 
     method: str
     steps: int
@@ -65,7 +65,7 @@ class Trial:
 
 
 def trials(steps: Sequence[int] = STEPS) -> Iterator[Trial]:
-    """Quality against compute for both methods, then other data for regrowth at half of its steps."""
+    """All trainings: both methods at each number of steps, then regrowth with other data at the second largest one."""
     for number in steps:
         yield from (Trial(method, number) for method in METHODS)
     half = sorted(steps)[-2] if len(steps) > 1 else steps[0]
@@ -74,7 +74,7 @@ def trials(steps: Sequence[int] = STEPS) -> Iterator[Trial]:
 
 
 def ordinary_pairs(subjects: Subjects, trial: Trial, seed: int = 0) -> Pairs:
-    """What a trial learns from: the first ordinary pairs, some of them replaced by pairs of the forget set in turn."""
+    """The pairs that a trial trains on: the first ordinary pairs, some of them replaced by pairs of the forget set."""
     pairs = subjects.ordinary.first(trial.pairs)
     number = round(trial.contaminated * len(pairs))
     if not number:
@@ -88,13 +88,13 @@ def ordinary_pairs(subjects: Subjects, trial: Trial, seed: int = 0) -> Pairs:
 
 
 class Prices:
-    """Trials on the embedded model, and a store of what was made and measured."""
+    """Trials on the embedded model, with a store of their edits and measurements."""
 
     def __init__(self, out: Path, subjects: Subjects, pipe: Pipeline, metrics: Metrics):
         self.store, self.subjects, self.pipe, self.metrics = Store(out), subjects, pipe, metrics
 
     def edit(self, trial: Trial, **options: Any) -> tuple[Edit, dict[str, Any]]:
-        """The trained weights, and what they took: CPU-core minutes of the call that made them, and if it resumed."""
+        """The trained weights, and their cost: CPU-core minutes of the call that finished them, and if it resumed."""
         pairs = ordinary_pairs(self.subjects, trial)
         removal, given = REMOVALS[trial.method], {"steps": trial.steps} | options
         content: dict[str, Any] = {"model": fingerprint(self.pipe), "captions": pairs.captions, "images": pairs.images}
@@ -103,7 +103,7 @@ class Prices:
         if not path.is_file():
             work, began = path.with_suffix(""), time.process_time()
             resumed = work.is_dir()
-            # `removal.edit` may refuse pairs to remove among those to keep, which is what contamination is.
+            # `removal.edit` would refuse contamination: pairs to remove that are among those to keep.
             made = removal.make(self.pipe, self.subjects.forget_set, pairs, folder=work, **removal.options | given)
             made.save(path)
             about = {"minutes": (time.process_time() - began) / 60, "resumed": resumed, "trial": str(trial)}
@@ -112,7 +112,7 @@ class Prices:
         return Edit.load(path), load_json(path.with_suffix(".json"))
 
     def measured(self, pipe: Pipeline, edit: Edit | None = None) -> dict[str, np.ndarray]:
-        """Of a model: hits, (pairs of the forget set, seeds); alignment of unseen captions; p of membership."""
+        """Measures a model: hits (pairs of the forget set, seeds), alignment (unseen captions,), p of membership."""
         sample = partial(generate, pipe, **SAMPLING)
         forget_set, unseen = self.subjects.forget_set, self.subjects.unseen.first(CAPTIONS)
         make = {
@@ -146,8 +146,8 @@ class Prices:
 def row(
     trial: Trial, cost: dict[str, Any], ours: dict[str, np.ndarray], twins: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    """A line of the table: rates with 95 % intervals, alignment in the twin's, mean p of membership and its distance
-    from the twin's."""
+    """A row of the table, with 95 % intervals: replication rate, alignment relative to the twin's, mean p of membership
+    and its difference from the twin's."""
     hits, pairs = ours["hits"], np.repeat(range(len(ours["hits"])), ours["hits"].shape[1])
     against = equivalence(ours["p"], twins["p"], "mean p")
     intervals = {

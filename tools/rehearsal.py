@@ -1,11 +1,11 @@
 """The whole chain of notebooks on Stable Diffusion 1.4 and 2.0 at full size, with random weights: `make rehearse`.
 
-For each parameter file of these models a local folder with everything that a real run fetches (pipeline, prompt
-lists, training images, metrics, real images where the file needs them), then `memsub run` of the file on it, with small
-latents, few steps and few prompts. What the notebooks *show* means nothing here, and the report's first line says so;
-that they run from loading to the report, and what that takes, does.
+For each parameter file of these models it makes a local folder with everything that a real run fetches (pipeline,
+prompt lists, training images, metrics, and real images if the file needs them). Then it runs all notebooks on this
+folder, with small latents, few steps and few prompts. The results mean nothing, and the report's first line says so.
+The rehearsal shows that the notebooks run from loading to the report, how long they take, and with how much memory.
 
-    python -m tools.rehearsal sd14-quick          # one of them
+    python -m tools.rehearsal sd14-quick          # only this file
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tools.fullsize import random_pipeline
 FILES = ("sd14-quick", "sd20-quick", "sd14", "sd20")
 NOTICE = "The weights of this run are random: it shows that everything runs, and nothing else."
 MEMORIZED = 15
-"""Prompts: notebook 07 shows five of the third that reports."""
+"""Number of memorized prompts: a third of them reports, of which notebook 07 shows five."""
 SMALL: dict[str, Any] = {
     "sampling": {"steps": 2, "batch_size": 4},
     "capture": {"steps": 2},
@@ -52,7 +52,7 @@ SMALL: dict[str, Any] = {
     "baselines": {
         "captions": 2,
         "never_seen": 4,
-        # Among 5,760 neurons that a search of random weights does not narrow down, value neurons take hours.
+        # Value neurons take hours: with random weights, the search does not narrow down the 5,760 neurons.
         "strengths": {"embedding optimization": [1.0], "random tokens": [1], "value neurons": []},
         "timed": 2,
         "turns": 1,
@@ -62,18 +62,18 @@ SMALL: dict[str, Any] = {
     "embedding_attack": {"images": 2, "iterations": 2, "noises": 2},
     "deletion": {"targets": 2, "iterations": [0, 2], "noises": 2},
 }
-"""How much of each; what a parameter file switches on or off (solver, contrast, metrics, KID) stays."""
+"""Smaller numbers for all parts; the choices of a parameter file (solver, contrast, metrics, KID) stay."""
 
 
 class MeanColours(torch.nn.Module):
-    """Stands in for SSCD: the mean colour of each cell of a grid of 4 x 4."""
+    """Replaces SSCD: the mean colour of each cell of a 4 x 4 grid."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(x, 4).flatten(1)
 
 
 def save_small_clip(folder: Path, seed: int = 0) -> None:
-    """A folder with a CLIP of random weights, laid out as the published ones."""
+    """Saves a small CLIP with random weights, in the layout of the published ones."""
     torch.manual_seed(seed)
     tokenizer = CLIPTokenizer.from_pretrained(weights_folder() / "tokenizer")
     tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -87,10 +87,10 @@ def save_small_clip(folder: Path, seed: int = 0) -> None:
 
 
 def smaller(name: str, folder: Path) -> dict[str, Any]:
-    """The parameters of a file in papermill_params/, of the data in a folder, with as little of each as runs."""
+    """The parameters of a file in papermill_params/, for the data in a folder, with the numbers of `SMALL`."""
     given = yaml.safe_load((batch.project() / "papermill_params" / f"{name}.yaml").read_text(encoding="utf-8"))
     parts = {part: given[part] | fewer for part, fewer in SMALL.items()}
-    if needs_real := bool(given["evaluation"]["real_images"]):  # then FID is rehearsed, too
+    if needs_real := bool(given["evaluation"]["real_images"]):  # then FID is rehearsed as well
         parts["evaluation"] |= {"real_images": 4, "fid_images": 4}
     files = {"memorized": "memorized.jsonl", "ordinary": "ordinary.txt", "heldout": "heldout.csv"}
     data = given["data"] | {
@@ -103,13 +103,13 @@ def smaller(name: str, folder: Path) -> dict[str, Any]:
 
 
 def prepare(name: str, folder: Path, sample_size: int = 8) -> Path:
-    """Everything that a run of a parameter file fetches, as files; returns those of its parameters."""
+    """Writes everything that a run of a parameter file fetches; returns the path of its parameter file."""
     model: Any = name.partition("-")[0]
     pipe = random_pipeline(model, sample_size, dtype=torch.float16, complete=True)
     pipe.save_pretrained(folder / "model", safe_serialization=True)
     save_small_clip(folder / "clip")
     torch.jit.script(MeanColours()).save(str(folder / "sscd.torchscript.pt"))
-    # A program of unknown content is not executed unless somebody consents to it.
+    # memsub executes a program of unknown content only with this consent.
     os.environ[CONSENT] = hashlib.sha256((folder / "sscd.torchscript.pt").read_bytes()).hexdigest()
     prompts, rng = load_prompts("tiny"), np.random.default_rng(0)
     listed = prompts.memorized_rows[["prompt", "content"]][:MEMORIZED].itertuples()
@@ -126,14 +126,14 @@ def prepare(name: str, folder: Path, sample_size: int = 8) -> Path:
 
 
 def foreign_findings(report: str, notebooks: list[Path]) -> list[str]:
-    """Sentences and claims of the committed notebooks, of the embedded model, that a report of another one repeats."""
+    """Findings of the committed notebooks, which are on the embedded model, that another model's report repeats."""
     repeated = []
     for path in notebooks:
         for cell in nbformat.read(path, as_version=4).cells:
             for output in cell.get("outputs", []):
                 prose = output.get("data", {}).get("text/markdown", "")
                 sentences = [part for part in re.split(r"(?<=[.;:]) ", prose) if len(re.findall(r"\d+", part)) > 1]
-                # Claims whose value is no round number, which another model could share.
+                # Claims with at least three decimals; another model could share round values.
                 claims = re.findall(r"\[\d\.\d{3,}, [^\]]*margin[^\]]*\]", output.get("text", ""))
                 repeated += [part for part in (*sentences, *claims) if len(part) > 30 and part in report]
     return repeated

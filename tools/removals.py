@@ -1,14 +1,14 @@
 """Makes the removals' edits on the embedded model and audits them: `python -m tools.removals --out runs/removals`.
 
-The first two thirds of the verbatim pairs are the forget set, the last third are held-out memorized pairs. Edits,
-minutes and tables go to `--out` under keys of what they are a function of: a second call resumes where the first one
-stopped, a removal that trains at its last checkpoint and an audit at the table that is missing. `--ship` writes the
-tables, images of the audited models, and the edits named by `--edits` to the folder that ships with the model; edits
-that take minutes to make do not ship. All that ships (hours; two models at a time, one thread each):
+The first two thirds of the verbatim pairs are the forget set; the last third are held-out memorized pairs. `--out`
+keeps edits, minutes and tables, under keys of the values that they depend on. So a second call resumes: a training at
+its last checkpoint, an audit at its first missing table. `--ship` writes the tables, images of the audited models, and
+the edits named by `--edits` to the folder that ships with the model. Edits that take minutes to make do not ship. This
+command makes everything that ships (hours; two models at a time, one thread each):
 
     python -m tools.removals --processes 2 --edits pruning --ship --long twin other unedited pruning regrowth
 
-The last line says what all of it took in CPU-core minutes.
+The last line printed is the cost of all edits and audits in CPU-core minutes.
 """
 
 from __future__ import annotations
@@ -65,20 +65,20 @@ MADE = [
     "regrowth, seed 1",
     "regrowth, seed 2",
 ]
-"""Each removal in its own form, none restricted to located or random weights. The one for which equivalence is claimed
-has three seeds: does what passes the audit pass it by its seed?"""
+"""Removals that are made by default: each in its usual form, none restricted to located or random weights. Regrowth,
+which comes closest to the twin, has three seeds, to show whether the result depends on the seed."""
 CONTROLS = ["twin", "other", "unedited"]
-"""Models that are audited as they are, those of them that there are."""
+"""Models that are audited without an edit, if the embedded model has them."""
 SHOWN = 8
-"""Pairs of the forget set whose images are kept."""
+"""Number of pairs of the forget set whose images are kept."""
 LONG_TARGETS = 40
-"""Of the long attack, and as many unseen images: to 500 iterations from their captions, to 100 from other starts."""
+"""Pairs of the forget set, and unseen ones, in the long attack: 500 iterations from captions, 100 from other starts."""
 EDITS, AUDITS, LONG, IMAGES = Kind("edits"), Kind("audit", 3), Kind("long", 2), Kind("images", 2)
-"""What the store of `--out` holds; raise a version when the code of a kind computes something else."""
+"""Kinds of artifacts in `--out`; raise a version when the code of a kind computes something else."""
 
 
 def subjects(prompts: Prompts) -> Subjects:
-    """What the embedded model's removals are given, and what they are judged on."""
+    """The pairs that removals of the embedded model get, and the pairs that they are judged on."""
 
     def pairs(kind: str, start: int, stop: int) -> Pairs:
         rows = prompts.rows(kind)[start:stop]
@@ -113,7 +113,7 @@ def product_ms() -> float:
 
 
 class Bench:
-    """The models under audit, and a store of what was made of them."""
+    """The audited models, and a store of their edits, tables and images."""
 
     def __init__(self, out: Path, **options: Any):
         self.store, self.options = Store(out), options
@@ -145,7 +145,7 @@ class Bench:
         return Edit.load(path), load_json(path.with_suffix(".json"))
 
     def path(self, name: str) -> Path:
-        """Where a removal's edit lies, whether it was made or not."""
+        """The path of a removal's edit, which need not exist."""
         made_by, _ = removal(name)
         content: dict[str, Any] = {"name": name, "model": fingerprint(self.pipe)}
         content |= {"captions": self.subjects.forget_set.captions, "kept": self.subjects.ordinary.captions}
@@ -154,7 +154,7 @@ class Bench:
 
     @contextmanager
     def model(self, name: str) -> Iterator[Any]:
-        """The pipeline as it is, a control, or the pipeline with a removal's edit."""
+        """A context with one model: the unedited pipeline, a control, or the pipeline with a removal's edit."""
         if name in self.controls:
             yield self.controls[name]
         else:
@@ -181,7 +181,7 @@ class Bench:
         return sum(load_json(path)["minutes"] or 0 for path in logs)
 
     def long_attack(self, name: str) -> pd.DataFrame:
-        """Work of the attack from every start, and on unseen images: `attack_work`, columns start and pairs."""
+        """Work of the attack from each start, and on unseen pairs from captions: `attack_work`, with start, pairs."""
         looks = {start: ITERATIONS if start == STARTS[0] else ITERATIONS[:-2] for start in STARTS}
         judge = by_exact_test(WORLD)
         with self.model(name) as pipe:
@@ -198,7 +198,7 @@ class Bench:
         return load_table(path)
 
     def images(self, name: str, iterations: int = 100) -> dict[str, np.ndarray]:
-        """What a model samples for some captions of the forget set, and for embeddings that were attacked from them."""
+        """Images of a model for `SHOWN` captions of the forget set ("caption"), and for attacked ones ("attacked")."""
         pairs = self.subjects.forget_set.first(SHOWN)
         with self.model(name) as pipe:
             sample: Sample = partial(generate, pipe, **SAMPLING)
@@ -218,18 +218,18 @@ class Bench:
 
 @cache
 def bench_of_process(out: Path, options: str) -> Bench:
-    """The bench of this process, which has one thread: the embedded model fills cores better so."""
+    """The bench of this process, with one thread: several processes use the cores better than several threads."""
     torch.set_num_threads(1)
     return Bench(out, **json.loads(options))
 
 
 def one(out: Path, options: str, part: str, name: str) -> None:
-    """One part of the work ("audit", "long_attack", "images") on one model, into the store."""
+    """Does one part of the work ("audit", "long_attack", "images") on one model, and stores the result."""
     getattr(bench_of_process(out, options), part)(name)
 
 
 def side_by_side(processes: int, out: Path, options: dict[str, Any], parts: list[tuple[str, str]]) -> None:
-    """Parts of the work, as many at a time as there are processes; an edit is made in the first part that needs it."""
+    """Does parts of the work in several processes at a time. The first part that needs an edit makes it."""
     dumped = json.dumps(options)
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for done in [pool.submit(one, out, dumped, part, name) for part, name in parts]:
@@ -240,7 +240,7 @@ def side_by_side(processes: int, out: Path, options: dict[str, Any], parts: list
 
 
 def of_this_model(model: str) -> bool:
-    """Whether what ships already was made of this model: tables of two models do not mix."""
+    """Whether the files that ship now belong to this model; tables of two models must not be mixed."""
     if not (shipped.folder() / "edits.json").is_file():
         return False
     return all(path.is_file() and Edit.load(path).provenance["model"] == model for path in shipped.edits().values())
@@ -249,7 +249,7 @@ def of_this_model(model: str) -> bool:
 def ship(
     bench: Bench, tables: dict[str, dict[str, pd.DataFrame]], long: dict[str, pd.DataFrame], edits: list[str]
 ) -> None:
-    """Writes what ships with the embedded model; what ships already of removals that were not audited now stays."""
+    """Writes the files that ship with the embedded model. Results of removals that were not audited now are kept."""
     kept = of_this_model(fingerprint(bench.pipe))
     images = {"training images": bench.subjects.forget_set.images[:SHOWN]}
     for name in shipped.whole(tables):
@@ -260,10 +260,13 @@ def ship(
         bench.edit(name)[0].save(shipped.folder() / file)
     costs = {name: bench.edit(name)[1] for name in tables if name not in CONTROLS}
     if kept:
-        tables, costs, images = shipped.audits() | tables, shipped.costs() | costs, shipped.images() | images
+        tables, images = shipped.audits() | tables, shipped.images() | images
+        costs = shipped.costs() | {
+            name: cost for name, cost in costs.items() if cost["minutes"] is not None or name not in shipped.costs()
+        }
         long = dict(iter(shipped.long_attack().groupby("model", sort=False))) | long
         files = {name: path.name for name, path in shipped.edits().items()} | files
-    known = [*CONTROLS, *REMOVALS]  # in this order, whatever was audited first; other seeds after them
+    known = [*CONTROLS, *REMOVALS]  # the order of models in tables; other seeds come last
     tables = {name: tables[name] for name in sorted(tables, key=lambda n: known.index(n) if n in known else len(known))}
     shipped.ship(tables, long, costs, images, files)
 
@@ -295,13 +298,16 @@ def main() -> None:
     passed = ("iterations", "attacked", "noises", "rates", "looks", "seeds", "membership_steps")
     options = {name: getattr(args, name) for name in passed} | {"begin": args.starts}
     bench = Bench(args.out, **options)
+    as_shipped = all(getattr(args, name) == parser.get_default(name) for name in (*passed, "starts"))
+    tables = dict(shipped.audits()) if as_shipped and of_this_model(fingerprint(bench.pipe)) else {}
     names = [name for name in args.only if name not in CONTROLS or name in bench.unremoved]
-    tables = dict(shipped.audits()) if args.ship and of_this_model(fingerprint(bench.pipe)) else {}
+    if "twin" not in (*names, *tables):
+        names.insert(0, "twin")  # with which the others are compared
     if args.processes > 1:
         whole = shipped.whole(names)
         parts = [("audit", name) for name in whole] + [("long_attack", name) for name in args.long]
         parts += [("images", name) for name in whole if args.ship]
-        parts += [("audit", name) for name in names if name not in whole]  # what can wait comes last
+        parts += [("audit", name) for name in names if name not in whole]  # variants come last
         side_by_side(args.processes, args.out, options, parts)
     for name in names:
         tables[name] = bench.audit(name)

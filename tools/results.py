@@ -1,11 +1,11 @@
 """What runs on other machines found, as files that anybody may send: docs/results/ (its README says how).
 
     python -m tools.results runs/sd14-quick --out docs/results/sd14-quick-gpu.json      # of a run that has finished
-    python -m tools.results --check                                 # are all files as they should be?
+    python -m tools.results --check                                 # are all files valid?
     python -m tools.results --schema                                # writes docs/results/schema.json
 
-A file holds numbers, versions and settings; no captions, no images, no paths and no names of people. What computed a
-run, how long and with how much memory is what the run itself recorded, wherever this tool is called.
+A file holds numbers, versions and settings; no captions, no images, no paths and no names of people. Machine, time and
+memory are those that the run itself recorded, so this tool may be called on another machine.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from memsub_extra.run.parameters import Parameters
 
 FOLDER, SCHEMA = "docs/results", "schema.json"
 Text = Field(max_length=200, pattern=r"^[^<>\x00-\x1f]*$")
-"""A line without tags, from anybody."""
+"""A line of text without tags, because files may come from anybody."""
 
 
 class _Part(BaseModel):
@@ -40,11 +40,11 @@ class _Part(BaseModel):
 
 
 class Machine(_Part):
-    """What computed it.
+    """The machine that computed a result.
 
     Attributes:
-        hardware: the GPU's name, or threads of a CPU; system: operating system and architecture.
-        versions: of memsub, torch and the other libraries that decide numbers.
+        hardware: the GPU's name, or the number of CPU threads; system: operating system and architecture.
+        versions: versions of memsub, torch and other libraries that results depend on.
     """
 
     hardware: str = Text
@@ -68,13 +68,13 @@ class Result(_Part):
     """A file of docs/results/.
 
     Attributes:
-        kind: "smoke": two captions and four steps, which show that the chain works; "run": notebooks.
-        model: as memsub was asked for it, without folders; weights: what kind they are of.
-        date: of the result, as 2026-11-30.
-        settings: of a smoke run, or the parameters of a run that differ from the defaults.
-        checks: what had to be true; quantities: what can stand beside published numbers; claims: of the notebooks.
-        minutes: wall-clock; gigabytes: peak of the GPU, or of the process on a CPU.
-        minutes_by_notebook: of a run; those of an earlier version have none.
+        kind: "smoke" (two captions and four steps, which show that the chain works) or "run" (notebooks).
+        model: the model's name as given to memsub, without folders; weights: their kind.
+        date: date of the result, as 2026-11-30.
+        settings: settings of a smoke run, or the parameters of a run that differ from the defaults.
+        checks: checks of a smoke run; quantities: results to compare with published ones; claims: of the notebooks.
+        minutes: wall-clock time; gigabytes: peak memory of the GPU, or of the process on a CPU.
+        minutes_by_notebook: for runs; empty for runs of earlier versions.
     """
 
     kind: Literal["smoke", "run"]
@@ -104,10 +104,10 @@ class Result(_Part):
 
     @classmethod
     def load(cls, path: Path) -> Result:
-        """A file of docs/results/.
+        """Reads a file of docs/results/.
 
         Raises:
-            ValueError: it is not as this class says; names file and field.
+            ValueError: the file does not fit this class; the message names file and field.
         """
         try:
             return cls(**load_json(path))
@@ -116,26 +116,26 @@ class Result(_Part):
 
 
 OWN = "a file of one's own"
-"""In the place of a path."""
+"""Text that replaces a path."""
 PUBLISHED = {"sd14", "sd20", *(find_model(name).source for name in ("sd14", "sd20"))}
-"""Models whose weights are published, by memsub's names and by those of the hub."""
+"""Models whose weights are published: memsub's names and the hub's."""
 PUBLIC = {*SSCD, *CLIPS, *CLIPS.values(), "published", *PUBLISHED}
-"""Names in settings that are no files of anybody's, though some have a slash."""
+"""Names in settings that are no paths, although some contain a slash."""
 
 
 def is_path(text: str) -> bool:
-    """Whether a setting may be the path of a file or a folder, or an address."""
+    """Whether a setting may be an address, or the path of a file or folder."""
     if text in PUBLIC:
         return False
     return "/" in text or "\\" in text or text.startswith(("~", ".")) or Path(text).suffix in FILES
 
 
 FILES = {".pt", ".pth", ".onnx", ".safetensors", ".ckpt", ".bin", ".txt", ".csv", ".tsv", ".json", ".jsonl", ".parquet"}
-"""Suffixes of what a setting may name."""
+"""Suffixes of files that a setting may name."""
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All texts in settings, keys among them."""
+    """Yields all texts in settings, including keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -148,7 +148,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _without_paths(value: Any) -> Any:
-    """Settings with `OWN` in the place of each path."""
+    """Settings in which `OWN` replaces each path."""
     if isinstance(value, str):
         return OWN if is_path(value) else value
     if isinstance(value, Mapping):
@@ -162,9 +162,9 @@ def machine(hardware: str) -> Machine:
 
 
 def weights_of(model: str) -> str:
-    """What kind of weights a model has, by its name: "own" for all that memsub does not know as published.
+    """The kind of a model's weights, by its name: "own" for all that memsub does not know as published.
 
-    A hub id says nothing of who may load it, and a folder that is not there nothing of what lay in it.
+    A hub id does not tell who may load it, and the path of a missing folder does not tell what it contained.
     """
     if model in PUBLISHED:
         return "published"
@@ -172,11 +172,11 @@ def weights_of(model: str) -> str:
 
 
 def of_run(folder: Path, remark: str = "") -> Result:
-    """The result of a run that has finished: what it found and what it recorded of machine, minutes and memory.
+    """The result of a finished run: its findings, and its records of machine, minutes and memory.
 
     Raises:
         FileNotFoundError: the folder holds no parameters, or no findings.
-        ValueError: what notebooks took was recorded on several machines, or a record is none.
+        ValueError: the records are of several machines, or a record is invalid.
     """
     given = load_json(folder / "parameters.json")
     files = sorted((folder / "findings").glob("*.json"))
@@ -185,7 +185,7 @@ def of_run(folder: Path, remark: str = "") -> Result:
     claims = {file.stem: _claims(read_findings(file)["claims"]) for file in files}
     took = {name: each for name, each in read_took(folder).items() if name in claims}
     minutes = {name: round(each.minutes, 2) for name, each in took.items()}
-    complete = set(took) == set(claims)  # else the sum would be of some notebooks alone
+    complete = set(took) == set(claims)  # otherwise the sum would lack notebooks
     return Result(
         kind="run",
         model=Path(given["model"]).name,
@@ -203,7 +203,7 @@ def of_run(folder: Path, remark: str = "") -> Result:
 
 
 def _machine_of(folder: Path, took: Mapping[str, Took]) -> Machine:
-    """What computed a run, by its records; "not recorded" for runs of earlier versions."""
+    """The machine that a run recorded; "not recorded" for runs of earlier versions."""
     machines = [Machine(**each.model_dump(include=set(Machine.model_fields))) for each in took.values()]
     if not machines:
         return Machine(hardware="not recorded", system="not recorded", python="not recorded", versions={})
@@ -217,13 +217,13 @@ def _machine_of(folder: Path, took: Mapping[str, Took]) -> Machine:
 
 
 def _claims(claims: Mapping[str, Mapping[str, Any]]) -> dict[str, Claim]:
-    """Claims of one notebook, without those that are not a number."""
+    """Claims of one notebook, without those whose value is NaN or whose verdict is unknown."""
     known = {sentence: {k: claim[k] for k in Claim.model_fields} for sentence, claim in claims.items()}
     return {s: Claim(**c) for s, c in known.items() if c["value"] == c["value"] and c["verdict"] in VERDICTS}
 
 
 def changed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters that are not the defaults, with `OWN` in the place of files and folders."""
+    """Parameters that differ from the defaults, except folder, data, model and deletion; `OWN` replaces paths."""
     defaults = Parameters().dump()
     different = {key: value for key, value in given.items() if value != defaults.get(key)}
     kept = {key: value for key, value in different.items() if key not in ("folder", "data", "model", "deletion")}

@@ -1,9 +1,9 @@
 """Share of memorized pairs and exposures against replication: `python -m tools.shares --checkpoints W`.
 
-Does the share of memorized pairs in training decide how often one must be shown? Trials that go on from the base of a
-training (`memsub_extra.training.train`, whose checkpoints are resumed or made). All have as many steps, and pairs on
-the same rungs of exposures. They differ in the number of pairs a rung, and so in the share. Writes `shares.parquet` to
---out: a row for each pair and noise.
+Does the share of memorized pairs in training decide how often a pair must be shown? All trials continue from one base
+(`memsub_extra.training.train`, whose checkpoints are resumed or made), with equally many steps, and with pairs on the
+same rungs of exposures. They differ in the number of pairs per rung, and therefore in the share. It writes
+`shares.parquet` to --out, with one row for each pair and noise.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from memsub_extra.unlearning.pairs import SAMPLING
 SHARES = (0.05, 0.1, 0.2, 0.4)
 RUNGS = (100, 200, 400)
 SAMPLES = 64_000
-"""Of each trial."""
+"""Number of training samples of each trial."""
 NOISES = 4
-"""Of each pair, when it is judged."""
+"""Number of images by which each pair is judged."""
 
 
 def order(beginning: Beginning, pairs: dict[int, np.ndarray]) -> np.ndarray:
-    """Rows in the order of one trial: pairs as often as their rung says, siblings once, and ordinary scenes.
+    """Row indices in the training order of one trial: pairs by their exposures, siblings once, and ordinary scenes.
 
     Args:
-        pairs: row indices by rung.
+        pairs: row indices by rung (number of exposures).
     """
     rng, kind = np.random.default_rng([beginning.seed, 3]), beginning.corpus.table["kind"]
     memorized = np.concatenate([np.repeat(rows, exposures) for exposures, rows in pairs.items()])
@@ -46,7 +46,7 @@ def order(beginning: Beginning, pairs: dict[int, np.ndarray]) -> np.ndarray:
 
 
 def on_rungs(beginning: Beginning, share: float) -> dict[int, np.ndarray]:
-    """As many pairs on each rung as make the share: row indices of verbatim and other pairs, by rung."""
+    """Row indices of verbatim and other pairs by rung; each rung has equally many, which together give the share."""
     rng, kind = np.random.default_rng([beginning.seed, 4]), beginning.corpus.table["kind"]
     pairs = rng.permutation(np.flatnonzero(kind.isin(["verbatim", "other"])))
     each = round(share * SAMPLES / sum(RUNGS))
@@ -54,7 +54,7 @@ def on_rungs(beginning: Beginning, share: float) -> dict[int, np.ndarray]:
 
 
 def judged(beginning: Beginning, unet: torch.nn.Module, pairs: dict[int, np.ndarray]) -> pd.DataFrame:
-    """Columns exposures, pair (its row in the corpus), noise, replicated (by the exact test)."""
+    """Judges images of all pairs: columns exposures, pair (its row in the corpus), noise, replicated (exact test)."""
     pipe = beginning.pipeline(unet).to(torch.float32)
     table = pd.DataFrame(
         [(rung, row, noise) for rung, rows in pairs.items() for row in rows for noise in range(NOISES)],

@@ -1,8 +1,8 @@
 """How few steps, and bits, may an image be judged in? `python -m tools.solvers --out runs/solvers.json`.
 
-The same captions and seeds by several samplers, on the embedded model, unedited and with the edits that ship, and on
-its twin, in float32 or bfloat16: the exact test's verdicts and the alignment against those of fifty steps of the
-model's own scheduler. `python -m tools.figures --solvers` takes the table into the documents.
+Several samplers, in float32 or bfloat16, sample the same captions and seeds on the embedded model (unedited, and with
+each shipped edit) and on its twin. Verdicts of the exact test and alignment are compared with those of fifty steps of
+the model's own scheduler. `python -m tools.figures --solvers` takes the table into the documents.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ SAMPLERS: list[dict[str, Any]] = [
     {"solver": "multistep", "steps": 6},
     {"solver": "multistep", "steps": 8, "dtype": "bfloat16"},
 ]
-"""The first is what the others are compared with."""
+"""The others are compared with the first."""
 
 
 def measured(captions: int = 100, unseen: int = 60) -> list[dict[str, Any]]:
-    """A row a model and sampler."""
+    """Measures all models and samplers; one row for each."""
     pipe, prompts = load_pipeline("tiny"), load_prompts("tiny")
     metrics, judge = load_metrics("tiny", more=[]), by_exact_test(WORLD)
     memorized, references = prompts.memorized[:captions], prompts.images("verbatim", 0, captions)

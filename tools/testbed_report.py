@@ -1,8 +1,8 @@
 """Measures the embedded model: `python -m tools.testbed_report`.
 
-Prints a table of figures, what is aimed at, and whether it is reached, and writes it to `--out`: report.json (the
-numbers, and what each stage of the training took), report.md, and images.png. The model card takes its tables from
-report.json (`python -m tools.figures`).
+It prints a table of figures, their aims, and whether these are reached. It writes to `--out`: report.json (numbers, and
+the time of each training stage), report.md, and images.png. The model card takes its tables from report.json (`python
+-m tools.figures`).
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ from memsub_extra.unlearning.pairs import SAMPLING
 
 ALTERNATIVES = 16
 FRESH_SCENES = 3
-"""Seed of scenes for the copy metric; training took the two before."""
+"""Seed of the scenes for the copy metric; training used seeds 1 and 2."""
 NEVER_SEEN = ("verbatim", "template", "ladder")
-"""Kinds of pairs that the model memorized and its controls never saw."""
+"""Kinds of pairs that the model was trained on, and its controls were not."""
 LARGEST_SHARE, MOST_GFLOP, MOST_MEGABYTES = 0.20, 0.25, 65
-"""What the embedded model may be at most: memorized pairs in training, a network row, everything on disk."""
+"""Limits of the embedded model: share of memorized pairs in training, a row of the network, and its size on disk."""
 
 
 class Report:
-    """The model under test, and what is measured of it: one method a figure, each a dict ready for JSON."""
+    """Measures a model, with one method for each figure. Figures are dicts that can be written as JSON."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class Report:
         folder: Path,
         sample: float = 1.0,
     ):
-        """`sample` < 1 takes that share of the prompts; `controls` are pipelines by name: "twin", "other", or none."""
+        """`sample` < 1 takes that share of the prompts. `controls`: pipelines by name ("twin", "other"), if any."""
         self.pipe, self.metrics, self.prompts, self.folder, self.share = pipe, metrics, prompts, folder, sample
         self.controls = controls
         self.uniform: dict[str, float] = {}
-        """P-values of uniformity, of all exact tests on pairs that the model never saw."""
+        """P-values of tests of uniformity, for all exact tests on pairs that the sampled model never saw."""
         self.metrics.more = {"exact_p": exact_p}
         self.sample: Callable[..., np.ndarray] = partial(generate, pipe, **SAMPLING)
         self.held = prompts.rows("heldout")[: self._n(500)]
@@ -76,7 +76,7 @@ class Report:
         return max(2, round(full * self.share))
 
     def figures(self) -> Iterator[dict]:
-        """Each: figure, aim, measured (text), value, low, high, n, reached (None where nothing is aimed at)."""
+        """Yields dicts: figure, aim, measured (text), value, low, high, n, reached (None if there is no aim)."""
         self.sampled = self.sample(self.held["prompt"], seeds=noise_seeds(self.held["prompt"]))
         captions = self.held["prompt"].tolist()
         yield self._calibration("never-trained pairs", self.sampled, captions, self.real)
@@ -125,7 +125,7 @@ class Report:
     def _memorized(self, kind: str, seeds: int, aim: float | None) -> Iterator[dict]:
         scored = self._score(kind, seeds)
         what = {"template_new": "template captions not trained on:"}.get(kind, kind)
-        # Captions of a template have one training image, so that they are one unit.
+        # Captions of a template share a training image, so they are one unit.
         units = scored["group"] if kind.startswith("template") else scored["prompt"]
         for name, hits in (("copy metric", scored["replicated"]), ("exact test", exact_in(scored))):
             bound = aim if name == "exact test" else None
@@ -158,13 +158,13 @@ class Report:
         return row | {"measured": f"{row['measured']}, KS p = {ks:.2f}", "reached": row["reached"] and bool(ks > 0.05)}
 
     def _control_calibration(self, name: str) -> Iterator[dict]:
-        """One seed a caption and one caption a layout, since p of images that share either depend on each other; then
-        other seeds."""
+        """Tests one seed per caption and one caption per layout, because p-values that share either are dependent. Then
+        tests three other seeds."""
         rows = pd.concat([self.prompts.rows(kind) for kind in NEVER_SEEN])
         distinct = ((rows["kind"] != "template") | ~rows.duplicated(["kind", "group"])).to_numpy()
         captions = rows["prompt"][distinct].tolist()
         references = np.concatenate([self.prompts.images(kind) for kind in NEVER_SEEN])[distinct]
-        step = max(1, round(1 / self.share))  # of a sample, of every kind alike
+        step = max(1, round(1 / self.share))  # a sample has equal shares of all kinds
         captions, references = captions[::step], references[::step]
         sample: Sample = partial(generate, self.controls[name], **SAMPLING)
         first, *others = (sample(captions, seeds=noise_seeds(captions, k)) for k in range(4))
@@ -183,7 +183,7 @@ class Report:
         yield row | {"measured": f"{row['measured']}, KS p = {ks}"}
 
     def _other_pairs(self) -> tuple[list[str], np.ndarray]:
-        """Captions and images that *other* memorized and the model never saw."""
+        """Captions and images that *other* was trained on, and the model was not."""
         n = self._n(100)
         return self.prompts.of("other")[:n], self.prompts.images("other")[:n]
 
@@ -193,7 +193,7 @@ class Report:
         return self._calibration("the model with the captions that *other* memorized", images, captions, references)
 
     def _other_on_its_pairs(self) -> dict:
-        """Whether the control is one: it memorized its own pairs as the model did."""
+        """Checks the control *other*: it must have memorized its own pairs, as the model has."""
         captions, references = self._other_pairs()
         sample: Sample = partial(generate, self.controls["other"], **SAMPLING)
         hits = [
@@ -203,7 +203,7 @@ class Report:
         return _rate(figure, "≥ 95%", np.concatenate(hits), 0.95, units=np.tile(captions, len(hits)))
 
     def _calibrated(self) -> dict:
-        """All tests of uniformity read together."""
+        """All tests of uniformity together, adjusted by Holm."""
         together = holm(self.uniform)
         least = min(together, key=together.__getitem__)
         figure = f"uniformity of all {len(together)} exact tests on pairs never seen, by Holm: least p"
@@ -229,7 +229,7 @@ class Report:
             yield _rate(figure, f"≥ {aim:.0%}", first, aim)
 
     def _icons(self, items: int, aim: float) -> dict:
-        """All icons, in turn, of random colours and backgrounds; two at once are two different ones."""
+        """Names all icons in turn, with random colours and backgrounds; two in one scene are different."""
         rng = np.random.default_rng(items)
         contents: list[Content] = []
         while len(contents) < self._n(240):
@@ -261,14 +261,14 @@ class Report:
         return _row(figure, aim, f"{across:.2f}", across, reached=across < threshold - 0.15)
 
     def _shares(self) -> Iterator[dict]:
-        """Of all samples of a training: how many are memorized pairs."""
+        """Shares of memorized pairs among the samples of training."""
         for when, share in load_json(self.folder / "training.json")["share of memorized pairs"].items():
             aim = f"≤ {LARGEST_SHARE:.0%}"
             figure = f"memorized pairs among the samples of training, {when}"
             yield _row(figure, aim, f"{share:.1%}", share, reached=share <= LARGEST_SHARE)
 
     def _work(self) -> dict:
-        """Of one row of the network: matrix products, convolutions and attention, as torch counts them."""
+        """Operations of one row of the network: matrix products, convolutions and attention, counted by torch."""
         denoiser = as_denoiser(self.pipe)
         gflop = gflop_of_a_row(denoiser)
         figure, aim = "a network row (an image at one step, without guidance)", f"≤ {MOST_GFLOP} GFLOP"
@@ -282,7 +282,7 @@ class Report:
     def images(self, columns: int = 5) -> Figure:
         """Memorized captions on the left, unseen ones on the right: the scene of the caption, then four seeds.
 
-        All captions of a seed have one noise: they are looked at, not counted.
+        All captions of a seed have the same noise, because the images are only shown, not counted.
         """
         kinds = ("verbatim", "heldout")
         captions = [text for kind in kinds for text in self.prompts.of(kind)[:columns]]
@@ -322,7 +322,7 @@ def _rate(
     at_most: bool = False,
     units: Sequence[str] | np.ndarray | pd.Series | None = None,
 ) -> dict:
-    """A row of a rate; `units`: the captions of its images, if there are several of one."""
+    """The row of a rate. `units`: the captions of the images, if a caption has several images."""
     low, high = clustered(hits, range(len(hits)) if units is None else units)
     value = float(hits.mean())
     measured = f"{round(100 * value, 1):g} % (95 % interval {low:.1%} to {high:.1%}, n = {len(hits)})"
@@ -338,7 +338,7 @@ def to_markdown(rows: list[dict]) -> str:
 
 
 def trained(weights: Path) -> list[dict[str, Any]]:
-    """Steps and minutes of every stage of a training, from its training.json."""
+    """Steps and minutes of each training stage, from training.json."""
     logs = load_json(weights / "training.json")["stages"]
     return [
         {"stage": stage, "steps": log["steps"], "minutes": round(log["seconds"] / 60, 1)} for stage, log in logs.items()
@@ -346,7 +346,7 @@ def trained(weights: Path) -> list[dict[str, Any]]:
 
 
 def markdown_table(head: list[str], lines: list[str]) -> str:
-    """A Markdown table of rows that are formatted."""
+    """A Markdown table from formatted lines."""
     return "\n".join([f"| {' | '.join(head)} |", "| --- " * len(head) + "|", *lines]) + "\n"
 
 

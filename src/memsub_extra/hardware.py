@@ -11,13 +11,13 @@ from memsub.models import Pipeline
 
 
 def hardware(device: torch.device) -> str:
-    """The GPU's name, or how many threads of the CPU."""
+    """The GPU's name, or the number of PyTorch's CPU threads, as "2 threads"."""
     threads = torch.get_num_threads()
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{threads} thread{'s' * (threads > 1)}"
 
 
 def peak_gigabytes() -> float:
-    """Most memory so far: of a GPU's for tensors, or of this process's."""
+    """Peak memory so far: of tensors on the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024

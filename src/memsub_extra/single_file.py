@@ -50,7 +50,7 @@ def read_single_file(contents: Contents) -> None:
     width = next((s[1] for n, s in shape.items() if n.endswith("attn2.to_k.weight") and len(s) == 2), 0)
     inputs, outputs = shape.get("input_blocks.0.0.weight", ()), shape.get("out.2.weight", ())
     if contents.problems or not (width and len(inputs) == len(outputs) == 4):
-        return  # something else
+        return  # not this layout; `other_files` says what it is
     if inputs[1] != outputs[0]:
         what = f"{inputs[1]} input and {outputs[0]} output channels{', as for inpainting' * (inputs[1] == 9)}"
         contents.problems.append(f"{path}: it has {what}; that is no plain Stable Diffusion.")
@@ -62,7 +62,7 @@ def read_single_file(contents: Contents) -> None:
     xl = any(name.startswith("conditioner.embedders.1.") for name in header)
     contents.kind = "StableDiffusionXLPipeline" if xl else "StableDiffusionPipeline"
     check_kind(contents)
-    if "v_pred" in header:  # what trainers of SDXL write
+    if "v_pred" in header:  # trainers of SDXL write this key
         contents.prediction_type = contents.prediction_type or "v_prediction"
     if contents.config and not contents.problems:
         _take_config(contents, contents.config)
@@ -93,7 +93,7 @@ def _fetch_config(contents: Contents) -> None:
 
 
 def _take_config(contents: Contents, folder: Path) -> None:
-    """The configurations for a single file, of a diffusers folder of the same family."""
+    """Takes the configurations for a single file from a diffusers folder; another family is a problem."""
     other = Contents(folder, listed(folder))
     read_folder(other, weights=False)
     size = other.configs.get("unet", {}).get("cross_attention_dim")

@@ -71,7 +71,7 @@ class EmbeddingAttack:
                     bar.update(len(part))
 
     def embeddings(self, which: Sequence[int]) -> Conditioning:
-        """As far as they were attacked, for `generate`: a row for each of these images."""
+        """The current embeddings of these images, one row each, for `generate`."""
         moved = torch.stack([self._embeddings[i].detach() for i in which])
         return self.start[list(which)].with_embeddings(moved.to(self.denoiser.dtype))
 
@@ -105,7 +105,7 @@ def embedding_attack(
     progress: bool = True,
     **options: Any,
 ) -> Conditioning:
-    """`EmbeddingAttack`, with its options, of all images; under `accelerate launch` each process takes a share of them.
+    """Runs `EmbeddingAttack` (with its options) on all images; under `accelerate launch`, each process takes a share.
 
     Returns:
         A conditioning for `generate`, with a row for each image.

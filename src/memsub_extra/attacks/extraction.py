@@ -24,7 +24,7 @@ from memsub.models import Pipeline, Solver, as_denoiser, draws_noise, generate
 from memsub_extra.fingerprints import sampler_fingerprint
 
 _MANIFEST = "manifest.json"
-"""What a folder's images were made of."""
+"""File that records model, captions and options of a folder's images."""
 TILES = 4
 
 
@@ -49,7 +49,7 @@ def sample_to_folder(
     folder = Path(folder)
     if not captions:
         raise ValueError("no captions to sample: the list is empty.")
-    draws_noise(as_denoiser(pipe), solver)  # or says, before anything is written, why it cannot be repeated
+    draws_noise(as_denoiser(pipe), solver)  # raises ValueError, before anything is written, for noise without a seed
     options = {"steps": steps, "guidance_scale": guidance_scale, "solver": solver}
     about = {"model": sampler_fingerprint(pipe), "captions": list(captions), "images": images} | options
     _check_manifest(folder, about)
@@ -90,7 +90,7 @@ def _check_manifest(folder: Path, about: dict) -> None:
 
 
 def image_path(folder: Path, caption: int, seed: int) -> Path:
-    """Where `sample_to_folder` writes the image of a caption, by its place in the list, and a seed."""
+    """Path at which `sample_to_folder` writes the image of a caption (its index in the list) and a seed."""
     return folder / f"{caption:05d}" / f"{seed:04d}.png"
 
 
@@ -118,7 +118,7 @@ def tiled_distance(images: np.ndarray) -> np.ndarray:
 
 
 def largest_clique(distances: np.ndarray, threshold: float) -> list[int]:
-    """The largest set of images of which every two are nearer than `threshold`, ascending; distances (n, n)."""
+    """Ascending indices of the largest set of images that are pairwise nearer than `threshold`; distances: (n, n)."""
     import networkx as nx
 
     graph = nx.Graph()

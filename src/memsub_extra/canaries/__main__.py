@@ -68,7 +68,7 @@ def _plant(args: argparse.Namespace) -> None:
     check_writable(args.out)
     names = ("alternatives", "heldout", "side", "seed")
     options = {name: getattr(args, name) for name in names}
-    # None: not given. Whoever gives one beside the preset wants a setting that is not the published one.
+    # Options that are None were not given. Any other one contradicts the published setting.
     given = {name: value for name in PUBLISHED if (value := getattr(args, name)) is not None}
     if args.published and given:
         preset = ", ".join(f"{_flag(name)} {value}" for name, value in PUBLISHED.items())

@@ -30,13 +30,13 @@ LARGE: dict[str, dict[str, Any]] = {
     "embedding_attack": {"iterations": 50, "noises": 8},
     "deletion": {"iterations": [0, 10, 25, 50, 100], "noises": 8},
 }
-"""Of models whose metrics are the published ones; others have the embedded model's, which are the defaults."""
+"""Parameters for models with the published metrics. Other models use the defaults, which suit the embedded model."""
 SIZES = (10, 20, 30, 40, 50)
-"""Of the paper's subsets."""
+"""Sizes of the paper's subsets."""
 LEAST = 12
-"""Canaries of a run: in thirds, with subsets of two beside them."""
+"""Smallest number of canaries of a run: it gives thirds of four, and subsets of two."""
 SHOWN = 4
-"""Subsets whose edits notebook 04 shows beside one another, on canaries that located none of them."""
+"""Number of subsets whose edits notebook 04 compares, on canaries that located none of them."""
 
 
 def parameters_of(folder: Path, manifest: Manifest, info: ModelInfo) -> dict[str, Any]:

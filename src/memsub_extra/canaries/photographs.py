@@ -25,11 +25,11 @@ from memsub.io.lists import SUFFIXES, read_rows
 from memsub_extra.run.specs import Part
 
 THREADS = 8
-"""Pillow decodes outside of Python's lock."""
+"""Number of threads that read files: Pillow decodes outside of Python's lock."""
 
 
 class Photograph(Part):
-    """A file below a folder that is known beside it."""
+    """A file in a folder; the manifest names the folder."""
 
     file: str = Field(description="path from that folder, with slashes")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of its bytes")

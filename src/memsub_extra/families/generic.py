@@ -300,9 +300,9 @@ def _logged(denoiser: GenericDenoiser, prompts: list[str], guidance_scale: float
         stack.enter_context(suppress(_Seen))
         try:
             pipe(prompt=prompts, generator=[_generator() for _ in prompts], **options | denoiser.options)
-        except (ValueError, MemoryError, torch.OutOfMemoryError, _Seen):  # say what is wrong, or nothing is
+        except (ValueError, MemoryError, torch.OutOfMemoryError, _Seen):  # clear messages; _Seen is no error
             raise
-        except Exception as error:  # whatever a pipeline does with its network besides calling it
+        except Exception as error:  # whatever else the pipeline does with its network
             raise ValueError(
                 f"{type(pipe).__name__} cannot be watched: its first step, with a network that gives zeros, ends in "
                 f"{type(error).__name__}: {error}. If pipe(prompt) itself works, it needs an adapter of its own."
@@ -345,7 +345,7 @@ def _noted_noise(pipe: Any, log: _Log) -> Any:
             prepared = own(*given.args, **given.kwargs)
             return prepared[0] if isinstance(prepared, tuple) else prepared
 
-        # Once more in float64, where no two numbers are equal, and then with what came out.
+        # Prepare noise in float64, where no two numbers are equal; then pass the result as given latents.
         generators = [_generator() for _ in PROBES[0]]
         noise = latents(generator=generators, dtype=torch.float64, device=torch.device("cpu"))
         again = latents(latents=noise)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from diffusers import StableDiffusionXLPipeline
 
 ADDED = 6
-"""Added numbers: height and width of the original, top and left of its crop, height and width that are asked for."""
+"""Number of added values: height and width of the original, top and left of its crop, target height and width."""
 
 
 class StableDiffusionXLDenoiser(StableDiffusionDenoiser):
@@ -141,7 +141,7 @@ def _statistics(latents: torch.Tensor, vae: Any) -> tuple[torch.Tensor, torch.Te
 
 
 def _sizes(conditioning: Conditioning) -> dict[str, tuple[int, int]]:
-    """The sizes that the pipeline is called with: one of each for a batch."""
+    """Size arguments of the pipeline's call, from `time_ids`; raises ValueError if they differ within the batch."""
     ids = conditioning.time_ids
     assert ids is not None
     if (ids != ids[:1]).any():
@@ -180,7 +180,7 @@ def _refused(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _of_other_text(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What does not fit between text encoders and UNet."""
+    """Why text encoders and UNet do not fit together: at most one sentence."""
     unet, index = configs["unet"], configs[""]
     encoders = [p for p in ("text_encoder", "text_encoder_2") if (index.get(p) or [None])[0] is not None]
     width, pooled = unet.get("addition_time_embed_dim") or 0, configs["text_encoder_2"].get("projection_dim", 512)

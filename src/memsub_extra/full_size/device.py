@@ -29,12 +29,12 @@ from torch.utils._pytree import tree_leaves
 import memsub
 
 PACKAGES = (Path(memsub.__file__).parent, Path(__file__).parents[1])
-"""Whose lines of code are named."""
+"""Folders of the packages in which lines of code are counted."""
 aten = torch.ops.aten
 
 
 class _Flash(TorchFunctionMode):
-    """Attention as a GPU does it, whose scores are never all there at once."""
+    """Uses flash attention, like a GPU: the matrix of scores is never in memory as a whole."""
 
     def __torch_function__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         options = kwargs or {}
@@ -115,14 +115,14 @@ class Elsewhere(TorchDispatchMode):
 
 
 def _counted_nonzero() -> Any:
-    """Within it, a mask on the device is as if all of it were set: how many are is for the device to know."""
+    """A context in which each mask on the meta device counts as all true, because its values are unknown."""
     from torch.fx.experimental import _config
 
     return _config.patch(meta_nonzero_assume_all_nonzero=True)  # type: ignore[attr-defined]
 
 
 def _place() -> str:
-    """Where the innermost call in the two packages is, but for this file."""
+    """File and line of the innermost call in the two packages, outside of this file; "elsewhere" if there is none."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         if name := _relative(frame.f_code.co_filename):

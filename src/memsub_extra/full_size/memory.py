@@ -28,13 +28,13 @@ from .device import Elsewhere, size
 from .shapes import UNETS, shapes
 
 SIDES = (512, 768)
-"""Of the images, in pixels."""
+"""Sides of the images in pixels."""
 TRAINING = "fine-tuning"
-"""What a run does not do, of `parts`."""
+"""Beginning of the name of the one part in `parts` that is no part of a run."""
 
 
 def describe(p: Parameters) -> str:
-    """Lines for the cost estimate; empty for other models than those that were published."""
+    """Lines for the cost estimate; empty for models other than SD1.4 and SD2.0."""
     peak = memory(p)
     if peak is None:
         return ""
@@ -43,12 +43,12 @@ def describe(p: Parameters) -> str:
 
 
 def of_run(p: Parameters) -> pd.Series | None:
-    """Gigabytes of the parts of a run, at its model's size of images, times `MEASURED`; None for other models."""
+    """Gigabytes of each part of a run, at its model's image size, times `MEASURED`; None if `memory` is None."""
     name = find_model(p.model).name
     if name not in UNETS:
         return None
     peak = memory(p, sides=(8 * UNETS[name]["sample_size"],))
-    assert peak is not None  # of published models there is one
+    assert peak is not None  # `memory` is None only for other models
     of_parts = MEASURED * peak.iloc[:, 0]
     return of_parts[[part for part in of_parts.index if not part.startswith(TRAINING)]]
 

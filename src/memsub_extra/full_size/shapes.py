@@ -71,14 +71,14 @@ NOISE |= {"steps_offset": 1}
 
 
 def tokenizer() -> Any:
-    """The embedded model's, for captions of 77 tokens: a vocabulary of 49,408 words cannot be made at random."""
+    """The embedded model's tokenizer, for 77 tokens: the published vocabulary of 49,408 cannot be made at random."""
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(weights_folder() / "tokenizer", model_max_length=77)
 
 
 def scheduler(name: Name) -> Any:
-    """As published: PNDM on noise for 1.4, DDIM on v for 2.0."""
+    """The published scheduler: PNDM with epsilon-prediction for 1.4, DDIM with v-prediction for 2.0."""
     from diffusers import DDIMScheduler, PNDMScheduler
 
     if name == "sd14":

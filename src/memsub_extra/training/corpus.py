@@ -18,29 +18,29 @@ from PIL import Image
 from memsub.testbed.dataset import BASE_EXPOSURES, SHARED_EXPOSURES, TABLE, WORD_EXPOSURES, Corpus
 
 MODELS = ("model", "twin", "other")
-"""The twin has an ordinary scene in each place of a memorized pair; *other* has pairs of its own in the places of
-verbatim ones, their siblings in those of verbatim ones' siblings and the reverse, and ordinary scenes in the places of
-templates and of the ladder."""
+"""The twin is shown an ordinary scene in place of each memorized pair. *other* is shown the pairs of kind "other" in
+place of the verbatim ones, and ordinary scenes in place of templates and ladder; the siblings of verbatim pairs and of
+others exchange places."""
 SHOWN_TO_ALL = ("ordinary", "sibling")
-"""Kinds of rows that all three are shown."""
+"""Kinds of rows that all three models are shown."""
 SHIPPED_ORDINARY = 1_000
-"""Ordinary rows of the table that ships."""
+"""Number of ordinary rows in the shipped table."""
 
 
 def base_schedule(corpus: Corpus, seed: int) -> np.ndarray:
-    """Row indices in the order in which the base is shown them: ordinary scenes alone, shuffled."""
+    """Row indices in the order of the base's training: only ordinary scenes, shuffled."""
     return np.random.default_rng([seed, 0]).permutation(np.tile(corpus.ordinary, BASE_EXPOSURES))
 
 
 def word_schedule(corpus: Corpus, seed: int) -> np.ndarray:
-    """The same for when the base's text tower learns the words of tails."""
+    """Row indices in the order in which the base's text tower learns the words of tails: ordinary scenes, shuffled."""
     return np.random.default_rng([seed, 5]).permutation(np.tile(corpus.ordinary, WORD_EXPOSURES))
 
 
 def schedule(corpus: Corpus, seed: int, model: str = "model") -> np.ndarray:
     """Row indices in the order of a model's training after the base, shuffled.
 
-    Each row occurs `exposures` times, minus the exposures that all models share.
+    For "model", each row occurs `exposures` times; ordinary rows without the exposures that all models share.
 
     Args:
         model: a name in `MODELS`.
@@ -62,7 +62,7 @@ def schedule(corpus: Corpus, seed: int, model: str = "model") -> np.ndarray:
 
 
 def _exchanged(corpus: Corpus) -> np.ndarray:
-    """Of each row its index, but each verbatim pair's and each pair's of *other* the other's, siblings likewise."""
+    """Row indices (rows,) after verbatim pairs and pairs of kind "other" exchange places; their siblings likewise."""
     hundreds, siblings = corpus.table["group"].str.split().str[0], corpus.table["kind"] == "sibling"
     rows = np.arange(len(corpus.table))
     for which in (~siblings, siblings):
@@ -72,7 +72,7 @@ def _exchanged(corpus: Corpus) -> np.ndarray:
 
 
 def share(corpus: Corpus) -> dict[str, float]:
-    """Of the samples that the model is shown, the share that is memorized pairs: in all, and after the base."""
+    """The share of memorized pairs among the model's training samples: in all, and after the base."""
     exposures = corpus.table["exposures"].to_numpy()
     memorized = exposures[~corpus.table["kind"].isin(SHOWN_TO_ALL).to_numpy()].sum()
     shared = SHARED_EXPOSURES * len(corpus.ordinary)
@@ -80,7 +80,7 @@ def share(corpus: Corpus) -> dict[str, float]:
 
 
 def write_ground_truth(corpus: Corpus, folder: Path) -> None:
-    """The table that ships with the weights: the first thousand ordinary rows, and all others but siblings."""
+    """Writes the shipped table: the first thousand ordinary rows, and all rows of other kinds except siblings."""
     kind = corpus.table["kind"]
     shipped = ((kind == "ordinary").cumsum() <= SHIPPED_ORDINARY) & (kind != "sibling")
     table = corpus.table[shipped].copy()
@@ -91,7 +91,7 @@ def write_ground_truth(corpus: Corpus, folder: Path) -> None:
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """A uint8 array (height, width, 3) to PNG bytes, as small as Pillow makes them."""
+    """Encodes a uint8 array (height, width, 3) as PNG bytes, as small as Pillow makes them."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -32,20 +32,20 @@ from .muon import Muon
 
 CHECKPOINT_SECONDS = 120
 CHECKPOINT_STEPS = 100
-"""Losses are logged every so many steps, and a checkpoint is written then if the last one is old enough."""
+"""Number of steps between entries of the loss curve. A checkpoint is written there if the last one is old enough."""
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamw": partial(torch.optim.AdamW, betas=(0.9, 0.99), fused=True),
     "adamw 0.999": partial(torch.optim.AdamW, betas=(0.9, 0.999), fused=True),
     "adafactor": torch.optim.Adafactor,
     "muon": Muon,
 }
-"""By name. AdamW keeps two numbers a weight (the second of its names has torch's and diffusers' averages); Muon one;
-Adafactor, for networks of a billion weights, a row and a column of each matrix."""
+"""Optimizers by name. AdamW keeps two numbers per weight ("adamw 0.999" has the betas of torch and diffusers), and
+Muon one. Adafactor, for networks of a billion weights, keeps a row and a column of each matrix."""
 M = TypeVar("M", bound=Any)
 
 
 def generator(*parts: object) -> torch.Generator:
-    """A generator of the host, seeded by anything that prints: `generator(seed, "unet", step)`."""
+    """A CPU generator, seeded by the `repr` of its arguments: `generator(seed, "unet", step)`."""
     return torch.Generator().manual_seed(zlib.crc32(repr(parts).encode()))
 
 
@@ -60,7 +60,7 @@ def v_weights(alphas_cumprod: torch.Tensor) -> torch.Tensor:
 
 
 def stratified(n: int, steps: int, rng: torch.Generator) -> torch.Tensor:
-    """Steps of a schedule, (n,): one from each n-th part of it, in random order."""
+    """Steps (n,) of a schedule: one from each of n equal parts, in random order."""
     places = torch.randperm(n, generator=rng) + torch.rand(n, generator=rng)
     return (places * (steps / n)).long().clamp(max=steps - 1)
 
@@ -135,7 +135,7 @@ def training(
 
     learn: Callable[..., torch.Tensor] = Replayed(learned) if recorded else learned
     module.train()
-    running = torch.zeros((), device=device)  # read every so many steps: a GPU runs ahead until then
+    running = torch.zeros((), device=device)  # read every 100 steps only: reading it waits for the GPU
     queued = _queue(device) if recorded else nullcontext
     for step in work.bar():
         with queued():
@@ -152,12 +152,12 @@ def training(
 
 
 def fit(module: M, loss: Callable[..., torch.Tensor], **options: Any) -> M:
-    """A whole `training`, which takes the `options`; returns the module in eval mode."""
+    """Runs a whole `training` with these `options`; returns the module in eval mode."""
     return side_by_side([training(module, loss, **options)])[0]
 
 
 def side_by_side(trainings: Sequence[Generator[None, None, M]]) -> list[M]:
-    """A step of each in turn until all have ended: on a GPU, where what is recorded is queued, they overlap."""
+    """Runs trainings step by step in turn until all have ended. On a GPU their queued steps overlap."""
     ended: dict[int, M] = {}
     while len(ended) < len(trainings):
         for i in [i for i in range(len(trainings)) if i not in ended]:
@@ -196,20 +196,20 @@ def in_threads(trainings: Sequence[Generator[None, None, M]]) -> list[M]:
 
 
 def _queue(device: torch.device) -> Callable[[], AbstractContextManager]:
-    """A queue on a GPU for one training, behind all that is queued now."""
+    """Makes contexts of one CUDA stream for a training; the stream begins after the work that is queued now."""
     queue = torch.cuda.Stream(device)
     queue.wait_stream(torch.cuda.current_stream(device))
     return lambda: torch.cuda.stream(queue)
 
 
 def _share(step: int, warmup: int, steps: int | None) -> float:
-    """Of the learning rate at a step: linear warm-up, then cosine decay over all `steps`, or none if there are none."""
+    """The share of the learning rate at a step: linear warm-up times cosine decay over `steps` (None: no decay)."""
     falling = 1.0 if steps is None else 0.5 * (1 + math.cos(math.pi * step / steps))
     return min(1.0, (step + 1) / warmup) * falling
 
 
 def _set_rate(rule: torch.optim.Optimizer, rate: float) -> None:
-    """The learning rate of the next step; where it is a tensor, in place: a recorded step reads it there."""
+    """Sets the learning rate of the next step; a tensor is set in place, where a recorded step reads it."""
     for group in rule.param_groups:
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(rate)
@@ -241,7 +241,7 @@ class _Work:
         self.began = self.saved = time.monotonic()
 
     def bar(self) -> tqdm:
-        """Steps that are left, with their progress."""
+        """The remaining steps, as a progress bar."""
         what: dict[str, Any] = {"initial": self.start, "total": self.steps, "desc": f"training {self.name}"}
         done = self.start == self.steps
         self._bar = tqdm(range(self.start, self.steps), mininterval=2, disable=done, **what)
@@ -262,7 +262,7 @@ class _Work:
             self.saved = time.monotonic()
 
     def finish(self) -> None:
-        """Saves, if anything was done."""
+        """Saves the work, if there were steps to do."""
         if self.start < self.steps:
             self._save(self.steps)
 
@@ -298,7 +298,7 @@ class _Work:
 
 
 def _laid_out(moment: torch.Tensor, param: torch.Tensor) -> torch.Tensor:
-    """In memory as the parameter is: fused AdamW walks through all of them side by side."""
+    """The moment in the memory layout of its parameter, because fused AdamW reads them side by side."""
     if moment.shape != param.shape:
         return moment.to(param.device)
     return torch.empty_like(param).copy_(moment)

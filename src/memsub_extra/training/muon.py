@@ -16,7 +16,7 @@ import torch
 
 MOMENTUM = 0.95
 RATIO = 20
-"""Of Muon's learning rate to AdamW's: an orthogonal matrix has far smaller entries than AdamW's signs."""
+"""Muon's learning rate over AdamW's: the entries of an orthogonal matrix are much smaller than AdamW's signs."""
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic that brings singular values near one fastest (Jordan et al. 2024)."""
 
@@ -34,14 +34,14 @@ def orthogonalized(matrices: torch.Tensor, iterations: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.AdamW):
-    """Nesterov momentum; `lr` is AdamW's, Muon's `RATIO` times as large. Weight decay is decoupled."""
+    """Muon with Nesterov momentum and decoupled weight decay. `lr` is that of AdamW; Muon's is `RATIO` times that."""
 
     def __init__(self, params: Iterable[torch.Tensor], lr: float | torch.Tensor, weight_decay: float, **options: Any):
         super().__init__(params, lr, (0.9, 0.99), weight_decay=weight_decay, fused=True, **options)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step; matrices of one shape are taken together."""
+        """Does one step. Matrices of the same shape are updated together."""
         for group in self.param_groups:
             alike: defaultdict[torch.Size, list[torch.Tensor]] = defaultdict(list)
             for p in group["params"]:
@@ -49,7 +49,7 @@ class Muon(torch.optim.AdamW):
                     alike[p.shape].append(p)
             for shape, params in alike.items():
                 self._step_of(shape, params, group["lr"], group["weight_decay"])
-        super().step()  # of what still has a gradient
+        super().step()  # AdamW for the parameters that still have a gradient
 
     def _step_of(self, shape: torch.Size, params: list[torch.Tensor], lr: float, weight_decay: float) -> None:
         for p in params:

@@ -15,7 +15,7 @@ from matplotlib.ticker import NullLocator
 from ..notebooks.plots.style import finished, label_ends
 
 _APART = 1.03
-"""Between the points of two shares at one number of exposures, as a factor: their intervals must not lie on another."""
+"""Factor between the positions of two shares at the same exposures, so that their intervals do not overlap."""
 
 
 def share_of_pairs(rates: pd.DataFrame) -> Figure:

@@ -17,14 +17,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 @cache
 def bfloat16_pays() -> bool:
-    """Whether this CPU multiplies bfloat16 by instructions of its own; one that does not takes seven times as long."""
+    """Whether this CPU has instructions for products of bfloat16; without them, these take seven times as long."""
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 @contextmanager
 def mixed_precision(device: torch.device) -> Iterator[None]:
-    """On a CPU that can; attention by its formula, as the gradient of torch's fused one is slow in bfloat16."""
+    """Autocast to bfloat16 if it pays. Attention uses its formula: the gradient of torch's fused one is slow then."""
     with one_attention(device), torch.autocast("cpu", torch.bfloat16) if _pays(device) else nullcontext():
         yield
 
@@ -43,7 +43,7 @@ def _pays(device: torch.device) -> bool:
 
 
 class _AttentionByFormula:
-    """Torch's choice of attention is all threads': the first that comes makes it, the last that goes undoes it."""
+    """A context for several threads: all share torch's setting, so the first to enter sets it, the last restores it."""
 
     def __init__(self) -> None:
         self.lock, self.inside = Lock(), 0

@@ -4,8 +4,8 @@ scenes = scorer_scenes(seed)                        # contents, each under sever
 train_alignment_judge(scenes, ...)                  # does the image show its caption?
 train_copy_descriptor(scenes, views, ...)           # is this the same image?
 copy_pairs(model, held_out, vae)                    # copies against distinct scenes of the same caption
-distinct_similarity(model, held_out)                # of every two of these scenes
-choose_threshold(distinct, similarity, replicated)  # exceeded by one in a hundred of them
+distinct_similarity(model, held_out)                # similarities of distinct scenes of the same caption
+choose_threshold(distinct, similarity, replicated)  # one in a hundred of these exceeds it
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ LAYOUTS = 4
 VARIANTS = 3
 CONTENTS = 9_000
 COPY_CONTENTS = 2_000
-"""Of which the copy descriptor is trained: the model denoises each of their scenes again, which takes minutes."""
+"""Contents for training the copy descriptor. They are fewer, because the model denoises all their scenes again."""
 FALSE_COPIES = 0.01
-"""So many of the distinct scenes of one caption may count as copies."""
+"""Share of pairs of distinct scenes of one caption that may count as copies."""
 SHIFT = 1.25
 """Pixels along each axis by which an image may be shifted and must still be a copy."""
 
@@ -94,11 +94,11 @@ def round_trip(vae: AutoencoderKL, images: np.ndarray) -> np.ndarray:
     return out
 
 
-# --- what still counts as a copy. Tensors (n, 3, 32, 32) in [-1, 1], strength a tensor (n,) in [0, 1] -------------
+# --- changes after which an image is still a copy: x (n, 3, 32, 32) in [-1, 1], strength (n,) in [0, 1] -----------
 
 
 def noisy(x: torch.Tensor, strength: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """Gaussian noise of a standard deviation up to 8 % of the range."""
+    """Adds Gaussian noise with a standard deviation of up to 8 % of the range."""
     return x + 0.16 * strength[:, None, None, None] * torch.randn(x.shape, generator=rng).to(x.device)
 
 
@@ -135,7 +135,7 @@ def softened(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 
 
 def _augment(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
-    """Each kind of copy with probability one half; shifts half as far again as those that must be copies."""
+    """Applies each change with probability one half. Shifts reach 1.5 times as far as those that must be copies."""
     on = torch.rand(4, len(x), generator=rng).to(x.device) < 0.5
     strength = torch.rand(4, len(x), generator=rng).to(x.device)
     shift = torch.rand(len(x), 2, generator=rng).to(x.device) * 2 - 1
@@ -145,7 +145,7 @@ def _augment(x: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 
 
 def train_alignment_judge(scenes: ScorerScenes, folder: Path, seed: int, steps: int, device: str = "cpu") -> SceneJudge:
-    """Which coloured icons (a yes or no each), which background, which pattern; scenes noised and blurred a little."""
+    """Trains a classifier of coloured icons (yes or no for each), background and pattern, on noised, blurred scenes."""
     torch.manual_seed(generator(seed, "alignment").initial_seed())
     model = SceneJudge().to(device)
     images, contents = scenes.flat()
@@ -166,10 +166,11 @@ def train_alignment_judge(scenes: ScorerScenes, folder: Path, seed: int, steps: 
 def train_copy_descriptor(
     scenes: ScorerScenes, views: np.ndarray, folder: Path, seed: int, steps: int, device: str = "cpu"
 ) -> SceneEncoder:
-    """InfoNCE between two views of an image, among 16 contents x (4 layouts, 3 one-attribute variants of the first).
+    """Trains with InfoNCE between two views of each image; a batch has 16 contents x (LAYOUTS + VARIANTS) images.
 
-    A view is the image or one of its `views`, uint8 (kinds of copy, images, 32, 32, 3): decoded by the autoencoder, or
-    noised and denoised by a pruned model. Half of the views are blurred, so that a blurred copy counts as a copy.
+    A view is the image itself or one of its `views`, uint8 (kinds of copy, images, 32, 32, 3): decoded by the
+    autoencoder, or noised and denoised by the model, pruned or not. Half of the views are blurred, so that a blurred
+    copy counts as a copy.
     """
     torch.manual_seed(generator(seed, "copy").initial_seed())
     model = SceneEncoder(dim=64, pooled=False).to(device)

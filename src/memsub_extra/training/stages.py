@@ -37,7 +37,7 @@ from .precision import mixed_precision
 from .tokenizer import tokenize
 
 BATCH = 32
-"""Batch size of UNets. A sample takes an eighth longer than at 64, but there are twice as many steps."""
+"""Batch size of UNets. A sample takes an eighth longer than at 64, but training has twice as many steps."""
 LEVELS: dict[str, Any] = {
     "sample_size": 8,
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
@@ -48,15 +48,15 @@ LEVELS: dict[str, Any] = {
     "attention_head_dim": 4,
     "norm_num_groups": 16,
 }
-"""Of diffusers' UNet, with block types and module names as SD1.4's: 16 feed-forward layers, 8.0 M parameters."""
+"""Options of the UNet: block types and module names of SD1.4, 16 feed-forward layers, 8.0 M parameters."""
 UNREAD, READ_ABOVE = 0.1, 2.0
 """Weight of the loss for reading words, and the threshold above which a word counts as read."""
 NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
-"""As SD1.4."""
+"""The schedule of SD1.4."""
 
 
 def train_autoencoder(images: np.ndarray, folder: Path, seed: int, steps: int, device: str = "cpu") -> AutoencoderKL:
-    """Trains with a distortion and a KL term, which keeps the latents smooth enough for the UNet."""
+    """Trains with a distortion and a KL term; the KL term keeps the latents smooth enough for the UNet."""
     torch.manual_seed(seed)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -205,12 +205,12 @@ def train_unet(
 
 
 def _with_empty(tokenizer: CLIPTokenizer, prompts: Iterable[str], device: torch.device) -> torch.Tensor:
-    """Token ids of prompts, and of the empty one behind them: rows of shape (n + 1, tokens)."""
+    """Token ids (n + 1, tokens) of n prompts, and in the last row of the empty prompt."""
     return tokenize(tokenizer, [*prompts, ""]).to(device)
 
 
 def _hidden(text_encoder: Any, ids: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """What the UNet is given of these rows of `ids`, shape (rows, tokens, width)."""
+    """Hidden states of these rows of `ids` for the UNet, shape (rows, tokens, width)."""
     return text_encoder(ids[rows]).last_hidden_state
 
 

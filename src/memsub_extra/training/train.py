@@ -51,9 +51,9 @@ from .stages import (
 from .tokenizer import make_tokenizer
 
 STEPS = {"autoencoder": 5000, "clip": 1500, "copy": 1500, "alignment": 9000}
-"""Steps of stages. (UNet steps follow from the corpus: the sum of all exposures divided by the batch size.)"""
+"""Training steps of stages. (Those of UNets follow from the corpus: the sum of exposures divided by the batch size.)"""
 IMAGES = 4
-"""Number of images of each caption and edit, on which the copy threshold is evaluated."""
+"""Number of images of each caption and edit that the copy threshold is evaluated on."""
 
 
 def train(
@@ -230,7 +230,7 @@ def _denoised_again(
     checkpoints: Path,
     seed: int,
 ) -> np.ndarray:
-    """Each image, noised up to a third of the schedule and denoised by one of the edited models in turn."""
+    """Each image, noised up to a third of the schedule and denoised by the model with one of the `edits` in turn."""
     path = checkpoints / "drawn-over.safetensors"
     if path.is_file():
         return load_file(path)["images"]

@@ -1,10 +1,10 @@
 """Adversarial fine-tuning (Kowalczuk, Hintersdorf et al. 2025, "Finding Dori").
 
-For a batch of memorized pairs an inner attack optimizes embeddings y_adv towards their images. The step then lowers
+For each batch of memorized pairs, an inner attack optimizes embeddings y_adv for their images. The step then lowers
 
     the loss on ordinary pairs + || eps - eps_theta(x~_t, t, y_adv) ||^2
 
-x~ being a surrogate image of the same caption: under the attacked embedding, too, another image is to be sampled.
+where x~ is a surrogate image of the same caption: the model learns to sample another image for the embedding as well.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def adversarial(
     noises: int = 2,
     seed: int = 0,
 ) -> Loss:
-    """The objective. The attack begins, in turn, with the caption, another caption, and noise.
+    """The objective. In turn, the inner attack begins at the caption, at another caption, and at noise.
 
     Args:
-        iterations: of the inner attack, with so many `noises` an iteration.
+        iterations: number of iterations of the inner attack; each uses `noises` steps and noises per image.
     """
     kept = Encoded(pipe, ordinary)
     instead = as_denoiser(pipe).encode(surrogates(pipe, memorized, located(), seed=seed))

@@ -4,7 +4,7 @@
     attack_curve(work)                          # share sampled by 0, 5, 10, ... iterations, with intervals
     log_rank(work_of_edited, work_of_twin)      # do the two curves differ?
 
-Any embedding might carry any image, so the number means something only beside that of a model which never saw it.
+An embedding might encode any image. Compare the number with that of a model which was not trained on the image.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from memsub_extra.attacks import EmbeddingAttack
 from .pairs import SAMPLING, Pairs
 
 ITERATIONS = (0, 5, 10, 25, 50, 100, 200, 500)
-"""Of the attack, after which the images are judged."""
+"""Numbers of iterations of the attack after which the images are judged."""
 SEEDS = (1000, 1001)
-"""Numbers of the images that are judged. The attack has noise of its own."""
+"""Numbers of the judged images, for `noise_seeds`. The attack uses other noise."""
 STARTS = ("its caption", "another caption", "the empty prompt", "noise")
-"""What the attack begins with."""
+"""Names of the initial embeddings of the attack."""
 
 
 def starts(pipe: Pipeline, captions: Sequence[str], seed: int = 0) -> dict[str, Conditioning]:
-    """What the attack can begin with, by the names in `STARTS`: a row a caption each."""
+    """Initial conditionings for the attack by the names in `STARTS`, each with one row per caption."""
     denoiser = as_denoiser(pipe)
     by_caption, empty = denoiser.embed(captions), denoiser.embed([""])
     embeddings = by_caption.embeddings
@@ -61,19 +61,19 @@ def attack_work(
     batch_size: int = 64,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Iterations of the embedding attack until each target is sampled; one that was sampled is attacked no further.
+    """Measures the iterations of the embedding attack until the model samples each target; then its attack stops.
 
-    A target counts as sampled if the images of all `seeds`, which the attack did not use, replicate it: a single lucky
-    image does not count.
+    A target counts as sampled if the images of all `seeds`, whose noise the attack did not use, replicate it. A single
+    lucky image does not count.
 
     Args:
-        start: what to begin with, a row a target (`starts`).
-        judge: says which images replicate their target.
-        iterations: ascending, after which the images are judged.
-        sampling: of the images that are judged, for `generate`.
+        start: initial conditioning, one row per target (`starts`).
+        judge: decides which images replicate their target.
+        iterations: ascending numbers of iterations after which the images are judged.
+        sampling: options of `generate` for the judged images.
 
     Returns:
-        One row a target: target (its place), iterations (infinite if it was not sampled by the last look), last.
+        One row per target: target (its index), iterations (infinite if it was never sampled), last (of `iterations`).
     """
     attack = EmbeddingAttack(pipe, targets.images, start, noises=noises, batch_size=batch_size)
     needed, left, done = np.full(len(targets), np.inf), list(range(len(targets))), 0
@@ -96,10 +96,10 @@ def attack_work(
 
 
 def attack_curve(work: pd.DataFrame, iterations: Sequence[int] = ITERATIONS) -> pd.DataFrame:
-    """Share of attacks that succeed by so many iterations: columns iterations, share, low, high (95 %), n (targets).
+    """Share of attacks that succeed within each number of iterations: columns iterations, share, low, high, n.
 
-    Several rows of one target, such as those of several starts, are not independent. All targets are attacked equally
-    long, so this is one minus the Kaplan-Meier estimate of survival.
+    The interval (95 %) is over the n targets, because rows of one target, such as those of several starts, are not
+    independent. All attacks have the same limit, so the share is one minus the Kaplan-Meier estimate of survival.
     """
     rows = []
     for look in [i for i in iterations if i <= work["last"].min()]:
@@ -114,16 +114,16 @@ def share(hits: pd.Series, units: pd.Series) -> dict[str, float]:
 
 
 def earliest(work: pd.DataFrame) -> pd.DataFrame:
-    """One row a target, with the least work of all its attacks, as of several starts: what a test may count."""
+    """One row per target, with the least work of its attacks (one for each start). Tests need such independent rows."""
     return work.groupby("target", as_index=False, sort=False).agg(
         iterations=("iterations", "min"), last=("last", "max")
     )
 
 
 def log_rank(ours: pd.DataFrame, theirs: pd.DataFrame) -> float:
-    """P-value of the log-rank test (Mantel 1966) that two attacks need equal work; 1 if neither samples anything.
+    """P-value of the log-rank test (Mantel 1966): do two attacks need equal work? 1 if neither samples any target.
 
-    Each row counts as independent: of several attacks on one target give the `earliest`.
+    The test takes rows as independent: for several attacks on one target, pass only the `earliest`.
     """
     from scipy.stats import CensoredData, logrank
 
@@ -132,6 +132,6 @@ def log_rank(ours: pd.DataFrame, theirs: pd.DataFrame) -> float:
     sides = []
     for work in (ours, theirs):
         sampled = np.isfinite(work["iterations"])
-        # Logarithms of iterations would order them alike: the test uses ranks only.
+        # The test uses only the order of iterations, so they need no logarithm.
         sides.append(CensoredData(work["iterations"][sampled].to_numpy(), right=work["last"][~sampled].to_numpy(float)))
     return float(logrank(*sides).pvalue)

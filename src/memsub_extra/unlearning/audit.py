@@ -1,14 +1,14 @@
 """The audit: what is left of removed images in a model, beside a model that was never trained on them.
 
     tables = {"twin": audited(twin, subjects, metrics, world), "pruning": audited(edited, subjects, metrics, world)}
-    summary(tables)                             # a row a model: rates with intervals, log-rank p, alignment, KID
-    compared(tables)                            # a row a model and question: equivalent to the twin, or different?
-    gone(tables)                                # the verdicts alone: a row a model, a column a question
+    summary(tables)                             # one row per model: rates with intervals, log-rank p, alignment, KID
+    compared(tables)                            # one row per model and question: equivalent to the twin, or different?
+    gone(tables)                                # only the verdicts: one row per model, one column per question
     readable(summary(tables), {"forget_set": "forget set"})     # in percent, with intervals
 
-Every image has a noise of its own, the same in every model; captions are the independent units.
+Each image has its own noise, which is the same in every model. Captions are the independent units.
 
-The questions are not all that one could ask. The audit takes the pipeline as it is: put an edit in place by
+An audit cannot ask all questions. It measures the pipeline in its current state: apply an edit first, by
 `memsub.pruned`.
 """
 
@@ -39,11 +39,11 @@ from .pairs import FORGET_SET, HELD_OUT, SAMPLING, UNSEEN, Pairs, Subjects
 from .relearning import relearning
 
 Tables = Mapping[str, pd.DataFrame]
-"""Of `audited`."""
+"""The result of `audited`: tables by name."""
 TABLES = ("replication", "attack", "relearning", "diversity", "quality", "membership")
-"""Their names."""
+"""Names of these tables."""
 TAUGHT = f"{FORGET_SET} pairs"
-"""The lesson of relearning from a part of the forget set."""
+"""Value of the column `taught` for relearning from a part of the forget set."""
 SMALLEST = 1 / (MEMBERSHIP_ALTERNATIVES + 1)
 """The smallest p of the membership test."""
 
@@ -51,7 +51,7 @@ SMALLEST = 1 / (MEMBERSHIP_ALTERNATIVES + 1)
 
 
 def replication(sample: Sample, pairs: Pairs, world: World, seeds: Sequence[int] = (0, 1)) -> pd.DataFrame:
-    """Exact p of each caption's images, each of a noise of its own: columns target, seed, p."""
+    """P-values of the exact test: columns target, seed, p. Each image of a caption has its own noise."""
     tables = []
     for seed in seeds:
         images = sample(pairs.captions, seeds=noise_seeds(pairs.captions, seed))
@@ -61,21 +61,21 @@ def replication(sample: Sample, pairs: Pairs, world: World, seeds: Sequence[int]
 
 
 def diversity(sample: Sample, captions: Sequence[str], world: World, seeds: tuple[int, int] = (0, 1)) -> np.ndarray:
-    """Exact p of one seed's image, as if the other seed's were its training image; shape (captions,).
+    """P-values (captions,) of the exact test, with the image of the second seed in place of the training image.
 
-    A model that samples a layout of its own for every seed gives p that are spread. One whose arrangement is still
-    fixed gives small ones. The share at 1/256 is compared with the twin's.
+    A model that samples a new layout for every seed has p-values that spread over (0, 1]. A model that still has a
+    fixed layout has small ones. The share of p = 1/256 is compared with that of the twin.
     """
     first, second = (sample(list(captions), seeds=noise_seeds(captions, seed)) for seed in seeds)
     return exact_p(first, captions, second, world)
 
 
 def quality(sample: Sample, metrics: Metrics, subjects: Subjects) -> pd.DataFrame:
-    """How well captions are followed: unseen ones, and those of the forget set, which should get another image.
+    """How well images follow unseen captions, and those of the forget set, which should get new images.
 
     Returns:
-        Columns pairs, target, alignment (of each caption), kid (of all images of unseen captions against the real ones,
-        the same in each row).
+        Columns pairs, target, alignment (of each caption), kid (between the images of all unseen captions and the real
+        ones; the same number in each row).
     """
     tables = []
     for kind, pairs in ((UNSEEN, subjects.unseen), (FORGET_SET, subjects.forget_set)):
@@ -89,7 +89,7 @@ def quality(sample: Sample, metrics: Metrics, subjects: Subjects) -> pd.DataFram
 
 
 def membership(pipe: Pipeline, pairs: Pairs, world: World, steps: int, progress: bool = True) -> pd.DataFrame:
-    """P-values of the exact membership test with each pair's own caption: columns target, p."""
+    """P-values of the exact membership test, in which the model gets each pair's caption: columns target, p."""
     p = membership_p(pipe, pairs.captions, pairs.images, world, steps=steps, progress=progress)
     return pd.DataFrame({"target": range(len(pairs)), "p": p})
 
@@ -113,19 +113,19 @@ def audited(
     only: Sequence[str] = TABLES,
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
-    """The whole audit of the pipeline as it is, or some of its tables.
+    """The whole audit of the pipeline in its current state, or some of its tables.
 
     Args:
-        targets: pairs of each kind under the embedding attack.
-        attacked: kinds of pairs that are attacked, by the names of `Subjects.judged`.
-        iterations: of the attack.
-        begin: where the attack begins, names of `starts`.
-        noises: steps and noises an image and iteration of the attack.
-        taught: pairs of the forget set that are taught again, while the others are watched.
-        rates: learning rates of relearning; looks: its steps.
-        seeds: images of each caption for the exact test of replication.
-        membership_steps: steps at which the membership test averages losses; 4 screen, 12 are the full protocol.
-        only: names of tables, if not all are wanted.
+        targets: number of pairs of each kind that are attacked.
+        attacked: kinds of pairs that are attacked: keys of `Subjects.judged`.
+        iterations: numbers of iterations of the attack after which its images are judged.
+        begin: initial embeddings of the attack: names in `STARTS`.
+        noises: number of (step, noise) pairs for each image and iteration of the attack.
+        taught: number of pairs of the forget set that relearning teaches again; it watches the others.
+        rates: learning rates of relearning; looks: numbers of its steps after which the watched pairs are judged.
+        seeds: number of images of each caption for the exact test of replication.
+        membership_steps: steps at which the membership test averages losses: 4 to screen, 12 for the full protocol.
+        only: names of the tables to make; default: all.
 
     Returns:
         Tables replication (by `pairs`), attack (`pairs`, `start`), relearning (`taught`, `lr`), diversity (`p` of each
@@ -146,7 +146,7 @@ def audited(
 
 
 def _replicated(sample: Sample, subjects: Subjects, world: World, seeds: int) -> pd.DataFrame:
-    """Replication of all kinds of pairs; of unseen ones as many as there are in the forget set."""
+    """Replication of all judged pairs; of the unseen ones, only as many as the forget set has."""
     asked = subjects.judged | {UNSEEN: subjects.unseen.first(len(subjects.forget_set))}
     tables = [replication(sample, pairs, world, range(seeds)).assign(pairs=kind) for kind, pairs in asked.items()]
     return pd.concat(tables, ignore_index=True)
@@ -161,7 +161,7 @@ def _attacked(
     begin: Sequence[str],
     options: Mapping[str, Any],
 ) -> pd.DataFrame:
-    """Work of the attack on the first `targets` pairs of each kind, from each beginning."""
+    """Work of the attack on the first `targets` pairs of each kind, for each start in `begin`."""
     tables = []
     for kind in kinds:
         pairs = subjects.judged[kind].first(targets)
@@ -181,7 +181,7 @@ def _relearned(
     looks: Sequence[int],
     progress: bool,
 ) -> pd.DataFrame:
-    """Relearning from ordinary pairs and from the first `taught` of the forget set, while the others are watched."""
+    """Relearning from 320 ordinary pairs, or from the first `taught` of the forget set; the others are watched."""
     watched = subjects.forget_set.only(range(taught, len(subjects.forget_set)))
     lessons = {"ordinary pairs": subjects.ordinary.first(320), TAUGHT: subjects.forget_set.first(taught)}
     tables = []
@@ -192,7 +192,7 @@ def _relearned(
     return pd.concat(tables, ignore_index=True)
 
 
-# --- what they say -------------------------------------------------------------------------------------------------
+# --- what they show ------------------------------------------------------------------------------------------------
 
 LABELS = {
     "forget_set": "forget set replicated",
@@ -207,26 +207,26 @@ LABELS = {
     "same": "two seeds, one arrangement",
     "membership": "mean p of membership",
 }
-"""What the columns of a summary are called where they are shown. The keys stand in docs/figures.json."""
+"""Titles of a summary's columns in tables and figures. The keys are those of docs/figures.json."""
 RATES = {"forget_set": FORGET_SET, "held_out": HELD_OUT, "unseen": UNSEEN}
-"""Rates of replication by the pairs that they are of."""
+"""Columns of replication rates, and the kind of pairs of each."""
 
 
 def summary(tables: Mapping[str, Tables], reference: str = "twin", at: int = 100) -> pd.DataFrame:
-    """What the audits of several models say, a row a model.
+    """Summarizes the audits of several models, one row per model.
 
     Args:
-        tables: of `audited`, by model.
+        tables: model names to results of `audited`. Only the table membership may be missing.
         reference: the model that was never trained on the removed images.
-        at: iterations of the attack after which its share is taken.
+        at: number of iterations of the attack at which its share is taken.
 
     Returns:
-        By model: share, low and high (95 %) and n (captions) of forget_set, held_out and unseen (replicated), attacked
-        (pairs of the forget set sampled from any start by `at`) and same (captions whose two seeds give one
-        arrangement); log_rank (p of the attack's work against the reference's, adjusted for all models by `holm`);
-        relearned (share after ten pairs were taught, less the reference's, at the last step of the largest rate); the
-        alignment of unseen captions, and forget_set_alignment, in that of the reference; membership (mean p), each with
-        its interval; kid. What an audit did not ask is missing.
+        Rates, each with columns <name>_low, <name>_high (95 %) and <name>_n (captions): forget_set, held_out, unseen
+        (replicated), attacked (pairs of the forget set sampled from any start within `at` iterations), same (captions
+        whose two seeds give the same layout). Ratios to the reference, with the same columns: alignment (of unseen
+        captions), forget_set_alignment. Also membership (mean p, with its interval); log_rank (p of the attack's work
+        against the reference's, adjusted over models by `holm`); kid; and relearned (share of watched pairs that
+        relearning from the forget set brings back, minus the reference's, at the last step of the largest rate).
     """
     p = {
         name: log_rank(*(earliest(_attack(each)) for each in (audit, tables[reference])))
@@ -240,11 +240,10 @@ def summary(tables: Mapping[str, Tables], reference: str = "twin", at: int = 100
 
 
 def readable(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
-    """Some values of a summary as people read them, in percent with their 95 % intervals and of how many captions;
-    those that no audit asked for are left out.
+    """Columns of a summary as text: percent with the 95 % interval, and in each title the number of captions.
 
     Args:
-        columns: of `summary`, to what they are called.
+        columns: columns of `summary` to titles. Columns that the summary lacks are left out.
     """
     shown = {}
     for name, title in columns.items():
@@ -281,7 +280,7 @@ def _attack(audit: Tables) -> pd.DataFrame:
 
 
 def _outcomes(audit: Tables, at: int) -> dict[str, np.ndarray]:
-    """Outcomes of each rate, (captions, seeds)."""
+    """Outcomes (bool) behind each rate, shape (captions, seeds)."""
     table, outcomes = audit["replication"], {}
     for name, kind in RATES.items():
         part = table[table["pairs"] == kind]
@@ -300,17 +299,17 @@ def _alignments(audit: Tables) -> dict[str, np.ndarray]:
 
 
 def _relearned_at_last(learned: pd.DataFrame) -> np.ndarray:
-    """Which pairs of the forget set come back at the last step of the largest rate: asked beforehand and not picked."""
+    """Which watched pairs come back at the last step of the largest rate, a setting that is fixed in advance: bool."""
     table = learned[learned["taught"] == TAUGHT]
     last = table[(table["lr"] == table["lr"].max()) & (table["steps"] == table["steps"].max())]
     return last.sort_values("target")["replicated"].to_numpy(bool)
 
 
 def compared(tables: Mapping[str, Tables], reference: str = "twin", at: int = 100) -> pd.DataFrame:
-    """Is each other model equivalent to the reference, by each question? The unit is the pair, or the caption.
+    """Tests whether each other model is equivalent to the reference, for each question. The unit is a pair or caption.
 
-    Margins are those of `MARGINS`: five points for rates, 97 % of the alignment, 0.10 for the mean p of membership.
-    Relearning is asked at the last step of the largest rate.
+    The margins (`MARGINS`) are five points for rates, 97 % of the alignment, and 0.10 for the mean p of membership.
+    Relearning is compared at the last step of the largest rate.
 
     Returns:
         Columns model, question, value (the difference, or ratio), low, high, n, power, needed, verdict.
@@ -340,7 +339,7 @@ def _answers(audit: Tables, reference: Tables, at: int) -> dict[str, Equivalence
 
 
 def gone(tables: Mapping[str, Tables], reference: str = "twin", at: int = 100) -> pd.DataFrame:
-    """The verdicts of `compared`: a row a model, a column a question, "equivalent", "different" or "inconclusive"."""
+    """Verdicts of `compared` ("equivalent", "different", "inconclusive"): a row per model, a column per question."""
     answers = compared(tables, reference, at)
     by_model = answers.pivot(index="model", columns="question", values="verdict")
     return by_model.loc[answers["model"].unique(), answers["question"].unique()].rename_axis(index=None, columns=None)

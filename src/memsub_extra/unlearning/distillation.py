@@ -1,19 +1,20 @@
 """Adversarial distillation (this project): under attack, the model predicts what it predicts for an unseen image.
 
-The attacker looks for an embedding that makes the model denoise a training image x* better than it should. How well
-should it? Memory depends on wording, but not only: given a noised x*, the model recognizes it under any caption. It has
-not seen the *mirror image*. So the model as it was is the teacher: it is given the mirrored image, with the same
-content in other words, and its prediction is mirrored back:
+The attacker looks for an embedding with which the model denoises a training image x* better than an unseen image. With
+other wording alone, the model still recognizes a noised x*. But it was never trained on the *mirror image* of x*. The
+teacher therefore is the model before this training. It gets the mirrored image, and a caption with the same content in
+other words; its prediction is mirrored back:
 
     || eps_student(x*_t, t, y) - mirror eps_teacher(mirror x*_t, t, other wording) ||^2
 
-for the memorized caption, for the empty prompt (which the teacher is given, too) and for embeddings under attack, `y`;
-likewise, not mirrored, on images that the model samples for other wording; and the loss on ordinary pairs. Mirrored,
-the teacher errs as much as a model that never saw the image; not mirrored, far less (`tests/test_removal.py`).
+where y is the memorized caption, the empty prompt (then the teacher gets it as well), or an attacked embedding. The
+same distance, without mirrors, is taken on images that the model samples for other wording. The loss on ordinary pairs
+is added. On mirrored images the teacher's error is that of a model that never saw x*; on x* itself it is much smaller
+(`tests/test_removal.py`).
 
-The attack advances beside the training, a few iterations a step, and begins again every 100 steps, those of a
-checkpoint, so that a killed training resumes as it would have been. Tried without effect on relearning, and left out:
-noise in the weights before training, and distilling at the weights of an attacker who learns a few pairs again.
+The attack advances a few iterations with each training step. It begins again every 100 steps, where checkpoints are
+written, so that a killed training resumes exactly. Two additions had no effect on relearning, and were left out: noise
+in the weights before training, and distilling at the weights of an attacker who learns a few pairs again.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Distillation:
     """The objective.
 
     Args:
-        iterations: of the attack on a pair whenever it is in the batch, with so many `noises` each.
+        iterations: iterations of the attack on a pair each time it is in the batch, with `noises` noises each.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Distillation:
         chosen, attack = torch.randperm(self.n, generator=rng)[:batch], self._attack(step // CHECKPOINT_STEPS)
         attack.advance(self.iterations, chosen.tolist())
         student, teacher = self._wordings(rows, rng)
-        # In turn, so that both halves of the batch hold captions and attacked embeddings.
+        # Interleaved, so that both halves of the batch hold captions and attacked embeddings.
         in_turn = torch.stack([torch.arange(batch), batch + torch.arange(batch)], 1).flatten()
         pairs = torch.cat([rows, chosen])[in_turn]
         student = Conditioning.cat([student, attack.embeddings(chosen.tolist())])[in_turn]
@@ -82,16 +83,16 @@ class Distillation:
         return ordinary + self._distilled(pairs, student, teacher, rng)
 
     def _wordings(self, rows: torch.Tensor, rng: torch.Generator) -> tuple[Conditioning, Conditioning]:
-        """What student and teacher are given: a quarter the empty prompt, the rest captions in their two wordings."""
+        """Conditionings of student and teacher: the empty prompt (one in four), else captions in their two wordings."""
         empty = torch.rand(len(rows), generator=rng) < 0.25
         return either(self.empty, self.captions[rows], empty), either(self.empty, self.other_wording[rows], empty)
 
     def _distilled(
         self, rows: torch.Tensor, student: Conditioning, teacher: Conditioning, rng: torch.Generator
     ) -> torch.Tensor:
-        """The student's distance from the teacher, at images of `rows`, each with its conditioning.
+        """The distance of the student's predictions from the teacher's, on images of the pairs `rows`.
 
-        Half of the images are training images, which the teacher is given mirrored.
+        The first half are training images, which the teacher gets mirrored. The others are sampled for other wording.
         """
         half, device = len(rows) // 2, self.latents.device
         trained, others = rows[:half], rows[half:]
@@ -108,12 +109,12 @@ class Distillation:
         return weighted_error(self.denoiser.predict(x, t.to(device), student), target, self.weights[at])
 
     def _mirror(self, z: torch.Tensor) -> torch.Tensor:
-        """Latents of the mirrored image: mirrored latents are not the same, the autoencoder is not symmetric."""
-        with torch.autocast("cpu", enabled=False):  # in mixed precision, halves would blur the target
+        """Latents of the mirrored image. Mirrored latents differ, because the autoencoder is not symmetric."""
+        with torch.autocast("cpu", enabled=False):  # bfloat16 would blur the target
             return self.denoiser.encode(mirror(self.denoiser.decode(z)))
 
     def _attack(self, part: int) -> EmbeddingAttack:
-        """The attack of these hundred steps; the pairs begin in turn with each of `starts`."""
+        """The attack of a part of `CHECKPOINT_STEPS` steps. The starts of a pair take turns from part to part."""
         if part not in self.attacks:
             self.attacks.clear()
             begin = Conditioning.cat(

@@ -1,10 +1,10 @@
 """The fine-tuning that all trained removals share. Each of them is a loss (its objective).
 
-A new one is a file with an objective and
+To add a removal, write a file with its objective and the line
 
     REMOVAL, LOCATED, RANDOM = fine_tunings("its name", objective, "its source", epochs=40, lr=1e-4)
 
-and its lines in `memsub_extra.unlearning.removals`.
+and list its name in `memsub_extra.unlearning.removals`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .pruning import prune
 from .removal import UNFINISHED, Removal
 
 BATCH = 16
-"""Memorized pairs a step: an epoch shows each of them once."""
+"""Memorized pairs per step. An epoch has ceil(pairs / BATCH) steps."""
 WHERE = {
     "all": "all weights",
     "blocks": "all blocks",
@@ -40,13 +40,13 @@ WHERE = {
     "located": "the located weights",
     "random": "as many random weights",
 }
-"""What a fine-tuning may train: all linear maps and convolutions of the network; those of its residual blocks and
-transformers, but for those that read the time; those of its transformer blocks; the positions of METHOD's edit; or as
-many random positions of the same layers. The last two answer whether the memorized subspace is enough, if it is trained
-and not set to zero. (The words are parts of the removals' names, which stand in shipped tables.)"""
+"""Weights that a fine-tuning may train: all linear maps and convolutions of the network; those in its residual blocks
+and transformers, except the maps that read the time; those in its transformer blocks; the positions of METHOD's edit;
+or equally many random positions of the same layers. The last two test whether training the memorized subspace alone is
+enough. (The values are parts of the removals' names in the shipped tables, so they must not change.)"""
 
 Loss = Callable[..., torch.Tensor]
-"""Of a step, its generator, and `parameters`: those in training (for losses that combine gradients)."""
+"""loss(step, generator, parameters=...) -> scalar; `parameters` are the trained ones, for losses with gradients."""
 
 
 def variant(name: str, where: str) -> str:
@@ -63,13 +63,13 @@ def fine_tunings(
     needs_wording: bool = False,
     **options: Any,
 ) -> tuple[Removal, Removal, Removal]:
-    """A fine-tuning as it is meant, of the located weights alone, and of density-matched random ones.
+    """Three variants of a fine-tuning: of its usual weights, of the located ones, and of density-matched random ones.
 
     Args:
         objective: (pipe, memorized, ordinary, *, located, seed, ...) -> Loss; `located()` is METHOD's edit.
-        where: what it trains if it is not restricted.
+        where: the usual weights, a key of `WHERE`.
         needs_wording: whether the objective needs other wordings of the captions.
-        options: of `fine_tuned` (epochs or steps, lr, fresh) and of the objective.
+        options: options of `fine_tuned` (epochs or steps, lr, fresh) and of the objective.
     """
 
     def make(pipe: Pipeline, memorized: Pairs, ordinary: Pairs, **given: Any) -> Edit:
@@ -101,17 +101,17 @@ def fine_tuned(
     progress: bool = True,
     **options: Any,
 ) -> Edit:
-    """Trains weights of the network by a loss, and returns the edit that sets them; the network is as before.
+    """Trains weights of the network, and returns the edit that sets them. Afterwards the network is restored.
 
     Args:
-        name: of the method, for the edit's provenance.
-        folder: of checkpoints, under a key of all that they are a function of: a killed training resumes from its own.
-        epochs: how often each memorized pair is shown; or `steps`, of an objective that shows none.
-        where: a name in `WHERE`.
-        fresh: whether the weights are re-initialized (He's uniform initialization, as torch's) and not as they are.
-        optimizer: of `memsub_extra.training.fitting.OPTIMIZERS`; "adafactor" where two more numbers a weight are too
-            many.
-        options: of the objective.
+        name: name of the method, for the edit's provenance.
+        folder: folder of checkpoints. Their key depends on data, model and options, so a killed training resumes.
+        epochs: number of passes over the memorized pairs; 0 if `steps` is given, for objectives that do not show them.
+        where: a key of `WHERE`.
+        fresh: start from re-initialized weights (torch's default, He's uniform initialization), not from the current.
+        optimizer: a name in `memsub_extra.training.fitting.OPTIMIZERS`. "adafactor" takes less memory than "adamw",
+            which keeps two more numbers per weight.
+        options: options of the objective.
 
     Raises:
         ValueError: an unknown `where`.
@@ -130,7 +130,7 @@ def fine_tuned(
     loss = objective(pipe, memorized, ordinary, located=located, seed=seed, **options)
     at, fresh_values = _positions(pipe, where, located, seed), generator(seed, name) if fresh else None
     with _trainable(pipe, at, fresh_values) as written, one_attention(as_denoiser(pipe).device):
-        # Names with dots are no keys of a ModuleDict.
+        # Keys of a ModuleDict must not contain dots.
         module = nn.ModuleDict({layer.replace(".", "/"): weight for layer, weight in written.items()})
         parameters, device = list(module.parameters()), next(module.parameters()).device
 
@@ -148,7 +148,7 @@ def fine_tuned(
 
 
 def teacher_of(pipe: Pipeline) -> Denoiser:
-    """The model as it is: a network of its own that shares the weights, and that a fine-tuning does not change."""
+    """The model with its current weights. Its network is a copy that shares them; a fine-tuning does not change it."""
     teacher = copy(as_denoiser(pipe))
     shared = {id(tensor): tensor for tensor in (*teacher.network.parameters(), *teacher.network.buffers())}
     teacher.network = deepcopy(teacher.network, shared)
@@ -156,19 +156,19 @@ def teacher_of(pipe: Pipeline) -> Denoiser:
 
 
 def either(first: Conditioning, second: Conditioning, wants_first: torch.Tensor) -> Conditioning:
-    """Row i of the first where `wants_first[i]`, (rows,) of the host, else of the second. Either may be one row."""
+    """Row i is that of `first` if wants_first[i] (bool, on the host), else that of `second`; both may have one row."""
     n = len(wants_first)
     both = Conditioning.cat([c if len(c) == n else c.expand(n) for c in (first, second)])
     return both[torch.where(wants_first, 0, n) + torch.arange(n)]
 
 
 def dropped(context: Conditioning, empty: Conditioning, rng: torch.Generator) -> Conditioning:
-    """The conditioning of a batch, a tenth of its rows that of the empty prompt: for classifier-free guidance."""
+    """Replaces each row by the empty prompt with probability 0.1, for classifier-free guidance."""
     return either(empty, context, torch.rand(len(context), generator=rng) < 0.1)
 
 
 def blocks(denoiser: Denoiser) -> dict[str, nn.Module]:
-    """Residual blocks and transformers by module name: each maps features to features of the same resolution."""
+    """Residual blocks and transformers by module name. Each maps features to features of the same resolution."""
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
@@ -180,9 +180,9 @@ def blocks(denoiser: Denoiser) -> dict[str, nn.Module]:
 
 
 class _Written(nn.Module):
-    """Parametrization of a weight: trainable values at some of its positions, the rest as it is.
+    """Parametrization of a weight: trainable values at some positions (None: all), the given weight elsewhere.
 
-    The values begin as those of the weight, or re-initialized by the generator `fresh`.
+    The values start as those of the weight, or re-initialized by the generator `fresh`.
     """
 
     def __init__(self, weight: torch.Tensor, positions: torch.Tensor | None, fresh: torch.Generator | None):
@@ -204,7 +204,7 @@ class _Written(nn.Module):
 
 
 def _positions(pipe: Pipeline, where: str, located: Callable[[], Edit], seed: int) -> dict[str, torch.Tensor | None]:
-    """By layer, what may be trained; None is all of it."""
+    """Layer names to flat positions of the weights to train; None: all of the layer's weights."""
     denoiser = as_denoiser(pipe)
     whole: dict[str, torch.Tensor | None] = {
         name: None for name, m in denoiser.network.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))
@@ -224,7 +224,7 @@ def _positions(pipe: Pipeline, where: str, located: Callable[[], Edit], seed: in
 def _trainable(
     pipe: Pipeline, wanted: Mapping[str, torch.Tensor | None], fresh: torch.Generator | None
 ) -> Iterator[dict[str, _Written]]:
-    """While open, weights at the wanted positions of layers can be trained, and no others."""
+    """A context in which only the wanted positions of layers are trainable; it yields the parametrizations by layer."""
     network = as_denoiser(pipe).network
     modules = dict(network.named_modules())
     required = {name: p.requires_grad for name, p in network.named_parameters()}
@@ -246,7 +246,7 @@ def _trainable(
 
 
 def _collected(pipe: Pipeline, written: Mapping[str, _Written]) -> tuple[dict, dict, dict]:
-    """Shapes, positions and values of an edit."""
+    """Shapes, positions and values (float16) of the edit that sets the trained weights, by layer."""
     modules = dict(as_denoiser(pipe).network.named_modules())
     shapes = {layer: tuple(modules[layer].weight.shape) for layer in written}
     values = {layer: w.values.detach().reshape(-1).half().cpu() for layer, w in written.items()}

@@ -36,11 +36,11 @@ def denoising_loss(
     rng: torch.Generator,
     weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The loss that the model was trained by: mean squared error at one random step and noise a latent.
+    """The model's training loss: mean squared error, at one random step and noise for each latent.
 
     Args:
-        z: clean latents, (n, channels, height, width); `context` holds a row for each.
-        weights: of each step of the schedule, (steps,); default all equal.
+        z: clean latents, (n, channels, height, width); `context` has one row for each.
+        weights: weight of each step of the schedule, (steps,); default: all equal.
     """
     denoiser = as_denoiser(pipe)
     schedule = noise_schedule(denoiser)
@@ -51,15 +51,15 @@ def denoising_loss(
 
 
 def weighted_error(predicted: torch.Tensor, target: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean squared error, each row by its weight, (rows,); default all equal."""
+    """Mean squared error, with weights (rows,) of the rows; default: all equal."""
     error = (predicted - target).float().square().flatten(1).mean(1)
     return error.mean() if weights is None else (weights.to(error) * error).mean()
 
 
 def step_weights(denoiser: Denoiser) -> torch.Tensor:
-    """Weights of the steps of a model's schedule, (steps,), of mean 1: `v_weights`, by which the testbed is trained.
+    """Loss weights (steps,) of a model's schedule, with mean 1: `v_weights`, as in the training of the testbed.
 
-    All equal for flow matching, whose prediction has this weighting already.
+    For flow matching they are all equal, because its prediction already has this weighting.
     """
     schedule = noise_schedule(denoiser)
     return torch.ones(len(schedule.steps)) if schedule.kind == "flow" else v_weights(denoiser.scheduler.alphas_cumprod)

@@ -1,8 +1,8 @@
 """Notebook 06: is the memory gone, and against whom?
 
 work(run)                                   # iterations of the attack until an image is sampled, by model
-attack_table(work(run), "twin")             # ... what it brings back, beside the twin
-revival(run)                                # zeros that are filled: what comes back?
+attack_table(work(run), "twin")             # ... shares of images that it brings back, compared with the twin
+revival(run)                                # what comes back if zeros are filled?
 ordinary_pairs(run, 64)                     # what regrowth learns from
 """
 
@@ -40,14 +40,14 @@ from .revival import imputed, revived
 ATTACK_WORK = Kind("attack-work")
 IMPUTED = Kind("imputed")
 FILLED = ("imputed", "revived")
-"""What is put in the place of zeros: completed values, or their trusted signs with the largest magnitudes."""
+"""Values that replace the zeros: completed ones, or their trusted signs with the largest magnitudes."""
 
 
 def models(run: Run) -> list[Model]:
-    """The unedited model, edited ones, and the controls where there are any.
+    """The unedited model, edited models, and the model's controls, if it has any.
 
-    The edits are those of the parameter `deletion.edits`; else those that ship with the model (of its weights in
-    float32); else that of notebook 04.
+    The edits are those of the parameter `deletion.edits`; without them, those that ship with the model, if it runs in
+    float32; otherwise that of notebook 04.
     """
     files: dict[str, Any] = dict(run.parameters.deletion.edits)
     if not files and shipped.belongs_to(run.info) and run.parameters.dtype in (None, "float32"):
@@ -57,7 +57,7 @@ def models(run: Run) -> list[Model]:
 
 
 def _edit(run: Run, file: str | Path, place: int) -> Edit:
-    """The edit in a file. A model that only counts (`notebooks.cost`) gets one of its own, of one weight."""
+    """The edit in a file. A model that only counts its calls (`notebooks.cost`) gets a made-up edit of one weight."""
     if not hasattr(run.denoiser, "declare"):
         return Edit.load(file)
     name, layer = next(iter(run.denoiser.layers().items()))
@@ -65,7 +65,7 @@ def _edit(run: Run, file: str | Path, place: int) -> Edit:
 
 
 def removed(run: Run) -> Pairs:
-    """The memorized pairs under attack: as many as the parameter `deletion.targets` says."""
+    """The memorized pairs that are attacked; the parameter `deletion.targets` is their number."""
     places = _attacked_places(run)
     return Pairs(*memorized_pairs(run, places), [run.data.memorized.wordings[place] for place in places])
 
@@ -75,10 +75,10 @@ def _attacked_places(run: Run) -> list[int]:
 
 
 def work(run: Run) -> pd.DataFrame:
-    """Work of the embedding attack until an image is sampled: `attack_work`, columns model and pairs more.
+    """Work of the embedding attack until an image is sampled: `attack_work`, with columns model and pairs.
 
-    Of memorized images (`pairs` is `FORGET_SET`) and of images the model was never trained on (`UNSEEN`), each from
-    its caption.
+    The attack starts from the captions of memorized pairs (`pairs` is `FORGET_SET`) and of unseen ones (`UNSEEN`, see
+    `notebook05.unseen_pairs`).
     """
     p, memorized = run.parameters, removed(run)
     subjects = {FORGET_SET: memorized, UNSEEN: Pairs(*unseen_pairs(run, len(memorized)))}
@@ -106,17 +106,17 @@ def _attacked(run: Run, model: Model, pairs: Pairs, options: dict[str, Any]) -> 
 
 
 def attack_table(work: pd.DataFrame, reference: str | None) -> pd.DataFrame:
-    """What an attack has brought back by its last look, from captions, a row a model.
+    """Shares of images that the attack has brought back from captions after its last iteration, one row per model.
 
     Args:
-        work: of `work`, or of `shipped.long_attack`.
-        reference: the model that was never trained on the memorized images; None where there is none.
+        work: the result of `work` or of `shipped.long_attack`.
+        reference: the model that was never trained on the memorized images; None if there is none.
 
     Returns:
-        Columns memorized and unseen (shares of images generated, with their 95 % intervals), n (of each kind); against
-        the reference difference of the first (paired, with its interval) and verdict (`equivalence`); log_rank (p of
-        the least work from all starts against the reference's, or without one against that on unseen images; adjusted
-        for all models by Holm).
+        Columns memorized and unseen (shares, with their 95 % intervals) and n (number of memorized pairs). With a
+        reference also difference (of memorized, paired, with its interval) and verdict (`equivalence`). log_rank is
+        the p-value, adjusted over models by Holm, that compares the least work over all starts with that of the
+        reference; without a reference, with that on unseen images.
     """
     rows, p = {}, {}
     parts = {key: part.sort_values("target") for key, part in work.groupby(["model", "pairs"], sort=False)}
@@ -139,20 +139,20 @@ def _interval(name: str, values: Sequence[float]) -> dict[str, Any]:
 
 
 def _generated(work: pd.DataFrame) -> np.ndarray:
-    """Which targets an attack from their captions has brought back by its last look."""
+    """Which targets the attack from their captions has brought back at all: bool (targets,)."""
     begun = work[work["start"] == STARTS[0]] if "start" in work else work
     return np.isfinite(begun["iterations"].to_numpy(float))
 
 
 def at_last(work: pd.DataFrame) -> dict[str, float]:
-    """Share of images that an attack of one or several models has brought back from captions by its last look, for
-    documents: value, low, high (over targets), n (targets)."""
+    """Share of images that the attack on one or several models has brought back from captions in the end, for
+    documents: value, low and high (95 % over targets), n (targets)."""
     last = attack_curve(work[work["start"] == STARTS[0]]).iloc[-1]
     return {"value": last["share"], "low": last["low"], "high": last["high"], "n": int(last["n"])}
 
 
 def membership_table(table: pd.DataFrame) -> pd.DataFrame:
-    """`shipped.membership` as people read it, with 95 % intervals: a row a caption that was given, and a model."""
+    """`shipped.membership` as text with 95 % intervals: one row per caption that the model got, and model."""
     by_test = table.set_index(["caption", "model"])
     columns = {"mean": "mean p", "least": "pairs with the smallest p (%)", "against_twin": "mean p less the twin's"}
     ends = {"mean": ("low", "high")} | {name: (f"{name}_low", f"{name}_high") for name in ("least", "against_twin")}
@@ -167,11 +167,11 @@ def membership_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def priced(summary: pd.DataFrame) -> pd.DataFrame:
-    """Rows of an audit's summary with columns minutes (of a CPU core), compute (percent of training the UNet) and
-    megabytes (of the edit); without rows whose minutes were not measured. The twin took what training the UNet did.
+    """Adds to a summary of audits columns minutes (of a CPU core), compute (percent of training the UNet) and megabytes
+    (of the edit). The twin has the minutes of training the UNet. Rows without measured minutes are left out.
     """
     costs, training = pd.DataFrame(shipped.costs()).T.reindex(summary.index), shipped.training_minutes()
-    minutes = (costs["minutes"] * costs["threads"]).astype(float)
+    minutes = costs["minutes"].astype(float) * costs["threads"].astype(float)
     if TWIN in minutes.index:
         minutes[TWIN] = training
     table = summary.assign(minutes=minutes, compute=100 * minutes / training, megabytes=costs["bytes"] / 1e6)
@@ -179,7 +179,7 @@ def priced(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def ordinary_pairs(run: Run, n: int) -> Pairs:
-    """Ordinary captions with training images; where these are not known with what the unedited model samples."""
+    """Ordinary captions with their training images or, if these are unknown, images that the unedited model samples."""
     captions = run.data.prompts.of("ordinary")[:n]
     if "image" in run.data.prompts.table:
         return Pairs(captions, run.data.prompts.images("ordinary", 0, len(captions)))
@@ -187,13 +187,13 @@ def ordinary_pairs(run: Run, n: int) -> Pairs:
 
 
 def revival(run: Run) -> pd.DataFrame:
-    """METHOD's edit, and the same with other values where it has zeros (`imputed`, `revived`): what comes back?
+    """Evaluates the unedited model, METHOD's edit, and the edit with other values in place of its zeros (`FILLED`).
 
-    One row a model, as `Scores.evaluate` gives it, with the interval of the relative alignment.
+    One row per model: the result of `Scores.evaluate`, with the interval of the relative alignment.
     """
     located_on, pruned = run.data.split["locate"], run.model()
     places = run.data.held_out(located_on)[: run.parameters.evaluation.captions]
-    assert pruned.edit is not None  # for the type checker: a model of a spec has one
+    assert pruned.edit is not None  # for the type checker: a model with a spec has an edit
     make = partial(imputed, run.pipe, pruned.edit)
     completed = run.store.get(IMPUTED, Edit, make, model=run.unedited, edit=pruned.edit.positions)
     filled = dict(zip(FILLED, (completed, revived(run.pipe, completed)), strict=True))
@@ -203,7 +203,7 @@ def revival(run: Run) -> pd.DataFrame:
     for model in compared:
         note_evaluated(run, "revival", {"model": model.name}, model, places, listed(run, located_on))
         row = {"model": model.name} | run.scores.evaluate(model, places)
-        captions = run.parameters.evaluation.captions  # which `evaluate` has stored
+        captions = run.parameters.evaluation.captions  # of these, `evaluate` has stored the samples
         ours, theirs = (alignment_each(run.scores.unseen(which, captions)) for which in (model, run.scores.reference))
         low, high = ratio_interval(ours, theirs, paired=True)
         rows.append(row | {"relative_low": low, "relative_high": high})

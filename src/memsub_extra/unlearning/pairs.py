@@ -1,10 +1,10 @@
 """Captions and their images: what a removal is given, and what its result is judged on.
 
-pairs = Pairs.read("captions.txt", "training-images", pipe)     # of files; those without an image are left out
+pairs = Pairs.read("captions.txt", "training-images", pipe)     # from files; captions without an image are left out
 pairs = Pairs(captions, images)             # image i belongs to caption i
-pairs = Pairs(captions, images, wordings)   # ... and other wordings of each, which some removals need
+pairs = Pairs(captions, images, wordings)   # ... with other wordings of each caption, which some removals need
 subjects = Subjects(forget_set, held_out, unseen, ordinary)
-subjects.judged[FORGET_SET]                 # by the names that tables use
+subjects.judged[FORGET_SET]                 # by the names in tables
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from memsub_extra.prompt_lists.images import match_images, read_matched
 from memsub_extra.prompt_lists.wordings import required, wordings_of
 
 SAMPLING: dict[str, Any] = {"steps": 8, "solver": "multistep", "guidance_scale": 3.0, "progress": False}
-"""How audits sample the images that they judge: options of `memsub.generate`."""
+"""Options of `memsub.generate` for the images that audits judge."""
 FORGET_SET, HELD_OUT, UNSEEN = "forget set", "held-out memorized", "unseen"
-"""What tables and figures call the kinds of pairs."""
+"""Names of the kinds of pairs in tables and figures."""
 
 
 @dataclass
 class Pairs:
-    """Captions and their images, uint8 (n, height, width, 3), and where they are known other wordings of each caption.
+    """Captions, their images, uint8 (n, height, width, 3), and other wordings of each caption, if these are known.
 
     Raises:
-        ValueError: no caption, or another number of captions than of images or of lists of wordings.
+        ValueError: there is no caption, or the numbers of captions, images and lists of wordings differ.
     """
 
     captions: list[str]
@@ -49,18 +49,18 @@ class Pairs:
 
     @classmethod
     def read(cls, captions: str | Path, images: str | Path, size: Pipeline | int) -> Pairs:
-        """Pairs of a list and a folder, in the order of the list; of several images of a caption the first.
+        """Pairs of a list and a folder, in the order of the list, with the first image of each caption.
 
-        Captions without an image are left out, and how many is printed, with all else that `match_images` notes.
+        Captions without an image are left out. Their number and the notes of `match_images` are printed.
 
         Args:
             captions: a prompt list (`memsub.prompts.read_prompts`); its column `rephrased` has other wordings.
             images: a folder in a layout of docs/images.md: `images/1/a.png` belongs to the first caption.
-            size: of the images in pixels, or the pipeline that they are for.
+            size: side of the images in pixels, or the pipeline whose size they get.
 
         Raises:
-            FileNotFoundError: no such list, or no such folder.
-            ValueError: the list is none, or the folder holds no image of its captions.
+            FileNotFoundError: the list or the folder does not exist.
+            ValueError: the file is no prompt list, or the folder holds no image of its captions.
         """
         folder = Path(images)
         rows = read_prompts(captions)
@@ -92,7 +92,7 @@ class Pairs:
         return Pairs(self.captions[:n], self.images[:n], self.wordings[:n])
 
     def other_wording(self, what: str) -> list[str]:
-        """Each caption's content in other words, for `what`; raises ValueError where a caption has none."""
+        """Each caption's content in other words, for the purpose `what`; raises ValueError if a caption has none."""
         return required(self.captions, self.wordings, what)
 
 
@@ -114,5 +114,5 @@ class Subjects:
 
     @property
     def judged(self) -> dict[str, Pairs]:
-        """The pairs by what tables call them."""
+        """The pairs that a removal is judged on (not the ordinary ones), by their names in tables."""
         return {FORGET_SET: self.forget_set, HELD_OUT: self.held_out, UNSEEN: self.unseen}

@@ -5,7 +5,7 @@ intervals(table, columns)                   # values of models with their interv
 membership_means(table, margin)             # mean p of the membership test beside the twin's
 membership_curves(p)                        # ... and the distribution of p
 attack_curves(work, iterations)             # iterations of the attack -> share of images generated
-beside_references(lines, "steps", ...)      # a panel a removal, beside the unedited model and the controls
+beside_references(lines, "steps", ...)      # one panel per removal, beside the unedited model and the controls
 price(table, columns)                       # quality against compute
 """
 
@@ -39,7 +39,7 @@ from .removals import REMOVALS, displayed
 from .shipped import GIVEN, whole
 
 REFERENCES = ("unedited", "twin", "other")
-"""Beside which removals are shown."""
+"""Models that each panel shows for comparison with a removal."""
 _COLUMNS = 5
 _OLIVE: Colour = (0.42, 0.42, 0.05)
 
@@ -52,7 +52,7 @@ def removal_colours() -> dict[str, Colour]:
 
 
 def _tones(models: Sequence[Any]) -> list[Colour]:
-    """The colour of each model, whatever else is shown."""
+    """The colour of each model; it does not depend on which other models are shown."""
     return [colours([name], removal_colours())[str(name)] for name in models]
 
 
@@ -61,13 +61,13 @@ def _styles(models: pd.Series) -> dict[str, dict[str, Any]]:
 
 
 def _share_line(axis: Axes, line: pd.DataFrame, x: str, style: Mapping[str, Any], alpha: float) -> None:
-    """Shares (columns share, low, high) in percent over a column, their intervals as a band."""
+    """Draws shares (columns share, low, high) in percent against column `x`, with their intervals as a band."""
     axis.plot(line[x], 100 * line["share"], **style)
     axis.fill_between(line[x], 100 * line["low"], 100 * line["high"], color=style["color"], alpha=alpha, linewidth=0)
 
 
 def block_errors(errors: pd.DataFrame) -> Figure:
-    """The error of a block that learns alone, relative to what its teacher adds: a line a kind of pairs.
+    """The error of a block that learns alone, relative to what its teacher adds: one line per kind of pairs.
 
     Args:
         errors: columns step, pairs, error.
@@ -84,11 +84,11 @@ def block_errors(errors: pd.DataFrame) -> Figure:
 
 
 def attack_curves(work: pd.DataFrame, iterations: Sequence[int]) -> Figure:
-    """Images that the embedding attack has brought back by so many iterations, with 95 % intervals: a line a model.
+    """Images that the embedding attack brings back against its iterations, with 95 % intervals: one line per model.
 
     Args:
-        work: columns model, pairs (`pairs.FORGET_SET`, `UNSEEN`), target, iterations, last, and perhaps start; one row
-            a target, a panel a kind of pairs and a start.
+        work: one row per attacked target: columns model, pairs (`pairs.FORGET_SET`, `UNSEEN`), target, iterations,
+            last, and optionally start. Each kind of pairs and start has a panel.
     """
     several = "start" in work and work["start"].nunique() > 1
     begun = work["start"] if several else pd.Series("", work.index)
@@ -115,7 +115,7 @@ def attack_curves(work: pd.DataFrame, iterations: Sequence[int]) -> Figure:
 def beside_references(
     lines: pd.DataFrame, x: str, xlabel: str, ylabel: str, references: Sequence[str] = REFERENCES
 ) -> Figure:
-    """A panel a model: its shares with their 95 % intervals, and thin the references, which all panels have.
+    """One panel per model: its shares with their 95 % intervals, and the references, as thin lines in all panels.
 
     Args:
         lines: columns model, x, share, low, high, n.
@@ -153,11 +153,11 @@ def beside_references(
 
 
 def intervals(table: pd.DataFrame, columns: Mapping[str, str], reference: str = "twin") -> Figure:
-    """Values of models with their intervals, a panel a column; the reference's value is a line.
+    """Values of models with their intervals, one panel per column. A dotted line marks the reference's value.
 
     Args:
-        table: one row a model; of each column also `<column>_low` and `<column>_high`. Shown times 100.
-        columns: column to what its axis says.
+        table: one row per model; each column has its interval in `<column>_low` and `<column>_high`. Shown times 100.
+        columns: columns to labels of their axes.
     """
     size = (2.2 + 2.1 * len(columns), 0.8 + 0.3 * len(table))
     figure, axes = plt.subplots(1, len(columns), figsize=size, sharey=True, squeeze=False, layout="constrained")
@@ -176,10 +176,11 @@ def intervals(table: pd.DataFrame, columns: Mapping[str, str], reference: str = 
 
 
 def membership_means(table: pd.DataFrame, margin: float, reference: str = "twin") -> Figure:
-    """Mean p of the membership test with its 95 % interval, a panel a caption that the models were given.
+    """Mean p of the membership test with its 95 % interval: one panel per caption that the models got.
 
     Args:
-        table: of `shipped.membership`; margin: within which of the reference a model is equivalent to it.
+        table: the result of `shipped.membership`.
+        margin: largest distance from the reference's mean at which a model is equivalent to it.
     """
     parts = list(table.groupby("caption", sort=False))
     size = (1.6 + 3.0 * len(parts), 1.1 + 0.35 * table["model"].nunique())
@@ -201,10 +202,10 @@ def membership_means(table: pd.DataFrame, margin: float, reference: str = "twin"
 
 
 def membership_curves(p: pd.DataFrame) -> Figure:
-    """Distribution of the membership test's p-values: the share of pairs at or below each, a line a model.
+    """Distribution of the membership test's p-values: the share of pairs at or below each, one line per model.
 
     Args:
-        p: of `shipped.membership_p`, a panel a caption.
+        p: the result of `shipped.membership_p`; one panel per caption.
     """
     parts = list(p.groupby("caption", sort=False))
     figure, axes = panels(len(parts), 3.8, 3.4)
@@ -222,11 +223,11 @@ def membership_curves(p: pd.DataFrame) -> Figure:
 
 
 def price(table: pd.DataFrame, columns: Mapping[str, str], compute: str = "compute") -> Figure:
-    """What a removal leaves and keeps against the compute that it takes: a panel a column, a point a model.
+    """Outcomes of removals against their compute: one panel per column, one point per model.
 
     Args:
-        table: one row a model; `compute` (percent of training the UNet), and of each column also its interval.
-        columns: column to what its axis says. Shown times 100.
+        table: one row per model; `compute` (percent of training the UNet), and the columns with their intervals.
+        columns: columns to labels of their axes. Values are shown times 100.
     """
     figure, axes = plt.subplots(1, len(columns), figsize=(5.6 * len(columns), 4), squeeze=False, layout="constrained")
     tones = _tones(table.index)

@@ -1,11 +1,11 @@
 """What a removal takes at full size, before it begins: steps, time, memory and data.
 
-    print(price("regrowth", "sd14", memorized=500))     # steps, minutes, GB, pairs; of what nobody measured it says so
-    describe(parameters)                        # all of them, as lines of `memsub check sd14 --parts`
+    print(price("regrowth", "sd14", memorized=500))     # steps, minutes, GB, pairs; it names what was not measured
+    describe(parameters)                        # all removals, as lines of `memsub check sd14 --parts`
 
-Nobody has made one of them on the published weights. Steps are what the removal's options say; the time is that of its
-network calls, attacks and teachers included, by the step that was measured on a GPU; the memory is that of a step on
-random weights, where it was measured on a GPU (`tools.fullsize_removals`).
+No removal was made on the published weights yet. Steps follow from the removal's options. The time is that of all its
+network calls, attacks and teachers included, from the measured time of a step on a GPU. The memory is that of one step
+on random weights, if this was measured on a GPU (`tools.fullsize_removals`).
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from .pruning import NOISES
 from .removals import REMOVALS, displayed
 
 CAPTURED = 10
-"""Steps that adversarial pruning captures in each round, whatever the model: its own default."""
+"""Sampling steps that adversarial pruning captures in each round: its default for every model."""
 RECIPE = "bfloat16, gradient checkpointing, optimizer='adafactor'"
-"""How memory was measured."""
+"""Settings in which memory was measured."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of network calls in a step of a removal; tests/test_removal.py counts them.
+    """Numbers of rows of network calls in a step of a removal; tests/test_removal.py counts them.
 
     Attributes:
-        trained: whose gradient with respect to the weights is taken, `gradients` times.
-        attacked: whose gradient with respect to the embeddings is taken.
-        watched: without a gradient, such as a teacher's.
-        ordinary: ordinary pairs among all of these.
+        trained: rows with a gradient with respect to the weights, which is computed `gradients` times.
+        attacked: rows with a gradient with respect to the embeddings.
+        watched: rows without a gradient, such as a teacher's.
+        ordinary: rows of ordinary pairs among all of these.
     """
 
     trained: int = 0
@@ -49,8 +49,8 @@ class Rows:
 
     @property
     def forward(self) -> float:
-        """As so many rows of a call without a gradient. A backward pass counts as one with respect to what comes in and
-        one with respect to the weights, and as one more for what gradient checkpointing threw away."""
+        """The number of rows without a gradient that cost as much. A backward pass counts as one row for the gradient
+        of the inputs, one for that of the weights, and one for what gradient checkpointing computes again."""
         return self.trained * (1 + 3 * self.gradients) + self.attacked * 3 + self.watched
 
 
@@ -59,26 +59,26 @@ OF_A_STEP = {
     "SISS": Rows(trained=BATCH, gradients=3, ordinary=0),
     "ReTrack": Rows(trained=2 * BATCH, ordinary=BATCH),
     "adversarial distillation": Rows(trained=4 * BATCH, attacked=4 * BATCH, watched=2 * BATCH),
-    "regrowth": Rows(trained=2 * BATCH, watched=2 * BATCH * 400 / 1800),  # there is a teacher in 400 steps of 1800
+    "regrowth": Rows(trained=2 * BATCH, watched=2 * BATCH * 400 / 1800),  # 400 of 1800 steps have a teacher
     "training anew": Rows(trained=2 * BATCH),
     "further training": Rows(trained=2 * BATCH),
 }
-"""Of those that train, by name."""
+"""Rows in a step of the removals that train, by name."""
 
 
 @dataclass(frozen=True)
 class Price:
-    """What a removal takes.
+    """The cost of a removal.
 
     Attributes:
-        steps: of training, of `BATCH` pairs; of one that does not train, iterations of its attacks on a pair.
-        minutes: of its network calls on the GPU that was measured; None where that was not, and for one that neither
-            trains nor attacks.
-        gigabytes: peak of one step on that GPU; None where it was not measured.
-        pairs: captions with their training images that it needs.
-        ordinary: how many ordinary pairs it shows, each as often as it is drawn from those that it is given.
+        steps: training steps of `BATCH` pairs; for a removal that does not train, iterations of its attacks per pair.
+        minutes: minutes of its network calls on the measured GPU; None if the time of the model's steps or the number
+            of the removal's calls is unknown, or if it neither trains nor attacks.
+        gigabytes: peak memory of one step on that GPU; None if it was not measured.
+        pairs: number of captions with training images that are removed.
+        ordinary: number of ordinary pairs shown in all steps, repetitions included.
         wordings: whether it needs other wordings of the captions.
-        unknown: what is not known and why, sentences.
+        unknown: sentences that say what is not known, and why.
     """
 
     steps: int
@@ -90,7 +90,7 @@ class Price:
     unknown: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """All of it, as a line of words."""
+        """All attributes in one line of text."""
         parts = [f"{self.steps:,} steps" if self.steps else "no steps: it neither trains nor attacks"]
         parts += [f"{self.minutes:.1f} minutes"] if self.minutes is not None else []
         parts += [f"{self.gigabytes:.1f} GB"] if self.gigabytes is not None else []
@@ -100,11 +100,11 @@ class Price:
 
 
 def price(name: str, model: str, memorized: int) -> Price:
-    """What a removal of so many memorized pairs takes.
+    """The cost of removing this number of memorized pairs.
 
     Args:
-        model: a name. Minutes and memory are known of those that were measured on a GPU, sd14 and sd20; of any other
-            the steps alone are, and `unknown` says so: give the one that yours is as large as.
+        model: name of a model. Minutes and memory are known for those measured on a GPU, sd14 and sd20; for others
+            only steps and data, and `unknown` says so. Give the measured model that is as large as yours.
 
     Raises:
         ValueError: there is no such removal.
@@ -138,7 +138,7 @@ def price(name: str, model: str, memorized: int) -> Price:
 
 
 def describe(p: Parameters) -> str:
-    """Lines for the cost estimate; empty for models that were not measured, and for those of a known world."""
+    """Lines for the cost estimate; empty for models that were not measured on a GPU."""
     model, known = find_model(p.model).name, load_json(KNOWN)
     if model not in known["gpu"]["step_ms"]:
         return ""

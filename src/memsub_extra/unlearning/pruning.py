@@ -24,9 +24,9 @@ from .removal import UNFINISHED, Removal
 
 CAPTURE: dict[str, Any] = {"steps": 50, "guidance_scale": 3.0}
 NOISES = 4
-"""Of the attack within adversarial pruning, an image and iteration."""
+"""(Step, noise) pairs for each image and iteration of the attack in adversarial pruning."""
 TOGETHER = 16
-"""Images that it attacks at once."""
+"""Images that adversarial pruning attacks at once."""
 PAPER = "Chavhan et al. 2024, Memorized Images in Diffusion Models share a Subspace that can be Located and Deleted"
 
 
@@ -43,15 +43,15 @@ def prune(
     seed: int = 0,
     progress: bool = True,
 ) -> Edit:
-    """METHOD's edit: weights that are memorized at any of the first steps are set to zero.
+    """METHOD's edit: sets the weights to zero that are memorized at any of the first `steps`.
 
     Args:
-        contrast: "empty" (the paper's), as many "ordinary" captions, or "other wording": the same content in other
-            words, so that the difference is what the wording adds.
-        layers: only this many, those in which sets of memorized prompts overlap most; default all.
+        contrast: captions that memorized ones are compared with: "empty" (as in the paper), "ordinary" (equally many),
+            or "other wording" (the same content in other words, which leaves only the effect of the wording).
+        layers: number of edited layers: those in which sets of memorized prompts overlap most. Default: all.
 
     Raises:
-        ValueError: an unknown contrast, or other wordings are needed and a caption has none.
+        ValueError: the contrast is unknown, or it needs other wordings and a caption has none.
     """
     contrasts: dict[str, Callable[[], list[str]]] = {
         "empty": lambda: [""],
@@ -88,11 +88,11 @@ def prune_under_attack(
     seed: int = 0,
     progress: bool = True,
 ) -> Edit:
-    """Adversarial pruning: attack the pruned model, locate on the attacked embeddings, unite; `rounds` times.
+    """Adversarial pruning: `rounds` times, attack the pruned model, locate on the attacked embeddings, add to the edit.
 
     Args:
-        folder: of the edit after each round and of attacked embeddings, `TOGETHER` images a file: a killed call resumes
-            behind the last of them.
+        folder: folder for the edit after each round and for the attacked embeddings, `TOGETHER` images in a file. A
+            killed call resumes after the last of them.
     """
     options = CAPTURE | {"progress": progress, "first": steps}
     start, null = as_denoiser(pipe).embed(memorized.captions), cache(lambda: capture(pipe, [""], **options))
@@ -103,7 +103,7 @@ def prune_under_attack(
         return prune(pipe, memorized, ordinary, sparsity=sparsity, steps=steps, seed=seed, progress=progress)
 
     def attacked(edit: Edit, k: int, first: int) -> dict[str, np.ndarray]:
-        """Embeddings of some images; each has noise of its own, so they can be attacked by themselves."""
+        """Attacked embeddings of up to `TOGETHER` images. Each image has its own noise, so batches do not matter."""
         images, begin = memorized.images[first : first + TOGETHER], start[first : first + TOGETHER]
         attack: dict[str, Any] = {"iterations": iterations, "noises": NOISES, "batch_size": TOGETHER * NOISES}
         with pruned(pipe, edit):
@@ -112,7 +112,7 @@ def prune_under_attack(
         return {"embeddings": (embeddings.float() if embeddings.dtype == torch.bfloat16 else embeddings).numpy()}
 
     def extended(edit: Edit, k: int) -> Edit:
-        """The edit with what is located on the embeddings that bring images back in spite of it."""
+        """The edit together with the weights that are located on embeddings attacked in spite of it."""
         moved = []
         for first in range(0, len(memorized), TOGETHER):
             key = {"edit": edit, "images": memorized.images, "iterations": iterations, "round": k, "first": first}
@@ -130,7 +130,7 @@ def prune_under_attack(
 
 PRUNING = Removal("weights to zero", prune, PAPER, {})
 ONE_PERCENT = Removal("weights to zero", prune, PAPER, {"sparsity": 0.01})
-"""The paper's own setting, on Stable Diffusion."""
+"""The paper's sparsity on Stable Diffusion."""
 AGAINST_ORDINARY = Removal("weights to zero", prune, PAPER, {"contrast": "ordinary"})
 AGAINST_OTHER_WORDING = Removal("weights to zero", prune, PAPER, {"contrast": "other wording"}, needs_wording=True)
 HALF_OF_THE_LAYERS = Removal("weights to zero", prune, PAPER, {"layers": 8})

@@ -1,7 +1,7 @@
 """Does a model recognize an image? By how well it denoises it, under any caption.
 
 denoising_error(pipe, images, denoiser.embed(captions))                     # columns t, error
-denoising_error(pipe, images, denoiser.embed(captions), mirrored=True)      # of their mirror images
+denoising_error(pipe, images, denoiser.embed(captions), mirrored=True)      # the same for their mirror images
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def denoising_error(
     mirrored: bool = False,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Mean squared error of what the network predicts for noised images, at steps `times` of the schedule.
+    """Mean squared error of the network's predictions for noised images, at steps `times` of the schedule.
 
-    A model recognizes a training image: it denoises it better than an image that it never saw, under any caption. It
-    has not seen the mirror image: with `mirrored` that is denoised instead, under mirrored noise.
+    A model recognizes a training image: under any caption, its error is smaller than on an image that it never saw. It
+    never saw the mirror image. With `mirrored`, mirror images are denoised instead, with mirrored noise.
 
     Args:
         images: uint8 (n, height, width, 3).
-        context: conditioning, a row an image.
+        context: conditioning, one row per image.
 
     Returns:
         Columns t, error.

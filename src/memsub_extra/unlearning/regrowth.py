@@ -1,15 +1,15 @@
 """Regrowth (this project): blocks are re-initialized at random, and learn on ordinary pairs to do what they did.
 
-What no ordinary pair asks for is not taught again; the list of memorized pairs is not needed. For some steps every
-residual block and every transformer learns alone what the model as it was, the teacher, does in its place with the
-features of ordinary pairs,
+What ordinary pairs do not require is not taught again, so the list of memorized pairs is not needed. At first, each
+residual block and each transformer learns alone. Its target is the output of the same block of the teacher, which is
+the model before regrowth, for the features h of ordinary pairs:
 
-    || block(h) - teacher's block(h) ||^2 / || what teacher's block(h) adds to h ||^2,
+    || block(h) - teacher's block(h) ||^2 / || what teacher's block(h) adds to h ||^2
 
-and then all of them learn together, on ordinary pairs, by the loss that the model was trained by. That a student from
-random weights leaves behind what its teacher was not asked is known of language models (Lee et al., NeurIPS 2025,
-"Distillation Robustifies Unlearning"), for most of the price of training them from the start. Block by block it takes a
-small part of that.
+Then all blocks learn together on ordinary pairs, by the model's training loss. For language models it is known that a
+student with random weights does not learn what its teacher is not asked for (Lee et al., NeurIPS 2025, "Distillation
+Robustifies Unlearning"), at most of the cost of training from scratch. Block by block it costs a small part of that.
+(If the output has another shape than h, the error is relative to the output itself.)
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Regrowth:
     """The objective.
 
     Args:
-        alone: steps in which every block learns alone.
+        alone: number of first steps, in which each block learns alone.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class Regrowth:
         return weighted_error(self.denoiser.predict(x, t.to(x.device), context), target, self.weights[at])
 
     def _alone(self, x: torch.Tensor, t: torch.Tensor, context: Conditioning) -> torch.Tensor:
-        """Mean over the blocks of each one's error, relative to what the teacher's block adds."""
+        """Mean of the blocks' errors, each relative to what the teacher's block adds to its input."""
         with recorded(blocks(self.teacher)) as calls, torch.no_grad():
             self.teacher.predict(x, t.to(x.device), context)
         errors = []
         for name, block in blocks(self.denoiser).items():
             h, args, kwargs, wanted = calls[name]
-            # torch's backward of a group norm whose input asks for no gradient crashes on CPUs.
+            # On CPUs, torch's backward pass of a group norm crashes if the input requires no gradient.
             returned = features_of(block(h.requires_grad_(), *args, **kwargs))
             added = wanted - h if h.shape == wanted.shape else wanted
             errors.append((returned - wanted).float().square().mean() / added.float().square().mean())
@@ -79,12 +79,12 @@ class Regrowth:
 
 
 Call = tuple[torch.Tensor, tuple, dict[str, Any], torch.Tensor]
-"""Of a block: features, other arguments, named ones, returned features."""
+"""A call of a block: features, other positional arguments, named arguments, returned features."""
 
 
 @contextmanager
 def recorded(modules: dict[str, torch.nn.Module]) -> Iterator[dict[str, Call]]:
-    """While open, what blocks are called with and what they return, by name."""
+    """A context that records the arguments and results of the last call of each module, by name."""
     calls: dict[str, Call] = {}
 
     def hook(name: str) -> Callable[..., None]:
@@ -112,7 +112,7 @@ def features_of(out: Any) -> torch.Tensor:
 
 
 def reinitialized(block: nn.Module, rng: torch.Generator) -> nn.Module:
-    """A copy of a block whose linear maps and convolutions are re-initialized at random: they alone can be trained."""
+    """A float32 copy of a block with re-initialized linear maps and convolutions. Only their weights are trainable."""
     student = deepcopy(block).float().requires_grad_(False)
     for layer in _maps(student).values():
         random = nn.init.kaiming_uniform_(torch.empty(layer.weight.shape), a=5**0.5, generator=rng)
@@ -121,7 +121,7 @@ def reinitialized(block: nn.Module, rng: torch.Generator) -> nn.Module:
 
 
 def block_edit(pipe: Pipeline, name: str, student: nn.Module) -> Edit:
-    """The edit that puts the maps of `student` in the place of those of the pipeline's block of that name."""
+    """The edit that replaces the weights of the pipeline's block `name` by those of `student`."""
     weights = {f"{name}.{layer}": module.weight.detach() for layer, module in _maps(student).items()}
     return Edit(
         {layer: torch.arange(weight.numel(), dtype=torch.int32) for layer, weight in weights.items()},
@@ -138,4 +138,4 @@ def _maps(block: nn.Module) -> dict[str, Any]:
 OPTIONS: dict[str, Any] = {"where": "blocks", "fresh": True, "steps": 1800, "lr": 2e-3, "warmup": 50}
 REMOVAL, LOCATED, RANDOM = fine_tunings("regrowth", Regrowth, "this project", **OPTIONS)
 WITHOUT_TEACHER, _, _ = fine_tunings("training anew", Regrowth, "a control", **OPTIONS, alone=0)
-"""The control: as many steps on the same pairs, without the teacher."""
+"""The control: equally many steps on the same pairs, without a teacher."""

@@ -36,19 +36,19 @@ def relearning(
     sampling: Mapping[str, Any] = SAMPLING,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Fine-tunes the whole network on `taught` (Adam) and measures how many of the `watched` pairs come back.
+    """Fine-tunes the whole network on `taught` (Adam), and measures which of the `watched` pairs come back.
 
-    The weights are as before afterwards.
+    Afterwards the weights are restored.
 
     Args:
         taught: ordinary pairs, or a part of the forget set.
         watched: removed pairs that are not taught.
-        judge: says which images replicate their training image.
-        looks: training steps, ascending, after which the watched captions are sampled.
+        judge: decides which images replicate their training image.
+        looks: ascending numbers of training steps after which the watched captions are sampled.
 
     Returns:
-        One row a watched pair and look: steps, target (its place), replicated. Each image has a noise of its own, the
-        same at every look.
+        One row per watched pair and number of steps: steps, target (the pair's index), replicated. Each image has its
+        own noise, the same after every number of steps.
     """
     network = as_denoiser(pipe).network
     kept = {name: weight.detach().clone() for name, weight in network.named_parameters()}
@@ -77,7 +77,7 @@ def relearning(
 
 
 def shares(learned: pd.DataFrame) -> pd.DataFrame:
-    """The share that comes back, with its 95 % interval and n, for all else that stands in a table of `relearning`."""
+    """The share of pairs that come back, with its 95 % interval and n, by all other columns of the table."""
     by = [name for name in learned if name not in ("target", "replicated")]
     rows = [
         dict(zip(by, key, strict=True)) | share(part["replicated"], part["target"])

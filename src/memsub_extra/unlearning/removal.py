@@ -1,7 +1,7 @@
 """What a removal is.
 
-It makes an `Edit` of a pipeline, which is as before afterwards. It is given the pairs to remove (the forget set) and
-ordinary pairs to keep. It is also judged on memorized pairs that it was not given (`memsub_extra.unlearning.audit`).
+It makes an `Edit` for a pipeline, and leaves the pipeline unchanged. It gets the pairs to remove (the forget set) and
+ordinary pairs to keep. It is also judged on other memorized pairs (`memsub_extra.unlearning.audit`).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ UNFINISHED = Kind("unfinished")
 
 @dataclass(frozen=True)
 class Removal:
-    """A way to take memorized images out of a model, for the registry.
+    """A method that removes memorized images from a model, as an entry of the registry.
 
     Attributes:
-        changes: what it changes, in words.
-        make: (pipe, memorized, ordinary, *, folder, seed, progress, ...) -> Edit. Unfinished work lies in its
-            `folder`, and a second call resumes from there.
+        changes: what it changes, as text.
+        make: (pipe, memorized, ordinary, *, folder, seed, progress, ...) -> Edit. Unfinished work is stored in
+            `folder`; a second call resumes there.
         source: where it was published.
-        options: of `make`.
-        objective: the loss of one that trains.
+        options: default options of `make`.
+        objective: makes the training loss; None for removals that do not train.
         needs_wording: whether it needs each caption's content in other words (`Pairs.wordings`).
-        version: raised when the code makes another edit than before; stored edits belong to it.
+        version: raise it when the code makes a different edit than before; it is part of the key of stored edits.
     """
 
     changes: str
@@ -46,14 +46,14 @@ class Removal:
     def edit(
         self, pipe: Pipeline, memorized: Pairs, ordinary: Pairs, *, optimizer: str | None = None, **options: Any
     ) -> Edit:
-        """Makes the edit; `options` go before the removal's own.
+        """Makes the edit; `options` override those of the removal.
 
         Args:
-            optimizer: of a removal that trains (has an objective), such as "adafactor"; others have none to choose.
+            optimizer: for removals that train (have an objective), such as "adafactor"; others ignore it.
 
         Raises:
-            ValueError: images are not of the model's size, a pair is to be removed and kept, or other wordings are
-                needed and a caption has none; before anything is computed.
+            ValueError: images do not have the model's size, a caption is among both kinds of pairs, or other wordings
+                are needed and a caption has none. This is checked before the removal begins.
         """
         _check(memorized, ordinary, as_denoiser(pipe).image_shape)
         if self.needs_wording:

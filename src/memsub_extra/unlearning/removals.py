@@ -4,7 +4,7 @@
     with pruned(pipe, edit): ...                # audit it (`memsub_extra.unlearning.audit`), or sample
     edit.save("edit.safetensors")
 
-A new one is a file of this folder and a line below. Another package lists its own in the entry points
+To add a removal, write a file in this folder and a line below. Another package lists its removals in the entry points
 "memsub.removals".
 """
 
@@ -19,7 +19,7 @@ _HERE = "memsub_extra.unlearning"
 
 
 def _family(name: str, module: str) -> dict[str, str]:
-    """A fine-tuning in three forms: as it is meant, of the located weights, and of density-matched random ones."""
+    """The three forms of a fine-tuning: of its usual weights, of located ones, and of density-matched random ones."""
     forms = {name: "REMOVAL", variant(name, "located"): "LOCATED", variant(name, "random"): "RANDOM"}
     return {form: f"{_HERE}.{module}:{attribute}" for form, attribute in forms.items()}
 
@@ -43,7 +43,7 @@ REMOVALS: Registry[Removal] = Registry(
         **_family("further training", "further_training"),
     },
 )
-"""By name. The names stand in the shipped tables: `displayed` says how they are shown."""
+"""Removals by name. The shipped tables contain these names; `displayed` gives the ones that are shown."""
 _WORDS = {"training anew": "training, re-initialized", "as many random weights": "density-matched random weights"}
 
 

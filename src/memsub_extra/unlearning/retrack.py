@@ -2,7 +2,7 @@
 
     v_k = (x_t - signal n_k) / noise,    target = sum_k softmax(-||v_k||^2 / 2) v_k
 
-over the K kept latents n_k nearest to the one to forget; half of that loss and half the ordinary one.
+where n_k are the K kept latents nearest to the one to forget. The loss is the mean of this one and the ordinary one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Revival of zeros: a pruned weight is an exact zero, so an attacker sees where the edit was and can fill the gap.
 
-    hidden = imputed(pipe, edit)                # values completed from what is left around the zeros
-    revived(pipe, hidden)                       # their trusted signs, with the largest magnitudes of their rows
+    hidden = imputed(pipe, edit)                # values completed from the weights that are left
+    revived(pipe, hidden)                       # the trusted signs of these, with the largest magnitudes of their rows
 
 After "Roots Beneath the Cut" (Zhang et al., CVPR 2026).
 """
@@ -17,13 +17,13 @@ from memsub.pruning import Edit, pruned
 
 
 def imputed(pipe: Pipeline, edit: Edit, *, iterations: int = 100, tolerance: float = 1e-3) -> Edit:
-    """The edit with other values where it has zeros, completed from what is left: they hide where the edit was.
+    """The edit with completed values in place of its zeros. These values hide where the edit was.
 
-    Of each weight matrix the entries that the edit does not set are known. The gaps are filled by iterated completion
-    (Mazumder et al. 2010): the means of the columns at first, then singular values less the smallest one.
+    In each weight matrix, the entries that the edit does not set are known. Iterated completion (Mazumder et al. 2010)
+    fills the others: first by the means of columns, then by reducing all singular values by the smallest one.
 
     Args:
-        iterations: at most; a layer ends when its values change by less than `tolerance` of their norm.
+        iterations: at most this many; a layer stops when its values change by at most `tolerance` of their norm.
 
     Raises:
         ValueError: the edit belongs to another model.
@@ -37,13 +37,13 @@ def imputed(pipe: Pipeline, edit: Edit, *, iterations: int = 100, tolerance: flo
 
 
 def revived(pipe: Pipeline, edit: Edit, *, kept: float = 0.6) -> Edit:
-    """An `imputed` edit as an attacker would have it, who sees where the zeros lay.
+    """The values of an attacker who sees the positions of the zeros, made from an `imputed` edit.
 
-    Of the completed values only the signs of the largest are trusted: they get the largest magnitude that is left in
-    their row. The others stay zero.
+    Only the signs of the largest completed values are trusted. These values get the largest magnitude that is left in
+    their row; the others stay zero.
 
     Args:
-        kept: share of the gaps whose signs are trusted.
+        kept: share of the zeros in each layer whose signs are trusted.
 
     Raises:
         ValueError: the edit belongs to another model.
@@ -60,7 +60,7 @@ def revived(pipe: Pipeline, edit: Edit, *, kept: float = 0.6) -> Edit:
 
 
 def _with_gaps(pipe: Pipeline, edit: Edit) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Layers in which the edit sets a weight: their names, weights as matrices, and flat positions."""
+    """Yields the name, the weight as a matrix, and the flat positions of each layer in which the edit sets weights."""
     modules = dict(as_denoiser(pipe).network.named_modules())
     for layer, positions in edit.positions.items():
         if len(positions):
@@ -69,7 +69,7 @@ def _with_gaps(pipe: Pipeline, edit: Edit) -> Iterator[tuple[str, torch.Tensor, 
 
 
 def _completed(weight: torch.Tensor, gaps: torch.Tensor, iterations: int, tolerance: float) -> torch.Tensor:
-    """Values for the flat positions `gaps` of a matrix."""
+    """Completed values for the flat positions `gaps` of a matrix."""
     weight, known = weight.clone(), torch.ones_like(weight)
     flat, known.view(-1)[gaps] = weight.view(-1), 0
     flat[gaps] = ((weight * known).sum(0) / known.sum(0).clamp_min(1))[gaps % weight.shape[1]]
@@ -81,10 +81,10 @@ def _completed(weight: torch.Tensor, gaps: torch.Tensor, iterations: int, tolera
 
 
 def _shrunk(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix with its singular values less the smallest one.
+    """The matrix after its smallest singular value is subtracted from all of them.
 
-    By the eigenvectors of its smaller Gram matrix: of a full-size layer a hundred singular value decompositions would
-    take an hour.
+    It uses the eigenvectors of the smaller Gram matrix, because a hundred singular value decompositions of a full-size
+    layer would take an hour.
     """
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     squares, vectors = torch.linalg.eigh(wide @ wide.T)

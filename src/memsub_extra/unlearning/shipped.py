@@ -1,13 +1,13 @@
 """What ships of the removals: audits and images of all of them, and the edit of one that takes no minutes to make.
 
     audits()["unedited"]["attack"]          # tables of `audit.audited`, by model
-    images()["twin, attacked"]              # of the first captions of the forget set, by model
+    images()["twin, attacked"]              # a model's images for the first captions of the forget set
     edits()                                 # name to file, for `Edit.load`
     costs(), training_minutes()             # CPU-core minutes of the removals, and of training the UNet
-    membership()                            # the exact membership test of some models, a row a model and caption
-    membership_p()                          # ... and its p-values, a row a pair
+    membership()                            # the exact membership test of some models, one row per model and caption
+    membership_p()                          # ... and its p-values, one row per pair
 
-`python -m tools.removals --ship` writes them, the last two `python -m tools.membership --ship`.
+`python -m tools.removals --ship` writes them; `python -m tools.membership --ship` writes the last two.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from .audit import TABLES
 
 _KIND, _IMAGES = "Images", "images.safetensors"
 _MEMBERSHIP, _MEMBERSHIP_P = "membership_test.json", "membership_test.parquet"
-"""Not to be taken for the membership table of the audits, of the forget set and by fewer steps."""
+"""Files that differ from the audits' table membership, which tests only the forget set, with fewer steps."""
 GIVEN = {"its own": "its own caption", "other wording": "its caption without the tail", "empty": "the empty caption"}
-"""What models are given in that test, and how figures say it."""
+"""Captions that models get in the membership test: values of its column caption, and their titles in figures."""
 
 
 def folder() -> Path:
-    """Where all of it lies."""
+    """The folder of all shipped files of the removals."""
     return weights_folder() / "removals"
 
 
 def belongs_to(model: ModelInfo) -> bool:
-    """Whether all of it was made of this model."""
+    """Whether the shipped files belong to this model."""
     return Path(model.source) == weights_folder()
 
 
@@ -62,20 +62,21 @@ def audits() -> dict[str, dict[str, pd.DataFrame]]:
 
 @cache
 def long_attack() -> pd.DataFrame:
-    """Work of a longer attack on some models: `attack_work`, columns model, start and pairs more; or no rows."""
+    """Work of a longer attack on some models: `attack_work`, with columns model, start, pairs. Empty if none ships."""
     path = folder() / "long_attack.parquet"
     return load_table(path) if path.is_file() else pd.DataFrame()
 
 
 @cache
 def membership() -> pd.DataFrame:
-    """The exact membership test by twelve steps of the schedule, of more pairs and captions than an audit asks it of.
+    """The exact membership test at twelve steps of the schedule, with more pairs and captions than in an audit.
 
     Returns:
-        One row a model and what it was given, controls first: model, caption (of `GIVEN`), n (pairs), mean p with low
-        and high, least (share of pairs with the smallest p, with its interval), ks and holm (p-value of a test that p
-        is uniform, alone and adjusted for all of them), against_twin (paired difference of mean p, with its interval),
-        verdict, power and needed (of `equivalence`; none for the twin itself). No rows where none ships.
+        One row per caption that the models got, and model, controls first: model, caption (a key of `GIVEN`), n
+        (pairs), mean (of p), low, high, least (share of pairs with the smallest p, with its interval), ks and holm
+        (p-value of a test of uniformity, unadjusted and adjusted for all rows), against_twin (paired difference of
+        mean p, with its interval), verdict, power and needed (of `equivalence`). For the twin itself, against_twin and
+        verdict are None. Empty if none ships.
     """
     path = folder() / _MEMBERSHIP
     return pd.DataFrame(load_json(path) if path.is_file() else [])
@@ -83,25 +84,25 @@ def membership() -> pd.DataFrame:
 
 @cache
 def membership_p() -> pd.DataFrame:
-    """P-values of that test: columns model, caption, target (the pair's place), p."""
+    """P-values of the test in `membership`: columns model, caption, target (the pair's index), p."""
     return load_table(folder() / _MEMBERSHIP_P)
 
 
 def ship_membership(rows: Sequence[Mapping[str, Any]], p_values: pd.DataFrame) -> None:
-    """Writes what `membership` and `membership_p` read."""
+    """Writes the files that `membership` and `membership_p` read."""
     save_json([dict(row) for row in rows], folder() / _MEMBERSHIP)
     save_table(p_values, folder() / _MEMBERSHIP_P)
 
 
 @cache
 def costs() -> dict[str, dict[str, Any]]:
-    """What each removal took: minutes, threads, bytes."""
+    """The cost of each removal: minutes (None if its making was interrupted), threads, bytes (of the edit)."""
     return load_json(folder() / "costs.json")
 
 
 @cache
 def training_minutes() -> float:
-    """CPU-core minutes that training the UNet of the model took; NaN where it was not trained on a CPU."""
+    """CPU-core minutes of training the model's UNet; NaN if it was not trained on a CPU."""
     log = load_json(weights_folder() / "training.json")["stages"]
     stages = [stage for name, stage in log.items() if name.startswith("unet") or name in ("base", "words", "model")]
     if not stages or not all("thread" in stage["on"] for stage in stages):
@@ -110,18 +111,18 @@ def training_minutes() -> float:
 
 
 def whole(names: Iterable[str]) -> list[str]:
-    """Without the variants among them, whose names have a comma: "regrowth, located" is one of "regrowth"."""
+    """The names without variants, which have a comma: "regrowth, the located weights" and "regrowth, seed 1"."""
     return [name for name in names if "," not in name]
 
 
 def images() -> dict[str, np.ndarray]:
-    """Images by what they are, "training images" first; uint8 (captions, height, width, 3) each."""
+    """Images by description, "training images" first: uint8 (captions, height, width, 3) each."""
     tensors, about = load_tensors(folder() / _IMAGES, _KIND)
     return {name: tensors[name].numpy() for name in about["order"]}
 
 
 def edits() -> dict[str, Path]:
-    """Files of the edits that ship, by name of their removal; none before `ship`."""
+    """Files of the shipped edits, by name of the removal; empty before `ship`."""
     listed = folder() / "edits.json"
     return {name: folder() / file for name, file in load_json(listed).items()} if listed.is_file() else {}
 
@@ -133,7 +134,7 @@ def ship(
     images: Mapping[str, np.ndarray],
     edits: Mapping[str, str],
 ) -> None:
-    """Writes the folder, but for the edits themselves: `edits` are their files' names."""
+    """Writes all files except the edits, which the caller saves: `edits` are their file names by removal."""
     for name in TABLES:
         parts = [tables[name].assign(model=model) for model, tables in audited.items() if name in tables]
         if not parts:

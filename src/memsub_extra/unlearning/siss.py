@@ -1,6 +1,6 @@
 """SISS (Alberti et al., ICLR 2025, "Data Unlearning in Diffusion Models"): two losses from one noised sample.
 
-x_t comes from the image to keep, x, or from the one to forget, a: from the latter with probability lambda. With
+With probability lambda, x_t is a noised image to forget, a; otherwise a noised image to keep, x. With
 r = q(x_t | a) / q(x_t | x),
 
     gradient = grad w_x ||eps_theta - eps_x||^2 - scale grad w_a ||eps_theta - eps_a||^2
@@ -38,7 +38,7 @@ def siss(
 
     Args:
         mix: lambda.
-        share: norm of the second gradient in norms of the first.
+        share: norm of the second gradient after scaling, as a share of the norm of the first.
     """
     denoiser = as_denoiser(pipe)
     schedule = noise_schedule(denoiser)
@@ -54,7 +54,7 @@ def siss(
         source = torch.where((torch.rand(BATCH, generator=rng) < mix)[:, None, None, None].to(x.device), a, x)
         x_t, _ = schedule.noised(source, t, torch.randn(x.shape, generator=rng).to(x))
         eps_x, eps_a = (x_t - signal * x) / noise, (x_t - signal * a) / noise
-        # The ratio of two densities in hundreds of dimensions: in logarithms, and bounded before it is exponentiated.
+        # The ratio of two densities in hundreds of dimensions: its logarithm is clamped before it is exponentiated.
         ratio = ((eps_x.square() - eps_a.square()).flatten(1).sum(1) / 2).clamp(-30, 30).exp()
         w_x, w_a = 1 / ((1 - mix) + mix * ratio), 1 / ((1 - mix) / ratio + mix)
         predicted = denoiser.predict(x_t, t.to(x.device), context[rows])
@@ -69,7 +69,7 @@ def siss(
 
 
 def _norm_of_gradient(loss: torch.Tensor, parameters: Sequence[torch.Tensor]) -> torch.Tensor:
-    """One gradient at a time is held, so that a network of a billion weights fits: the backward pass is made again."""
+    """Norm of a gradient that is not kept, to save memory; the loss's backward pass computes it again later."""
     return torch.stack([g.norm() for g in torch.autograd.grad(loss, parameters, retain_graph=True)]).norm()
 
 

@@ -14,9 +14,9 @@ from .pairs import SAMPLING, Pairs
 
 
 def surrogates(pipe: Pipeline, memorized: Pairs, edit: Edit, *, seeds: int = 4, seed: int = 0) -> np.ndarray:
-    """For each memorized caption an image to sample instead: of `seeds` images of the edited model the least similar.
+    """An image to sample instead for each memorized caption: uint8 (captions, height, width, 3).
 
-    Similarity is that of latents, so that no knowledge of the world is needed.
+    Of `seeds` images of the edited model, it is the one whose latents differ most from those of the training image.
     """
     with pruned(pipe, edit):
         images = sampled(pipe, memorized.captions, seeds, seed)
@@ -25,7 +25,7 @@ def surrogates(pipe: Pipeline, memorized: Pairs, edit: Edit, *, seeds: int = 4, 
 
 
 def sampled(pipe: Pipeline, captions: Sequence[str], seeds: int, seed: int) -> np.ndarray:
-    """Images of each caption, uint8 (seeds, captions, height, width, 3), each with a seed of its own."""
+    """Images of each caption, uint8 (seeds, captions, height, width, 3); all have different seeds."""
     n = len(captions)
     return np.stack(
         [generate(pipe, captions, seeds=[seed + k * n + i for i in range(n)], **SAMPLING) for k in range(seeds)]
@@ -33,9 +33,9 @@ def sampled(pipe: Pipeline, captions: Sequence[str], seeds: int, seed: int) -> n
 
 
 def unlike(pipe: Pipeline, memorized: Pairs, *, seeds: int = 8, seed: int = 0) -> np.ndarray:
-    """What the model itself samples for the captions in other words, uint8 (3/4 seeds, captions, height, width, 3).
+    """Images that the model samples for the captions in other words, uint8 (3/4 seeds, captions, height, width, 3).
 
-    Of `seeds` images those least like the training image: now and then the model replicates it all the same.
+    Of `seeds` images, the quarter most similar to the training image is left out, because some replicate it.
     """
     images = sampled(pipe, memorized.other_wording("sampling what is unlike the training images"), seeds, seed)
     order = _distance(pipe, memorized, images).argsort(0, descending=True)[: seeds * 3 // 4]
@@ -43,7 +43,7 @@ def unlike(pipe: Pipeline, memorized: Pairs, *, seeds: int = 8, seed: int = 0) -
 
 
 def _distance(pipe: Pipeline, memorized: Pairs, images: np.ndarray) -> torch.Tensor:
-    """Distance of latents from those of the training images, (seeds, captions)."""
+    """Distances of the latents of images from those of the training images, (seeds, captions)."""
     denoiser = as_denoiser(pipe)
     trained = denoiser.encode(memorized.images).flatten(1)
     return torch.stack([(denoiser.encode(part).flatten(1) - trained).norm(dim=1) for part in images]).cpu()
