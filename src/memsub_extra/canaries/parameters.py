@@ -78,7 +78,6 @@ def parameters_of(folder: Path, manifest: Manifest, info: ModelInfo) -> dict[str
         "extraction": {"captions": min(12, reported)},
         "embedding_attack": {"images": min(10, reported, unseen)},
         "deletion": {"targets": min(12, unseen)},
-        "testbed": {"captions": None},
     }
     chosen = LARGE if info.scorers == "published" else {}
     parts = {name: chosen.get(name, {}) | fitted.get(name, {}) for name in [*chosen, *fitted]}

@@ -122,7 +122,7 @@ class Captured(Part):
         10, description="the grid is captured at so many steps, those that edits unite; null: at all"
     )
     subsets: int = Field(
-        3,
+        4,
         ge=2,
         description="of the smallest size: captured at all steps, from a second noise, and the conditional half",
     )
@@ -208,7 +208,7 @@ class Deletion(Part):
 class Membership(Part):
     """The exact membership test of notebook 00: 32 rows of the network a pair, step, model and caption."""
 
-    pairs: int = Field(12, ge=2, description="verbatim pairs")
+    pairs: int = Field(16, ge=2, description="verbatim pairs")
     steps: int = Field(2, ge=1, le=1000, description="steps of the noise schedule at which losses are averaged")
 
 
@@ -216,8 +216,8 @@ class Testbed(Part):
     """Sample sizes of the notebook of a world with known ground truth."""
 
     seeds: int = Field(1, ge=1, description="images of a memorized caption")
-    captions: int | None = Field(60, ge=10, description="captions of a kind (null: all)")
-    never_seen: int = Field(60, ge=2, description="images of captions that are not in the training set")
+    captions: int | None = Field(None, ge=10, description="captions of a kind (default: all)")
+    never_seen: int = Field(100, ge=2, description="images of captions that are not in the training set")
     membership: Membership = Membership()
 
 
