@@ -305,6 +305,8 @@ def test_what_ships_was_made_of_the_model_that_ships(pipe):
     assert list(shipped.edits()) == ["pruning"], "what takes minutes to make does not ship"
     assert set(shipped.audits()) - {"twin", "other", "unedited"} == set(shipped.costs())
     assert all(image.dtype == np.uint8 for image in shipped.images().values())
+    by_model = dict(iter(shipped.long_attack().groupby("model")))  # as a second `ship` reads it, also where none ships
+    assert set(by_model) <= set(shipped.audits())
 
 
 def test_the_membership_test_that_ships_says_what_its_intervals_say():

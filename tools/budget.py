@@ -17,19 +17,19 @@ from tools.figures import findings
 
 BUDGETS: dict[str, tuple[int, str]] = {
     "00_testbed": (
-        28_000,
+        26_600,
         "each memorized caption once, verbatim and 100 unseen ones in both controls, and the pairs of other: intervals "
-        "of 4 points; membership of 20 pairs",
+        "of 4 points; membership of 16 pairs",
     ),
     "01_activation_capture": (13_300, "the grid: 200 prompts and the empty one, ten steps; the same in both controls"),
     "02_memorized_neurons": (9_100, "four subsets of each kind at all fifty steps"),
     "03_subspace_overlap": (3_700, "four subsets of each kind from a second noise, and the conditional half"),
     "04_pruning": (24_000, "16 memorized and 16 unseen captions a model; sweep, ten models and controls, Wen et al."),
     "05_attack_evaluation": (
-        24_000,
-        "11 methods on 32 captions, and 16 that choose; extraction; the attack on 20 images and three models",
+        21_600,
+        "11 methods on 32 captions, and 16 that choose; extraction; the attack on 16 images and three models",
     ),
-    "06_deletion": (17_000, "the attack on 24 images and four models, until they are sampled; regrowth of a block"),
+    "06_deletion": (11_100, "the attack on 16 images and four models, until they are sampled; regrowth of a block"),
     "07_explorer": (1_500, "a grid of ten captions, and an attack of 60 iterations"),
 }
 """Notebook to its largest number of rows, and their purpose."""

@@ -177,7 +177,7 @@ class Detection(Part):
 class Extraction(Part):
     """Extraction attack of Carlini et al."""
 
-    captions: int = Field(8, ge=2, description="memorized captions, and as many ordinary ones")
+    captions: int = Field(10, ge=2, description="memorized captions, and as many ordinary ones")
     images: int = Field(4, ge=2, description="images a caption")
     clique: int = Field(3, ge=2, description="near-duplicates that make a claim")
     distance: float = Field(0.1, gt=0, description="tiled distance of near-duplicates")

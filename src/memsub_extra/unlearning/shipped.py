@@ -64,7 +64,7 @@ def audits() -> dict[str, dict[str, pd.DataFrame]]:
 def long_attack() -> pd.DataFrame:
     """Work of a longer attack on some models: `attack_work`, with columns model, start, pairs. Empty if none ships."""
     path = folder() / "long_attack.parquet"
-    return load_table(path) if path.is_file() else pd.DataFrame()
+    return load_table(path) if path.is_file() else pd.DataFrame(columns=["model"])
 
 
 @cache
