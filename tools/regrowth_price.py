@@ -150,12 +150,10 @@ def row(
     and its difference from the twin's."""
     hits, pairs = ours["hits"], np.repeat(range(len(ours["hits"])), ours["hits"].shape[1])
     against = equivalence(ours["p"], twins["p"], "mean p")
+    kept, whole = (each["alignment"].astype(float) for each in (ours, twins))  # a sum in float32 can leave its interval
     intervals = {
         "replicated": (float(hits.mean()), *clustered(hits.ravel(), pairs)),
-        "alignment": (
-            float(ours["alignment"].mean() / twins["alignment"].mean()),
-            *ratio_interval(ours["alignment"], twins["alignment"], paired=True),
-        ),
+        "alignment": (float(kept.mean() / whole.mean()), *ratio_interval(kept, whole, paired=True)),
         "membership": (float(ours["p"].mean()), *mean_interval(ours["p"], bounds=(SMALLEST, 1.0))),
         "against_twin": (against.value, against.low, against.high),
     }
