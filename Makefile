@@ -28,7 +28,7 @@ lab: install
 
 # mypy takes half a minute of one core: the tests begin beside it.
 ## make test: install, lint, types, unit tests, the notebooks as committed, their figures in the documents, their budgets
-test: export OMP_NUM_THREADS = 1
+test units: export OMP_NUM_THREADS = 1
 test: install lint
 	$(MAKE) --no-print-directory -j 2 types units
 	rm -rf $(FRESH) && mkdir -p $(FRESH) && cp -r notebooks papermill_params $(FRESH)
