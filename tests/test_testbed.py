@@ -206,9 +206,10 @@ def test_everything_runs_on_what_a_training_leaves(stand_in, tmp_path, monkeypat
     assert again.audit("other")["replication"].equals(tables["other"]["replication"])
     assert again.minutes() == before
     assert again.edit("pruning at 1 %")[1]["minutes"] > 0
-    again.path("pruning").with_suffix(".began").touch()  # a process began with it, and was killed
+    checkpoints = again.path("pruning").with_suffix("")
+    checkpoints.mkdir()  # a process began with it, and was killed
     assert again.edit("pruning")[1]["minutes"] is None, "what an interrupted edit took is not known"
-    assert not list(again.path("pruning").parent.glob("*.began"))
+    assert not checkpoints.exists()
 
 
 def test_trials_of_shares_go_on_from_the_base_and_are_judged(tmp_path, small, monkeypatch):

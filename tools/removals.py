@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -127,21 +128,19 @@ class Bench:
         return [name for name in CONTROLS if name in self.controls or name == "unedited"]
 
     def edit(self, name: str) -> tuple[Edit, dict[str, Any]]:
-        """A removal's edit, and what it took: CPU-core minutes (None if it was interrupted), bytes, and milliseconds of
+        """A removal's edit, and what it took: CPU-core minutes (None if it resumed), bytes, and milliseconds of
         a reference."""
         made_by, seed = removal(name)
         forget_set, ordinary, path = self.subjects.forget_set, self.subjects.ordinary, self.path(name)
         if not path.is_file():
-            mark = path.with_suffix(".began")
-            whole = not mark.exists()
-            save_json({"name": name}, mark)
-            began = time.process_time()  # of all threads, whatever else runs on the machine
-            edit = made_by.edit(self.pipe, forget_set, ordinary, folder=self.store.folder, seed=seed)
+            work, began = path.with_suffix(""), time.process_time()  # of all threads, whatever else runs
+            resumed = work.is_dir()
+            edit = made_by.edit(self.pipe, forget_set, ordinary, folder=work, seed=seed)
             edit.save(path)
-            minutes = (time.process_time() - began) / 60 if whole else None
+            minutes = None if resumed else (time.process_time() - began) / 60
             about = {"name": name, "minutes": minutes, "threads": 1, "bytes": path.stat().st_size}
             save_json(about | {"product_ms": product_ms()}, path.with_suffix(".json"))
-            mark.unlink()
+            shutil.rmtree(work, ignore_errors=True)  # its checkpoints
         return Edit.load(path), load_json(path.with_suffix(".json"))
 
     def path(self, name: str) -> Path:
