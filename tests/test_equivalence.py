@@ -28,6 +28,13 @@ def test_few_pairs_prove_nothing():
     assert (large.verdict, large.n) == ("equivalent", 200) and large.power > 0.9 and large.needed < 200
 
 
+def test_fewer_than_eight_units_have_no_verdict():
+    for name, value in {"mean p": 0.5, "alignment": 0.8}.items():
+        same, lower = equivalence([value] * 7, [value] * 7, name), equivalence([value / 9] * 7, [value] * 7, name)
+        assert same.verdict == lower.verdict == "inconclusive", "a bootstrap of equal numbers has no width"
+        assert equivalence([value] * 8, [value] * 8, name).verdict == "equivalent"
+
+
 def test_numbers_and_ratios():
     twin = RNG.random(400)
     lower = equivalence(twin**2, twin, "mean p")

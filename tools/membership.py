@@ -1,6 +1,7 @@
 """The exact membership test on the embedded model, its controls, what ships of the removals, and other edits.
 
     python -m tools.membership --out runs/membership        # a quarter of an hour of one core for each model
+    python -m tools.membership --out runs/membership --processes 2      # two models at a time, one thread each
     python -m tools.membership --out runs/membership --edits regrowth=runs/removals/edits/0123.safetensors
     python -m tools.figures --membership runs/membership/membership.json
     python -m tools.membership --out runs/membership --ship     # ... and writes what ships, for notebooks 00 and 06
@@ -16,11 +17,15 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from memsub.io.files import save_json
 from memsub.measure.exact import uniformity
@@ -53,20 +58,44 @@ def models(more: Mapping[str, Path]) -> dict[str, tuple[Pipeline, Edit | None]]:
     return compared
 
 
-def tested(
-    pipe: Pipeline,
-    edit: Edit | None,
-    prompts: list[str],
-    images: np.ndarray,
-    given: list[str],
-    steps: int,
-    noises: int,
-) -> dict[str, np.ndarray]:
-    """The p-values of all pairs for a model, and the CPU-core minutes of the test."""
-    began = time.process_time()
-    with pruned(pipe, edit):
-        p = membership_p(pipe, prompts, images, WORLD, captions=given, steps=steps, noises=noises)
-    return {"p": p, "minutes": np.array([(time.process_time() - began) / 60])}
+class Bench:
+    """The models, the pairs that they are tested on, and a store of p-values."""
+
+    def __init__(self, out: Path, more: Mapping[str, Path], pairs: int | None, steps: int, noises: int):
+        listed = load_prompts("tiny")
+        rows = listed.rows("verbatim")[:pairs]
+        self.prompts, self.images = rows["prompt"].tolist(), listed.images("verbatim", 0, len(rows))
+        self.captions = {"its own": self.prompts, "other wording": rows["content"].tolist(), "empty": [""] * len(rows)}
+        self.models, self.store = models(more), Store(out)
+        self.options: dict[str, Any] = {"steps": steps, "noises": noises}
+
+    def tested(self, name: str, caption: str) -> dict[str, np.ndarray]:
+        """The p-values of all pairs for a model and a kind of caption, and the CPU-core minutes of the test."""
+        pipe, edit = self.models[name]
+        given = self.captions[caption]
+
+        def make() -> dict[str, np.ndarray]:
+            began = time.process_time()
+            with pruned(pipe, edit):
+                p = membership_p(pipe, self.prompts, self.images, WORLD, captions=given, **self.options)
+            return {"p": p, "minutes": np.array([(time.process_time() - began) / 60])}
+
+        content = {"prompts": self.prompts, "given": given, "model": fingerprint(pipe), **self.options}
+        return self.store.arrays(P, make, **content, edit=edit.fingerprint if edit else None)
+
+
+@cache
+def bench_of_process(
+    out: Path, more: tuple[tuple[str, Path], ...], pairs: int | None, steps: int, noises: int
+) -> Bench:
+    """The bench of this process, with one thread: several processes use the cores better than several threads."""
+    torch.set_num_threads(1)
+    return Bench(out, dict(more), pairs, steps, noises)
+
+
+def one(given: tuple, name: str, caption: str) -> None:
+    """Tests one model with one kind of caption, and stores the p-values."""
+    bench_of_process(*given).tested(name, caption)
 
 
 def named(text: str) -> tuple[str, Path]:
@@ -116,26 +145,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help=f"of the noise schedule ({STEPS}; 4 screen)")
     parser.add_argument("--noises", type=int, default=2, help="at each step, averaged before images are ranked (2)")
     parser.add_argument("--edits", type=named, nargs="*", default=[], metavar="NAME=FILE", help="that do not ship")
+    parser.add_argument("--processes", type=int, default=1, help="models at a time, one thread each (1: all threads)")
     parser.add_argument("--ship", action="store_true", help="into the folder of the embedded model")
     args = parser.parse_args()
-    rows = load_prompts("tiny").rows("verbatim")[: args.pairs]
-    prompts, images = rows["prompt"].tolist(), load_prompts("tiny").images("verbatim", 0, len(rows))
-    asked = {"its own": prompts, "other wording": rows["content"].tolist(), "empty": [""] * len(prompts)}
-    store, table, each, minutes = Store(args.out), [], [], 0.0
-    compared = models(dict(args.edits))
-    options = {"steps": args.steps, "noises": args.noises}
-    for caption, given in asked.items():
-        twin = np.empty(0)
-        for name, (pipe, edit) in compared.items():
-            content = {"prompts": prompts, "given": given, "model": fingerprint(pipe), **options}
-            content |= {"edit": edit.fingerprint if edit else None}
-            made = store.arrays(P, partial(tested, pipe, edit, prompts, images, given, **options), **content)
-            twin = made["p"] if name == "twin" else twin
-            minutes += float(made["minutes"][0])
-            table.append(row(name, caption, made["p"], twin))
-            each.append(pd.DataFrame({"model": name, "caption": caption, "target": range(len(rows)), "p": made["p"]}))
-            print(table[-1], flush=True)
-            save_json(adjusted(table), args.out / "membership.json")
+    given = (args.out, tuple(args.edits), args.pairs, args.steps, args.noises)
+    bench = Bench(args.out, dict(args.edits), *given[2:])
+    parts = [(name, caption) for caption in bench.captions for name in bench.models]
+    if args.processes > 1:
+        with ProcessPoolExecutor(args.processes, mp_context=get_context("spawn")) as pool:
+            for done in [pool.submit(one, given, *part) for part in parts]:
+                done.result()
+    table, each, minutes = [], [], 0.0
+    for name, caption in parts:
+        made, twin = bench.tested(name, caption), bench.tested("twin", caption)
+        minutes += float(made["minutes"][0])
+        table.append(row(name, caption, made["p"], twin["p"]))
+        pairs = range(len(bench.prompts))
+        each.append(pd.DataFrame({"model": name, "caption": caption, "target": pairs, "p": made["p"]}))
+        print(table[-1], flush=True)
+        save_json(adjusted(table), args.out / "membership.json")
     if args.ship:
         shipped.ship_membership(adjusted(table), pd.concat(each, ignore_index=True))
     print(f"{minutes:.0f} CPU-core minutes in all")

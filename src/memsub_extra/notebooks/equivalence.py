@@ -10,8 +10,9 @@ depends on the 95 % interval of the paired difference (the unit is the pair, or 
 
 - *equivalent*: the interval lies within the margin;
 - *different*: it does not, and it does not contain the value of equal models;
-- *inconclusive*: neither; more pairs are required. The power is the probability that two equal models are called
-  equivalent; `needed` is the number of pairs for a power of 80 %.
+- *inconclusive*: neither, or fewer than `FEWEST` pairs: a bootstrap of so few has no reliable interval. More pairs are
+  required. The power is the probability that two equal models are called equivalent; `needed` is the number of pairs
+  for a power of 80 %.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ import numpy as np
 from .intervals import Values, difference_interval, ratio_interval
 
 Verdict = Literal["equivalent", "different", "inconclusive"]
+FEWEST = 8
+"""Number of units below which every verdict is inconclusive."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ def equivalence(ours: Values, theirs: Values, margin: Margin | str) -> Equivalen
 
 def judged(value: float, low: float, high: float, n: int, within: Margin) -> Equivalence:
     """`equivalence` for a known interval of a difference (or ratio), over n units."""
+    if n < FEWEST:
+        return Equivalence("inconclusive", value, low, high, n, np.nan, np.nan)
     return Equivalence(verdict(low, high, within), value, low, high, n, *_power(within, low, high, n))
 
 
