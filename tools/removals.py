@@ -222,16 +222,17 @@ def bench_of_process(out: Path, options: str) -> Bench:
     return Bench(out, **json.loads(options))
 
 
-def one(out: Path, options: str, part: str, name: str) -> None:
-    """Does one part of the work ("audit", "long_attack", "images") on one model, and stores the result."""
-    getattr(bench_of_process(out, options), part)(name)
+def one(out: Path, options: str, name: str, parts: list[str]) -> None:
+    """Does these parts of the work ("audit", "long_attack", "images") on one model, and stores the results."""
+    for part in parts:
+        getattr(bench_of_process(out, options), part)(name)
 
 
-def side_by_side(processes: int, out: Path, options: dict[str, Any], parts: list[tuple[str, str]]) -> None:
-    """Does parts of the work in several processes at a time. The first part that needs an edit makes it."""
+def side_by_side(processes: int, out: Path, options: dict[str, Any], parts: dict[str, list[str]]) -> None:
+    """Does the parts of the work on each model. One process does all parts of a model: the first one makes its edit."""
     dumped = json.dumps(options)
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        for done in [pool.submit(one, out, dumped, part, name) for part, name in parts]:
+        for done in [pool.submit(one, out, dumped, name, of_model) for name, of_model in parts.items()]:
             done.result()
 
 
@@ -304,9 +305,11 @@ def main() -> None:
         names.insert(0, "twin")  # with which the others are compared
     if args.processes > 1:
         whole = shipped.whole(names)
-        parts = [("audit", name) for name in whole] + [("long_attack", name) for name in args.long]
-        parts += [("images", name) for name in whole if args.ship]
-        parts += [("audit", name) for name in names if name not in whole]  # variants come last
+        parts: dict[str, list[str]] = {name: [] for name in dict.fromkeys([*whole, *names, *args.long])}
+        for name, of_model in parts.items():  # variants come last
+            of_model += ["audit"] if name in names else []
+            of_model += ["long_attack"] if name in args.long else []
+            of_model += ["images"] if name in whole and args.ship else []
         side_by_side(args.processes, args.out, options, parts)
     for name in names:
         tables[name] = bench.audit(name)

@@ -25,8 +25,8 @@ from memsub_extra.training.train import Beginning, begin
 from memsub_extra.unlearning.pairs import SAMPLING
 
 SHARES = (0.05, 0.1, 0.2, 0.4)
-RUNGS = (100, 200, 400)
-SAMPLES = 64_000
+RUNGS = (200, 400, 800)
+SAMPLES = 80_000
 """Number of training samples of each trial."""
 NOISES = 4
 """Number of images by which each pair is judged."""
