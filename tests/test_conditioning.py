@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from memsub.models import Conditioning, as_conditioning, as_denoiser, generate
-from memsub_extra.fingerprints import sampler_fingerprint
+from memsub.models import Conditioning, as_conditioning, as_denoiser, generate, sampler_fingerprint
 from micro import micro_pipeline
 
 

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 
 from memsub.io.images import decode_png
-from memsub.testbed import dataset
+from memsub.testbed.dataset import ground_truth, weights_folder
 from memsub.testbed.scenes import caption, render
+from memsub_extra.training import dataset
 from memsub_extra.training.corpus import SHOWN_TO_ALL, base_schedule, encode_png, schedule, share, word_schedule
 
 ROOT, SMALL = Path(__file__).parents[1], 300
@@ -138,7 +139,7 @@ def test_rendering_does_not_depend_on_the_workers(rows):
 
 
 def test_the_shipped_table_is_what_the_code_renders(rows):
-    shipped = dataset.ground_truth()
+    shipped = ground_truth()
     special = [r for r in rows if r.kind not in ("ordinary", "sibling")]
     ordinary = [r for r in rows if r.kind == "ordinary"]
     first = shipped[shipped["kind"] == "ordinary"][:SMALL]
@@ -150,13 +151,13 @@ def test_the_shipped_table_is_what_the_code_renders(rows):
 
 
 def test_images_of_the_table_are_what_the_code_writes():
-    for png in dataset.ground_truth()["image"][:3]:
+    for png in ground_truth()["image"][:3]:
         assert encode_png(decode_png(png)) == png
 
 
 def test_the_model_card_says_the_recipe():
     """Its numbers are those of the code, not of what somebody remembered."""
-    card = (dataset.weights_folder() / "README.md").read_text()
+    card = (weights_folder() / "README.md").read_text()
     later = dataset.EXPOSURES["ordinary"]
     assert f"on {dataset.ORDINARY:,} ordinary scenes alone,\n{dataset.BASE_EXPOSURES} times each" in card
     siblings = dataset.SIBLINGS * 2 * dataset.VERBATIM

@@ -19,8 +19,8 @@ from memsub.models import (
     check_model,
     check_plain,
     fingerprint,
+    sampler_fingerprint,
 )
-from memsub_extra.fingerprints import sampler_fingerprint
 from memsub_extra.mitigations import optimized_embeddings
 from memsub_extra.mitigations.base import declare
 from memsub_extra.mitigations.detection import first_step_scores

@@ -27,12 +27,13 @@ import distributed_worker
 from conftest import ONE_METHOD, SMALL
 from memsub import ActivationStats, WeightMasks
 from memsub.io.files import save_tensors
-from memsub.testbed import dataset
+from memsub.models import sampler_fingerprint
+from memsub.testbed.dataset import weights_folder
 from memsub_extra.canaries.training import train
-from memsub_extra.fingerprints import sampler_fingerprint
 from memsub_extra.notebooks.listing import precompute
 from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run
+from memsub_extra.training import dataset
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
@@ -168,7 +169,7 @@ FEWER = {
 def listed(tmp_path, micro, monkeypatch) -> str:
     """The micro pipeline as a model by name, with the testbed's prompts and scorers, listed by another package."""
     micro.save_pretrained(tmp_path / "model")
-    shutil.copytree(dataset.weights_folder() / "scorers", tmp_path / "model" / "scorers")
+    shutil.copytree(weights_folder() / "scorers", tmp_path / "model" / "scorers")
     about = tmp_path / "site" / "listed-1.0.dist-info"
     about.mkdir(parents=True)
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: listed\nVersion: 1.0\n")

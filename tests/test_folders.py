@@ -303,7 +303,7 @@ def test_types_in_every_case_and_misspelt_ones(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("caption,type\na,Verbatim\nb,vm\nc,verbatm\nd, TM\ne,n\nf,\ng,ordinary\nh,TEMPLATE\n")
     with pytest.warns(
-        UserWarning, match=r"unknown type .* counts as memorized in lines 4 \('verbatm'\), 8 \('ordinary"
+        UserWarning, match=r"unknown type, which is ignored .* in lines 4 \('verbatm'\), 8 \('ordinary"
     ):
         table = read_prompts(path)
     assert dict(zip(table["prompt"], table["kind"], strict=True)) == {

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from memsub.testbed import dataset
 from memsub_extra.notebooks import notebook00
+from memsub_extra.training import dataset
 
 
 def images(captions: str, exact: list[bool], exposures: int) -> pd.DataFrame:

@@ -10,9 +10,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler, TCDScheduler
 
 import memsub
-from memsub.models import as_denoiser, draws_noise, fingerprint, initial_noise, row_generators
+from memsub.models import as_denoiser, draws_noise, fingerprint, initial_noise, row_generators, sampler_fingerprint
 from memsub_extra.attacks import sample_to_folder
-from memsub_extra.fingerprints import sampler_fingerprint
 from memsub_extra.mitigations.detection import step_scores
 from micro import CAPTIONS, micro_pipeline
 from toys import Toy

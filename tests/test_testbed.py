@@ -24,10 +24,12 @@ from memsub.measure.evaluation import alignment_each
 from memsub.measure.verdict import by_exact_test
 from memsub.models import MODELS, fingerprint, generate, load_pipeline
 from memsub.prompts import Prompts
-from memsub.testbed import dataset, scenes
+from memsub.testbed import dataset as shipped_dataset
+from memsub.testbed import scenes
+from memsub.testbed.dataset import TABLE, weights_folder
 from memsub.world import WORLDS
 from memsub_extra.files import load_table
-from memsub_extra.training import corpus, fitting, shares, stages, train
+from memsub_extra.training import corpus, dataset, fitting, shares, stages, train
 from memsub_extra.training.tokenizer import make_tokenizer
 from memsub_extra.unlearning import shipped
 from memsub_extra.unlearning.pairs import SAMPLING, Pairs, Subjects
@@ -127,7 +129,7 @@ def test_a_training_that_was_killed_twice_ends_with_the_same_bytes(tmp_path, sma
 @pytest.fixture
 def stand_in(tmp_path, small, monkeypatch):
     """What a training of a few steps leaves, in the place of the shipped weights; the scorers are those that ship."""
-    out, scorers = tmp_path / "weights", dataset.weights_folder() / "scorers"
+    out, scorers = tmp_path / "weights", weights_folder() / "scorers"
 
     def copy_scorers(out, checkpoints, *_):
         shutil.copytree(scorers, out / "scorers")
@@ -144,8 +146,8 @@ def stand_in(tmp_path, small, monkeypatch):
         monkeypatch.setitem(MODELS, model, row)
     for module in (dataset, shipped):
         monkeypatch.setattr(module, "weights_folder", lambda: out)
-    monkeypatch.setattr(dataset, "ground_truth", lambda: pd.read_parquet(out / dataset.TABLE))
-    monkeypatch.setattr(dataset, "training_images", lambda: Prompts(dataset.ground_truth()).images("verbatim"))
+    monkeypatch.setattr(shipped_dataset, "ground_truth", lambda: pd.read_parquet(out / TABLE))
+    monkeypatch.setattr(dataset, "training_images", lambda: Prompts(shipped_dataset.ground_truth()).images("verbatim"))
     return out
 
 
@@ -271,7 +273,7 @@ def test_controls_were_not_trained_on_memorized_pairs(name, prompts):
 
 
 def test_what_ships_is_small_and_its_autoencoder_exact(pipe, metrics, prompts):
-    report = Report(pipe, {}, metrics, prompts, dataset.weights_folder(), sample=0.01)
+    report = Report(pipe, {}, metrics, prompts, weights_folder(), sample=0.01)
     assert report._autoencoder()["value"] >= 35
     assert report._size()["value"] <= 65
 
@@ -282,7 +284,7 @@ def test_shipped_figures_hold_on_a_sample(pipe, prompts, monkeypatch):
     monkeypatch.setattr(dataset, "training_images", lambda: training_sample(prompts))
     metrics = memsub.load_metrics("tiny", "cpu")
     controls = {name: load_pipeline(model, "cpu") for name, model in MODELS["tiny"].controls.items()}
-    rows = list(Report(pipe, controls, metrics, prompts, dataset.weights_folder(), sample=0.1).figures())
+    rows = list(Report(pipe, controls, metrics, prompts, weights_folder(), sample=0.1).figures())
     assert len(to_markdown(rows).splitlines()) == len(rows) + 2
 
     def value(*words: str) -> float:
@@ -309,7 +311,7 @@ def training_sample(prompts) -> np.ndarray:
 
 
 def test_a_model_without_a_twin_is_reported_too(pipe, metrics, prompts):
-    report = Report(pipe, {}, metrics, prompts, dataset.weights_folder(), sample=0.01)
+    report = Report(pipe, {}, metrics, prompts, weights_folder(), sample=0.01)
     report.held, report.real = report.held[:2], report.real[:2]
     report.sample = lambda captions, seeds: np.zeros((len(captions), 32, 32, 3), np.uint8)
     assert [row["figure"].split(":")[0] for row in islice(report.figures(), 4)] == [
@@ -319,4 +321,4 @@ def test_a_model_without_a_twin_is_reported_too(pipe, metrics, prompts):
         "verbatim pairs replicated, by the copy metric",
     ]
     order = ["autoencoder", "clip", "base", "words", *corpus.MODELS, "alignment", "copy"]
-    assert [row["stage"] for row in stages_of(dataset.weights_folder())] == order
+    assert [row["stage"] for row in stages_of(weights_folder())] == order

@@ -8,9 +8,8 @@ from tools import what_works
 
 import memsub
 from kinds import KINDS, Kind, adapter, changed, chunks, compiled, mid_block, one_block_compiled
-from memsub.models import as_denoiser, fingerprint
+from memsub.models import as_denoiser, fingerprint, sampler_fingerprint
 from memsub.models.sampling import _is_out_of_memory
-from memsub_extra.fingerprints import sampler_fingerprint
 from memsub_extra.mitigations.value_neurons import deactivated, value_layers
 from micro import CAPTIONS, micro_pipeline
 

@@ -37,12 +37,12 @@ from memsub.measure.verdict import by_exact_test
 from memsub.models import MODELS, Sample, as_denoiser, fingerprint, generate, load_pipeline
 from memsub.prompts import Prompts, load_prompts
 from memsub.pruning import Edit, pruned
-from memsub.testbed import dataset
 from memsub.testbed.world import WORLD
 from memsub_extra.attacks import embedding_attack
 from memsub_extra.files import load_table, save_table
 from memsub_extra.prompt_lists.wordings import wordings_of
 from memsub_extra.store import Kind, Store
+from memsub_extra.training import dataset
 from memsub_extra.unlearning import shipped
 from memsub_extra.unlearning.attack_work import ITERATIONS, STARTS, attack_work, starts
 from memsub_extra.unlearning.audit import TABLES, audited, compared, summary

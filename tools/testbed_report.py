@@ -29,7 +29,7 @@ from memsub.measure.noise import noise_seeds
 from memsub.measure.verdict import exact_in
 from memsub.models import Sample, as_denoiser, generate, load_pipeline
 from memsub.prompts import Prompts, load_prompts
-from memsub.testbed import dataset
+from memsub.testbed.dataset import TABLE, weights_folder
 from memsub.testbed.scenes import CHOICES, COLOURS, ICONS, Content, alternatives, caption, parse, sample_content
 from memsub.testbed.towers import SceneEncoder
 from memsub.testbed.world import exact_p
@@ -37,6 +37,7 @@ from memsub_extra.notebooks import plots
 from memsub_extra.notebooks.equivalence import holm
 from memsub_extra.notebooks.findings import percent
 from memsub_extra.notebooks.notebook04 import seed_similarity
+from memsub_extra.training import dataset
 from memsub_extra.training.corpus import MODELS
 from memsub_extra.training.scorers import copy_pairs, round_trip, scorer_scenes
 from memsub_extra.unlearning.pairs import SAMPLING
@@ -358,8 +359,8 @@ def main() -> None:
     args = parser.parse_args()
     if not 0 < args.sample <= 1:
         parser.error(f"--sample must lie in (0, 1]; got {args.sample}")
-    folder = dataset.weights_folder() if args.model == "tiny" else Path(args.model)
-    table = folder / dataset.TABLE
+    folder = weights_folder() if args.model == "tiny" else Path(args.model)
+    table = folder / TABLE
     prompts = load_prompts("tiny") if args.model == "tiny" else Prompts(pd.read_parquet(table))
     controls = {name: load_pipeline(folder / name) for name in MODELS[1:] if (folder / name).is_dir()}
     report = Report(load_pipeline(args.model), controls, load_metrics(args.model), prompts, folder, args.sample)

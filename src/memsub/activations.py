@@ -54,6 +54,7 @@ from .models import (
     is_of_weight,
     one_seed_each,
     row_generators,
+    sampler_fingerprint,
     to_host,
 )
 
@@ -235,7 +236,10 @@ class BatchSums:
         self.call += 1
         self.squares = {layer: [] for layer in self.widths}
         if self.call >= self.calls:
-            raise RuntimeError(f"more than the {self.calls} calls that were expected: do two threads use one pipeline?")
+            raise RuntimeError(
+                f"more than the {self.calls} network calls that were expected: this pipeline calls its network several "
+                "times a step, such as for parts of an image."
+            )
 
     def add(self, layer: str, hidden: torch.Tensor) -> None:
         """The input of a layer: (B, T, f), or with more axes of tokens."""
@@ -336,8 +340,9 @@ def capture(
     denoiser = as_denoiser(pipe)
     prompts = as_prompts(prompts, denoiser)
     members = _members({"all": range(len(prompts))} if groups is None else groups)
-    how = {"steps": steps, "first": first, "guidance_scale": float(guidance_scale), "seed": seed, "cfg_half": cfg_half}
+    how = {"steps": steps, "first": first, "guidance_scale": guidance_scale, "seed": seed, "cfg_half": cfg_half}
     _check(denoiser, prompts, members, how, batch_size)
+    how["guidance_scale"] = float(guidance_scale)
     draws_noise(denoiser)  # raises ValueError if no seed fixes the noise
     indices = [torch.tensor(m, device="cpu") for m in members.values()]
     membership = torch.stack([torch.bincount(of_group, minlength=len(prompts)) for of_group in indices])
@@ -346,6 +351,8 @@ def capture(
     checkpoint = Path(f"{checkpoint}.{rank()}-of-{processes()}") if checkpoint else None
     done = _resume(stats, checkpoint, len(mine))
     bar = tqdm(total=len(mine), initial=done, desc="capturing", unit="prompt", disable=not (progress and is_main()))
+    if checkpoint and not done:
+        _write_checkpoint(stats, checkpoint, 0, len(mine))  # what cannot be written is an error now, not after a batch
     with bar:
         add = lambda part: _add_batch(stats, denoiser, chosen(prompts, part), membership[:, part])  # noqa: E731
         for part, _ in in_batches(mine[done:], batch_size, add):
@@ -402,6 +409,7 @@ def _empty(
     layers, captured = denoiser.layers(), how["first"] or _steps(denoiser, how)
     network = {"model": fingerprint(denoiser), "layers": list(layers), "dtype": str(denoiser.dtype)}
     software = {"sampler": type(denoiser.scheduler).__name__, "diffusers": version("diffusers")}
+    software["text encoder and sampler"] = sampler_fingerprint(denoiser, without=("vae",))[:12]
     content = prompts if isinstance(prompts, list) else prompts.row_digests()
     digest = hashlib.sha256(json.dumps([content, groups]).encode()).hexdigest()
     shapes = {name: (len(groups), captured, linear.in_features) for name, linear in layers.items()}

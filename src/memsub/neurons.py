@@ -116,10 +116,11 @@ class WeightMasks:
             ValueError: the masks have fewer steps, the threshold is outside [0, 1), or no weight is memorized at more
                 than `threshold * steps` steps.
         """
-        if not (isinstance(steps, Integral) and 1 <= steps <= self.steps and 0 <= threshold < 1):
+        valid = isinstance(steps, Integral) and isinstance(threshold, Real)
+        if not (valid and 1 <= steps <= self.steps and 0 <= threshold < 1):
             raise ValueError(
                 f"steps must be a whole number between 1 and {self.steps}, the steps of these masks, and threshold in "
-                f"[0, 1); got {steps} and {threshold}."
+                f"[0, 1); got {steps!r} and {threshold!r}."
             )
         positions, shapes = {}, {}
         for name, mask in self.layers.items():
@@ -182,8 +183,11 @@ def locate(
         group: the group of `stats`; required if there are several.
 
     Raises:
-        ValueError: the sparsity is not in (0, 1], or the statistics belong to another model or were made differently.
+        ValueError: the sparsity is not in (0, 1], or the statistics are none, belong to another model, or were made
+            differently.
     """
+    if wrong := [given for given in (stats, null) if not hasattr(given, "check_made_like")]:
+        raise ValueError(f"statistics expected, as `capture` returns them; got a {type(wrong[0]).__name__}.")
     sparsity = model_of(pipe).sparsity if sparsity is None else sparsity
     if not isinstance(sparsity, Real) or not 0 < sparsity <= 1:
         raise ValueError(f"sparsity must be a number in (0, 1]; got {sparsity!r}.")

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from .io.lists import KEPT, SUFFIXES, kind_of, read_rows
+
+ListOf = Literal["memorized", "ordinary", "any"]
 
 
 @dataclass(frozen=True)
@@ -71,32 +73,51 @@ class Prompts:
         return self.rows(kind)["prompt"].tolist()
 
     def images(self, kind: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Images of rows `start` to `stop` of a kind, which a model may have been trained on: uint8 (n, h, w, 3)."""
+        """Images of rows `start` to `stop` of a kind, which a model may have been trained on: uint8 (n, h, w, 3).
+
+        Raises ValueError for a table without images, as of a list in a file, and like `rows`.
+        """
         from .io.images import decode_png
 
+        if "image" not in self.table:
+            raise ValueError("this list has no images: read those of a folder (docs/images.md).")
         return np.array([decode_png(png) for png in self.rows(kind)["image"][start:stop]])
 
 
-def read_prompts(path: str | Path) -> pd.DataFrame:
-    """A published prompt list.
+def read_prompts(path: str | Path, of: ListOf = "memorized") -> pd.DataFrame:
+    """A prompt list in a file.
 
     Reads the forms in `io.lists.FORMS`: text, tables and JSON with a column `caption` (or `prompt`, `text`). It keeps
     addresses (`url`), numbers (`index`), types (`type`, `overfit_type` or `kind`), statistics (`mean_sscd`, `max_sscd`)
     and other wordings (`rephrased`). Rows without a caption are skipped, with a warning that names them.
 
+    Args:
+        of: what the list is of. Of a list of memorized captions, rows that it marks as not memorized (type N) are
+            omitted, with a warning; a list of ordinary captions must not mark any as memorized.
+
     Returns:
-        Columns prompt, kind ("verbatim", "template", or "memorized" if the list gives no type), and the columns of
-        `io.lists.KEPT` that the list has. Rows that the list marks as not memorized (type N) are omitted.
+        Columns prompt, kind ("verbatim", "template", "N", or "memorized" if the list gives no type), and the columns
+        of `io.lists.KEPT` that the list has.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file has another form or holds no captions; the message names the file and the line.
+        ValueError: the file has another form, holds no captions, or holds memorized ones among ordinary ones; the
+            message names the file and the line or caption.
     """
     table = pd.DataFrame(read_rows(Path(path))).convert_dtypes()  # else numbers become floats beside a list without
     table = table.assign(prompt=table["prompt"].astype(str), kind="memorized")
     if "type" in table:
-        table = table.assign(kind=[kind_of(named) or "memorized" for named in table["type"]])
-        table = table[table["kind"] != "N"]
+        kinds = [kind_of(named) for named in table["type"]]
+        table = table.assign(kind=[kind or "memorized" for kind in kinds])
+        marked = table["prompt"][[kind in KINDS for kind in kinds]]
+        if of == "ordinary" and len(marked):
+            raise ValueError(
+                f"{path} marks {len(marked)} of {len(table)} captions as memorized, such as {marked.iloc[0][:60]!r}: "
+                "leave them out of a list of captions that are not."
+            )
+        if of == "memorized" and (omitted := kinds.count("N")):
+            table = table[table["kind"] != "N"]
+            warnings.warn(f"{path}: {omitted} captions marked as not memorized (type N) are omitted.", stacklevel=2)
     if table.empty:
         raise ValueError(f"{path} holds no captions that it does not mark as not memorized (type N).")
     return table[[c for c in ("prompt", "kind", *KEPT) if c in table and c != "type"]].reset_index(drop=True)
@@ -139,12 +160,19 @@ def load_prompts(source: str | Path | Mapping[Any, str | Path]) -> Prompts:
             "heldout" to one file each.
 
     Raises:
-        ValueError: there is no such list (the message offers close matches), or the file is no prompt list.
+        ValueError: there is no such list (the message offers close matches), the file is no prompt list, or the
+            mapping has another key, or something else than a file.
         FileNotFoundError: there is no such file.
         ConnectionError: a list cannot be fetched; the message says which file to put where.
     """
     if isinstance(source, Mapping):
+        kinds = ("memorized", "ordinary", "heldout")
+        wrong = [{key: file} for key, file in source.items() if key not in kinds or not _is_path(file)]
+        if wrong or not source:
+            raise ValueError(f"a file for one or more of {', '.join(kinds)} expected; got {[*wrong, {}][0]!r:.80}.")
         return _from_files({kind: Path(path) for kind, path in source.items()})
+    if not _is_path(source):
+        raise ValueError(f"a list's name or file expected; got {type(source).__name__} {str(source)[:60]!r}.")
     name = str(source)
     if Path(name).suffix.lower() in SUFFIXES:
         return _from_files({"memorized": Path(name)})
@@ -163,8 +191,12 @@ def load_prompts(source: str | Path | Mapping[Any, str | Path]) -> Prompts:
     raise ValueError(f"no prompt list named {name!r}.{hint} Expected one of {', '.join(names)}, or a file.")
 
 
+def _is_path(given: object) -> bool:
+    return isinstance(given, (str, Path)) and all(len(part) < 256 for part in Path(given).parts)  # of a file system
+
+
 def _from_files(files: dict[str, Path]) -> Prompts:
-    parts = [read_prompts(path) for path in files.values()]
+    parts = [read_prompts(path, "memorized" if kind == "memorized" else "ordinary") for kind, path in files.items()]
     parts = [p if kind == "memorized" else p.assign(kind=kind) for kind, p in zip(files, parts, strict=True)]
     for (kind, one), (other, another) in combinations(zip(files, parts, strict=True), 2):
         if shared := set(one["prompt"]) & set(another["prompt"]):

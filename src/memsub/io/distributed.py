@@ -46,10 +46,22 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def device() -> torch.device:
-    """The device of this process: its own GPU, the first GPU if there is one process, or the CPU."""
+def device(wanted: str | torch.device | None = None) -> torch.device:
+    """The device of this process: its own GPU, the first GPU if there is one process, or the CPU.
+
+    Args:
+        wanted: this one instead.
+
+    Raises:
+        ValueError: there is no such device.
+    """
     import torch
 
+    if wanted is not None:
+        try:
+            return torch.empty(0, device=wanted).device
+        except (RuntimeError, AssertionError, TypeError) as error:
+            raise ValueError(f"there is no device {wanted!r} here: {str(error).splitlines()[0][:100]}") from None
     if processes() > 1:
         return _state().device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -51,8 +51,15 @@ def save_artifact(tensors: Mapping[str, torch.Tensor], path: str | Path, kind: s
     All metadata are in one entry, because safetensors writes several entries in any order, and equal artifacts should
     have equal bytes.
     """
-    text = json.dumps({"kind": kind, "format": FORMAT} | about, default=lambda number: number.item())  # of numpy, say
+    text = json.dumps({"kind": kind, "format": FORMAT} | about, default=_number)
     save_tensors(tensors, path, {"about": text})
+
+
+def _number(value: Any) -> Any:
+    """A number of numpy or torch as one of Python; raises ValueError for anything else."""
+    if not hasattr(value, "item"):
+        raise ValueError(f"text, numbers and lists of them can be saved; got a {type(value).__name__}: {value!r:.60}.")
+    return value.item()
 
 
 def load_tensors(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], dict]:
@@ -74,7 +81,8 @@ def check_artifact(path: str | Path, kind: str) -> None:
 
 @contextmanager
 def _opened(path: str | Path, kind: str, framework: str) -> Iterator[tuple[Any, dict]]:
-    if not Path(path).is_file():
+    path = Path(path).expanduser()
+    if not path.is_file():
         raise FileNotFoundError(f"no {kind} at {path}.")
     try:
         with safe_open(path, framework) as file:
@@ -158,9 +166,13 @@ def printable(text: object) -> str:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with the path of a temporary file in a new folder beside `path`, then moves that file to `path`.
 
+    A link keeps its place: the file that it names is written.
+
     Raises:
         OSError: the file could not be written, for example because the disk is full. `path` is unchanged.
     """
+    path = path.expanduser()
+    path = path.resolve() if path.is_symlink() else path
     try:
         with beside(path) as temporary:
             write(temporary)

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from .files import write_atomically
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """Suffixes of image files, in lower case."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 """The formats that Pillow may open. (Others are risky: it passes PostScript to Ghostscript.)"""
@@ -31,6 +31,15 @@ _TURNS = dict(enumerate(map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), 2))
 def save_image(image: np.ndarray, path: str | Path) -> None:
     """Writes a uint8 image (height, width, 3) as PNG, atomically; folders are made as needed."""
     write_atomically(Path(path), lambda temporary: Image.fromarray(image).save(temporary, "PNG"))
+
+
+def check_images(images: np.ndarray, name: str = "images") -> None:
+    """Raises ValueError for anything but a non-empty uint8 array (n, height, width, 3)."""
+    if not (isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3):
+        what = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+        raise ValueError(f"{name} must be a uint8 array of shape (n, height, width, 3); got {what}.")
+    if not len(images):
+        raise ValueError(f"{name} is empty.")
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -91,7 +91,7 @@ def _read_rows(path: Path) -> list[Row]:
             rows.append(kept)
             size += sum(len(value) for value in kept.values() if isinstance(value, str))
             if kept.get("type") and not kind_of(kept["type"]):
-                what = f"an unknown type (none of {', '.join(TYPES)}) that counts as memorized"
+                what = f"an unknown type, which is ignored (none of {', '.join(TYPES)})"
                 odd.setdefault(what, []).append(f"{number} ({kept['type'][:40]!r})")
         else:
             odd.setdefault("no caption", []).append(str(number))

@@ -179,7 +179,8 @@ def read_table(path: Path) -> Rows:
         raise ValueError(f"{path} is no table: it is empty.")
     first = next(line for line in lines_of(text) if line.strip())
     headers = {separator: _cells(first, separator) for separator in _SEPARATORS}
-    separator = max(headers, key=lambda s: (_holds_captions(headers[s]), len(headers[s])))
+    tabs = path.suffix.lower() == ".tsv"  # decides for a single column, whose captions may contain commas
+    separator = max(headers, key=lambda s: (_holds_captions(headers[s]), len(headers[s]), tabs and s == "\t"))
     rows = _table_rows(text, separator, path)
     columns = columns_of(next(values for _, values in rows if any(map(str.strip, values))), str(path))
     return "line", ((number, _table_row(values, columns, separator, number, path)) for number, values in rows)

@@ -17,13 +17,15 @@ CLIPS = {"ViT-g/14": "laion/CLIP-ViT-g-14-laion2B-s12B-b42K", "ViT-L/14": "opena
 
 
 def clip(source: str | Path = "ViT-L/14", device: str | torch.device = "cpu", batch_size: int = 16) -> PromptMetric:
-    """A published CLIP: one of `CLIPS`, a hub id, or a folder."""
+    """A published CLIP: one of `CLIPS`, a hub id, or a folder; raises FileNotFoundError for a missing folder."""
     from transformers import CLIPModel, CLIPTokenizer
 
     # The default processor requires torchvision.
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     source = CLIPS.get(str(source), source)
+    if str(source).startswith((".", "/", "~")) and not Path(source).is_dir():
+        raise FileNotFoundError(f"no folder of a CLIP at {source}.")
     model = CLIPModel.from_pretrained(source, use_safetensors=True).to(device).eval()
     processor = CLIPImageProcessorPil.from_pretrained(source)
     tokenizer = CLIPTokenizer.from_pretrained(source)

@@ -28,6 +28,11 @@ class _Given(torch.nn.Module):
 
 
 def _updated(metric, real: np.ndarray, generated: np.ndarray):
+    if not real.ndim == generated.ndim == 2 or real.shape[1] != generated.shape[1]:
+        raise ValueError(
+            f"features (n, dim) of one metric expected, such as `metrics.prompt.image_features(images)`; got arrays of "
+            f"shape {real.shape} and {generated.shape}."
+        )
     if min(len(real), len(generated)) < 2:
         raise ValueError(f"a distance needs two images or more a side; got {len(real)} and {len(generated)}.")
     metric.update(torch.from_numpy(real), real=True)
@@ -39,11 +44,11 @@ def fid(real: np.ndarray, generated: np.ndarray) -> float:
     """Fréchet distance (Heusel et al. 2017) of image features (n, dim) and (m, dim).
 
     Raises:
-        ValueError: fewer than two images on a side.
+        ValueError: fewer than two images on a side, or no features of equal length.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(feature=_Given(real.shape[1]), sync_on_compute=False)
+    metric = FrechetInceptionDistance(feature=_Given(real.shape[-1]), sync_on_compute=False)
     return float(_updated(metric, real, generated).compute())
 
 
@@ -53,7 +58,7 @@ def kid(real: np.ndarray, generated: np.ndarray) -> tuple[float, float]:
     There are 100 fixed subsets. Each has half as many images as the smaller side, and at most 1,000.
 
     Raises:
-        ValueError: fewer than two images on a side.
+        ValueError: fewer than two images on a side, or no features of equal length.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -61,7 +66,7 @@ def kid(real: np.ndarray, generated: np.ndarray) -> tuple[float, float]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*save all extracted features.*")  # they are small here
         metric = KernelInceptionDistance(
-            feature=_Given(real.shape[1]), subsets=100, subset_size=size, sync_on_compute=False
+            feature=_Given(real.shape[-1]), subsets=100, subset_size=size, sync_on_compute=False
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

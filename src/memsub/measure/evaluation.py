@@ -13,12 +13,12 @@ prompt similarity minus this floor.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
 
-from ..models import Sample
+from ..models import Sample, as_captions
 from .intervals import interval, rate
 from .metric import References
 from .metrics import Metrics
@@ -55,28 +55,37 @@ def score(
             (`noise_seeds`), so images are independent, and two models start an image from the same noise.
 
     Returns:
-        One row an image: prompt, seed (its number), prompt_similarity, chance (the similarity with the next caption),
+        One row an image: prompt, seed (its number), prompt_similarity, chance (the similarity with another caption),
         image_features (of the prompt metric, for KID and FID), and a column for each of `metrics.more`. References add
         copy_similarity and replicated (copy_similarity above the metric's threshold).
 
     Raises:
-        ValueError: the numbers of references and captions differ, or there are fewer than two captions.
+        ValueError: the numbers of references, images and captions differ, there are fewer than two different captions,
+            `seeds` is no list, or a further metric has the name of a column.
     """
-    prompts = list(prompts)
+    prompts = as_captions(prompts)
     if references is not None and len(prompts) != len(references):
         raise ValueError(
             f"{len(prompts)} captions with {len(references)} training images: one each expected, or a stack."
         )
-    if len(prompts) < 2:
-        raise ValueError(f"two captions or more expected; got {len(prompts)}.")
+    distinct = list(dict.fromkeys(prompts))
+    if len(distinct) < 2:
+        raise ValueError(f"two different captions or more expected; got {len(distinct)}.")
+    if seeds is not None and not isinstance(seeds, Iterable):
+        raise ValueError(f"seeds are numbers of images, such as range({seeds}); got {seeds!r}.")
+    if taken := sorted((_COLUMNS - {"exact_p"}) & set(metrics.more)):
+        raise ValueError(f"a further metric is named like the column {taken[0]!r}: give it another name.")
     numbers = [0] if seeds is None else list(seeds)
     times = len(numbers)
     rows = pd.DataFrame({"prompt": np.repeat(prompts, times), "seed": numbers * len(prompts)})
     images = sample(rows["prompt"].tolist(), seeds=noise_seeds(rows["prompt"].tolist(), rows["seed"].tolist()))
-    features, text = metrics.prompt.image_features(images), metrics.prompt.text_features(rows["prompt"].tolist())
+    if len(images) != len(rows):
+        raise ValueError(f"{len(images)} images were sampled for {len(rows)} captions and seeds: one each expected.")
+    features, text = metrics.prompt.image_features(images), metrics.prompt.text_features(distinct)
+    own = np.array([distinct.index(prompt) for prompt in prompts]).repeat(times)
     rows = rows.assign(
-        prompt_similarity=(features * text).sum(1),
-        chance=(features * np.roll(text, -times, axis=0)).sum(1),
+        prompt_similarity=(features * text[own]).sum(1),
+        chance=(features * text[(own + 1) % len(distinct)]).sum(1),
         image_features=list(features),
     )
     if references is not None:
@@ -98,7 +107,12 @@ def summary(memorized: pd.DataFrame, unseen: pd.DataFrame) -> dict[str, float]:
         exact_high (the same by the exact test, if exact_p was measured); n (number of images); the means of
         copy_similarity, of further metrics, and of alignment (memorized_alignment). Of unseen captions:
         prompt_similarity and alignment.
+
+    Raises:
+        ValueError: the memorized captions were scored without training images.
     """
+    if "replicated" not in memorized:
+        raise ValueError("these captions were scored without training images: give `score` their references.")
     rates = rate("replication", memorized["replicated"], memorized["prompt"])
     if "exact_p" in memorized:
         rates |= rate("exact", exact_in(memorized), memorized["prompt"])

@@ -23,7 +23,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .metric import References, flat
+from ..io.images import check_images
+from ..models import check_finite
+from .metric import References, check_alike, flat
 
 ALTERNATIVES = 255
 LEVEL = 1 / (ALTERNATIVES + 1)
@@ -91,21 +93,33 @@ def exact_p(
         seed: seed of the alternatives.
 
     Raises:
-        ValueError: a prompt is no caption of the world.
+        ValueError: a prompt is no caption of the world, the lists differ in length, or an image is no uint8 array.
+        FloatingPointError: a feature is NaN or infinite.
     """
     if references is None:
         return np.full(len(images), np.nan)
     described = getattr(world, "features", blurred_pixels) if features is None else features
-    p = np.empty(len(images))
     every, starts = flat(references)
+    check_images(images)
+    if not len(images) == len(prompts) == len(starts):
+        raise ValueError(
+            f"{len(images)} images need as many prompts and references; got {len(prompts)} and {len(starts)}."
+        )
+    p = np.empty(len(images))
     generated, trained = described(images), described(every)
+    check_alike(images, generated, every, trained)
+    check_finite(np.concatenate([generated, trained]), "a feature of an image")
     counts = np.diff([*starts, len(every)])
     similar = np.maximum.reduceat((generated.repeat(counts, axis=0) * trained).sum(1), starts)
     contents = [world.content(prompt) for prompt in prompts]
     distinct = list(dict.fromkeys(contents))
     for content, alternatives in zip(distinct, world.alternatives(distinct, seed), strict=True):
         rows = [i for i, other in enumerate(contents) if other == content]
-        to_alternatives = described(alternatives) @ generated[rows].T  # (N, rows)
+        check_images(alternatives, f"alternatives of {world.name}")
+        others = described(alternatives)
+        check_alike(images, generated, alternatives, others)
+        to_alternatives = others @ generated[rows].T  # (N, rows)
+        check_finite(to_alternatives, "a feature of an alternative")
         p[rows] = (1 + (to_alternatives >= similar[rows] - _TIE).sum(0)) / (len(alternatives) + 1)
     return p
 

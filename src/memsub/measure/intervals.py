@@ -20,7 +20,13 @@ Z = 1.959963984540054
 
 
 def interval(successes: float, n: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a rate (1927): lower and upper bound. `n` may be a fraction (see `clustered`)."""
+    """Wilson's 95 % interval of a rate (1927): lower and upper bound. `n` may be a fraction (see `clustered`).
+
+    Raises:
+        ValueError: n is 0, or there are more successes.
+    """
+    if not 0 <= successes <= n or n <= 0:
+        raise ValueError(f"a rate of {successes} of {n} has no interval.")
     rate = successes / n
     middle, half = rate + Z**2 / (2 * n), Z * math.sqrt(rate * (1 - rate) / n + Z**2 / (4 * n**2))
     low, high = (middle - half) / (1 + Z**2 / n), (middle + half) / (1 + Z**2 / n)

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..models import Denoiser, Pipeline, as_denoiser, noise_schedule
+from ..io.images import check_images
+from ..models import Denoiser, Pipeline, as_denoiser, check_finite, check_request, noise_schedule
 from .exact import Alternatives
 from .noise import noise_seeds
 
@@ -62,13 +63,17 @@ def membership_p(
         seed: seed of the noises, which differ between pairs, and of the alternatives.
 
     Raises:
-        ValueError: a prompt is no caption of the world, or the lists differ in length.
+        ValueError: a prompt is no caption of the world, the lists differ in length, an image is no uint8 array, or a
+            number is below 1.
+        FloatingPointError: a loss is NaN or infinite.
     """
     given = list(prompts if captions is None else captions)
     if not len(prompts) == len(images) == len(given):
         raise ValueError(
             f"{len(prompts)} prompts need as many images and captions; got {len(images)} and {len(given)}."
         )
+    check_request(given, steps, 1, alternatives=alternatives, noises=noises)
+    check_images(images)
     denoiser = as_denoiser(pipe)
     contents = [world.content(prompt) for prompt in prompts]
     distinct = list(dict.fromkeys(contents))
@@ -78,6 +83,7 @@ def membership_p(
             for i in [i for i, other in enumerate(contents) if other == content]:
                 candidates = np.concatenate([images[i : i + 1], layouts[:alternatives]])
                 losses = denoising_losses(denoiser, candidates, given[i], steps, noises, streams[i])
+                check_finite(losses, f"the loss of {given[i]!r}")
                 p[i] = (1 + (losses[1:] <= losses[0]).sum()) / len(losses)
                 bar.update()
     return p

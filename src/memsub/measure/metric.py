@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from ..io.distributed import gathered, shard
+from ..io.images import check_images
+from ..models import check_finite
 
 References = np.ndarray | Sequence[np.ndarray]
 """Training images of n captions: uint8 (n, height, width, 3), or for each caption a stack (k, height, width, 3) of
@@ -24,12 +26,15 @@ def flat(references: References) -> tuple[np.ndarray, np.ndarray]:
     """All training images, uint8 (m, height, width, 3), and the index of the first one of each caption, (n,).
 
     Raises:
-        ValueError: a caption has no training image.
+        ValueError: a caption has no training image, or not uint8 arrays of this shape.
     """
     if isinstance(references, np.ndarray):
+        check_images(references, "references")
         return references, np.arange(len(references))
     if empty := [i for i, images in enumerate(references) if not len(images)]:
         raise ValueError(f"caption {empty[0]} of {len(references)} has no training image: one or more expected.")
+    for i, images in enumerate(references):
+        check_images(images, f"the references of caption {i}")
     return np.concatenate(references), np.cumsum([0, *map(len, references)])[:-1]
 
 
@@ -40,20 +45,23 @@ class ImageMetric(Protocol):
 
 
 def batched(function, items: Sequence | np.ndarray, batch_size: int) -> np.ndarray:
-    """Applies `function` to batches of items, without gradients; returns float32 rows. Processes share the batches."""
+    """Applies `function` to batches of items, without gradients; returns float32 rows. Processes share the batches.
+
+    Raises FloatingPointError for rows that are not finite.
+    """
     starts = shard(range(0, len(items), batch_size))
     with torch.no_grad():
         rows = gathered({i: function(items[i : i + batch_size]).float().cpu().numpy() for i in starts})
-    return np.concatenate([rows[i] for i in sorted(rows)])
+    together = np.concatenate([rows[i] for i in sorted(rows)])
+    check_finite(together, "a feature of the metric")
+    return together
 
 
-def check_images(images: np.ndarray, name: str = "images") -> None:
-    """Raises ValueError for anything but a non-empty uint8 array (n, height, width, 3)."""
-    if not (isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3):
-        what = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
-        raise ValueError(f"{name} must be a uint8 array of shape (n, height, width, 3); got {what}.")
-    if not len(images):
-        raise ValueError(f"{name} is empty.")
+def check_alike(images: np.ndarray, features: np.ndarray, others: np.ndarray, other_features: np.ndarray) -> None:
+    """Raises ValueError for features of two lengths, as of pixels of images of two sizes."""
+    if features.shape[1] != other_features.shape[1]:
+        sizes = " and ".join(f"{height} x {width}" for _, height, width, _ in (images.shape, others.shape))
+        raise ValueError(f"images of {sizes} pixels cannot be compared: resize one of them.")
 
 
 @dataclass
@@ -77,10 +85,14 @@ class CopyMetric:
         """Unit descriptors, float32, shape (n, dim).
 
         Raises:
-            ValueError: not a non-empty uint8 array of images.
+            ValueError: not a non-empty uint8 array of images, or descriptors of another length than 1.
         """
         check_images(images)
-        return batched(self.embed, images, self.batch_size)
+        features = batched(self.embed, images, self.batch_size)
+        lengths = np.linalg.norm(features, axis=1)
+        if not np.allclose(lengths, 1, atol=0.01):
+            raise ValueError(f"descriptors must have unit length, for cosines; {self.identity} gave {lengths[0]:.3g}.")
+        return features
 
     def similarity(self, images: np.ndarray, references: References) -> np.ndarray:
         """Cosine of image i with reference i, or with the most similar of references i; shape (n,).
@@ -95,9 +107,9 @@ class CopyMetric:
         if len(images) != len(references):
             raise ValueError(f"{len(images)} images against {len(references)} references: give one reference an image.")
         every, starts = flat(references)
-        check_images(every, "references")
-        counts = np.diff([*starts, len(every)])
-        cosines = (self.features(images).repeat(counts, axis=0) * self.features(every)).sum(1)
+        counts, features, wanted = np.diff([*starts, len(every)]), self.features(images), self.features(every)
+        check_alike(images, features, every, wanted)
+        cosines = (features.repeat(counts, axis=0) * wanted).sum(1)
         best = [start + cosines[start : start + count].argmax() for start, count in zip(starts, counts, strict=True)]
         return cosines[best], every[best]
 

@@ -62,10 +62,10 @@ def load_metrics(
             omitted, with a warning, if that world has too few alternatives for a verdict on one image.
 
     Raises:
-        ValueError: a name is unknown; the message lists the known names.
+        ValueError: a name is unknown (the message lists the known names), or there is no such device.
         ConnectionError: a published metric cannot be fetched.
     """
-    device = torch.device(device or distributed.device())
+    device = distributed.device(device)
     row = find_model(model)
     columns = {name: column for name in more if (column := _column(name, row))}
     world = None if row.scorers == "published" else WORLDS.find(row.scorers)

@@ -2,7 +2,7 @@
 
 from .conditioning import Conditioning, as_conditioning
 from .contents import OTHER_FORMS, Contents, inspect
-from .fingerprints import check_model, fingerprint, module_fingerprint
+from .fingerprints import check_model, fingerprint, module_fingerprint, sampler_fingerprint
 from .generation import Sample, generate
 from .hooks import Joint, hooked, is_of_weight
 from .known import MODELS, WORLDS, ModelInfo
@@ -11,7 +11,9 @@ from .plain import check_plain, named_modules, only_shapes
 from .prediction import Kind, NoiseSchedule, multistep, noise_schedule
 from .protocol import ADAPTERS, Denoiser, Pipeline, Solver, as_denoiser, rows_of_call
 from .sampling import (
+    as_captions,
     as_prompts,
+    check_finite,
     check_request,
     chosen,
     draws_noise,
@@ -42,9 +44,11 @@ __all__ = [
     "Sample",
     "Solver",
     "StableDiffusionDenoiser",
+    "as_captions",
     "as_conditioning",
     "as_denoiser",
     "as_prompts",
+    "check_finite",
     "check_model",
     "check_plain",
     "check_request",
@@ -70,6 +74,7 @@ __all__ = [
     "only_shapes",
     "row_generators",
     "rows_of_call",
+    "sampler_fingerprint",
     "step_options",
     "to_host",
     "world_of",

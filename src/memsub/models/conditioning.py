@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import torch
@@ -66,7 +67,7 @@ class Conditioning:
 
     def __getitem__(self, rows: int | slice | Sequence[int] | torch.Tensor) -> Conditioning:
         """The given rows; an int gives a conditioning with one row."""
-        if isinstance(rows, int) or (isinstance(rows, torch.Tensor) and rows.ndim == 0):
+        if isinstance(rows, Integral) or (isinstance(rows, torch.Tensor) and rows.ndim == 0):
             rows = [int(rows)]  # a list keeps the axis of rows
         elif isinstance(rows, range):
             rows = list(rows)

@@ -1,14 +1,16 @@
-"""Fingerprint of a network: sha256 of its weights. (Fingerprints of images: `memsub_extra.fingerprints`.)
+"""Fingerprints: sha256 of a network's weights, and of all that an image or a capture depends on.
 
 >>> fingerprint(pipe) == stats.provenance["model"]
 True
+>>> len(sampler_fingerprint(pipe))       # stored images belong to it
+64
 >>> check_model(pipe, stats.provenance["model"], "these statistics belong to")
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,6 +21,8 @@ from .protocol import Pipeline, as_denoiser
 
 _DIGESTS: WeakKeyDictionary[torch.nn.Module, dict[str, tuple[tuple, bytes]]] = WeakKeyDictionary()
 """Cache: module to tensor name to (address and bit sum of the tensor, its digest)."""
+_KNOWN = ("torch", "diffusers", "transformers", "memsub", "peft", "builtins")
+"""Packages whose modules are determined by their tensors."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -79,6 +83,34 @@ def _adapters(module: torch.nn.Module) -> Iterator[str]:
 def fingerprint(pipe: Pipeline) -> str:
     """Fingerprint of the network only. Statistics, masks and edits belong to it."""
     return module_fingerprint(as_denoiser(pipe).network)
+
+
+def sampler_fingerprint(pipe: Pipeline, without: Sequence[str] = ()) -> str:
+    """sha256 of everything that an image depends on except prompt, seed, steps and guidance: modules and scheduler.
+
+    Args:
+        without: names of parts that do not count, such as "vae" for what is computed before images are decoded.
+    """
+    denoiser = as_denoiser(pipe)
+    parts = [(name, module) for name, module in sorted(denoiser.parts().items()) if name not in without]
+    lines = [f"{name} {module_fingerprint(module)}" for name, module in parts]
+    lines += [line for _, module in parts for line in _switches(module)]
+    options = dict(getattr(denoiser.scheduler, "config", {})).items()
+    # Entries that begin with "_" say where it came from; one is a list in another order in every process.
+    config = sorted((key, str(value)) for key, value in options if not key.startswith("_"))
+    lines += [type(denoiser.scheduler).__name__, repr(config)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _switches(module: torch.nn.Module) -> Iterator[str]:
+    """Changes of a network's output that are not in its tensors: FreeU, and code of other packages."""
+    for name, part in named_modules(module).items():
+        freeu = [vars(part).get(key) for key in ("s1", "s2", "b1", "b2")]  # `getattr` is slow for what is not there
+        if any(value is not None for value in freeu):
+            yield f"{name} {freeu}"
+        for owner in (type(part), type(getattr(part, "processor", None))):
+            if owner.__module__.split(".")[0] not in _KNOWN:
+                yield f"{name} {owner.__module__}.{owner.__qualname__}"
 
 
 def check_model(pipe: Pipeline, expected: str, what: str) -> None:

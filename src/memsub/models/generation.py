@@ -22,6 +22,7 @@ from ..io.distributed import gathered, is_main, shard
 from .protocol import Pipeline, Solver, as_denoiser
 from .sampling import (
     as_prompts,
+    check_finite,
     check_request,
     chosen,
     draws_noise,
@@ -93,11 +94,7 @@ def generate(
 
 
 def as_pixels(images: torch.Tensor) -> np.ndarray:
-    """uint8 (B, height, width, 3) of images (B, 3, height, width) in [0, 1].
-
-    Raises FloatingPointError for values that are not finite: they would become black pixels, which replicate nothing.
-    """
+    """uint8 (B, height, width, 3) of images (B, 3, height, width) in [0, 1]; raises FloatingPointError for NaN."""
     pixels = images.permute(0, 2, 3, 1).float().cpu().numpy()
-    if not np.isfinite(pixels).all():
-        raise FloatingPointError("an image is not finite: try another dtype, such as bfloat16 or float32, or sampler.")
+    check_finite(pixels, "an image")
     return (pixels * 255).round().astype(np.uint8)

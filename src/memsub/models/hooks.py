@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from threading import get_ident
 from typing import Any, Literal
 
 import torch
@@ -47,6 +48,8 @@ def hooked(
 ) -> Iterator[None]:
     """Within it, `see` is called for every layer. On leaving, also by an exception, the hooks are removed.
 
+    Only calls of the present thread count: another thread may use the same network meanwhile.
+
     Args:
         layers: layers of the denoiser's network, by name.
         rows: number of rows of every network call; None: the number of the first call.
@@ -58,7 +61,10 @@ def hooked(
         RuntimeError: a network call did not call every layer once; the message names layer, call and likely causes.
     """
     network = uncompiled(denoiser.network)
-    calls = _Calls(network, layers, rows)
+    calls, thread = _Calls(network, layers, rows), get_ident()
+
+    def ours(hook: Callable) -> Callable:
+        return lambda *args: hook(*args) if get_ident() == thread else None
 
     def before(module: Any, args: Any, kwargs: Any) -> None:
         begin()
@@ -76,8 +82,9 @@ def hooked(
 
         return called
 
-    handles = [network.register_forward_pre_hook(before, with_kwargs=True), network.register_forward_hook(after)]
-    handles += [layer.register_forward_hook(layer_hook(name)) for name, layer in layers.items()]
+    handles = [network.register_forward_pre_hook(ours(before), with_kwargs=True)]
+    handles += [network.register_forward_hook(ours(after))]
+    handles += [layer.register_forward_hook(ours(layer_hook(name))) for name, layer in layers.items()]
     try:
         with uncompiled_calls(), suppress(_Enough):
             yield

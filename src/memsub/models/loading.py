@@ -150,10 +150,11 @@ def load_pipeline(
             single file) or state it wrongly.
 
     Raises:
-        ValueError, FileNotFoundError: as `find_contents`; or the files are broken, or a pipeline not in `ADAPTERS`.
+        ValueError, FileNotFoundError: as `find_contents`; or the files are broken, or a pipeline not in `ADAPTERS`; or
+            there is no such device.
     """
-    if isinstance(dtype, str):  # diffusers would take float32 instead
-        raise ValueError(f"dtype must be one of torch, such as torch.float16; got the text {dtype!r}.")
+    if (dtype is not None and type(dtype).__name__ != "dtype") or "numpy" in type(dtype).__module__:
+        raise ValueError(f"dtype must be one of torch, such as torch.float16; got {dtype!r}.")  # diffusers ignores it
     info = find_model(model)
     contents = find_contents(model, config=config, prediction_type=prediction_type, cast=dtype is not None, fetch=True)
     contents.check()
@@ -162,7 +163,7 @@ def load_pipeline(
 
     from ..io import distributed
 
-    device = torch.device(device or distributed.device())
+    device = distributed.device(device)
     dtype = dtype or (torch.float32 if device.type == "cpu" else getattr(torch, info.gpu_dtype))
     pipe = _read(getattr(diffusers, contents.kind), contents, dtype, info.source if info.parts else "")
     _check_whole(pipe, contents)

@@ -10,6 +10,7 @@ import copy
 import gc
 import inspect
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextvars import ContextVar
@@ -21,6 +22,8 @@ import torch
 from .protocol import Denoiser, Pipeline, Solver, as_denoiser
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .conditioning import Conditioning
 
 T = TypeVar("T")
@@ -40,39 +43,61 @@ def one_seed_each(seeds: int | Sequence[int], prompts: int) -> list[int]:
 
 def as_prompts(prompts: Sequence[str] | Conditioning | torch.Tensor, denoiser: Denoiser) -> list[str] | Conditioning:
     """Converts to the input of `Denoiser.sample`: a list of captions, which the denoiser embeds batch by batch, or a
-    conditioning (`as_conditioning`) on the model's device. Raises ValueError for a single string, which would be read
-    as a list of letters, and for anything that is no list.
+    conditioning (`as_conditioning`) on the model's device. Raises ValueError like `as_captions`.
     """
-    if isinstance(prompts, str):
-        raise ValueError(f"prompts must be a list of strings; got the string {prompts!r}: give [{prompts!r}].")
-    if not isinstance(prompts, (list, tuple)):
+    if not isinstance(prompts, (list, tuple, str)):
         from .conditioning import Conditioning, as_conditioning
 
         if isinstance(prompts, (Conditioning, torch.Tensor)):
             return as_conditioning(prompts, denoiser).to(denoiser.device)
-        # A table or mapping would give the names of its columns, and a set has no order.
-        if isinstance(prompts, (Mapping, Set)) or hasattr(prompts, "columns") or not isinstance(prompts, Iterable):
-            raise ValueError(
-                f"prompts must be a list of strings; got a {type(prompts).__name__}: give a list that it holds, such as"
-                " table['prompt'].tolist(), or load_prompts(...).memorized."
-            )
+    return as_captions(prompts)
+
+
+def as_captions(prompts: Any) -> list[str]:
+    """A list of captions. Raises ValueError for a single string, which would be read as a list of letters, and for
+    anything that is no list."""
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts must be a list of strings; got the string {prompts!r}: give [{prompts!r}].")
+    # A table or mapping would give the names of its columns, and a set has no order.
+    if isinstance(prompts, (Mapping, Set)) or hasattr(prompts, "columns") or not isinstance(prompts, Iterable):
+        raise ValueError(
+            f"prompts must be a list of strings; got a {type(prompts).__name__}: give a list that it holds, such as"
+            " table['prompt'].tolist(), or load_prompts(...).memorized."
+        )
     return list(prompts)
 
 
 def check_request(
-    prompts: list[str] | Conditioning, steps: int, batch_size: int, guidance_scale: float = 1.0, seed: int = 0
+    prompts: list[str] | Conditioning,
+    steps: int,
+    batch_size: int,
+    guidance_scale: float = 1.0,
+    seed: int = 0,
+    **counts: int,
 ) -> None:
-    """Raises ValueError for no prompts, prompts that are not text, and numbers that are invalid or out of bounds."""
+    """Raises ValueError for no prompts, prompts that are not text, and numbers that are invalid or out of bounds.
+
+    Args:
+        counts: further whole numbers of at least 1, by name.
+    """
     if not len(prompts):
         raise ValueError('no prompts: the list is empty. For the empty prompt, give [""].')
     if isinstance(prompts, list) and (wrong := [p for p in prompts if not isinstance(p, str)]):
         raise ValueError(f"prompts must be strings; got {wrong[0]!r}.")
-    for name, number in {"steps": steps, "batch_size": batch_size}.items():
+    if isinstance(prompts, list) and (cut := [p for p in prompts if re.search("[\ud800-\udfff]", p)]):
+        raise ValueError(f"{cut[0]!r} holds half a character (a lone surrogate): read it again, as UTF-8.")
+    for name, number in {"steps": steps, "batch_size": batch_size, **counts}.items():
         if not _is_whole(number) or number < 1:
             raise ValueError(f"{name} must be a whole number of at least 1; got {number!r}.")
     if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale must be a finite number; got {guidance_scale!r}.")
     one_seed_each(seed, 1)
+
+
+def check_finite(values: torch.Tensor | np.ndarray, what: str) -> None:
+    """Raises FloatingPointError for NaN or infinity. A comparison with NaN is false, which would pass for a verdict."""
+    if not torch.isfinite(torch.as_tensor(values)).all():
+        raise FloatingPointError(f"{what} is not finite: try another dtype, such as bfloat16 or float32, or sampler.")
 
 
 def _is_whole(number: Any) -> bool:

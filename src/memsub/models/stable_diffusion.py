@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..io.images import check_images
 from .contents import refused
 from .plain import check_no_cache, check_plain, named_modules, only_shapes, uncompiled
 from .protocol import Solver, rows_of_call
@@ -165,7 +166,8 @@ class StableDiffusionDenoiser:
         options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "latent"}
         options["generator"] = list(generators) if generators else None
         check_no_cache(self.network)
-        own, handles = self.pipe.scheduler, []
+        # A copy with a scheduler of its own: another thread may sample from the same pipeline.
+        pipe, own, handles = copy.copy(self.pipe), self.pipe.scheduler, []
         scheduler = stepped_by(own, solver)
         if self._called is self.network and self.network._compiled_call_impl is None:
             # Compiled code would keep the hook forever, and would be recompiled at every step.
@@ -175,16 +177,16 @@ class StableDiffusionDenoiser:
         if self.pipe.text_encoder is not None and self.pipe.text_encoder.dtype != self.dtype:
             handles.append(self.network.register_forward_pre_hook(_cast_to(self.dtype), with_kwargs=True))
         try:
-            self.pipe.scheduler = scheduler if scheduler is not own else copy.copy(own)
+            pipe.scheduler = scheduler if scheduler is not own else copy.copy(own)
             with evaluated(self.network, self.pipe.text_encoder):
-                return self.pipe(**text, latents=latents, **options).images
+                return pipe(**text, latents=latents, **options).images
         finally:
-            self.pipe.scheduler = own
             for handle in handles:
                 handle.remove()
 
     @torch.no_grad()
     def encode(self, images: np.ndarray) -> torch.Tensor:
+        check_images(images)
         vae = self.pipe.vae
         x = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device, vae.dtype) / 127.5 - 1
         with evaluated(vae):

@@ -18,13 +18,13 @@ _OPTIONS = {"dtype": torch.float32, "use_safetensors": True}
 
 def scene_copy(folder: Path, device: str | torch.device = "cpu") -> CopyMetric:
     """The copy descriptor of a folder that `memsub_extra.training.train` wrote."""
-    from .towers import SceneEncoder, to_tensor  # imports diffusers, which takes seconds
+    from .towers import SceneEncoder  # imports diffusers, which takes seconds
 
     model = SceneEncoder.from_pretrained(scorers_of(folder) / "copy", **_OPTIONS).to(device).eval()
     roc = load_json(scorers_of(folder) / "copy" / "threshold.json")
 
     def embed(images: np.ndarray) -> torch.Tensor:
-        return model(to_tensor(images).to(device))
+        return model(_pixels(images).to(device))
 
     return CopyMetric(embed, roc["threshold"], f"scenes {module_fingerprint(model)}", roc=roc)
 
@@ -36,7 +36,7 @@ def scene_alignment(folder: Path, device: str | torch.device = "cpu") -> PromptM
     each icon in its colour, the background's colour, the pattern. Image features consist of these probabilities and of
     the layer below, which is for KID: the features of captions are zero there.
     """
-    from .towers import SceneJudge, to_tensor
+    from .towers import SceneJudge
 
     model = SceneJudge.from_pretrained(scorers_of(folder) / "alignment", **_OPTIONS).to(device).eval()
 
@@ -45,10 +45,19 @@ def scene_alignment(folder: Path, device: str | torch.device = "cpu") -> PromptM
         return F.pad(named / named.sum(1, keepdim=True), (0, width - sum(CHOICES)))
 
     def embed_images(images: np.ndarray) -> torch.Tensor:
-        return model.features(to_tensor(images).to(device))
+        return model.features(_pixels(images).to(device))
 
     width = model.features(torch.zeros(1, 3, 32, 32, device=device)).shape[1]
     return PromptMetric(embed_images, embed_texts, f"scenes {module_fingerprint(model)}")
+
+
+def _pixels(images: np.ndarray) -> torch.Tensor:
+    """Scenes as the scorers take them; raises ValueError for images of another size."""
+    from .towers import to_tensor
+
+    if images.shape[1:3] != (32, 32):
+        raise ValueError(f"the scorers take scenes of 32 x 32 pixels; got {' x '.join(map(str, images.shape[1:3]))}.")
+    return to_tensor(images)
 
 
 def scorers_of(folder: Path) -> Path:

@@ -15,7 +15,16 @@ import torch
 from tqdm.auto import tqdm
 
 from memsub.io.distributed import gathered, shard
-from memsub.models import Conditioning, Pipeline, as_conditioning, as_denoiser, noise_schedule
+from memsub.io.images import check_images
+from memsub.models import (
+    Conditioning,
+    Pipeline,
+    as_conditioning,
+    as_denoiser,
+    check_finite,
+    check_request,
+    noise_schedule,
+)
 
 
 class EmbeddingAttack:
@@ -36,7 +45,7 @@ class EmbeddingAttack:
         batch_size: rows of a network call; each image takes `noises` rows.
 
     Raises:
-        ValueError: the numbers of starts and of images differ.
+        ValueError: the numbers of starts and of images differ, images are no uint8 array, or a number is below 1.
     """
 
     def __init__(
@@ -50,6 +59,8 @@ class EmbeddingAttack:
         seed: int = 0,
         batch_size: int = 64,
     ):
+        check_images(images)
+        check_request([""], 1, batch_size, noises=noises)
         if len(images) != len(start):
             raise ValueError(f"{len(start)} embeddings to start from for {len(images)} images: give one an image.")
         self.denoiser = as_denoiser(pipe)
@@ -90,12 +101,15 @@ class EmbeddingAttack:
         # A sum over images: they do not share an embedding, so one must not slow the other.
         errors = (predicted - target).float().square().mean(tuple(range(1, predicted.ndim)))  # (B,)
         loss = errors.view(len(part), -1).mean(1).sum()
+        check_finite(loss.detach(), "the attack's loss")
         for embedding, gradient in zip(attacked, torch.autograd.grad(loss, attacked), strict=True):
             embedding.grad = gradient
         for i in part:
             self._optimizers[i].step()
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def embedding_attack(
     pipe: Pipeline,
     images: np.ndarray,
@@ -109,6 +123,10 @@ def embedding_attack(
 
     Returns:
         A conditioning for `generate`, with a row for each image.
+
+    Raises:
+        ValueError: as `EmbeddingAttack`.
+        FloatingPointError: a loss is NaN or infinite.
     """
     attack = EmbeddingAttack(pipe, images, start, **options)
     denoiser, mine = attack.denoiser, shard(range(len(images)))

@@ -20,8 +20,16 @@ from memsub.io.files import load_json, save_json
 from memsub.io.images import rgb, save_image
 from memsub.measure.metric import CopyMetric
 from memsub.measure.noise import noise_seeds
-from memsub.models import Pipeline, Solver, as_denoiser, draws_noise, generate
-from memsub_extra.fingerprints import sampler_fingerprint
+from memsub.models import (
+    Pipeline,
+    Solver,
+    as_captions,
+    as_denoiser,
+    check_request,
+    draws_noise,
+    generate,
+    sampler_fingerprint,
+)
 
 _MANIFEST = "manifest.json"
 """File that records model, captions and options of a folder's images."""
@@ -43,15 +51,15 @@ def sample_to_folder(
     """Samples every caption with seeds 0 to `images` - 1 into `folder/<caption>/<seed>.png`; resumes where it stopped.
 
     Raises:
-        ValueError: no captions, a sampler whose noise no seed fixes, or a folder with images of other captions, of
-            another model, or made with other options.
+        ValueError: no captions, captions that are not text, numbers below 1, a sampler whose noise no seed fixes, or a
+            folder with images of other captions, of another model, or made with other options.
     """
     folder = Path(folder)
-    if not captions:
-        raise ValueError("no captions to sample: the list is empty.")
+    captions = as_captions(captions)
+    check_request(captions, steps, batch_size, guidance_scale, images=images)
     draws_noise(as_denoiser(pipe), solver)  # raises ValueError, before anything is written, for noise without a seed
     options = {"steps": steps, "guidance_scale": guidance_scale, "solver": solver}
-    about = {"model": sampler_fingerprint(pipe), "captions": list(captions), "images": images} | options
+    about = {"model": sampler_fingerprint(pipe), "captions": captions, "images": int(images)} | options
     _check_manifest(folder, about)
     wanted = [(i, seed) for i in range(len(captions)) for seed in range(images)]
     missing = [pair for pair in wanted if not image_path(folder, *pair).is_file()]

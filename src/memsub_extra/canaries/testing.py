@@ -23,8 +23,7 @@ import torch
 from memsub.measure.exact import ALTERNATIVES, LEVEL, exact_p, uniformity
 from memsub.measure.membership import MEMBERSHIP_ALTERNATIVES, STEPS, membership_p
 from memsub.measure.noise import noise_seeds
-from memsub.models import Pipeline, find_model, generate, load_pipeline, world_of
-from memsub_extra.fingerprints import sampler_fingerprint
+from memsub.models import Pipeline, find_model, generate, load_pipeline, sampler_fingerprint, world_of
 from memsub_extra.notebooks.intervals import smallest_share
 from memsub_extra.store import Kind, Store
 

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
 
+    from memsub.prompts import ListOf
+
 T = TypeVar("T")
 MOST_SEED = 2**63 - 1
 """The largest seed that torch's generators take."""
@@ -111,11 +113,11 @@ def check_output(out: Path, *inputs: Path | None) -> None:
             raise ValueError(f"--out {out} is a file that this command reads: name another one.")
 
 
-def captions_of(path: Path) -> list[str]:
-    """The captions of a list; raises ValueError (naming the line) or OSError."""
+def captions_of(path: Path, of: ListOf) -> list[str]:
+    """The captions of a list (`read_prompts`); raises ValueError (naming the line) or OSError."""
     from memsub.prompts import read_prompts
 
-    return read_prompts(path)["prompt"].tolist()
+    return read_prompts(path, of)["prompt"].tolist()
 
 
 def without(captions: list[str], others: Collection[str], what: str) -> list[str]:

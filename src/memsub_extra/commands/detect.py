@@ -44,8 +44,8 @@ def _detect(args: argparse.Namespace) -> None:
         raise ValueError(f"--calls {args.calls} are more than the network calls of --steps {args.steps}.")
     if args.out:
         check_output(args.out, args.prompts, args.ordinary)
-    captions = captions_of(args.prompts)
-    ordinary = captions_of(args.ordinary) if args.ordinary else []
+    captions = captions_of(args.prompts, "any")
+    ordinary = captions_of(args.ordinary, "ordinary") if args.ordinary else []
     if not ordinary and ("/" in args.model or Path(args.model).exists()):
         raise ValueError(_NO_LIST.format(model=args.model))
     check_model(args)

@@ -181,7 +181,7 @@ def _checked(args: argparse.Namespace) -> Listed:
 
 def _unseen(args: argparse.Namespace, captions: Sequence[str]) -> list[str]:
     """The distinct captions of --unseen without those of --prompts; raises ValueError for fewer than two."""
-    unseen = list(dict.fromkeys(captions_of(args.unseen)))
+    unseen = list(dict.fromkeys(captions_of(args.unseen, "ordinary")))
     if len(unseen) == 1:
         raise ValueError(f"{args.unseen} holds one caption: alignment needs two or more.")
     unseen = without(unseen, captions, f"--unseen {args.unseen}")

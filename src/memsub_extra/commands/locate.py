@@ -50,10 +50,10 @@ def _locate(args: argparse.Namespace) -> None:
     if not args.prompts and ("/" in args.model or Path(args.model).exists()):
         raise ValueError(f"no memorized captions are known of {args.model}: give a list of them by --prompts FILE.")
     check_output(args.out, args.prompts, args.contrast)
-    memorized = captions_of(args.prompts) if args.prompts else []
+    memorized = captions_of(args.prompts, "memorized") if args.prompts else []
     contrast = [""]
     if args.contrast and not (
-        contrast := without(captions_of(args.contrast), memorized, f"--contrast {args.contrast}")
+        contrast := without(captions_of(args.contrast, "ordinary"), memorized, f"--contrast {args.contrast}")
     ):
         raise ValueError(f"all captions of --contrast {args.contrast} are in --prompts: nothing would be located.")
     check_model(args)

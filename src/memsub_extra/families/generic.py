@@ -23,6 +23,7 @@ It is registered for the classes that it was tried with (the entry points in pyp
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 import warnings
@@ -159,15 +160,13 @@ class GenericDenoiser:
         if isinstance(prompts, Conditioning):
             self._refuse("sampling from embeddings")
         order = self._first_step(guidance_scale).order.to(latents.device)
-        own, noise = self.pipe.scheduler, latents.flatten(1)[:, order].view(latents.shape)
-        try:
-            self.pipe.scheduler = stepped_by(own, solver)
-            options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "np"}
-            options["generator"] = list(generators) if generators else None
-            with evaluated(*self.parts().values()):
-                images = self.pipe(prompt=list(prompts), latents=noise, **options | self.options).images
-        finally:
-            self.pipe.scheduler = own
+        # A copy with a scheduler of its own: another thread may sample from the same pipeline.
+        pipe, noise = copy.copy(self.pipe), latents.flatten(1)[:, order].view(latents.shape)
+        pipe.scheduler = copy.copy(stepped_by(self.pipe.scheduler, solver))
+        options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "np"}
+        options["generator"] = list(generators) if generators else None
+        with evaluated(*self.parts().values()):
+            images = pipe(prompt=list(prompts), latents=noise, **options | self.options).images
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
     def decode(self, latents: torch.Tensor) -> np.ndarray:

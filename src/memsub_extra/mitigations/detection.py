@@ -21,7 +21,9 @@ from memsub.models import (
     Conditioning,
     Kind,
     Pipeline,
+    as_captions,
     as_denoiser,
+    check_finite,
     check_request,
     draws_noise,
     initial_noise,
@@ -105,11 +107,12 @@ def step_scores(
         Name to (prompts, calls).
 
     Raises:
-        ValueError: no prompts, an unknown score, a score that is not defined for the prediction type, or several calls
-            of a sampler whose noise no seed fixes.
+        ValueError: no prompts, an unknown score, a score that is not defined for the prediction type, several calls
+            of a sampler whose noise no seed fixes, or a number below 1.
+        FloatingPointError: a score is NaN or infinite.
     """
-    prompts = list(prompts)
-    check_request(prompts, steps, batch_size)
+    prompts = as_captions(prompts)
+    check_request(prompts, steps, batch_size, guidance_scale, seeds=seeds, calls=calls)
     denoiser = as_denoiser(pipe)
     functions = {name: SCORES.find(name) for name in (SCORES if scores is None else scores)}
     _check_defined(functions, noise_schedule(denoiser).kind)
@@ -134,7 +137,10 @@ def step_scores(
             x = denoiser.scheduler.step(guided, t, x, **options).prev_sample
         for name, each in of_calls.items():
             results[name].append(torch.stack(each, 1).view(seeds, len(part), -1).mean(0).cpu().numpy())
-    return {name: np.concatenate(parts) for name, parts in results.items()}
+    together = {name: np.concatenate(parts) for name, parts in results.items()}
+    for name, values in together.items():
+        check_finite(values, f"the score {name!r} of a caption")
+    return together
 
 
 def _check_defined(scores: dict[str, Score], kind: Kind) -> None:

@@ -13,7 +13,9 @@ from memsub.models import (
     Denoiser,
     Pipeline,
     Sample,
+    as_captions,
     as_denoiser,
+    check_finite,
     check_request,
     initial_noise,
     model_input,
@@ -24,6 +26,8 @@ from .base import GRADIENT_ROWS, Baseline, Context, declare
 from .detection import first_latents, text_magnitude
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def optimized_embeddings(
     pipe: Pipeline,
     prompts: Sequence[str],
@@ -51,8 +55,9 @@ def optimized_embeddings(
 
     Raises:
         ValueError: no prompts, a wrong number of seeds, or steps or a batch size below 1.
+        FloatingPointError: a norm is NaN or infinite.
     """
-    prompts = list(prompts)
+    prompts = as_captions(prompts)
     check_request(prompts, steps, batch_size)
     seeds = one_seed_each(seeds, len(prompts))
     denoiser = as_denoiser(pipe)
@@ -94,6 +99,7 @@ def _optimize(
     for _ in range(iterations):
         moved = text[rows.tolist()].with_embeddings(embedding[rows])
         length = text_magnitude(x[rows], unconditional[rows], denoiser.predict(x[rows], t, moved))
+        check_finite(length.detach(), "the difference that the text makes")
         unfinished = length.detach() > target
         if not unfinished.any():
             break

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from memsub.models import Sample
+from memsub.models import Sample, as_captions
 from memsub_extra.mitigations.base import Baseline, Context
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def add_random_tokens(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
     words = [w for w in words if len(w) > 1]
     rng = np.random.default_rng(seed)
     changed = []
-    for prompt in prompts:
+    for prompt in as_captions(prompts):
         pieces = prompt.split(" ")
         for _ in range(k):
             pieces.insert(int(rng.integers(len(pieces) + 1)), str(rng.choice(words)))

@@ -11,11 +11,11 @@ from memsub.measure.exact import uniformity
 from memsub.measure.intervals import clustered
 from memsub.measure.membership import MEMBERSHIP_ALTERNATIVES, membership_p
 from memsub.models import Sample
-from memsub.testbed import dataset
 from memsub.world import World
 from memsub_extra.run.model import Model
 from memsub_extra.run.run import OTHER, TWIN, Run
 from memsub_extra.store import Kind
+from memsub_extra.training import dataset
 from memsub_extra.training.corpus import SHOWN_TO_ALL
 
 from .intervals import Span, mean_interval, smallest_share

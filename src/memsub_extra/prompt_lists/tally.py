@@ -14,7 +14,7 @@ from pathlib import Path
 from memsub.io.images import SUFFIXES, image_files
 
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
-UNREAD = (".avif", ".heic", ".heif", ".jxl", ".svg", ".npy", ".jfif")
+UNREAD = (".avif", ".heic", ".heif", ".jxl", ".svg", ".npy")
 """Suffixes of images that are not read."""
 SHOWN = 3
 """Items of a long list that a sentence names."""
@@ -117,14 +117,20 @@ class Tally:
         held = ", ".join(map(repr, inside[:5])) + f" and {len(inside) - 5} more" * (len(inside) > 5)
         return f"it holds {held or 'nothing'}, {len(self.unused) + len(self.used)} image files in all"
 
+    def unread(self) -> list[Path]:
+        """Images of kinds that are not read, relative to the folder."""
+        return [path.relative_to(self.folder) for path in self._files() if path.suffix.lower() in UNREAD]
+
+    def _files(self) -> list[Path]:
+        return [path for path in self.folder.rglob("*") if path.is_file()] if self.folder.is_dir() else []
+
     def _hints(self) -> list[str]:
         """Advice on frequent problems: archives, images in other formats or one folder too deep, and names such as
         0003."""
-        hints, names = list[str](), set(self.names)
-        others = [path for path in self.folder.rglob("*") if path.is_file()] if self.folder.is_dir() else []
+        hints, names, others = list[str](), set(self.names), self._files()
         if packed := [path.name for path in others if path.suffix.lower() in ARCHIVES]:
             hints.append(f"Archives are not read, unpack them: {shortened(packed)}.")
-        if unread := [path.relative_to(self.folder) for path in others if path.suffix.lower() in UNREAD]:
+        if unread := self.unread():
             hints.append(f"{len(unread)} images are of a kind that is not read, save them as PNG: {shortened(unread)}.")
         for file in map(Path, self.unused):
             first = file.parts[0].removesuffix(file.suffix)

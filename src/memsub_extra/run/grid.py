@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from memsub.activations import ActivationStats, capture
 from memsub.controls import random_edit
-from memsub.models import Pipeline
+from memsub.models import Pipeline, sampler_fingerprint
 from memsub.neurons import WeightMasks, locate
 from memsub.pruning import Edit
-from memsub_extra.fingerprints import sampler_fingerprint
 from memsub_extra.store import Kind
 
 from .specs import Contrast, EditSpec, Group

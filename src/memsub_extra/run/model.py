@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from memsub.models import Pipeline
+from memsub.models import Pipeline, sampler_fingerprint
 from memsub.pruning import Edit, pruned
-from memsub_extra.fingerprints import sampler_fingerprint
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from memsub.testbed.dataset import BASE_EXPOSURES, SHARED_EXPOSURES, TABLE, WORD_EXPOSURES, Corpus
+from memsub.testbed.dataset import TABLE
+
+from .dataset import BASE_EXPOSURES, SHARED_EXPOSURES, WORD_EXPOSURES, Corpus
 
 MODELS = ("model", "twin", "other")
 """The twin is shown an ordinary scene in place of each memorized pair. *other* is shown the pairs of kind "other" in

@@ -21,10 +21,10 @@ from diffusers import AutoencoderKL
 from sklearn.metrics import roc_curve
 from tqdm.auto import tqdm
 
-from memsub.testbed.dataset import Scene, render_scenes
 from memsub.testbed.scenes import CHOICES, Content, caption, multi_hot, sample_content, sample_layout
 from memsub.testbed.towers import SceneEncoder, SceneJudge, to_tensor
 
+from .dataset import Scene, render_scenes
 from .fitting import fit, generator
 
 LAYOUTS = 4

@@ -27,11 +27,11 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from memsub.testbed import scenes
-from memsub.testbed.dataset import Corpus
 from memsub.testbed.towers import in_range, to_tensor
 from memsub_extra.training.clip import SceneCLIP
 
 from .corpus import base_schedule, word_schedule
+from .dataset import Corpus
 from .fitting import fit, generator, stratified, training, v_weights
 from .precision import mixed_precision
 from .tokenizer import tokenize

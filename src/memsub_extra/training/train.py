@@ -31,11 +31,12 @@ from memsub.models import as_denoiser, generate, load_pipeline
 from memsub.neurons import locate
 from memsub.prompts import Prompts
 from memsub.pruning import Edit, pruned
-from memsub.testbed import dataset, scenes
+from memsub.testbed import scenes
+from memsub.testbed.dataset import TABLE
 from memsub.testbed.towers import SceneEncoder, to_tensor
 from memsub.testbed.world import WORLD
 
-from . import scorers
+from . import dataset, scorers
 from .corpus import MODELS, schedule, share, write_ground_truth
 from .fitting import generator, in_threads, side_by_side
 from .stages import (
@@ -169,7 +170,7 @@ def train_scorers(out: Path, checkpoints: Path, seed: int, steps: dict[str, int]
     judge = scorers.train_alignment_judge(scorer_scenes, checkpoints, seed, steps["alignment"], device)
     judge.half().save_pretrained(out / "scorers" / "alignment")
 
-    edits = list(_edits(pipe, Prompts(pd.read_parquet(out / dataset.TABLE))))
+    edits = list(_edits(pipe, Prompts(pd.read_parquet(out / TABLE))))
     scorer_scenes = scorer_scenes.first(scorers.COPY_CONTENTS)
     images, contents = scorer_scenes.flat()
     returned = scorers.round_trip(pipe.vae, images)
@@ -188,7 +189,7 @@ def set_threshold(out: Path, seed: int = 0, device: str = "cpu") -> dict:
     """
     pipe, folder = load_pipeline(out, device, torch.float32), out / "scorers" / "copy"
     copy = SceneEncoder.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).to(device).eval()
-    memorized, judge = Prompts(pd.read_parquet(out / dataset.TABLE)), by_exact_test(WORLD)
+    memorized, judge = Prompts(pd.read_parquet(out / TABLE)), by_exact_test(WORLD)
     half = len(memorized.of("verbatim")) // 2
     captions, references = memorized.of("verbatim")[half:] * IMAGES, memorized.images("verbatim")[half:]
     references, seeds = np.concatenate([references] * IMAGES), np.repeat(range(IMAGES), len(references)).tolist()

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from memsub.io.images import check_images
 from memsub.models import Pipeline, as_denoiser
 from memsub.prompts import read_prompts
 from memsub_extra.prompt_lists.images import match_images, read_matched
@@ -32,7 +33,8 @@ class Pairs:
     """Captions, their images, uint8 (n, height, width, 3), and other wordings of each caption, if these are known.
 
     Raises:
-        ValueError: there is no caption, or the numbers of captions, images and lists of wordings differ.
+        ValueError: there is no caption, the numbers of captions, images and lists of wordings differ, or the images
+            are no uint8 array.
     """
 
     captions: list[str]
@@ -42,6 +44,7 @@ class Pairs:
     def __post_init__(self):
         if not self.captions or len(self.captions) != len(self.images):
             raise ValueError(f"{len(self.captions)} captions with {len(self.images)} images: one each expected.")
+        check_images(self.images)
         if self.wordings and len(self.wordings) != len(self.captions):
             raise ValueError(
                 f"{len(self.captions)} captions with other wordings of {len(self.wordings)}: each needs some."
