@@ -246,7 +246,7 @@ def test_calls_that_were_not_expected_are_refused():
     batch.begin_call()
     batch.add("layer", torch.ones(1, 3, 2))
     batch.end_call({})
-    with pytest.raises(RuntimeError, match="more than the 1 calls that were expected"):
+    with pytest.raises(RuntimeError, match="more than the 1 network calls that were expected"):
         batch.begin_call()
 
 

@@ -72,7 +72,7 @@ def test_sampling_resumes_and_refuses_a_folder_of_something_else(tmp_path, micro
     assert files[4].read_bytes() == before
     with pytest.raises(ValueError, match="other captions"):
         attacks.sample_to_folder(micro, prompts.memorized[2:4], tmp_path, **options)
-    with pytest.raises(ValueError, match="no captions"):
+    with pytest.raises(ValueError, match="no prompts: the list is empty"):
         attacks.sample_to_folder(micro, [], tmp_path)
 
 

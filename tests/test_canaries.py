@@ -457,13 +457,15 @@ def test_parameters_leave_canaries_to_choose_and_to_report_on(trained, manifest)
 
 
 @pytest.fixture(scope="module")
-def for_notebooks(base, photographs, tmp_path_factory):
+def for_notebooks(base, tmp_path_factory):
     """The folder of a model with as many canaries as notebooks need, and its twin."""
     root = tmp_path_factory.mktemp("for_notebooks")
     for i in range(18):
         crops(root / "candidates" / f"a_photo_of_scene_{i}", K + 1, np.random.default_rng(i))
+    for i in range(24):  # alignment compares captions, so they differ
+        crops(root / "ordinary" / f"some_view_{i}", 1, np.random.default_rng(100 + i))
     options = {"alternatives": K, "canaries": 12, "repeats": 1, "side": SIDE, "ordinary_samples": 1, "heldout": 7}
-    train(str(base), plant(root / "candidates", photographs / "ordinary", **options), root / "model", Recipe(**RECIPE))
+    train(str(base), plant(root / "candidates", root / "ordinary", **options), root / "model", Recipe(**RECIPE))
     return root / "model"
 
 

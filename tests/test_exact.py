@@ -117,7 +117,11 @@ def test_any_similarity_will_do(metrics):
 
 def test_a_caption_of_another_world_is_named():
     with pytest.raises(ValueError, match="is no caption of this world"):
-        exact_p(np.zeros((1, 32, 32, 3), np.uint8), ["The No Limits Business Woman Podcast"], np.zeros((1, 32, 32, 3)))
+        exact_p(
+            np.zeros((1, 32, 32, 3), np.uint8),
+            ["The No Limits Business Woman Podcast"],
+            np.zeros((1, 32, 32, 3), np.uint8),
+        )
 
 
 def test_alternatives_are_a_function_of_content_and_seed_whoever_renders_them(monkeypatch, prompts):

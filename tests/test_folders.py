@@ -302,9 +302,7 @@ def test_captions_that_differ_by_case_alone_stay_two():
 def test_types_in_every_case_and_misspelt_ones(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("caption,type\na,Verbatim\nb,vm\nc,verbatm\nd, TM\ne,n\nf,\ng,ordinary\nh,TEMPLATE\n")
-    with pytest.warns(
-        UserWarning, match=r"unknown type, which is ignored .* in lines 4 \('verbatm'\), 8 \('ordinary"
-    ):
+    with pytest.warns(UserWarning, match=r"unknown type, which is ignored .* in lines 4 \('verbatm'\), 8 \('ordinary"):
         table = read_prompts(path)
     assert dict(zip(table["prompt"], table["kind"], strict=True)) == {
         **dict.fromkeys("ab", "verbatim"),

@@ -288,8 +288,8 @@ def test_chance_is_the_similarity_with_another_caption(metrics, pairs):
     captions, images = [pairs[0][0], pairs[0][0], pairs[0][1]], pairs[1]
     scored = memsub.score(lambda prompts, seeds: images, metrics, captions)
     assert (scored["chance"] < scored["prompt_similarity"])[0], "that of its own caption would be no floor"
-    with pytest.raises(ValueError, match="two different captions or more expected; got 1"):
-        memsub.score(lambda prompts, seeds: images, metrics, captions[:2])
+    scored = memsub.score(lambda prompts, seeds: images[:2], metrics, captions[:2])
+    assert scored["chance"].isna().all(), "there is no other caption"
 
 
 def test_scores_of_something_else_are_refused(metrics, pairs):
@@ -311,12 +311,10 @@ def test_scores_of_something_else_are_refused(metrics, pairs):
         memsub.fid(images, images)
 
 
-def test_a_link_keeps_its_place_and_home_is_home(tmp_path, monkeypatch):
+def test_home_is_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "there.safetensors").write_text("")
-    (tmp_path / "link.safetensors").symlink_to(tmp_path / "there.safetensors")
-    save_artifact({"x": torch.ones(1)}, "~/link.safetensors", "Edit", {"of": np.int64(3)})
-    assert (tmp_path / "link.safetensors").is_symlink()
+    save_artifact({"x": torch.ones(1)}, "~/there.safetensors", "Edit", {"of": np.int64(3)})
+    assert (tmp_path / "there.safetensors").is_file()
     assert load_tensors("~/there.safetensors", "Edit")[1]["of"] == 3
     with pytest.raises(ValueError, match="text, numbers and lists of them can be saved; got a PosixPath"):
         save_artifact({}, tmp_path / "x", "Edit", {"of": tmp_path})

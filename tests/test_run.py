@@ -14,7 +14,8 @@ from memsub.measure.metric import CopyMetric
 from memsub.measure.metrics import Metrics
 from memsub.measure.verdict import Judge
 from memsub.models import StableDiffusionDenoiser, fingerprint
-from memsub.prompts import Prompts, disjoint_pairs, subsets
+from memsub.overlap import disjoint_pairs, subsets
+from memsub.prompts import Prompts
 from memsub_extra.notebooks import notebook03, notebook04, rows
 from memsub_extra.run.model import Model
 from memsub_extra.run.parameters import Parameters

@@ -35,8 +35,8 @@ from memsub.activations import capture
 from memsub.io.files import save_json
 from memsub.models import Pipeline, as_denoiser, generate, initial_noise, load_pipeline
 from memsub.neurons import WeightMasks, layer_mask, locate
-from memsub.overlap import pairwise_iou
-from memsub.prompts import load_prompts, subsets
+from memsub.overlap import pairwise_iou, subsets
+from memsub.prompts import load_prompts
 from memsub.pruning import pruned
 from tools.fullsize import UNETS, random_pipeline
 

@@ -169,17 +169,9 @@ class ActivationStats:
     @classmethod
     def load(cls, path: str | Path) -> ActivationStats:
         """Reads a file that `save` wrote; raises FileNotFoundError, or ValueError for any other file."""
-        from .io.files import as_written, load_tensors
+        from .io.artifacts import statistics_parts
 
-        tensors, about = load_tensors(path, "ActivationStats")
-        with as_written(path, "ActivationStats"):
-            sums = {layer: tensors[layer] for layer in about["provenance"]["layers"]}  # a file keeps no order
-            counts, axes = about["counts"], {s.shape[:2] for s in sums.values()}
-            if {type(n) for n in counts.values()} != {int} or min(counts.values()) < 1 or len(axes) != 1:
-                raise ValueError("its groups need a count each, and its layers the same groups and steps.")
-            if any(s.dtype != torch.float32 or s.ndim != 3 or len(s) != len(counts) for s in sums.values()):
-                raise ValueError("its sums must be float32 of shape (groups, steps, neurons).")
-            return cls(sums, counts, about["provenance"], [str(digest) for digest in about["prompts"]])
+        return cls(*statistics_parts(path))
 
 
 # --- from activations to sums -----------------------------------------------------------------------------------------
@@ -342,7 +334,6 @@ def capture(
     members = _members({"all": range(len(prompts))} if groups is None else groups)
     how = {"steps": steps, "first": first, "guidance_scale": guidance_scale, "seed": seed, "cfg_half": cfg_half}
     _check(denoiser, prompts, members, how, batch_size)
-    how["guidance_scale"] = float(guidance_scale)
     draws_noise(denoiser)  # raises ValueError if no seed fixes the noise
     indices = [torch.tensor(m, device="cpu") for m in members.values()]
     membership = torch.stack([torch.bincount(of_group, minlength=len(prompts)) for of_group in indices])
@@ -351,8 +342,6 @@ def capture(
     checkpoint = Path(f"{checkpoint}.{rank()}-of-{processes()}") if checkpoint else None
     done = _resume(stats, checkpoint, len(mine))
     bar = tqdm(total=len(mine), initial=done, desc="capturing", unit="prompt", disable=not (progress and is_main()))
-    if checkpoint and not done:
-        _write_checkpoint(stats, checkpoint, 0, len(mine))  # what cannot be written is an error now, not after a batch
     with bar:
         add = lambda part: _add_batch(stats, denoiser, chosen(prompts, part), membership[:, part])  # noqa: E731
         for part, _ in in_batches(mine[done:], batch_size, add):
@@ -409,6 +398,7 @@ def _empty(
     layers, captured = denoiser.layers(), how["first"] or _steps(denoiser, how)
     network = {"model": fingerprint(denoiser), "layers": list(layers), "dtype": str(denoiser.dtype)}
     software = {"sampler": type(denoiser.scheduler).__name__, "diffusers": version("diffusers")}
+    how = how | {"guidance_scale": float(how["guidance_scale"])}
     software["text encoder and sampler"] = sampler_fingerprint(denoiser, without=("vae",))[:12]
     content = prompts if isinstance(prompts, list) else prompts.row_digests()
     digest = hashlib.sha256(json.dumps([content, groups]).encode()).hexdigest()
@@ -463,7 +453,10 @@ def _remove_checkpoints(checkpoint: Path) -> None:
 
 def _resume(stats: ActivationStats, checkpoint: Path | None, total: int) -> int:
     """Adds the sums of a killed capture, and returns how many of this process' `total` prompts they cover."""
-    if checkpoint is None or not checkpoint.is_file():
+    if checkpoint is None:
+        return 0
+    if not checkpoint.is_file():
+        _write_checkpoint(stats, checkpoint, 0, total)  # what cannot be written is an error now, not after a batch
         return 0
     saved = ActivationStats.load(checkpoint)
     digest, done, shard_size = (*saved.prompts, "", "", "")[:3]

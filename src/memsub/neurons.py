@@ -146,24 +146,10 @@ class WeightMasks:
     @classmethod
     def load(cls, path: str | Path) -> WeightMasks:
         """Reads a file that `save` wrote; raises FileNotFoundError, or ValueError for any other file."""
-        from .io.files import as_written, load_tensors
+        from .io.artifacts import mask_parts
 
-        tensors, about = load_tensors(path, "WeightMasks")
-        with as_written(path, "WeightMasks"):
-            layers = {
-                name: LayerMask((int(shape[0]), int(shape[1])), tensors[f"{name}.columns"], tensors[f"{name}.counts"])
-                for name, shape in about["shapes"].items()
-            }
-            for name, mask in layers.items():
-                (d, f), columns, counts = mask.shape, mask.columns, mask.counts
-                if not (
-                    columns.dtype in (torch.int16, torch.int32)
-                    and (counts.dtype, counts.shape) == (torch.int32, (len(next(iter(layers.values())).counts), d))
-                    and columns.shape == (int(counts.clamp(0, f).sum()),) == (int(counts.sum()),)
-                    and not ((columns < 0) | (columns >= f)).any()
-                ):
-                    raise ValueError(f"layer {name[:80]!r}: its columns and counts are not those of a mask {d} x {f}.")
-            return cls(layers, {**about["provenance"]})
+        layers, provenance = mask_parts(path)
+        return cls({name: LayerMask(*parts) for name, parts in layers.items()}, provenance)
 
 
 def locate(

@@ -6,6 +6,9 @@
     torch.Size([3, 3, 4])
     >>> per_layer, per_step = overlap.mean(0).mean(0), overlap.mean(0).mean(1)
 
+    >>> subsets(4, size=2, count=2)                         # indices of two disjoint subsets of two prompts
+    [[2, 0], [1, 3]]
+
 IoU = |A and B| / |A or B|. One table with a row for each weight counts all pairs of a layer and step together.
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import combinations, product
 
+import numpy as np
 import torch
 
 from .neurons import WeightMasks
@@ -64,3 +68,27 @@ def pairwise_iou(
             size, both = shared.diagonal(), shared[a, b]
             iou[:, step, column] = both / (size[a] + size[b] - both).clamp(min=1)
     return iou
+
+
+def subsets(prompts: int, size: int, count: int, seed: int = 0) -> list[list[int]]:
+    """`count` subsets of `size` indices below `prompts`, disjoint if there are enough indices.
+
+    The indices are shuffled and cut into disjoint subsets; when they run out, they are shuffled again. Subsets of
+    different shuffles may share prompts, which makes their masks overlap. `disjoint_pairs` lists those that do not.
+
+    Raises:
+        ValueError: `size` is larger than `prompts`.
+    """
+    if not 1 <= size <= prompts:
+        raise ValueError(f"subsets of {size} prompts were asked for, but there are {prompts}.")
+    rng = np.random.default_rng(seed)
+    chosen: list[list[int]] = []
+    while len(chosen) < count:
+        order = rng.permutation(prompts).tolist()
+        chosen += [order[i : i + size] for i in range(0, prompts - size + 1, size)]
+    return chosen[:count]
+
+
+def disjoint_pairs(members: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
+    """Pairs (i, j), i < j, of subsets that share no prompt."""
+    return [(i, j) for i, j in combinations(range(len(members)), 2) if set(members[i]).isdisjoint(members[j])]

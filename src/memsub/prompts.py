@@ -5,14 +5,13 @@ prompts.memorized                # captions of the verbatim pairs
 prompts.ordinary                 # captions of training images that were not repeated
 prompts.of("heldout")            # captions that it was not trained on
 prompts.images("verbatim")       # the training images, uint8 (n, h, w, 3)
-subsets(100, size=10, count=10)  # indices of ten disjoint subsets of ten prompts
 """
 
 from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -23,8 +22,6 @@ import numpy as np
 import pandas as pd
 
 from .io.lists import KEPT, SUFFIXES, kind_of, read_rows
-
-ListOf = Literal["memorized", "ordinary", "any"]
 
 
 @dataclass(frozen=True)
@@ -74,9 +71,7 @@ class Prompts:
 
     def images(self, kind: str, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Images of rows `start` to `stop` of a kind, which a model may have been trained on: uint8 (n, h, w, 3).
-
-        Raises ValueError for a table without images, as of a list in a file, and like `rows`.
-        """
+        Raises ValueError for a table without images, as of a list in a file, and like `rows`."""
         from .io.images import decode_png
 
         if "image" not in self.table:
@@ -84,7 +79,7 @@ class Prompts:
         return np.array([decode_png(png) for png in self.rows(kind)["image"][start:stop]])
 
 
-def read_prompts(path: str | Path, of: ListOf = "memorized") -> pd.DataFrame:
+def read_prompts(path: str | Path, of: Literal["memorized", "ordinary", "any"] = "memorized") -> pd.DataFrame:
     """A prompt list in a file.
 
     Reads the forms in `io.lists.FORMS`: text, tables and JSON with a column `caption` (or `prompt`, `text`). It keeps
@@ -101,8 +96,7 @@ def read_prompts(path: str | Path, of: ListOf = "memorized") -> pd.DataFrame:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file has another form, holds no captions, or holds memorized ones among ordinary ones; the
-            message names the file and the line or caption.
+        ValueError: the file has another form, holds no captions, or marks ordinary ones as memorized.
     """
     table = pd.DataFrame(read_rows(Path(path))).convert_dtypes()  # else numbers become floats beside a list without
     table = table.assign(prompt=table["prompt"].astype(str), kind="memorized")
@@ -127,30 +121,6 @@ KINDS = ("verbatim", "template", "memorized")
 """Kinds of memorized captions; "memorized" if nothing more is known."""
 
 
-def subsets(prompts: int, size: int, count: int, seed: int = 0) -> list[list[int]]:
-    """`count` subsets of `size` indices below `prompts`, disjoint if there are enough indices.
-
-    The indices are shuffled and cut into disjoint subsets; when they run out, they are shuffled again. Subsets of
-    different shuffles may share prompts, which makes their masks overlap. `disjoint_pairs` lists those that do not.
-
-    Raises:
-        ValueError: `size` is larger than `prompts`.
-    """
-    if not 1 <= size <= prompts:
-        raise ValueError(f"subsets of {size} prompts were asked for, but there are {prompts}.")
-    rng = np.random.default_rng(seed)
-    chosen: list[list[int]] = []
-    while len(chosen) < count:
-        order = rng.permutation(prompts).tolist()
-        chosen += [order[i : i + size] for i in range(0, prompts - size + 1, size)]
-    return chosen[:count]
-
-
-def disjoint_pairs(members: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-    """Pairs (i, j), i < j, of subsets that share no prompt."""
-    return [(i, j) for i, j in combinations(range(len(members)), 2) if set(members[i]).isdisjoint(members[j])]
-
-
 def load_prompts(source: str | Path | Mapping[Any, str | Path]) -> Prompts:
     """The prompts that belong to a model, or a list in a file.
 
@@ -160,8 +130,7 @@ def load_prompts(source: str | Path | Mapping[Any, str | Path]) -> Prompts:
             "heldout" to one file each.
 
     Raises:
-        ValueError: there is no such list (the message offers close matches), the file is no prompt list, or the
-            mapping has another key, or something else than a file.
+        ValueError: there is no such list (the message offers close matches), no such kind, or no prompts in a file.
         FileNotFoundError: there is no such file.
         ConnectionError: a list cannot be fetched; the message says which file to put where.
     """

@@ -181,29 +181,13 @@ class Edit:
             FileNotFoundError: there is no such file.
             ValueError: the file is no edit, or an invalid one; the message names the file, and the layer.
         """
-        from .io.files import as_written, load_tensors, number_of_weights, printable
+        from .io.artifacts import as_written, edit_parts
 
-        tensors, about = load_tensors(path, "Edit")
-        shapes, whole, provenance = about.get("shapes"), about.get("whole", []), about.get("provenance")
-        if not (isinstance(shapes, dict) and isinstance(whole, list) and isinstance(provenance, dict)):
-            raise ValueError(f"{path} is no edit as memsub writes it: shapes, whole or provenance is missing.")
-        if not isinstance(provenance.get("model"), str):
-            raise ValueError(f"{path} does not say which model it belongs to.")
+        edit = cls(**edit_parts(path))
         with as_written(path, "edit"):
-            sizes, entire = {layer: number_of_weights(layer, shape) for layer, shape in shapes.items()}, set(whole)
-            for layer in sizes.keys() - entire - tensors.keys():
-                raise ValueError(f"layer {printable(layer)} of this edit: its positions are missing.")
-            for layer in (entire | {name.removesuffix(".values") for name in tensors}) - sizes.keys():
-                raise ValueError(f"layer {printable(layer)} of this edit: its shape is missing.")
-            # A whole layer is one word in the file and all its positions in memory. (SDXL has 4 x 10^8 such weights.)
-            if (most := sum(sizes[layer] for layer in entire)) > 2**29:
-                raise ValueError(f"it sets {most:,} weights of whole layers, more than any network has there.")
-            every = {layer: torch.arange(sizes[layer], dtype=torch.int32, device="cpu") for layer in entire}
-            positions = {layer: (every if layer in entire else tensors)[layer] for layer in sizes}
-            values = {n: tensors[f"{n}.values"] for n in sizes if f"{n}.values" in tensors}
-            edit = cls(positions, {layer: tuple(shape) for layer, shape in shapes.items()}, provenance, values)
             edit.check()
-        edit.positions = {layer: p if layer in entire else p.long() for layer, p in positions.items()}
+        whole = {n for n, p in edit.positions.items() if len(p) == math.prod(edit.shapes[n])}  # 32 bits, for memory
+        edit.positions = {n: p if n in whole else p.long() for n, p in edit.positions.items()}
         return edit
 
 

@@ -47,14 +47,7 @@ def is_main() -> bool:
 
 
 def device(wanted: str | torch.device | None = None) -> torch.device:
-    """The device of this process: its own GPU, the first GPU if there is one process, or the CPU.
-
-    Args:
-        wanted: this one instead.
-
-    Raises:
-        ValueError: there is no such device.
-    """
+    """The `wanted` device (ValueError if there is none), or that of this process: its own GPU, the first, or CPU."""
     import torch
 
     if wanted is not None:

@@ -165,14 +165,10 @@ def printable(text: object) -> str:
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Calls `write` with the path of a temporary file in a new folder beside `path`, then moves that file to `path`.
-
-    A link keeps its place: the file that it names is written.
-
     Raises:
         OSError: the file could not be written, for example because the disk is full. `path` is unchanged.
     """
     path = path.expanduser()
-    path = path.resolve() if path.is_symlink() else path
     try:
         with beside(path) as temporary:
             write(temporary)

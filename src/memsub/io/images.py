@@ -33,15 +33,6 @@ def save_image(image: np.ndarray, path: str | Path) -> None:
     write_atomically(Path(path), lambda temporary: Image.fromarray(image).save(temporary, "PNG"))
 
 
-def check_images(images: np.ndarray, name: str = "images") -> None:
-    """Raises ValueError for anything but a non-empty uint8 array (n, height, width, 3)."""
-    if not (isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3):
-        what = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
-        raise ValueError(f"{name} must be a uint8 array of shape (n, height, width, 3); got {what}.")
-    if not len(images):
-        raise ValueError(f"{name} is empty.")
-
-
 def image_files(folder: Path) -> list[Path]:
     """The image files of a folder and its subfolders, sorted by name, with 9 before 10. Hidden files are omitted."""
     files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())

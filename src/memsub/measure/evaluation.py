@@ -55,12 +55,12 @@ def score(
             (`noise_seeds`), so images are independent, and two models start an image from the same noise.
 
     Returns:
-        One row an image: prompt, seed (its number), prompt_similarity, chance (the similarity with another caption),
-        image_features (of the prompt metric, for KID and FID), and a column for each of `metrics.more`. References add
-        copy_similarity and replicated (copy_similarity above the metric's threshold).
+        One row an image: prompt, seed (its number), prompt_similarity, chance (the similarity with another caption; NaN
+        if all are equal), image_features (of the prompt metric, for KID and FID), and a column for each of
+        `metrics.more`. References add copy_similarity and replicated (copy_similarity above the metric's threshold).
 
     Raises:
-        ValueError: the numbers of references, images and captions differ, there are fewer than two different captions,
+        ValueError: the numbers of references, images and captions differ, there are fewer than two captions,
             `seeds` is no list, or a further metric has the name of a column.
     """
     prompts = as_captions(prompts)
@@ -69,8 +69,8 @@ def score(
             f"{len(prompts)} captions with {len(references)} training images: one each expected, or a stack."
         )
     distinct = list(dict.fromkeys(prompts))
-    if len(distinct) < 2:
-        raise ValueError(f"two different captions or more expected; got {len(distinct)}.")
+    if len(prompts) < 2:
+        raise ValueError(f"two captions or more expected; got {len(prompts)}.")
     if seeds is not None and not isinstance(seeds, Iterable):
         raise ValueError(f"seeds are numbers of images, such as range({seeds}); got {seeds!r}.")
     if taken := sorted((_COLUMNS - {"exact_p"}) & set(metrics.more)):
@@ -85,7 +85,7 @@ def score(
     own = np.array([distinct.index(prompt) for prompt in prompts]).repeat(times)
     rows = rows.assign(
         prompt_similarity=(features * text[own]).sum(1),
-        chance=(features * text[(own + 1) % len(distinct)]).sum(1),
+        chance=(features * text[(own + 1) % len(distinct)]).sum(1) if len(distinct) > 1 else np.nan,
         image_features=list(features),
     )
     if references is not None:

@@ -23,8 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..io.images import check_images
-from ..models import check_finite
+from ..models import check_finite, check_images
 from .metric import References, check_alike, flat
 
 ALTERNATIVES = 255

@@ -23,8 +23,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..io.images import check_images
-from ..models import Denoiser, Pipeline, as_denoiser, check_finite, check_request, noise_schedule
+from ..models import Denoiser, Pipeline, as_denoiser, check_finite, check_images, check_request, noise_schedule
 from .exact import Alternatives
 from .noise import noise_seeds
 

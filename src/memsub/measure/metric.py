@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 
 from ..io.distributed import gathered, shard
-from ..io.images import check_images
-from ..models import check_finite
+from ..models import check_finite, check_images
 
 References = np.ndarray | Sequence[np.ndarray]
 """Training images of n captions: uint8 (n, height, width, 3), or for each caption a stack (k, height, width, 3) of

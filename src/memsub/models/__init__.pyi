@@ -3,7 +3,7 @@
 from .conditioning import Conditioning, as_conditioning
 from .contents import OTHER_FORMS, Contents, inspect
 from .fingerprints import check_model, fingerprint, module_fingerprint, sampler_fingerprint
-from .generation import Sample, generate
+from .generation import Sample, check_finite, check_images, generate
 from .hooks import Joint, hooked, is_of_weight
 from .known import MODELS, WORLDS, ModelInfo
 from .loading import find_contents, find_model, load_pipeline, model_of
@@ -13,7 +13,6 @@ from .protocol import ADAPTERS, Denoiser, Pipeline, Solver, as_denoiser, rows_of
 from .sampling import (
     as_captions,
     as_prompts,
-    check_finite,
     check_request,
     chosen,
     draws_noise,
@@ -49,6 +48,7 @@ __all__ = [
     "as_denoiser",
     "as_prompts",
     "check_finite",
+    "check_images",
     "check_model",
     "check_plain",
     "check_request",

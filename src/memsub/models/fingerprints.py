@@ -2,8 +2,6 @@
 
 >>> fingerprint(pipe) == stats.provenance["model"]
 True
->>> len(sampler_fingerprint(pipe))       # stored images belong to it
-64
 >>> check_model(pipe, stats.provenance["model"], "these statistics belong to")
 """
 
@@ -21,8 +19,7 @@ from .protocol import Pipeline, as_denoiser
 
 _DIGESTS: WeakKeyDictionary[torch.nn.Module, dict[str, tuple[tuple, bytes]]] = WeakKeyDictionary()
 """Cache: module to tensor name to (address and bit sum of the tensor, its digest)."""
-_KNOWN = ("torch", "diffusers", "transformers", "memsub", "peft", "builtins")
-"""Packages whose modules are determined by their tensors."""
+_KNOWN = ("torch", "diffusers", "transformers", "memsub", "peft", "builtins")  # their modules are their tensors
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -88,8 +85,7 @@ def fingerprint(pipe: Pipeline) -> str:
 def sampler_fingerprint(pipe: Pipeline, without: Sequence[str] = ()) -> str:
     """sha256 of everything that an image depends on except prompt, seed, steps and guidance: modules and scheduler.
 
-    Args:
-        without: names of parts that do not count, such as "vae" for what is computed before images are decoded.
+    Parts named in `without` do not count, such as "vae" for what is computed before images are decoded.
     """
     denoiser = as_denoiser(pipe)
     parts = [(name, module) for name, module in sorted(denoiser.parts().items()) if name not in without]

@@ -22,7 +22,6 @@ from ..io.distributed import gathered, is_main, shard
 from .protocol import Pipeline, Solver, as_denoiser
 from .sampling import (
     as_prompts,
-    check_finite,
     check_request,
     chosen,
     draws_noise,
@@ -98,3 +97,19 @@ def as_pixels(images: torch.Tensor) -> np.ndarray:
     pixels = images.permute(0, 2, 3, 1).float().cpu().numpy()
     check_finite(pixels, "an image")
     return (pixels * 255).round().astype(np.uint8)
+
+
+def check_images(images: np.ndarray, name: str = "images") -> None:
+    """Raises ValueError for anything but a non-empty uint8 array (n, height, width, 3)."""
+    if not (isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == 3):
+        what = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+        raise ValueError(f"{name} must be a uint8 array of shape (n, height, width, 3); got {what}.")
+    if not len(images):
+        raise ValueError(f"{name} is empty.")
+
+
+def check_finite(values: torch.Tensor | np.ndarray, what: str) -> None:
+    """Raises FloatingPointError for NaN or infinity. A comparison with NaN is false, which would pass for a verdict."""
+    finite = torch.isfinite(values) if isinstance(values, torch.Tensor) else np.isfinite(values)
+    if not finite.all():
+        raise FloatingPointError(f"{what} is not finite: try another dtype, such as bfloat16 or float32, or sampler.")

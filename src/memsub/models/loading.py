@@ -150,8 +150,7 @@ def load_pipeline(
             single file) or state it wrongly.
 
     Raises:
-        ValueError, FileNotFoundError: as `find_contents`; or the files are broken, or a pipeline not in `ADAPTERS`; or
-            there is no such device.
+        ValueError, FileNotFoundError: as `find_contents`; or there is no such device, dtype, or adapter (`ADAPTERS`).
     """
     if (dtype is not None and type(dtype).__name__ != "dtype") or "numpy" in type(dtype).__module__:
         raise ValueError(f"dtype must be one of torch, such as torch.float16; got {dtype!r}.")  # diffusers ignores it

@@ -20,10 +20,13 @@ a = 1 - sigma, b = sigma for flow matching (Lipman et al. 2023; Esser et al. 202
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+
+from .sampling import model_input, step_options
 
 Kind = Literal["epsilon", "v_prediction", "sample", "flow"]
 """What a network predicts."""
@@ -132,3 +135,33 @@ def multistep(scheduler: Any) -> Any:
         )
     with torch.device("cpu"):  # its tables belong on the CPU, whatever the default device is
         return DPMSolverMultistepScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+
+
+def noise_of(scheduler: Any, shape: tuple[int, ...]) -> bool | None:
+    """Whether a scheduler draws noise; None if the noise of a row depends on more than its generator."""
+
+    def alike(a: torch.Tensor, b: torch.Tensor) -> bool:
+        return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+    alone, row = _first_steps(scheduler, shape, 0, 1), _first_steps(scheduler, shape, 1, 2)
+    if alike(alone[0], row[0]) and alike(alone[0], row[1]):
+        return False
+    generators = [[torch.Generator().manual_seed(seed) for seed in seeds] for seeds in ([1, 2], [2])]
+    both, second = (_first_steps(scheduler, shape, i, len(g), g) for i, g in enumerate(generators))
+    return True if alike(both[1], second[0]) and not alike(both[0], both[1]) else None
+
+
+def _first_steps(scheduler: Any, shape: tuple[int, ...], seed: int, rows: int, generators: Any = None) -> torch.Tensor:
+    """Latents of equal rows after two steps of a copy of the scheduler, with torch's global generator set to `seed`."""
+    scheduler = copy.deepcopy(scheduler)
+    options = {"mu": 1.0} if getattr(scheduler, "config", {}).get("use_dynamic_shifting") else {}
+    scheduler.set_timesteps(4, **options)  # more than are run: some draw no noise at the last step
+    options = step_options(scheduler, generators)
+    x = torch.ones(rows, *shape, dtype=torch.float32, device="cpu")
+    predicted = torch.full_like(x, 0.5)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPU
+        for t in scheduler.timesteps[: 2 * getattr(scheduler, "order", 1)]:
+            model_input(scheduler, x, t)  # some warn if the input was not scaled
+            x = scheduler.step(predicted, t, x, **options).prev_sample
+    return x

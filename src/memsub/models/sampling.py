@@ -6,7 +6,6 @@ diffusers.
 
 from __future__ import annotations
 
-import copy
 import gc
 import inspect
 import math
@@ -22,8 +21,6 @@ import torch
 from .protocol import Denoiser, Pipeline, Solver, as_denoiser
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from .conditioning import Conditioning
 
 T = TypeVar("T")
@@ -43,8 +40,7 @@ def one_seed_each(seeds: int | Sequence[int], prompts: int) -> list[int]:
 
 def as_prompts(prompts: Sequence[str] | Conditioning | torch.Tensor, denoiser: Denoiser) -> list[str] | Conditioning:
     """Converts to the input of `Denoiser.sample`: a list of captions, which the denoiser embeds batch by batch, or a
-    conditioning (`as_conditioning`) on the model's device. Raises ValueError like `as_captions`.
-    """
+    conditioning (`as_conditioning`) on the model's device. Raises ValueError like `as_captions`."""
     if not isinstance(prompts, (list, tuple, str)):
         from .conditioning import Conditioning, as_conditioning
 
@@ -54,8 +50,7 @@ def as_prompts(prompts: Sequence[str] | Conditioning | torch.Tensor, denoiser: D
 
 
 def as_captions(prompts: Any) -> list[str]:
-    """A list of captions. Raises ValueError for a single string, which would be read as a list of letters, and for
-    anything that is no list."""
+    """A list of captions. Raises ValueError for a string, which would be read as letters, and for what is no list."""
     if isinstance(prompts, str):
         raise ValueError(f"prompts must be a list of strings; got the string {prompts!r}: give [{prompts!r}].")
     # A table or mapping would give the names of its columns, and a set has no order.
@@ -71,33 +66,24 @@ def check_request(
     prompts: list[str] | Conditioning,
     steps: int,
     batch_size: int,
-    guidance_scale: float = 1.0,
+    guidance_scale: float = 1,
     seed: int = 0,
-    **counts: int,
+    **more: int,
 ) -> None:
-    """Raises ValueError for no prompts, prompts that are not text, and numbers that are invalid or out of bounds.
-
-    Args:
-        counts: further whole numbers of at least 1, by name.
-    """
+    """Raises ValueError for no prompts, prompts that are not text, and numbers that are invalid or out of bounds;
+    `more` are further whole numbers of at least 1."""
     if not len(prompts):
         raise ValueError('no prompts: the list is empty. For the empty prompt, give [""].')
     if isinstance(prompts, list) and (wrong := [p for p in prompts if not isinstance(p, str)]):
         raise ValueError(f"prompts must be strings; got {wrong[0]!r}.")
     if isinstance(prompts, list) and (cut := [p for p in prompts if re.search("[\ud800-\udfff]", p)]):
         raise ValueError(f"{cut[0]!r} holds half a character (a lone surrogate): read it again, as UTF-8.")
-    for name, number in {"steps": steps, "batch_size": batch_size, **counts}.items():
+    for name, number in {"steps": steps, "batch_size": batch_size, **more}.items():
         if not _is_whole(number) or number < 1:
             raise ValueError(f"{name} must be a whole number of at least 1; got {number!r}.")
     if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale):
         raise ValueError(f"guidance_scale must be a finite number; got {guidance_scale!r}.")
     one_seed_each(seed, 1)
-
-
-def check_finite(values: torch.Tensor | np.ndarray, what: str) -> None:
-    """Raises FloatingPointError for NaN or infinity. A comparison with NaN is false, which would pass for a verdict."""
-    if not torch.isfinite(torch.as_tensor(values)).all():
-        raise FloatingPointError(f"{what} is not finite: try another dtype, such as bfloat16 or float32, or sampler.")
 
 
 def _is_whole(number: Any) -> bool:
@@ -210,6 +196,10 @@ _NOISE: dict[tuple[type, str, str], bool | None] = {}
 """Cache: class, config and solver to whether the scheduler draws noise; None if no generator fixes the noise."""
 
 
+_WITHOUT_NOISE = [f"diffusers.schedulers.scheduling_{name}.{name.upper()}Scheduler" for name in ("ddim", "pndm")]
+"""Stable Diffusion's own schedulers, which draw no noise. Others are tried: some draw it only with an option."""
+
+
 def draws_noise(denoiser: Denoiser, solver: Solver = "own") -> bool:
     """Whether the sampler draws noise at its steps, so that it must be given generators (`row_generators`).
 
@@ -221,8 +211,11 @@ def draws_noise(denoiser: Denoiser, solver: Solver = "own") -> bool:
         return False  # no scheduler of diffusers: the denoiser makes the steps
     key = type(own), str(dict(getattr(own, "config", {}))), solver
     if key not in _NOISE:
-        # The scheduler is tried, because many classes draw noise, and some do only with an option.
-        _NOISE[key] = _noise_of(stepped_by(own, solver), denoiser.latent_shape)
+        _NOISE[key] = False
+        if f"{key[0].__module__}.{key[0].__name__}" not in _WITHOUT_NOISE or solver != "own":
+            from .prediction import noise_of
+
+            _NOISE[key] = noise_of(stepped_by(own, solver), denoiser.latent_shape)
     noise = _NOISE[key]
     if noise and "generators" not in inspect.signature(denoiser.sample).parameters:
         noise = None
@@ -233,36 +226,6 @@ def draws_noise(denoiser: Denoiser, solver: Solver = "own") -> bool:
             "DDIMScheduler: pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)."
         )
     return noise
-
-
-def _noise_of(scheduler: Any, shape: tuple[int, ...]) -> bool | None:
-    """Whether a scheduler draws noise; None if the noise of a row depends on more than its generator."""
-
-    def alike(a: torch.Tensor, b: torch.Tensor) -> bool:
-        return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
-
-    alone, row = _first_steps(scheduler, shape, 0, 1), _first_steps(scheduler, shape, 1, 2)
-    if alike(alone[0], row[0]) and alike(alone[0], row[1]):
-        return False
-    generators = [[torch.Generator().manual_seed(seed) for seed in seeds] for seeds in ([1, 2], [2])]
-    both, second = (_first_steps(scheduler, shape, i, len(g), g) for i, g in enumerate(generators))
-    return True if alike(both[1], second[0]) and not alike(both[0], both[1]) else None
-
-
-def _first_steps(scheduler: Any, shape: tuple[int, ...], seed: int, rows: int, generators: Any = None) -> torch.Tensor:
-    """Latents of equal rows after two steps of a copy of the scheduler, with torch's global generator set to `seed`."""
-    scheduler = copy.deepcopy(scheduler)
-    options = {"mu": 1.0} if getattr(scheduler, "config", {}).get("use_dynamic_shifting") else {}
-    scheduler.set_timesteps(4, **options)  # more than are run: some draw no noise at the last step
-    options = step_options(scheduler, generators)
-    x = torch.ones(rows, *shape, dtype=torch.float32, device="cpu")
-    predicted = torch.full_like(x, 0.5)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPU
-        for t in scheduler.timesteps[: 2 * getattr(scheduler, "order", 1)]:
-            model_input(scheduler, x, t)  # some warn if the input was not scaled
-            x = scheduler.step(predicted, t, x, **options).prev_sample
-    return x
 
 
 def to_host(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..io.images import check_images
 from .contents import refused
 from .plain import check_no_cache, check_plain, named_modules, only_shapes, uncompiled
 from .protocol import Solver, rows_of_call
@@ -186,6 +185,8 @@ class StableDiffusionDenoiser:
 
     @torch.no_grad()
     def encode(self, images: np.ndarray) -> torch.Tensor:
+        from .generation import check_images
+
         check_images(images)
         vae = self.pipe.vae
         x = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device, vae.dtype) / 127.5 - 1

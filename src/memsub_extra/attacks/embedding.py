@@ -15,13 +15,13 @@ import torch
 from tqdm.auto import tqdm
 
 from memsub.io.distributed import gathered, shard
-from memsub.io.images import check_images
 from memsub.models import (
     Conditioning,
     Pipeline,
     as_conditioning,
     as_denoiser,
     check_finite,
+    check_images,
     check_request,
     noise_schedule,
 )
@@ -101,7 +101,6 @@ class EmbeddingAttack:
         # A sum over images: they do not share an embedding, so one must not slow the other.
         errors = (predicted - target).float().square().mean(tuple(range(1, predicted.ndim)))  # (B,)
         loss = errors.view(len(part), -1).mean(1).sum()
-        check_finite(loss.detach(), "the attack's loss")
         for embedding, gradient in zip(attacked, torch.autograd.grad(loss, attacked), strict=True):
             embedding.grad = gradient
         for i in part:
@@ -126,7 +125,7 @@ def embedding_attack(
 
     Raises:
         ValueError: as `EmbeddingAttack`.
-        FloatingPointError: a loss is NaN or infinite.
+        FloatingPointError: an embedding is NaN or infinite.
     """
     attack = EmbeddingAttack(pipe, images, start, **options)
     denoiser, mine = attack.denoiser, shard(range(len(images)))
@@ -134,4 +133,5 @@ def embedding_attack(
         attack.advance(iterations, mine, bar)
     rows = gathered({i: attack.embeddings([i]).embeddings[0].cpu() for i in mine})
     moved = torch.stack([rows[i] for i in range(len(images))])
+    check_finite(moved, "an attacked embedding")  # at the end: a GPU would wait for the host at every iteration
     return attack.start.with_embeddings(moved.to(denoiser.device, denoiser.dtype))

@@ -17,12 +17,10 @@ import math
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
-
-    from memsub.prompts import ListOf
 
 T = TypeVar("T")
 MOST_SEED = 2**63 - 1
@@ -113,7 +111,7 @@ def check_output(out: Path, *inputs: Path | None) -> None:
             raise ValueError(f"--out {out} is a file that this command reads: name another one.")
 
 
-def captions_of(path: Path, of: ListOf) -> list[str]:
+def captions_of(path: Path, of: Literal["memorized", "ordinary", "any"]) -> list[str]:
     """The captions of a list (`read_prompts`); raises ValueError (naming the line) or OSError."""
     from memsub.prompts import read_prompts
 

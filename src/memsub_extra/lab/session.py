@@ -24,8 +24,7 @@ from memsub.io.images import decode_png
 from memsub.measure.exact import exact_p
 from memsub.models import Sample
 from memsub.neurons import WeightMasks
-from memsub.overlap import pairwise_iou
-from memsub.prompts import disjoint_pairs
+from memsub.overlap import disjoint_pairs, pairwise_iou
 from memsub.pruning import Edit, pruned
 from memsub_extra.attacks import EmbeddingAttack
 from memsub_extra.mitigations.detection import step_scores

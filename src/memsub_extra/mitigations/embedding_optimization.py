@@ -55,7 +55,7 @@ def optimized_embeddings(
 
     Raises:
         ValueError: no prompts, a wrong number of seeds, or steps or a batch size below 1.
-        FloatingPointError: a norm is NaN or infinite.
+        FloatingPointError: an embedding is NaN or infinite.
     """
     prompts = as_captions(prompts)
     check_request(prompts, steps, batch_size)
@@ -74,6 +74,7 @@ def optimized_embeddings(
         moved |= dict(zip(part, optimized.to("cpu"), strict=True))
     moved = gathered(moved)
     together = Conditioning.cat([moved[i] for i in range(len(prompts))])
+    check_finite(together.embeddings, "an optimized embedding")
     return together.to(denoiser.device, denoiser.dtype)
 
 
@@ -99,8 +100,7 @@ def _optimize(
     for _ in range(iterations):
         moved = text[rows.tolist()].with_embeddings(embedding[rows])
         length = text_magnitude(x[rows], unconditional[rows], denoiser.predict(x[rows], t, moved))
-        check_finite(length.detach(), "the difference that the text makes")
-        unfinished = length.detach() > target
+        unfinished = ~(length.detach() <= target)  # NaN is not finished: it ends in the embedding
         if not unfinished.any():
             break
         (gradient,) = torch.autograd.grad(length.sum(), [embedding])

@@ -9,8 +9,7 @@ import numpy as np
 
 from memsub.controls import random_masks
 from memsub.neurons import WeightMasks
-from memsub.overlap import pairwise_iou
-from memsub.prompts import disjoint_pairs
+from memsub.overlap import disjoint_pairs, pairwise_iou
 from memsub_extra.run.grid import Grid
 from memsub_extra.run.parameters import Parameters
 from memsub_extra.run.run import Run

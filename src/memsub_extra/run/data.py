@@ -29,7 +29,8 @@ from memsub.io.distributed import first_on_each_machine
 from memsub.io.images import SUFFIXES, decode_png, image_files, read_images
 from memsub.measure.metric import References
 from memsub.models import ModelInfo, find_model, world_of
-from memsub.prompts import Prompts, load_prompts, subsets
+from memsub.overlap import subsets
+from memsub.prompts import Prompts, load_prompts
 from memsub.world import World
 from memsub_extra.archives import TRAINING_IMAGES
 from memsub_extra.prompt_lists.captions import near_duplicates, too_long, without_near_duplicates

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from memsub.io.images import check_images
-from memsub.models import Pipeline, as_denoiser
+from memsub.models import Pipeline, as_denoiser, check_images
 from memsub.prompts import read_prompts
 from memsub_extra.prompt_lists.images import match_images, read_matched
 from memsub_extra.prompt_lists.wordings import required, wordings_of

@@ -13,8 +13,7 @@ import torch
 from memsub.activations import capture
 from memsub.models import Pipeline, as_denoiser, fingerprint
 from memsub.neurons import locate
-from memsub.overlap import pairwise_iou
-from memsub.prompts import subsets
+from memsub.overlap import pairwise_iou, subsets
 from memsub.pruning import Edit, pruned
 from memsub_extra.attacks import embedding_attack
 from memsub_extra.store import Store
