@@ -53,6 +53,14 @@ def test_planted_duplicates_are_claimed_and_checked(tmp_path, metrics, prompts):
     checked = attacks.check_extraction(found, tmp_path, metrics.copy, metrics.copy.features(images))
     assert checked["extracted"].tolist() == [True, False, False]
     assert checked["nearest"][0] == 0
+    some = attacks.check_extraction(
+        found[found["claimed"]][::-1], tmp_path, metrics.copy, metrics.copy.features(images)
+    )
+    assert some["similarity"].to_dict() == pytest.approx(checked["similarity"][[2, 0]].to_dict())
+    with pytest.raises(ValueError, match="does not name the captions"):
+        attacks.check_extraction(found[1:].reset_index(drop=True), tmp_path, metrics.copy, np.zeros((1, 1)))
+    with pytest.raises(ValueError, match="a clique of 13"):
+        attacks.extract(tmp_path, clique=13)
     attacks.image_path(tmp_path, 1, 3).unlink()
     with pytest.raises(FileNotFoundError, match="call `sample_to_folder` again"):
         attacks.extract(tmp_path)

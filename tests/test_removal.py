@@ -32,6 +32,7 @@ from memsub_extra.unlearning.relearning import relearning
 from memsub_extra.unlearning.relearning import shares as relearning_shares
 from memsub_extra.unlearning.removals import REMOVALS, displayed
 from memsub_extra.unlearning.revival import imputed, revived
+from micro import micro_pipeline
 
 JUDGE = by_exact_test(WORLD)
 
@@ -137,7 +138,7 @@ def test_fine_tuning_reaches_what_its_loss_asks_for_and_leaves_the_network_as_it
     assert len(list((tmp_path / "unfinished").glob("*.safetensors"))) == 2  # a checkpoint for each
     again = trained("located")  # from its checkpoint
     assert torch.equal(again.values[name], edit.values[name])
-    with pytest.raises(ValueError, match="unknown weights 'some' to train; expected one of all"):
+    with pytest.raises(ValueError, match="unknown where 'some'; expected one of all"):
         trained("some")
 
 
@@ -145,7 +146,7 @@ def test_fine_tuning_reaches_what_its_loss_asks_for_and_leaves_the_network_as_it
     ("name", "options"),
     [
         ("pruning, against other wording", {"sparsity": 0.1}),
-        ("pruning, half of the layers", {"sparsity": 0.1, "layers": 2}),
+        ("pruning, half of the layers", {"sparsity": 0.1}),
         ("adversarial pruning", {"sparsity": 0.1, "rounds": 1, "iterations": 2}),
         ("adversarial fine-tuning", {"epochs": 1, "iterations": 2}),
         ("adversarial fine-tuning, the located weights", {"epochs": 1, "iterations": 2}),
@@ -666,3 +667,79 @@ def test_a_summary_is_read_in_percent_without_what_no_audit_asked():
     table = audit.summary({"twin": audit_tables(0.5, np.inf, 0.1, 0.5)}).drop(columns="forget_set_alignment")
     shown = audit.readable(table, {"alignment": "alignment (%)", "forget_set_alignment": "not asked"})
     assert shown.to_dict() == {"alignment (%), n = 20": {"twin": "100 (100 to 100)"}}
+
+
+# --- what is brought --------------------------------------------------------------------------------------------------
+
+
+def further(pipe, memorized, ordinary, folder, **options):
+    given = {"folder": folder, "progress": False, "epochs": 2} | options
+    return REMOVALS["further training"].edit(pipe, memorized, ordinary, **given)
+
+
+def test_a_finished_edit_is_not_that_of_other_inputs(micro, memorized, ordinary, quick, tmp_path):
+    first = further(micro, memorized, ordinary, tmp_path)
+    assert further(micro, memorized, ordinary, tmp_path).fingerprint == first.fingerprint
+    others = Pairs(ordinary.captions, ordinary.images[::-1].copy())
+    v = micro_pipeline()
+    v.scheduler.register_to_config(prediction_type="v_prediction")
+    for pipe, kept, options in ((micro, others, {}), (micro, ordinary, {"warmup": 1}), (v, ordinary, {})):
+        changed = further(pipe, memorized, kept, tmp_path, **options)
+        assert changed.fingerprint != first.fingerprint
+        assert changed.fingerprint == further(pipe, memorized, kept, tmp_path / "fresh", **options).fingerprint
+    name, few = "adversarial distillation", {"epochs": 2, "iterations": 0, "folder": tmp_path, "progress": False}
+    reworded = Pairs(memorized.captions, memorized.images, [["a blue fish"]] * len(memorized))
+    edits = [REMOVALS[name].edit(micro, some, ordinary, **few) for some in (memorized, reworded)]
+    assert edits[0].fingerprint != edits[1].fingerprint
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"optimizer": "adamW"}, "unknown optimizer 'adamW'; expected one of adamw"),
+        ({"lr": "1e-4"}, "lr must be a number above 0; got '1e-4'"),
+        ({"warmup": 0}, "warmup must be a whole number of at least 1; got 0"),
+        ({"epochs": 0}, "steps must be a whole number of at least 1; got 0"),
+    ],
+)
+def test_options_of_a_training_are_checked_before_it(micro, memorized, ordinary, tmp_path, options, said):
+    with pytest.raises(ValueError, match=said):
+        further(micro, memorized, ordinary, tmp_path, **options)
+
+
+def test_a_training_that_diverges_is_no_edit(memorized, ordinary, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"diverged: .* Lower lr, 1e\+06"):
+        further(micro_pipeline(), memorized, ordinary, tmp_path, epochs=30, lr=1e6, warmup=1)
+
+
+@pytest.mark.parametrize("how", ["adapter", "weight norm", "inference mode", "8 bits"])
+def test_layers_that_do_not_train_are_refused_and_left_alone(how, memorized, ordinary, tmp_path):
+    pipe = micro_pipeline()
+    _, layer = first_layer(pipe)
+    if how == "adapter":
+        peft = pytest.importorskip("peft")
+        pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q"]))
+    elif how == "weight norm":
+        torch.nn.utils.parametrizations.weight_norm(layer)
+    elif how == "8 bits":
+        pipe.unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    else:
+        with torch.inference_mode():
+            layer.weight = torch.nn.Parameter(layer.weight.clone(), requires_grad=False)
+    required = [p.requires_grad for p in pipe.unet.parameters()]
+    with pytest.raises(ValueError, match=r"^layer .*(adapter|parametrized|inference_mode|8 bits)"):
+        further(pipe, memorized, ordinary, tmp_path)
+    assert [p.requires_grad for p in pipe.unet.parameters()] == required
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_removals_take_gradients_themselves(off, micro, memorized, ordinary, tmp_path):
+    with off():
+        edit = further(micro, memorized, ordinary, tmp_path)
+    assert any(values.any() for values in edit.values.values())
+
+
+def test_as_many_ordinary_captions_are_compared(micro, memorized, ordinary):
+    few = Pairs(ordinary.captions[:2], ordinary.images[:2])
+    with pytest.raises(ValueError, match="6 ordinary captions are needed, as many as memorized ones; got 2"):
+        pruning.prune(micro, memorized, few, contrast="ordinary")

@@ -146,3 +146,25 @@ def test_check_lists_all_that_is_missing(project, capsys):
     failing = [line for line in capsys.readouterr().out.splitlines() if "will fail:" in line]
     assert len(failing) == 3
     assert "coca" in failing[0] and "13 ordinary captions" in failing[1] and "and its list has 2" in failing[2]
+
+
+def test_training_images_that_change_make_a_run_run_again(tmp_path):
+    parameters = Parameters.checked({"model": "tiny", "data": {"images": str(tmp_path)}})
+    before = batch._content(parameters)
+    (tmp_path / "1.png").write_bytes(b"an image")
+    assert batch._content(parameters) != before
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"deletion": {"edits": {"mine": "edit.safetensors"}}}, "truncated or no safetensors file"),
+        ({"metrics": {"prompt": "no_such_clip"}}, "metrics.prompt: no CLIP named 'no_such_clip'"),
+    ],
+)
+def test_what_a_run_reads_at_its_end_is_looked_at_first(given, said, tmp_path):
+    (tmp_path / "edit.safetensors").write_bytes(b"no edit")
+    if "deletion" in given:
+        given = {"deletion": {"edits": {"mine": str(tmp_path / "edit.safetensors")}}}
+    with pytest.raises(ValueError, match=said):
+        batch._check_files(Parameters.checked({"model": "tiny", **given}))

@@ -151,9 +151,14 @@ def extract(folder: str | Path, *, threshold: float = 0.1, clique: int = 10) -> 
 
     Raises:
         FileNotFoundError: images are missing: `sample_to_folder` was stopped.
+        ValueError: a clique has more images than a caption, so nothing could be claimed.
     """
     folder = Path(folder)
     about = load_json(folder / _MANIFEST)
+    if not 1 <= clique <= about["images"]:
+        raise ValueError(
+            f"a clique of {clique} images needs as many a caption; {folder} holds {about['images']} of each."
+        )
     rows = []
     for i, caption in enumerate(tqdm(about["captions"], desc="cliques", mininterval=2)):
         images = np.stack([_read(image_path(folder, i, seed)) for seed in range(about["images"])])
@@ -174,11 +179,17 @@ def check_extraction(claims: pd.DataFrame, folder: str | Path, metric: CopyMetri
     """Adds columns `similarity`, with the nearest training image, and `extracted`: claimed, and a training image.
 
     Args:
-        claims: the result of `extract` for this folder.
+        claims: the result of `extract` for this folder, or some of its rows: the index says which captions they are.
         corpus: descriptors of all training images, (n, dim), by `metric.features`.
+
+    Raises:
+        ValueError: the claims are of other captions than the folder.
     """
-    folder = Path(folder)
-    images = np.stack([_read(image_path(folder, i, seed)) for i, seed in enumerate(claims["seed"])])
+    folder, captions = Path(folder), load_json(Path(folder) / _MANIFEST)["captions"]
+    places = [i for i, caption in claims["caption"].items() if isinstance(i, int) and captions[i : i + 1] == [caption]]
+    if len(places) < len(claims):
+        raise ValueError(f"the index of these claims does not name the captions of {folder}: give rows of `extract`.")
+    images = np.stack([_read(image_path(folder, i, claims.loc[i, "seed"])) for i in places])
     similarity, nearest = metric.nearest(images, corpus)
     return claims.assign(
         similarity=similarity, nearest=nearest, extracted=claims["claimed"] & (similarity > metric.threshold)

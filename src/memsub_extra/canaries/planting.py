@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -79,6 +79,10 @@ class Manifest(Part):
         captions = [canary.caption for canary in (*self.canaries, *self.unseen)]
         if len(set(captions)) < len(captions):
             raise ValueError("two canaries have one caption")
+        every = [p for canary in (*self.canaries, *self.unseen) for p in (canary.planted, *canary.others)]
+        times = Counter(photograph.sha256 for photograph in every)
+        if twice := [photograph.file for photograph in every if times[photograph.sha256] > 1]:
+            raise ValueError(f"{twice[0]} occurs twice among the photographs of canaries: the lot would not be fair")
         return self
 
     @property

@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from memsub.io.files import load_json
 from memsub.measure.exact import ALTERNATIVES, LEVEL, exact_p, uniformity
 from memsub.measure.membership import MEMBERSHIP_ALTERNATIVES, STEPS, membership_p
 from memsub.measure.noise import noise_seeds
@@ -28,6 +29,7 @@ from memsub_extra.notebooks.intervals import smallest_share
 from memsub_extra.store import Kind, Store
 
 from .photographs import load
+from .planting import FILE
 from .world import Canaries
 
 TESTED = Kind("p-values")
@@ -133,9 +135,17 @@ def tested(
 
     Returns:
         Columns model ("model", "twin"), canaries ("planted", "unseen"), and those of `p_values`.
+
+    Raises:
+        ValueError: the model was trained by another manifest.
     """
+    from .training import ABOUT  # imports diffusers
+
     folder = Path(folder)
     info, world = find_model(folder), _canaries_of(folder)
+    trained_by = load_json(folder / ABOUT)["content"]["manifest"] if (folder / ABOUT).is_file() else None
+    if trained_by not in (None, world.manifest.fingerprint):
+        raise ValueError(f"{folder} was trained by another manifest than lies there now: put its own {FILE} back.")
     store, tables = Store(folder / "tested"), []
     for name, source in {"model": info.source, "twin": info.twin}.items():
         if not source:

@@ -29,7 +29,8 @@ from nbformat import NotebookNode
 from tqdm.auto import tqdm
 
 from memsub.io.distributed import is_main, processes
-from memsub.io.files import exclusive, load_json, printable, save_json, save_text, write_atomically
+from memsub.io.files import check_artifact, exclusive, load_json, printable, save_json, save_text, write_atomically
+from memsub.measure.clip import CLIPS
 from memsub.measure.sscd import SSCD, sscd_file
 from memsub.models import ModelInfo, find_model, load_pipeline
 from memsub_extra.prompt_lists.kinds import read_types
@@ -192,7 +193,7 @@ def _named_files(parameters: Parameters) -> dict[str, Path]:
     """The files and folders that parameters name, by key, with paths as notebooks resolve them."""
     p = parameters
     named = {"model": p.model, "data.real": p.data.real, "metrics.copy": p.metrics.copy_, "data.types": p.data.types}
-    named |= {"metrics.prompt": p.metrics.prompt}
+    named |= {"metrics.prompt": p.metrics.prompt, "data.images": p.data.images}
     lists = p.data.prompts if isinstance(p.data.prompts, dict) else {"list": p.data.prompts}
     named |= {f"data.prompts.{kind}": path for kind, path in lists.items()}
     named |= {f"deletion.edits.{name}": path for name, path in p.deletion.edits.items()}
@@ -208,6 +209,13 @@ def _check_files(parameters: Parameters, notebooks: Sequence[str] = ()) -> dict[
     for key, path in _named_files(parameters).items():
         if key.startswith("deletion.edits.") and not path.is_file():
             raise FileNotFoundError(f"{printable(key)} names {path}, where no file is.")
+        if key.startswith("deletion.edits."):
+            check_artifact(path, "Edit")
+    prompt = parameters.metrics.prompt
+    if prompt and prompt not in CLIPS and "/" not in prompt and not (project() / "notebooks" / prompt).is_dir():
+        raise ValueError(
+            f"metrics.prompt: no CLIP named {prompt!r}; expected {', '.join(CLIPS)}, a folder, or a hub id."
+        )
     if types := _named_files(parameters).get("data.types"):
         read_types(types)
     if copy := parameters.metrics.copy_:

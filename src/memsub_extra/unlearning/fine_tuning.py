@@ -9,10 +9,13 @@ and list its name in `memsub_extra.unlearning.removals`.
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy, deepcopy
 from functools import cache
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,22 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from memsub.controls import random_edit
-from memsub.models import Conditioning, Denoiser, Pipeline, as_denoiser, fingerprint
+from memsub.models import (
+    Conditioning,
+    Denoiser,
+    Pipeline,
+    as_denoiser,
+    check_plain,
+    check_request,
+    fingerprint,
+    named_modules,
+    only_shapes,
+    sampler_fingerprint,
+)
 from memsub.pruning import Edit
 from memsub_extra.store import Store
 
-from ..training.fitting import fit, generator
+from ..training.fitting import OPTIMIZERS, fit, generator
 from ..training.precision import mixed_precision, one_attention
 from .pairs import Pairs
 from .pruning import prune
@@ -114,33 +128,43 @@ def fine_tuned(
         options: options of the objective.
 
     Raises:
-        ValueError: an unknown `where`.
-        FloatingPointError: the loss is not finite.
+        ValueError: an unknown `where` or `optimizer`, a number out of bounds, or a layer that cannot be trained.
+        FloatingPointError: the loss or a trained weight is not finite.
     """
-    if where not in WHERE:
-        raise ValueError(f"unknown weights {where!r} to train; expected one of {', '.join(WHERE)}.")
+    for what, given, known in (("where", where, WHERE), ("optimizer", optimizer, OPTIMIZERS)):
+        if given not in known:
+            raise ValueError(f"unknown {what} {given!r}; expected one of {', '.join(known)}.")
+    if not (isinstance(lr, Real) and math.isfinite(lr) and lr > 0):
+        raise ValueError(f"lr must be a number above 0; got {lr!r}.")
     located = cache(lambda: prune(pipe, memorized, ordinary, seed=seed, progress=progress))
     steps = steps or epochs * -(-len(memorized) // BATCH)
+    check_request([""], steps, BATCH, warmup=warmup)
     about = {"method": name, "where": where, "steps": steps, "lr": lr, "fresh": fresh, "seed": seed, **options}
     about |= {} if optimizer == "adamw" else {"optimizer": optimizer}
     model = fingerprint(pipe)
-    data: dict[str, Any] = {"captions": memorized.captions, "images": memorized.images, "kept": ordinary.captions}
-    data |= {"model": model, "objective": f"{objective.__module__}:{objective.__qualname__}"}
+    data: dict[str, Any] = {"captions": memorized.captions, "images": memorized.images, "wordings": memorized.wordings}
+    data |= {"kept": ordinary.captions, "kept images": ordinary.images, "model": sampler_fingerprint(pipe)}
+    data |= {"objective": f"{objective.__module__}:{objective.__qualname__}", "warmup": warmup}
     path = Store(folder).path(UNFINISHED, "", **data, **about)
+    _check_layers(pipe)
     loss = objective(pipe, memorized, ordinary, located=located, seed=seed, **options)
     at, fresh_values = _positions(pipe, where, located, seed), generator(seed, name) if fresh else None
+    mixed = as_denoiser(pipe).dtype == torch.float32
     with _trainable(pipe, at, fresh_values) as written, one_attention(as_denoiser(pipe).device):
         # Keys of a ModuleDict must not contain dots.
         module = nn.ModuleDict({layer.replace(".", "/"): weight for layer, weight in written.items()})
         parameters, device = list(module.parameters()), next(module.parameters()).device
 
         def step_loss(step: int, rng: torch.Generator) -> torch.Tensor:
-            with mixed_precision(device):
+            with mixed_precision(device) if mixed else nullcontext():
                 return loss(step, rng, parameters=parameters)
 
         rates: dict[str, Any] = {"lr": lr, "warmup": warmup, "weight_decay": 0.0, "optimizer": optimizer}
         fit(module, step_loss, steps=steps, seed=seed, folder=path.parent, name=path.name, stream=name, **rates)
         shapes, positions, values = _collected(pipe, written)
+    if bad := [layer for layer, trained in values.items() if not trained.isfinite().all()]:
+        shutil.rmtree(path, ignore_errors=True)
+        raise FloatingPointError(f"the training diverged: weights of {bad[0]} are not finite. Lower lr, {lr:g}.")
     return Edit(positions, shapes, {"model": model, "removal": about}, values)
 
 
@@ -206,9 +230,7 @@ class _Written(nn.Module):
 def _positions(pipe: Pipeline, where: str, located: Callable[[], Edit], seed: int) -> dict[str, torch.Tensor | None]:
     """Layer names to flat positions of the weights to train; None: all of the layer's weights."""
     denoiser = as_denoiser(pipe)
-    whole: dict[str, torch.Tensor | None] = {
-        name: None for name, m in denoiser.network.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))
-    }
+    whole: dict[str, torch.Tensor | None] = dict.fromkeys(_maps_of(denoiser.network))
     if where == "all":
         return whole
     if where == "blocks":
@@ -220,13 +242,36 @@ def _positions(pipe: Pipeline, where: str, located: Callable[[], Edit], seed: in
     return {name: positions for name, positions in edit.positions.items() if len(positions)}
 
 
+def _maps_of(network: nn.Module) -> dict[str, nn.Module]:
+    """The linear maps and convolutions of a network, by name."""
+    return {name: m for name, m in named_modules(network).items() if isinstance(m, (nn.Linear, nn.Conv2d))}
+
+
+def _check_layers(pipe: Pipeline) -> None:
+    """Raises ValueError for an adapter in the network, or a layer whose weight cannot be trained."""
+    network = as_denoiser(pipe).network
+    for name, module in named_modules(network).items():
+        if hasattr(module, "base_layer"):
+            raise ValueError(
+                f"layer {name} holds an adapter: fuse it and take it off before training, by pipe.fuse_lora() and "
+                "pipe.unload_lora_weights()."
+            )
+    shapes = only_shapes(network)
+    for name, module in _maps_of(network).items():
+        weight = check_plain(name, module, shapes, linear=False).weight
+        if weight.element_size() == 1:
+            raise ValueError(f"layer {name} is stored in 8 bits, which do not train: load the model without casting.")
+        if weight.is_inference():
+            raise ValueError(f"layer {name} was loaded within torch.inference_mode(): load the pipeline outside of it.")
+
+
 @contextmanager
 def _trainable(
     pipe: Pipeline, wanted: Mapping[str, torch.Tensor | None], fresh: torch.Generator | None
 ) -> Iterator[dict[str, _Written]]:
     """A context in which only the wanted positions of layers are trainable; it yields the parametrizations by layer."""
     network = as_denoiser(pipe).network
-    modules = dict(network.named_modules())
+    modules: dict[str, Any] = named_modules(network)
     required = {name: p.requires_grad for name, p in network.named_parameters()}
     network.requires_grad_(False)
     written: dict[str, _Written] = {}
@@ -234,8 +279,9 @@ def _trainable(
         for name, positions in wanted.items():
             module = modules[name]
             at = positions if positions is None else positions.to(module.weight.device)
-            written[name] = _Written(module.weight, at, fresh)
-            parametrize.register_parametrization(module, "weight", written[name])
+            one = _Written(module.weight, at, fresh)
+            parametrize.register_parametrization(module, "weight", one)
+            written[name] = one
         yield written
     finally:
         for name in written:
@@ -247,7 +293,7 @@ def _trainable(
 
 def _collected(pipe: Pipeline, written: Mapping[str, _Written]) -> tuple[dict, dict, dict]:
     """Shapes, positions and values (float16) of the edit that sets the trained weights, by layer."""
-    modules = dict(as_denoiser(pipe).network.named_modules())
+    modules: dict[str, Any] = named_modules(as_denoiser(pipe).network)
     shapes = {layer: tuple(modules[layer].weight.shape) for layer in written}
     values = {layer: w.values.detach().reshape(-1).half().cpu() for layer, w in written.items()}
     positions = {

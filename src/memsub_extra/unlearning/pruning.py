@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from memsub.activations import capture
-from memsub.models import Pipeline, as_denoiser, fingerprint
+from memsub.models import Pipeline, as_denoiser, sampler_fingerprint
 from memsub.neurons import locate
 from memsub.overlap import pairwise_iou, subsets
 from memsub.pruning import Edit, pruned
@@ -37,7 +37,7 @@ def prune(
     contrast: str = "empty",
     sparsity: float | None = None,
     steps: int = 10,
-    layers: int | None = None,
+    layers: float | None = None,
     folder: str | Path | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -47,10 +47,11 @@ def prune(
     Args:
         contrast: captions that memorized ones are compared with: "empty" (as in the paper), "ordinary" (equally many),
             or "other wording" (the same content in other words, which leaves only the effect of the wording).
-        layers: number of edited layers: those in which sets of memorized prompts overlap most. Default: all.
+        layers: share of edited layers: those in which sets of memorized prompts overlap most. Default: all.
 
     Raises:
-        ValueError: the contrast is unknown, or it needs other wordings and a caption has none.
+        ValueError: the contrast is unknown, it needs other wordings and a caption has none, or there are fewer ordinary
+            captions than memorized ones.
     """
     contrasts: dict[str, Callable[[], list[str]]] = {
         "empty": lambda: [""],
@@ -59,6 +60,10 @@ def prune(
     }
     if contrast not in contrasts:
         raise ValueError(f"unknown contrast {contrast!r}; expected one of {', '.join(contrasts)}.")
+    if contrast == "ordinary" and len(ordinary) < len(memorized):
+        raise ValueError(
+            f"{len(memorized)} ordinary captions are needed, as many as memorized ones; got {len(ordinary)}."
+        )
     against = contrasts[contrast]()
     groups = {str(i): part for i, part in enumerate(subsets(len(memorized), max(1, len(memorized) // 4), 4, seed))}
     groups["all"] = list(range(len(memorized)))
@@ -71,7 +76,7 @@ def prune(
     masks = [locate(pipe, stats, null, sparsity, str(i)) for i in range(4)]
     overlap = pairwise_iou(masks).mean((0, 1))
     names = list(edit.positions)
-    return edit.only([names[i] for i in np.argsort(-np.asarray(overlap))[:layers]])
+    return edit.only([names[i] for i in np.argsort(-np.asarray(overlap))[: max(1, round(layers * len(names)))]])
 
 
 def prune_under_attack(
@@ -95,7 +100,7 @@ def prune_under_attack(
     """
     options = CAPTURE | {"progress": progress, "first": steps}
     start, null = as_denoiser(pipe).embed(memorized.captions), cache(lambda: capture(pipe, [""], **options))
-    store, about = Store(folder), {"method": "adversarial pruning", "model": fingerprint(pipe), "seed": seed}
+    store, about = Store(folder), {"method": "adversarial pruning", "model": sampler_fingerprint(pipe), "seed": seed}
     about |= {"captions": memorized.captions, "sampling": CAPTURE, "sparsity": sparsity, "steps": steps}
 
     def located() -> Edit:
@@ -132,5 +137,5 @@ ONE_PERCENT = Removal("weights to zero", prune, PAPER, {"sparsity": 0.01})
 """The paper's sparsity on Stable Diffusion."""
 AGAINST_ORDINARY = Removal("weights to zero", prune, PAPER, {"contrast": "ordinary"})
 AGAINST_OTHER_WORDING = Removal("weights to zero", prune, PAPER, {"contrast": "other wording"}, needs_wording=True)
-HALF_OF_THE_LAYERS = Removal("weights to zero", prune, PAPER, {"layers": 8})
+HALF_OF_THE_LAYERS = Removal("weights to zero", prune, PAPER, {"layers": 0.5})
 UNDER_ATTACK = Removal("weights to zero", prune_under_attack, "this project", {"rounds": 3, "iterations": 50})

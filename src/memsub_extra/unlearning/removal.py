@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from memsub.models import Pipeline, as_denoiser
 from memsub.pruning import Edit
 from memsub_extra.store import Kind
@@ -43,6 +45,8 @@ class Removal:
     needs_wording: bool = False
     version: int = 1
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def edit(
         self, pipe: Pipeline, memorized: Pairs, ordinary: Pairs, *, optimizer: str | None = None, **options: Any
     ) -> Edit:
