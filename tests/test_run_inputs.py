@@ -10,6 +10,7 @@ from conftest import SMALL
 from memsub.__main__ import main
 from memsub.io.images import save_image
 from memsub_extra.notebooks import batch
+from memsub_extra.notebooks.cost import work
 from memsub_extra.run.parameters import Parameters
 
 FILES = {"memorized": "list.jsonl", "ordinary": "ordinary.txt", "heldout": "heldout.txt"}
@@ -168,3 +169,15 @@ def test_what_a_run_reads_at_its_end_is_looked_at_first(given, said, tmp_path):
         given = {"deletion": {"edits": {"mine": str(tmp_path / "edit.safetensors")}}}
     with pytest.raises(ValueError, match=said):
         batch._check_files(Parameters.checked({"model": "tiny", **given}))
+
+
+def test_notebooks_that_are_not_executed_are_not_counted(tmp_path):
+    lists = {"memorized": 20, "ordinary": 40, "heldout": 60}
+    for kind, n in lists.items():
+        (tmp_path / f"{kind}.txt").write_text("\n".join(f"{kind} caption {i}" for i in range(n)))
+    data = {"prompts": {kind: str(tmp_path / f"{kind}.txt") for kind in lists}}
+    grid = {"memorized": 12, "subsets": 2, "sizes": [2]}
+    own = Parameters.checked(
+        {"model": "tiny", "data": data, "grid": grid}
+    )  # notebook 00 needs the world's own captions
+    assert set(work(own, ["01_activation_capture"])["notebook"]) == {"01_activation_capture"}

@@ -262,7 +262,7 @@ def _execute_all(
         print(f"{folder.name}: nothing to execute, all is there as it was (--fresh executes it again)")
         return
     waiting = [notebook for notebook in notebooks if notebook.name in due]
-    steps = known_work(parameters).groupby("notebook")["steps"].sum().to_dict()
+    steps = known_work(parameters, list(due)).groupby("notebook")["steps"].sum().to_dict()
     print(expected_time(waiting, steps, parameters, jobs))
     bar = tqdm(total=len(notebooks), initial=len(notebooks) - len(due), desc=folder.name, unit="notebook")
     with bar, closing(_executed(waiting, steps, parameters, folder, jobs)) as executed:

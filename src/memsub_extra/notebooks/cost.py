@@ -223,8 +223,11 @@ class _CountingRun(Run):
         return np.array([(n.rows, n.calls, n.images) for n in networks]).sum(0)
 
 
-def work(p: Parameters) -> pd.DataFrame:
+def work(p: Parameters, only: Sequence[str] = ()) -> pd.DataFrame:
     """The cost of each experiment of the model's notebooks.
+
+    Args:
+        only: names of notebooks; default: all of the model. Others may need prompts that these parameters lack.
 
     Returns:
         Columns notebook, part, images, network calls, rows (of network calls) and steps (guided steps of one image: two
@@ -232,7 +235,7 @@ def work(p: Parameters) -> pd.DataFrame:
     """
     rows = []
     with _counting(p) as run, redirect_stderr(StringIO()):  # hides progress bars of experiments that take no time
-        for notebook in of_model(run.info):
+        for notebook in [each for each in of_model(run.info) if not only or each.name in only]:
             for title, experiment in notebook.experiments.items():
                 before = run.counted()
                 experiment(run)
@@ -260,10 +263,10 @@ def _known(p: Parameters) -> Mapping[str, Any]:
     return next((run for run in load_json(KNOWN)["runs"].values() if run["digest"] == wanted), {})
 
 
-def known_work(p: Parameters) -> pd.DataFrame:
+def known_work(p: Parameters, only: Sequence[str] = ()) -> pd.DataFrame:
     """Like `work`, but reads the stored cost of shipped parameters, because `work` takes half a minute at full size."""
     known = _known(p).get("work")
-    return work(p) if known is None else pd.DataFrame(known)
+    return work(p, only) if known is None else pd.DataFrame(known)
 
 
 def digest(p: Parameters) -> str:
