@@ -37,7 +37,7 @@ def checkout(tmp_path, monkeypatch):
         nbformat.write(notebook, tmp_path / "notebooks" / f"0{i}_n.ipynb")
     monkeypatch.setattr(batch, "project", lambda: tmp_path)
     monkeypatch.setattr(batch, "of_model", lambda model: [Notebook("00_n"), Notebook("01_n", needs=("00_n",))])
-    monkeypatch.setattr(batch, "known_work", lambda parameters: pd.DataFrame({"notebook": [], "steps": []}))
+    monkeypatch.setattr(batch, "known_work", lambda parameters, only: pd.DataFrame({"notebook": [], "steps": []}))
     monkeypatch.setattr(batch, "load_pipeline", lambda model: None)
     monkeypatch.setattr(batch, "seconds_per_step", lambda pipe, batch_size: 0.01)
     return tmp_path

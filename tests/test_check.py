@@ -144,7 +144,7 @@ def test_parameters_tell_the_cost_and_download_nothing(capsys, tmp_path, monkeyp
     # 12 memorized, 12 ordinary and the empty prompt, 60 at a time; 10 steps of each, and of the empty prompt by itself
     assert row.split()[5:8] == ["25", "20", "250"]
     monkeypatch.setattr(
-        cost, "work", lambda p: cost.pd.DataFrame({"notebook": [""], "part": [""], "rows": [0], "steps": [0]})
+        cost, "work", lambda p, only: cost.pd.DataFrame({"notebook": [""], "part": [""], "rows": [0], "steps": [0]})
     )
     parameters.write_text(parameters.read_text().replace("tiny", "sd14"))
     assert main(["check", str(parameters)]) == 0
@@ -170,7 +170,7 @@ def test_what_is_known_of_a_shipped_file_is_what_counting_says(monkeypatch):
     parameters, _ = find_parameters("quick")
     known = cost.known_work(parameters)
     assert known.equals(cost.work(parameters)), "call `python -m tools.costs`"
-    monkeypatch.setattr(cost, "work", lambda p: pytest.fail("counted again"))
+    monkeypatch.setattr(cost, "work", lambda p, only: pytest.fail("counted again"))
     assert [cost.known_work(find_parameters(name)[0])["steps"].sum() > 0 for name in costs.FILES] == [True] * len(
         costs.FILES
     )

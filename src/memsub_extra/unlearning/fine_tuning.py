@@ -10,7 +10,6 @@ and list its name in `memsub_extra.unlearning.removals`.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import copy, deepcopy
@@ -131,22 +130,15 @@ def fine_tuned(
         ValueError: an unknown `where` or `optimizer`, a number out of bounds, or a layer that cannot be trained.
         FloatingPointError: the loss or a trained weight is not finite.
     """
-    for what, given, known in (("where", where, WHERE), ("optimizer", optimizer, OPTIMIZERS)):
-        if given not in known:
-            raise ValueError(f"unknown {what} {given!r}; expected one of {', '.join(known)}.")
-    if not (isinstance(lr, Real) and math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr must be a number above 0; got {lr!r}.")
     located = cache(lambda: prune(pipe, memorized, ordinary, seed=seed, progress=progress))
     steps = steps or epochs * -(-len(memorized) // BATCH)
-    check_request([""], steps, BATCH, warmup=warmup)
+    _check_options(where, optimizer, lr, steps, warmup)
+    _check_layers(pipe)
     about = {"method": name, "where": where, "steps": steps, "lr": lr, "fresh": fresh, "seed": seed, **options}
     about |= {} if optimizer == "adamw" else {"optimizer": optimizer}
     model = fingerprint(pipe)
-    data: dict[str, Any] = {"captions": memorized.captions, "images": memorized.images, "wordings": memorized.wordings}
-    data |= {"kept": ordinary.captions, "kept images": ordinary.images, "model": sampler_fingerprint(pipe)}
-    data |= {"objective": f"{objective.__module__}:{objective.__qualname__}", "warmup": warmup}
-    path = Store(folder).path(UNFINISHED, "", **data, **about)
-    _check_layers(pipe)
+    of = {"objective": f"{objective.__module__}:{objective.__qualname__}", "warmup": warmup, **about}
+    path = Store(folder).path(UNFINISHED, "", **_inputs(pipe, memorized, ordinary), **of)
     loss = objective(pipe, memorized, ordinary, located=located, seed=seed, **options)
     at, fresh_values = _positions(pipe, where, located, seed), generator(seed, name) if fresh else None
     mixed = as_denoiser(pipe).dtype == torch.float32
@@ -162,9 +154,6 @@ def fine_tuned(
         rates: dict[str, Any] = {"lr": lr, "warmup": warmup, "weight_decay": 0.0, "optimizer": optimizer}
         fit(module, step_loss, steps=steps, seed=seed, folder=path.parent, name=path.name, stream=name, **rates)
         shapes, positions, values = _collected(pipe, written)
-    if bad := [layer for layer, trained in values.items() if not trained.isfinite().all()]:
-        shutil.rmtree(path, ignore_errors=True)
-        raise FloatingPointError(f"the training diverged: weights of {bad[0]} are not finite. Lower lr, {lr:g}.")
     return Edit(positions, shapes, {"model": model, "removal": about}, values)
 
 
@@ -247,6 +236,28 @@ def _maps_of(network: nn.Module) -> dict[str, nn.Module]:
     return {name: m for name, m in named_modules(network).items() if isinstance(m, (nn.Linear, nn.Conv2d))}
 
 
+def _inputs(pipe: Pipeline, memorized: Pairs, ordinary: Pairs) -> dict[str, Any]:
+    """The content of a removal's inputs, for the key of its checkpoints."""
+    return {
+        "model": sampler_fingerprint(pipe),
+        "captions": memorized.captions,
+        "images": memorized.images,
+        "wordings": memorized.wordings,
+        "kept": ordinary.captions,
+        "kept images": ordinary.images,
+    }
+
+
+def _check_options(where: str, optimizer: str, lr: float, steps: int, warmup: int) -> None:
+    """Raises ValueError for an unknown name, or a number out of bounds."""
+    for what, given, known in (("where", where, WHERE), ("optimizer", optimizer, OPTIMIZERS)):
+        if given not in known:
+            raise ValueError(f"unknown {what} {given!r}; expected one of {', '.join(known)}.")
+    if not (isinstance(lr, Real) and math.isfinite(lr) and lr > 0):
+        raise ValueError(f"lr must be a number above 0; got {lr!r}.")
+    check_request([""], steps, BATCH, warmup=warmup)
+
+
 def _check_layers(pipe: Pipeline) -> None:
     """Raises ValueError for an adapter in the network, or a layer whose weight cannot be trained."""
     network = as_denoiser(pipe).network
@@ -292,10 +303,15 @@ def _trainable(
 
 
 def _collected(pipe: Pipeline, written: Mapping[str, _Written]) -> tuple[dict, dict, dict]:
-    """Shapes, positions and values (float16) of the edit that sets the trained weights, by layer."""
+    """Shapes, positions and values (float16) of the edit that sets the trained weights, by layer.
+
+    Raises FloatingPointError for a weight that is not finite.
+    """
     modules: dict[str, Any] = named_modules(as_denoiser(pipe).network)
     shapes = {layer: tuple(modules[layer].weight.shape) for layer in written}
     values = {layer: w.values.detach().reshape(-1).half().cpu() for layer, w in written.items()}
+    if bad := [layer for layer, trained in values.items() if not trained.isfinite().all()]:
+        raise FloatingPointError(f"the training diverged: weights of layer {bad[0]} are not finite. Lower lr.")
     positions = {
         layer: (torch.arange(w.values.numel(), dtype=torch.int32) if w.positions is None else w.positions.cpu())
         for layer, w in written.items()
