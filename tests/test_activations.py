@@ -14,6 +14,7 @@ from memsub.models import Conditioning, as_denoiser, hooked, initial_noise
 from memsub.neurons import locate
 from micro import CAPTIONS, micro_pipeline
 from naive import GUIDANCE, naive_norms
+from toys import killed_at
 
 STEPS = 3
 OPTIONS = {"steps": STEPS, "guidance_scale": GUIDANCE, "progress": False}
@@ -115,16 +116,8 @@ def test_a_conditioning_is_captured_like_its_captions(micro):
 def test_a_killed_capture_resumes_where_it_stopped(micro, tmp_path, monkeypatch):
     options = {**OPTIONS, "batch_size": 1, "checkpoint": tmp_path / "part.safetensors"}
     whole = capture(micro, CAPTIONS, **{**options, "checkpoint": None})
-    calls = []
-    encode = type(micro).encode_prompt
-
-    def kill_third(self, *args, **kwargs):
-        calls.append(args)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return encode(self, *args, **kwargs)
-
-    monkeypatch.setattr(type(micro), "encode_prompt", kill_third)
+    killed = killed_at(3, type(micro).encode_prompt)
+    monkeypatch.setattr(type(micro), "encode_prompt", killed)
     with pytest.raises(KeyboardInterrupt):
         capture(micro, CAPTIONS, **options)
     with pytest.raises(ValueError, match="checkpoint of another capture"):
@@ -134,7 +127,7 @@ def test_a_killed_capture_resumes_where_it_stopped(micro, tmp_path, monkeypatch)
         with pytest.raises(ValueError, match="checkpoint of another capture"):
             capture(micro, CAPTIONS, **options)
     resumed = capture(micro, CAPTIONS, **options)
-    assert len(calls) == 5  # two prompts were left
+    assert len(killed.calls) == 5  # two prompts were left
     assert all(torch.equal(resumed.sums[n], whole.sums[n]) for n in whole.sums)
     assert not list(tmp_path.iterdir())
 

@@ -45,6 +45,7 @@ from memsub_extra.store import describe as describe_content
 from memsub_extra.training import fitting
 from memsub_extra.training.fitting import generator
 from micro import micro_pipeline
+from toys import killed_at
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*may be memorized as well:UserWarning")
 SIDE, K, CAPTIONS = 32, 7, 9
@@ -236,22 +237,15 @@ def test_a_training_that_is_killed_ends_with_the_same_weights(base, manifest, tr
         train(str(base), manifest, whole, recipe, twin=False, device="cpu")
     from memsub_extra.canaries import training
 
-    plain, steps = training.denoising_loss, []
-
-    def killed(*given):
-        steps.append(None)
-        if len(steps) == 7:
-            raise KeyboardInterrupt
-        return plain(*given)
-
+    killed = killed_at(7, training.denoising_loss)
     monkeypatch.setattr(training, "denoising_loss", killed)
     with pytest.raises(KeyboardInterrupt):
         train(str(base), manifest, tmp_path / "out", recipe, twin=False, device="cpu")
     train(str(base), manifest, tmp_path / "out", recipe, twin=False, device="cpu")
-    assert len(steps) == 7 + 12 - 6  # it goes on after step 6
+    assert len(killed.calls) == 7 + 12 - 6  # it goes on after step 6
     assert same(tmp_path / "out", whole) and not same(tmp_path / "out", base)
     train(str(base), manifest, tmp_path / "out", recipe, twin=False, device="cpu")
-    assert len(steps) == 13, "a finished model is not trained again"
+    assert len(killed.calls) == 13, "a finished model is not trained again"
     with pytest.raises(ValueError, match="holds a model of another batch_size"):
         train(str(base), manifest, tmp_path / "out", Recipe(**RECIPE | {"batch_size": 2}, way=way), device="cpu")
     assert not list((tmp_path / "out" / "checkpoints").iterdir())

@@ -24,6 +24,7 @@ from memsub_extra.mitigations.detection import step_scores
 from memsub_extra.prompt_lists.images import match_images
 from memsub_extra.unlearning.pairs import Pairs
 from micro import CAPTIONS, micro_pipeline
+from toys import killed_at
 
 
 @pytest.fixture(scope="module")
@@ -203,15 +204,7 @@ def changed(pipe, how):
 def test_statistics_belong_to_text_encoder_and_sampler_too(how, monkeypatch, tmp_path):
     import memsub.activations as activations
 
-    add, batches = activations._add_batch, []
-
-    def killed(*given):
-        batches.append(given)
-        if len(batches) == 2:
-            raise KeyboardInterrupt
-        return add(*given)
-
-    monkeypatch.setattr(activations, "_add_batch", killed)
+    monkeypatch.setattr(activations, "_add_batch", killed_at(2, activations._add_batch))
     with pytest.raises(KeyboardInterrupt):
         memsub.capture(micro_pipeline(), CAPTIONS, checkpoint=tmp_path / "c", **CAPTURE)
     monkeypatch.undo()

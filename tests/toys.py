@@ -71,3 +71,17 @@ class Toy:
 
     def parts(self):
         return {"network": self.network}
+
+
+def killed_at(call, function):
+    """A function that is interrupted at its n-th call, as by a Ctrl-C, and works at all others; its calls are listed
+    in `calls`."""
+
+    def killed(*given, **options):
+        killed.calls.append(given)
+        if len(killed.calls) == call:
+            raise KeyboardInterrupt
+        return function(*given, **options)
+
+    killed.calls = []
+    return killed

@@ -82,7 +82,8 @@ def score(
     if len(images) != len(rows):
         raise ValueError(f"{len(images)} images were sampled for {len(rows)} captions and seeds: one each expected.")
     features, text = metrics.prompt.image_features(images), metrics.prompt.text_features(distinct)
-    own = np.array([distinct.index(prompt) for prompt in prompts]).repeat(times)
+    place = {prompt: i for i, prompt in enumerate(distinct)}
+    own = np.array([place[prompt] for prompt in prompts]).repeat(times)
     rows = rows.assign(
         prompt_similarity=(features * text[own]).sum(1),
         chance=(features * text[(own + 1) % len(distinct)]).sum(1) if len(distinct) > 1 else np.nan,

@@ -107,7 +107,8 @@ def exact_p(
     p = np.empty(len(images))
     generated, trained = described(images), described(every)
     check_alike(images, generated, every, trained)
-    check_finite(np.concatenate([generated, trained]), "a feature of an image")
+    check_finite(generated, "a feature of an image")
+    check_finite(trained, "a feature of a reference")
     counts = np.diff([*starts, len(every)])
     similar = np.maximum.reduceat((generated.repeat(counts, axis=0) * trained).sum(1), starts)
     contents = [world.content(prompt) for prompt in prompts]

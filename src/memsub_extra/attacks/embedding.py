@@ -21,7 +21,6 @@ from memsub.models import (
     as_conditioning,
     as_denoiser,
     check_finite,
-    check_images,
     check_request,
     noise_schedule,
 )
@@ -59,7 +58,6 @@ class EmbeddingAttack:
         seed: int = 0,
         batch_size: int = 64,
     ):
-        check_images(images)
         check_request([""], 1, batch_size, noises=noises)
         if len(images) != len(start):
             raise ValueError(f"{len(start)} embeddings to start from for {len(images)} images: give one an image.")

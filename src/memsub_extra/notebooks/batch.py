@@ -207,9 +207,9 @@ def _check_files(parameters: Parameters, notebooks: Sequence[str] = ()) -> dict[
     if missing := parameters.missing_images():
         raise ValueError(f"{missing}.")
     for key, path in _named_files(parameters).items():
-        if key.startswith("deletion.edits.") and not path.is_file():
-            raise FileNotFoundError(f"{printable(key)} names {path}, where no file is.")
         if key.startswith("deletion.edits."):
+            if not path.is_file():
+                raise FileNotFoundError(f"{printable(key)} names {path}, where no file is.")
             check_artifact(path, "Edit")
     prompt = parameters.metrics.prompt
     if prompt and prompt not in CLIPS and "/" not in prompt and not (project() / "notebooks" / prompt).is_dir():

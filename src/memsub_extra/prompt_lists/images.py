@@ -104,7 +104,7 @@ def match_images(rows: pd.DataFrame, folder: str | Path, *, one_image_each: bool
     matched.tally.matched = len(matched.files)
     matched.tally.tables, matched.tally.named = pack.tables, pack.named
     matched.tally.take_stock({file for files in matched.files.values() for file in files})
-    if matched.files and (matched.tally.missing or matched.tally.unused or matched.tally.unread()):
+    if matched.files and (matched.tally.missing or matched.tally.unused or matched.tally.unread):
         matched.notes.append(matched.tally.summary())
     return matched
 

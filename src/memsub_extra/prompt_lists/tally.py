@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from memsub.io.images import SUFFIXES, image_files
@@ -117,20 +118,23 @@ class Tally:
         held = ", ".join(map(repr, inside[:5])) + f" and {len(inside) - 5} more" * (len(inside) > 5)
         return f"it holds {held or 'nothing'}, {len(self.unused) + len(self.used)} image files in all"
 
+    @property
     def unread(self) -> list[Path]:
         """Images of kinds that are not read, relative to the folder."""
-        return [path.relative_to(self.folder) for path in self._files() if path.suffix.lower() in UNREAD]
+        return [path.relative_to(self.folder) for path in self._files if path.suffix.lower() in UNREAD]
 
+    @cached_property
     def _files(self) -> list[Path]:
+        """All files of the folder, which may be many: listed once."""
         return [path for path in self.folder.rglob("*") if path.is_file()] if self.folder.is_dir() else []
 
     def _hints(self) -> list[str]:
         """Advice on frequent problems: archives, images in other formats or one folder too deep, and names such as
         0003."""
-        hints, names, others = list[str](), set(self.names), self._files()
+        hints, names, others = list[str](), set(self.names), self._files
         if packed := [path.name for path in others if path.suffix.lower() in ARCHIVES]:
             hints.append(f"Archives are not read, unpack them: {shortened(packed)}.")
-        if unread := self.unread():
+        if unread := self.unread:
             hints.append(f"{len(unread)} images are of a kind that is not read, save them as PNG: {shortened(unread)}.")
         for file in map(Path, self.unused):
             first = file.parts[0].removesuffix(file.suffix)

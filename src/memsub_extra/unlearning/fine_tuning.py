@@ -189,6 +189,11 @@ def blocks(denoiser: Denoiser) -> dict[str, nn.Module]:
     return {name: module for name, module in denoiser.network.named_modules() if isinstance(module, kinds)}
 
 
+def maps_of(network: nn.Module) -> dict[str, Any]:
+    """The linear maps and convolutions of a network, by name."""
+    return {name: m for name, m in named_modules(network).items() if isinstance(m, (nn.Linear, nn.Conv2d))}
+
+
 # --- weights that can be trained -----------------------------------------------------------------------------------
 
 
@@ -219,7 +224,7 @@ class _Written(nn.Module):
 def _positions(pipe: Pipeline, where: str, located: Callable[[], Edit], seed: int) -> dict[str, torch.Tensor | None]:
     """Layer names to flat positions of the weights to train; None: all of the layer's weights."""
     denoiser = as_denoiser(pipe)
-    whole: dict[str, torch.Tensor | None] = dict.fromkeys(_maps_of(denoiser.network))
+    whole: dict[str, torch.Tensor | None] = dict.fromkeys(maps_of(denoiser.network))
     if where == "all":
         return whole
     if where == "blocks":
@@ -229,11 +234,6 @@ def _positions(pipe: Pipeline, where: str, located: Callable[[], Edit], seed: in
         return {name: None for name in whole if ".transformer_blocks." in name}
     edit = located() if where == "located" else random_edit(located(), seed)
     return {name: positions for name, positions in edit.positions.items() if len(positions)}
-
-
-def _maps_of(network: nn.Module) -> dict[str, nn.Module]:
-    """The linear maps and convolutions of a network, by name."""
-    return {name: m for name, m in named_modules(network).items() if isinstance(m, (nn.Linear, nn.Conv2d))}
 
 
 def _inputs(pipe: Pipeline, memorized: Pairs, ordinary: Pairs) -> dict[str, Any]:
@@ -268,7 +268,7 @@ def _check_layers(pipe: Pipeline) -> None:
                 "pipe.unload_lora_weights()."
             )
     shapes = only_shapes(network)
-    for name, module in _maps_of(network).items():
+    for name, module in maps_of(network).items():
         weight = check_plain(name, module, shapes, linear=False).weight
         if weight.element_size() == 1:
             raise ValueError(f"layer {name} is stored in 8 bits, which do not train: load the model without casting.")

@@ -26,7 +26,7 @@ from memsub.models import Conditioning, Pipeline, as_denoiser, fingerprint, nois
 from memsub.pruning import Edit
 
 from ..training.fitting import stratified
-from .fine_tuning import BATCH, blocks, dropped, fine_tunings, teacher_of
+from .fine_tuning import BATCH, blocks, dropped, fine_tunings, maps_of, teacher_of
 from .losses import Encoded, step_weights, weighted_error
 from .pairs import Pairs
 
@@ -114,7 +114,7 @@ def features_of(out: Any) -> torch.Tensor:
 def reinitialized(block: nn.Module, rng: torch.Generator) -> nn.Module:
     """A float32 copy of a block with re-initialized linear maps and convolutions. Only their weights are trainable."""
     student = deepcopy(block).float().requires_grad_(False)
-    for layer in _maps(student).values():
+    for layer in maps_of(student).values():
         random = nn.init.kaiming_uniform_(torch.empty(layer.weight.shape), a=5**0.5, generator=rng)
         layer.weight = nn.Parameter(random.to(layer.weight))
     return student
@@ -122,17 +122,13 @@ def reinitialized(block: nn.Module, rng: torch.Generator) -> nn.Module:
 
 def block_edit(pipe: Pipeline, name: str, student: nn.Module) -> Edit:
     """The edit that replaces the weights of the pipeline's block `name` by those of `student`."""
-    weights = {f"{name}.{layer}": module.weight.detach() for layer, module in _maps(student).items()}
+    weights = {f"{name}.{layer}": module.weight.detach() for layer, module in maps_of(student).items()}
     return Edit(
         {layer: torch.arange(weight.numel(), dtype=torch.int32) for layer, weight in weights.items()},
         {layer: tuple(weight.shape) for layer, weight in weights.items()},
         {"model": fingerprint(pipe), "removal": {"method": "regrowth", "where": name}},
         {layer: weight.reshape(-1).half().cpu() for layer, weight in weights.items()},
     )
-
-
-def _maps(block: nn.Module) -> dict[str, Any]:
-    return {name: module for name, module in block.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
 
 
 OPTIONS: dict[str, Any] = {"where": "blocks", "fresh": True, "steps": 1800, "lr": 2e-3, "warmup": 50}
